@@ -1,0 +1,34 @@
+"""DiTi: modular image features from diffusion time-steps (arXiv 2401.11430).
+
+    from diticli import DiTiPipeline
+    features = DiTiPipeline.from_pretrained("runs/demo").encode(images)
+
+Heavy names are resolved on first use, so that `import diticli` and `diti --help` stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from diticli._version import __version__
+from diticli.chunks import ChunkLayout
+
+if TYPE_CHECKING:
+    from diticli.models.encoder import SemanticEncoder
+    from diticli.models.pipeline import DiTiPipeline
+    from diticli.models.shift_decoder import ShiftDecoder
+
+_LAZY = {
+    "DiTiPipeline": "diticli.models.pipeline",
+    "SemanticEncoder": "diticli.models.encoder",
+    "ShiftDecoder": "diticli.models.shift_decoder",
+}
+
+__all__ = ["ChunkLayout", "DiTiPipeline", "SemanticEncoder", "ShiftDecoder", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'diticli' has no attribute {name!r}")

@@ -1,0 +1,259 @@
+"""The one map from time-step to chunk and from chunk to feature dimensions.
+
+Training, sampling, probing and editing all ask a `ChunkLayout`; nobody else derives a chunk index.
+Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 4; the official "balanced" configurations for
+the staged partition. Pure Python and NumPy, so that the command line can check a range without torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli.errors import ChunkError
+
+PAPER_STAGE_ENDS = (50, 100, 300, 500, 1000)
+PAPER_STAGE_DIMS = (10, 25, 327, 100, 50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkLayout:
+    """K consecutive ranges of time-steps, each owning a consecutive slice of the feature vector.
+
+    Attributes:
+        timestep_ends: [K] exclusive end of each chunk's range of time-steps; the last is T.
+        ends: [K] exclusive end of each chunk's slice of dimensions; the last is d.
+
+    Raises:
+        ChunkError: when the ends are not strictly increasing, or the two differ in length.
+    """
+
+    timestep_ends: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ends or len(self.ends) != len(self.timestep_ends):
+            raise ChunkError(
+                f"A chunk layout needs as many dimension ends as time-step ends, got {len(self.ends)} and "
+                f"{len(self.timestep_ends)}."
+            )
+        for name, ends in (("dimension", self.ends), ("time-step", self.timestep_ends)):
+            if any(low >= high for low, high in pairwise((0, *ends))):
+                raise ChunkError(
+                    f"Every chunk needs at least one {name}; these ends are not strictly increasing: {list(ends)}.",
+                    remedy="Use fewer chunks, or more dimensions.",
+                )
+
+    @classmethod
+    def uniform(cls, *, chunks: int, latent_dim: int, timesteps: int = 1000) -> ChunkLayout:
+        """Chunks equal in time and (up to rounding) in dimensions. `chunks=1` is PDAE.
+
+        Raises:
+            ChunkError: when there are more chunks than dimensions or time-steps.
+        """
+        _check_counts(chunks, latent_dim, timesteps)
+        ends = tuple(latent_dim * (k + 1) // chunks for k in range(chunks))
+        return cls(timestep_ends=_equal_time(chunks, timesteps), ends=ends)
+
+    @classmethod
+    def staged(
+        cls,
+        *,
+        chunks: int,
+        stage_ends: Sequence[int] = PAPER_STAGE_ENDS,
+        stage_dims: Sequence[int] = PAPER_STAGE_DIMS,
+        latent_dim: int | None = None,
+        timesteps: int = 1000,
+    ) -> ChunkLayout:
+        """Chunks equal in time; each stage of time-steps has its own number of dimensions.
+
+        A chunk belongs to the stage in which it starts. A stage's dimensions are spread evenly over its
+        chunks and the remainder goes to its last chunk, as in the official "balanced" configurations.
+
+        Args:
+            chunks: K.
+            stage_ends: exclusive ends of the stages in time-steps; the last must be `timesteps`.
+            stage_dims: dimensions of each stage.
+            latent_dim: d. When `stage_dims` sums to something else the stages are rescaled to d in
+                proportion (largest remainder), so the paper's stages serve any width.
+            timesteps: T.
+
+        Raises:
+            ChunkError: when the stages do not fit the time-steps, or a stage has fewer dimensions than
+                chunks, or no chunk at all.
+        """
+        latent_dim = sum(stage_dims) if latent_dim is None else latent_dim
+        _check_counts(chunks, latent_dim, timesteps)
+        if len(stage_ends) != len(stage_dims):
+            raise ChunkError(f"{len(stage_ends)} stage ends but {len(stage_dims)} stage dims.")
+        if not stage_ends or stage_ends[-1] != timesteps or any(a >= b for a, b in pairwise((0, *stage_ends))):
+            raise ChunkError(
+                f"Stage ends must increase and the last must be {timesteps}, got {list(stage_ends)}."
+            )
+        if chunks == 1:  # PDAE: one chunk holds everything, stages or not
+            return cls.uniform(chunks=1, latent_dim=latent_dim, timesteps=timesteps)
+        timestep_ends = _equal_time(chunks, timesteps)
+        starts = (0, *timestep_ends[:-1])
+        stage_of = [next(s for s, end in enumerate(stage_ends) if start < end) for start in starts]
+        per_stage = [stage_of.count(s) for s in range(len(stage_ends))]
+        if 0 in per_stage:
+            empty = per_stage.index(0)
+            raise ChunkError(
+                f"No chunk starts in the stage that ends at time-step {stage_ends[empty]}: with {chunks} chunks "
+                f"each spans {timesteps / chunks:.1f} time-steps.",
+                remedy="Use more chunks, or longer stages (--set chunks.stage_ends=...).",
+            )
+        dims = _rescale(stage_dims, latent_dim, at_least=per_stage)
+        sizes: list[int] = []
+        for count, total in zip(per_stage, dims, strict=True):
+            sizes += [total // count] * (count - 1) + [total - (total // count) * (count - 1)]
+        return cls(timestep_ends=timestep_ends, ends=tuple(accumulate(sizes)))
+
+    @property
+    def chunks(self) -> int:
+        """K, the number of chunks."""
+        return len(self.ends)
+
+    @property
+    def latent_dim(self) -> int:
+        """d, the width of the feature vector."""
+        return self.ends[-1]
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of training time-steps."""
+        return self.timestep_ends[-1]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """[K] first dimension of each chunk."""
+        return (0, *self.ends[:-1])
+
+    @property
+    def timestep_starts(self) -> tuple[int, ...]:
+        """[K] first time-step of each chunk."""
+        return (0, *self.timestep_ends[:-1])
+
+    def timestep_to_chunk(self) -> npt.NDArray[np.int64]:
+        """[T] chunk of every time-step."""
+        return np.searchsorted(np.array(self.timestep_ends), np.arange(self.timesteps), side="right").astype(np.int64)
+
+    def chunk_of(self, timestep: int) -> int:
+        """Chunk of one time-step in 0..T-1."""
+        return int(self.timestep_to_chunk()[timestep])
+
+    def dims_of(self, chunk: int) -> slice:
+        """Feature dimensions that chunk `chunk` owns."""
+        return slice(self.starts[chunk], self.ends[chunk])
+
+    def visible_dims(self) -> npt.NDArray[np.int64]:
+        """[T] how many leading dimensions time-step t may see: the end of its chunk."""
+        return np.array(self.ends, dtype=np.int64)[self.timestep_to_chunk()]
+
+    def own_start(self) -> npt.NDArray[np.int64]:
+        """[T] first dimension owned by the chunk of time-step t: gradients stop below it in `detached` mode."""
+        return np.array(self.starts, dtype=np.int64)[self.timestep_to_chunk()]
+
+    def dim_mask(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """[d] True where a dimension belongs to one of `chunks`."""
+        mask = np.zeros(self.latent_dim, dtype=bool)
+        for chunk in chunks:
+            mask[self.dims_of(chunk)] = True
+        return mask
+
+    def parse(self, spec: str) -> tuple[int, ...]:
+        """Chunks named by a specification like "10-20" or "0-3,8": inclusive, zero-based, sorted.
+
+        Raises:
+            ChunkError: for anything that is not such a list, or that lies outside 0..K-1.
+        """
+        chosen: set[int] = set()
+        for part in spec.split(","):
+            match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+            if match is None:
+                raise ChunkError(
+                    f"Cannot read the chunks {spec!r}.",
+                    remedy="Write inclusive ranges like 10-20, or lists like 0-3,8.",
+                )
+            low = int(match[1])
+            high = int(match[2]) if match[2] is not None else low
+            if low > high:
+                raise ChunkError(f"The chunk range {part.strip()} runs backwards.", remedy=f"Write {high}-{low}.")
+            if high >= self.chunks:
+                raise ChunkError(
+                    f"Chunk {high} does not exist: this model has {self.chunks} chunks, 0-{self.chunks - 1}.",
+                    remedy=f"Use chunks within 0-{self.chunks - 1}.",
+                )
+            chosen.update(range(low, high + 1))
+        return tuple(sorted(chosen))
+
+    def describe(self, chunks: Sequence[int]) -> str:
+        """Short text naming chunks and the time-steps they cover, e.g. "chunks 10-20 (t 160-328)"."""
+        runs: list[list[int]] = []
+        for chunk in sorted(chunks):
+            if runs and chunk == runs[-1][1] + 1:
+                runs[-1][1] = chunk
+            else:
+                runs.append([chunk, chunk])
+        names = ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
+        spans = ",".join(f"{self.timestep_starts[a]}-{self.timestep_ends[b] - 1}" for a, b in runs)
+        return f"{'chunk' if len(chunks) == 1 else 'chunks'} {names} (t {spans})"
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """JSON form, read back by `from_dict`."""
+        return {"timestep_ends": list(self.timestep_ends), "ends": list(self.ends)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ChunkLayout:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ChunkError: when a key is missing or the values do not form a layout.
+        """
+        try:
+            return cls(
+                timestep_ends=tuple(int(end) for end in data["timestep_ends"]),
+                ends=tuple(int(end) for end in data["ends"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ChunkError):
+                raise
+            raise ChunkError(f"This is not a chunk layout: {data!r} ({error}).") from error
+
+
+def _check_counts(chunks: int, latent_dim: int, timesteps: int) -> None:
+    if not 1 <= chunks <= min(latent_dim, timesteps):
+        raise ChunkError(
+            f"{chunks} chunks do not fit {latent_dim} dimensions and {timesteps} time-steps.",
+            remedy=f"Choose between 1 and {min(latent_dim, timesteps)} chunks.",
+        )
+
+
+def _equal_time(chunks: int, timesteps: int) -> tuple[int, ...]:
+    """Chunk of t is floor(t * K / T), so chunk k ends at ceil((k + 1) * T / K)."""
+    return tuple(-(-(k + 1) * timesteps // chunks) for k in range(chunks))
+
+
+def _rescale(dims: Sequence[int], total: int, at_least: Sequence[int]) -> list[int]:
+    """Scale `dims` to sum to `total`, none below `at_least`; the largest remainders get the spare ones."""
+    if total < sum(at_least):
+        raise ChunkError(f"{total} dimensions are too few for {sum(at_least)} chunks.")
+    if sum(dims) == total:
+        return list(dims)
+    exact = [d * total / sum(dims) for d in dims]
+    scaled = [int(e) for e in exact]
+    by_remainder = sorted(range(len(dims)), key=lambda i: (scaled[i] - exact[i], i))
+    for i in by_remainder[: total - sum(scaled)]:
+        scaled[i] += 1
+    for i, minimum in enumerate(at_least):
+        while scaled[i] < minimum:
+            richest = max(range(len(scaled)), key=lambda j: scaled[j] - at_least[j])
+            scaled[richest] -= 1
+            scaled[i] += 1
+    return scaled

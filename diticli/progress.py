@@ -1,0 +1,46 @@
+"""How long work reports itself: the core calls a `Reporter`, the command line draws it.
+
+The core never prints. A notebook that wants no output passes nothing and gets `SilentReporter`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Receiver of progress. All methods return at once and never raise."""
+
+    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+        """Begin a task of `total` units (None: unknown); a running task is closed first."""
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        """`amount` more units are done; `fields` are shown beside the bar (e.g. loss=0.123)."""
+
+    def finish(self) -> None:
+        """The running task is done."""
+
+    def note(self, message: str) -> None:
+        """One line worth reading, e.g. where a picture was written."""
+
+    def warn(self, message: str) -> None:
+        """One line that asks for attention, e.g. images that were skipped."""
+
+
+class SilentReporter:
+    """Discards everything."""
+
+    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+        """See `Reporter.start`."""
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        """See `Reporter.advance`."""
+
+    def finish(self) -> None:
+        """See `Reporter.finish`."""
+
+    def note(self, message: str) -> None:
+        """See `Reporter.note`."""
+
+    def warn(self, message: str) -> None:
+        """See `Reporter.warn`."""

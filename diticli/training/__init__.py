@@ -1,0 +1,1 @@
+"""Stage 1 (the base diffusion model) and stage 2 (encoder and shift decoder)."""
