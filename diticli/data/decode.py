@@ -1,0 +1,202 @@
+"""One image file to one square uint8 RGB array, and the files of a folder.
+
+Files come from anywhere, so nothing here trusts them: sizes are bounded before a pixel is decoded, only
+picture formats are tried, and whatever a decoder throws becomes an `UnreadableImageError` with a reason.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from diticli.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+MAX_PIXELS = 178_000_000
+"""Largest image decoded, in pixels: where Pillow itself begins to refuse."""
+
+# A file may hold another format than its suffix says; formats that run other programs (EPS) are not here.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(DataError):
+    """An image file that cannot be decoded.
+
+    Attributes:
+        file: path of the file.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"Cannot read the image {file}: {reason}.", remedy="Repair, replace or remove it.")
+        self.file = file
+        self.reason = reason
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below `folder`, by suffix in any case, sorted by relative path.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once.
+
+    Raises:
+        DataError: when a folder cannot be listed.
+    """
+    visited: set[tuple[int, int]] = set()
+    found: list[tuple[str, Path]] = []
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_list):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if has_image_suffix(name) and not name.startswith("."):
+                path = Path(parent, name)
+                found.append((path.relative_to(folder).as_posix(), path))
+    return [path for _, path in sorted(found)]
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file name ends like one of the image formats read here."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file's head is that of a picture; decodes no pixels."""
+    try:
+        _check_file(path)
+        with Image.open(path, formats=_FORMATS):
+            return True
+    except Exception:  # decoders throw whatever a damaged head leads them to
+        return False
+
+
+def decode_image(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Read an image upright, crop its central square and resize it with antialiasing (Lanczos).
+
+    Any mode is read: palettes, grey, 16 bits (scaled to 8), CMYK; transparency is laid over white, and of
+    an animation the first frame is taken. JPEGs much larger than needed are decoded at a fraction of their
+    size (never below twice the resolution).
+
+    Args:
+        path: a regular file.
+        resolution: R, side of the result in pixels.
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        [R, R, 3] uint8 RGB.
+
+    Raises:
+        UnreadableImageError: for a file that is missing, empty, truncated, not an image, or too large.
+    """
+    try:
+        _check_file(path)
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UnreadableImageError(str(path), f"{width}x{height} pixels are more than {max_pixels:,}")
+            _draft(image, resolution)
+            return to_square(image, resolution)
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError:
+        reason = "not an image"
+    except Image.DecompressionBombError:
+        reason = "far too many pixels"
+    except Exception as error:  # damaged bytes lead decoders to struct.error, EOFError, ValueError, ...
+        reason = _reason(error)
+    raise UnreadableImageError(str(path), reason)
+
+
+def to_square(image: Image.Image, resolution: int) -> npt.NDArray[np.uint8]:
+    """Turn an opened image upright, crop its central square and resize it, as `decode_image` does.
+
+    Args:
+        image: any mode; left as it is.
+        resolution: R, side of the result in pixels.
+
+    Returns:
+        [R, R, 3] uint8 RGB.
+
+    Raises:
+        UnreadableImageError: for pixels without a defined range (mode F).
+        OSError: when the image was opened but not loaded, and its file is damaged.
+    """
+    image.load()  # before the orientation is asked for: some formats turn themselves upright here
+    transpose = _UPRIGHT.get(_orientation(image))
+    rgb = _to_rgb(image)
+    side = min(rgb.size)
+    # A box centred to half a pixel commutes with the rotations, which are then cheap on the small picture.
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    box = (left, top, left + side, top + side)
+    small = rgb.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+    return np.array(small if transpose is None else small.transpose(transpose))
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    # Opening a named pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImageError(str(path), "not a regular file")
+    if status.st_size == 0:
+        raise UnreadableImageError(str(path), "empty file (0 bytes)")
+
+
+def _draft(image: Image.Image, resolution: int) -> None:
+    """Let the JPEG decoder itself shrink a large picture, to no less than twice the resolution."""
+    scale = 2 * resolution / min(image.size)
+    if image.format == "JPEG" and scale < 1:
+        image.draft(None, (int(image.width * scale) + 1, int(image.height * scale) + 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a damaged EXIF block does not spoil the pixels
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        name = str(getattr(image, "filename", "")) or "in memory"
+        raise UnreadableImageError(name, "floating-point pixels have no defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow hands out 16-bit grey in both; its own conversion would clip at 255.
+        values = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(
+        f"Cannot list the folder {error.filename}: {error.strerror}.",
+        remedy="Check that it exists and that you may read it, or name the folders beside it one by one.",
+    ) from error
