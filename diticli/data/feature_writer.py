@@ -1,0 +1,268 @@
+"""Write features row by row, so that a process killed at any moment goes on where it stopped.
+
+Rows stream into `NAME.partial`, a `.npy` whose header gets its row count last. A journal,
+`NAME.partial.json`, says how many of them count: rows are synced before the journal that counts them, and
+whatever lies behind is cut off on resuming. A finished file appears by one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli._version import __version__
+from diticli.data.feature_formats import CONVERTERS, check_suffix, sidecar_path
+from diticli.data.features import FeatureMeta
+from diticli.data.images import Skipped
+from diticli.errors import FeatureFileError
+
+
+class FeatureWriter:
+    """Streams float32 rows into a feature file; use it as a context manager.
+
+    Leaving the context without `finish()` keeps the partial file for the next writer of the same identity.
+    An existing output stays as it is until `finish()`.
+
+    Args:
+        path: the output; its suffix chooses the format. Missing folders are made.
+        identity: hash of everything the rows depend on (inputs, weights, preprocessing).
+        resume: go on with a partial file of this identity; otherwise start again.
+
+    Attributes:
+        resumed: how many inputs the partial file already held.
+        discarded: a partial file was there, but of another identity or damaged.
+        dim: d, 0 before the first row.
+
+    Raises:
+        FeatureFileError: unknown suffix, no permission, a full disk, or another process writing this file.
+            Every method may raise it.
+    """
+
+    def __init__(self, path: Path, *, identity: str, resume: bool = True) -> None:
+        self.path = Path(path)
+        self._suffix = check_suffix(self.path)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._journal = self.path.with_name(self.path.name + ".partial.json")
+        self._identity = identity
+        self.dim = 0
+        self._log: list[tuple[Sequence[str], Sequence[Skipped]]] = []
+        with self._file_errors():
+            self._file = self._open()
+            had_rows = self._journal.exists()
+            self.resumed = self._restore() if resume else 0
+            self.discarded = resume and had_rows and self.resumed == 0
+            if not self.resumed:
+                self._restart()
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the rows written so far, in order."""
+        return [name for names, _ in self._log for name in names]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Inputs that have no row."""
+        return [item for _, skipped in self._log for item in skipped]
+
+    @property
+    def consumed(self) -> int:
+        """Inputs dealt with: rows plus skipped ones."""
+        return sum(len(names) + len(skipped) for names, skipped in self._log)
+
+    def append(
+        self, values: npt.NDArray[np.float32], files: Sequence[str], skipped: Sequence[Skipped] = ()
+    ) -> None:
+        """Add `values` [B, d] with their B names, and the inputs between them that gave no row."""
+        values = np.ascontiguousarray(values, dtype="<f4")
+        if len(files) != len(values) or (len(values) and values.shape[1:] != (self.dim or values.shape[1],)):
+            raise ValueError(f"{list(values.shape)} values for {len(files)} names and width {self.dim}")
+        with self._file_errors():
+            if len(values) and not self.dim:
+                self.dim = values.shape[1]
+                self._write_header(rows=0)
+            self._file.write(values.data)
+        self._log.append((tuple(files), tuple(skipped)))  # one step, so an interrupt leaves no half batch
+
+    def checkpoint(self) -> None:
+        """Make everything appended so far survive a kill or a power cut."""
+        files, skipped = self.files, self.skipped
+        state = {
+            "identity": self._identity,
+            "dim": self.dim,
+            "consumed": len(files) + len(skipped),
+            "rows": len(files),
+            "files": files,
+            "skipped": [asdict(item) for item in skipped],
+        }
+        with self._file_errors():
+            _sync(self._file)
+            _write_atomically(self._journal, json.dumps(state))
+
+    def finish(self, meta: FeatureMeta) -> FeatureMeta:
+        """Put the file in place; returns `meta` with files, skipped, date and version filled in.
+
+        The old sidecar goes before the new rows come and the new one follows them, so that no moment shows
+        rows beside names that belong to others.
+        """
+        files = tuple(self.files)
+        if not files:
+            raise FeatureFileError(
+                f"There are no rows to write to {self.path}.", remedy="Give readable images."
+            )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        meta = replace(meta, files=files, skipped=tuple(self.skipped), created=now, version=__version__)
+        self.checkpoint()
+        with self._file_errors():
+            self._file.seek(0)
+            self._write_header(rows=len(files))
+            _sync(self._file)
+            ready = self._convert(meta)
+            self._install(ready, meta)
+        self.close()
+        return meta
+
+    def discard(self) -> None:
+        """Remove the partial file and its journal."""
+        with self._file_errors():
+            self._journal.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Release the file; what was not checkpointed is lost."""
+        with suppress(OSError):
+            self._file.close()
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._file.closed:
+                self.checkpoint()
+        except FeatureFileError:
+            if error is None:
+                raise
+        finally:
+            self.close()
+
+    def _open(self) -> IO[bytes]:
+        if self.path.is_dir():
+            raise FeatureFileError(f"{self.path} is a folder.", remedy="Name a file in it.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise FeatureFileError(
+                f"Another process is writing {self.path}.", remedy="Wait for it, or choose another name."
+            ) from error
+        return file
+
+    def _restore(self) -> int:
+        """Take up the partial file where its journal ends. 0 when there is none of this identity."""
+        try:
+            state = json.loads(self._journal.read_bytes())
+            files = [str(name) for name in state["files"]]
+            skipped = [Skipped(file=s["file"], reason=s["reason"]) for s in state["skipped"]]
+            dim, rows, consumed = int(state["dim"]), int(state["rows"]), int(state["consumed"])
+            same = state["identity"] == self._identity
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        size = len(_npy_header(0, dim)) + 4 * dim * rows if rows else 0
+        agrees = rows == len(files) and consumed == rows + len(skipped)
+        if not (same and agrees and os.fstat(self._file.fileno()).st_size >= size):
+            return 0
+        self.dim, self._log = dim, [(tuple(files), tuple(skipped))]
+        self._file.truncate(size)
+        self._file.seek(size)
+        return consumed
+
+    def _restart(self) -> None:
+        self._journal.unlink(missing_ok=True)
+        self._file.truncate(0)
+        self._file.seek(0)
+
+    def _write_header(self, rows: int) -> None:
+        self._file.write(_npy_header(rows, self.dim))
+
+    def _convert(self, meta: FeatureMeta) -> Path:
+        """The complete file in its final format, beside the final place."""
+        if self._suffix == ".npy":
+            return self._partial
+        ready = self.path.with_name(self.path.name + ".tmp")
+        try:
+            values = np.load(self._partial, mmap_mode="r", allow_pickle=False)
+            CONVERTERS[self._suffix](ready, values, meta.files, meta.to_json())
+            with ready.open("rb") as file:
+                os.fsync(file.fileno())
+        except BaseException:
+            ready.unlink(missing_ok=True)
+            raise
+        return ready
+
+    def _install(self, ready: Path, meta: FeatureMeta) -> None:
+        sidecar = sidecar_path(self.path)
+        # A .npy of the same stem owns the sidecar: the other formats carry theirs inside.
+        owned = self._suffix != ".npy" and self.path.with_suffix(".npy").exists()
+        if not owned:
+            sidecar.unlink(missing_ok=True)
+        os.replace(ready, self.path)
+        if not owned:
+            _write_atomically(sidecar, meta.to_json())
+        self._journal.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            raise FeatureFileError(
+                f"Cannot write {self.path} ({error.strerror or error}).",
+                remedy="Free some space and run the same command again: it goes on from here."
+                if full
+                else "Choose a place that can be written.",
+            ) from error
+
+
+def _npy_header(rows: int, dim: int) -> bytes:
+    """A `.npy` header for little-endian float32 [rows, dim], always 128 bytes.
+
+    NumPy reserves room for the first axis to grow, so the count can be written when it is known.
+    """
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+    )
+    return buffer.getvalue()
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(text.encode())
+        _sync(file)
+    os.replace(temporary, path)

@@ -1,0 +1,222 @@
+"""Batch encoding on a fake source: order, skipped images, interruption, wrong encoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diticli.analysis.encode import EncodeResult, encode_images
+from diticli.data.features import read_features
+from diticli.data.images import UnreadableImageError
+from diticli.errors import DataError, FeatureFileError, ModelError
+from diticli.progress import SilentReporter
+
+
+class FakeImages:
+    """Image i is filled with i, but for the unreadable ones."""
+
+    name = "fake"
+    resolution = 4
+    threads = True
+
+    def __init__(self, count: int, bad: set[int] | None = None) -> None:
+        self.count, self.bad = count, bad or set()
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def file_name(self, index: int) -> str:
+        return f"{index:03d}.png"
+
+    def load(self, index: int) -> np.ndarray:
+        self.loaded.append(index)
+        if index in self.bad:
+            raise UnreadableImageError(self.file_name(index), "truncated")
+        return np.full((4, 4, 3), index, np.uint8) + np.arange(3, dtype=np.uint8)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "fake", "count": self.count}
+
+
+class Recorder(SilentReporter):
+    def __init__(self) -> None:
+        self.total: int | None = 0
+        self.done = 0
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+        self.total = total
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        self.done += amount
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def channel_means(images: torch.Tensor) -> torch.Tensor:
+    assert images.dtype == torch.uint8
+    assert images.shape[1:] == (3, 4, 4)
+    return images.float().mean(dim=(2, 3))
+
+
+def run(out: Path, source: FakeImages, **options: Any) -> EncodeResult:
+    encode = options.pop("encode", channel_means)
+    return encode_images(encode, source, out, model="m", model_hash=options.pop("model_hash", "h"), **options)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_rows_follow_the_source_without_the_bad_ones(tmp_path: Path, workers: int, batch_size: int) -> None:
+    out, reporter = tmp_path / "feats.npy", Recorder()
+    source = FakeImages(22, bad={0, 5, 6, 21})
+    result = run(out, source, workers=workers, batch_size=batch_size, reporter=reporter)
+    good = [i for i in range(22) if i not in source.bad]
+    features = read_features(out)
+    np.testing.assert_array_equal(features.values, np.array(good)[:, None] + np.arange(3))
+    assert features.meta is not None
+    assert features.meta.files == tuple(f"{i:03d}.png" for i in good)
+    assert [(s.file, s.reason) for s in features.meta.skipped] == [
+        (f"{i:03d}.png", "truncated") for i in sorted(source.bad)
+    ]
+    assert (result.rows, result.dim, result.resumed, len(result.skipped)) == (18, 3, 0, 4)
+    assert result.images_per_second > 0
+    assert reporter.total == reporter.done == 22
+    assert len(reporter.warnings) == 1
+    assert "4 of 22 images" in reporter.warnings[0]
+    assert "000.png: truncated" in reporter.warnings[0]
+
+
+def test_metadata(tmp_path: Path) -> None:
+    out = tmp_path / "feats.parquet"
+    run(out, FakeImages(3), chunk_ends=(1, 3), timestep_ends=(5, 9), preprocessing={"resolution": 4, "x": 1})
+    meta = read_features(out).meta
+    assert meta is not None
+    assert (meta.model, meta.model_hash, meta.chunk_ends, meta.timestep_ends) == ("m", "h", (1, 3), (5, 9))
+    assert meta.preprocessing == {"resolution": 4, "x": 1}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, stop: type[BaseException], suffix: str
+) -> None:
+    calls = 0
+
+    def interrupted(images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise stop
+        return channel_means(images)
+
+    out, whole = tmp_path / f"part{suffix}", tmp_path / f"whole{suffix}"
+    bad = {2, 9, 17}
+    with pytest.raises(stop):
+        run(out, FakeImages(20, bad), batch_size=4, encode=interrupted)
+    assert not out.exists()
+    journal = json.loads((tmp_path / f"part{suffix}.partial.json").read_text())
+    assert (journal["consumed"], journal["rows"]) == (9, 8)
+    source, reporter = FakeImages(20, bad), Recorder()
+    result = run(out, source, batch_size=4, reporter=reporter, workers=0)
+    assert result.resumed == 9
+    assert min(source.loaded) == 9
+    assert reporter.total == reporter.done == 11
+    assert "after 9 of 20" in reporter.notes[0]
+    run(whole, FakeImages(20, bad), batch_size=4)
+    resumed, uninterrupted = read_features(out), read_features(whole)
+    np.testing.assert_array_equal(resumed.values, uninterrupted.values)
+    assert resumed.meta is not None
+    assert uninterrupted.meta is not None
+    assert resumed.meta.files == uninterrupted.meta.files
+    assert resumed.meta.skipped == uninterrupted.meta.skipped
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def stop_after_two(out: Path, **options: Any) -> None:
+    calls = 0
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return channel_means(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out, FakeImages(12), batch_size=2, encode=encode, **options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_hash": "other"},
+        {"preprocessing": {"resolution": 4, "crop": 1}},
+        {"source": FakeImages(13)},
+        {"resume": False},
+    ],
+)
+def test_a_partial_file_of_something_else_is_not_continued(tmp_path: Path, change: dict[str, Any]) -> None:
+    out = tmp_path / "feats.npy"
+    stop_after_two(out)
+    source, reporter = change.pop("source", FakeImages(12)), Recorder()
+    result = run(out, source, reporter=reporter, **change)
+    assert result.resumed == 0
+    assert result.rows == len(source)
+    assert bool(reporter.warnings) == ("resume" not in change)
+
+
+def test_periodic_checkpoints(tmp_path: Path) -> None:
+    out = tmp_path / "feats.npy"
+    seen: list[int] = []
+
+    def watching(images: torch.Tensor) -> torch.Tensor:
+        journal = tmp_path / "feats.npy.partial.json"
+        seen.append(json.loads(journal.read_text())["rows"] if journal.exists() else 0)
+        return channel_means(images)
+
+    run(out, FakeImages(6), batch_size=2, encode=watching, checkpoint_seconds=0)
+    assert seen == [0, 2, 4]
+
+
+def test_nothing_readable_and_nothing_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="None of the 4 images") as caught:
+        run(tmp_path / "feats.npy", FakeImages(4, bad={0, 1, 2, 3}))
+    assert "and 1 more" in caught.value.message
+    with pytest.raises(DataError, match="no images"):
+        run(tmp_path / "feats.npy", FakeImages(0))
+    with pytest.raises(DataError, match="batch"):
+        run(tmp_path / "feats.npy", FakeImages(2), batch_size=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encoders_that_misbehave(tmp_path: Path) -> None:
+    def nan(images: torch.Tensor) -> torch.Tensor:
+        features = channel_means(images)
+        features[1, 0] = float("nan")
+        return features
+
+    out = tmp_path / "feats.npy"
+    with pytest.raises(ModelError, match=r"001\.png"):
+        run(out, FakeImages(3), encode=nan)
+    for encode in (lambda x: channel_means(x)[:1], lambda x: channel_means(x)[:, 0]):
+        with pytest.raises(ModelError, match="for 3 images"):
+            run(out, FakeImages(3), encode=encode)
+    assert not out.exists()
+
+
+def test_unknown_suffix_before_any_work(tmp_path: Path) -> None:
+    source = FakeImages(3)
+    with pytest.raises(FeatureFileError):
+        run(tmp_path / "feats.txt", source)
+    assert source.loaded == []
