@@ -1,0 +1,106 @@
+"""The one place that chooses between the Triton kernels and plain PyTorch.
+
+`DITI_KERNELS=auto|triton|reference` (default auto). No GPU has run these kernels yet, so `auto` is the
+reference on every device and `triton` must be asked for; the README of `kernels/` says what changes that.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["triton", "reference"]
+VARIABLE = "DITI_KERNELS"
+CHOICES = ("auto", "triton", "reference")
+
+
+class Decision(NamedTuple):
+    """What runs and why.
+
+    Attributes:
+        backend: "triton" or "reference".
+        reason: half a sentence for people, e.g. "DITI_KERNELS=reference".
+    """
+
+    backend: Backend
+    reason: str
+
+
+def backend_for(tensor: torch.Tensor) -> Backend:
+    """Which implementation serves operations on `tensor`; logs the answer and its reason once.
+
+    Under `torch.compile` the answer is taken when the graph is traced and stays with that graph.
+
+    Raises:
+        ValueError: when DITI_KERNELS is none of auto, triton, reference.
+        RuntimeError: when DITI_KERNELS=triton and Triton cannot run on this tensor's device.
+    """
+    return _decide_and_say(tensor.device.type)
+
+
+def decide(device_type: str) -> Decision:
+    """The decision for a device type ("cpu", "cuda", ...), with its reason and without logging it.
+
+    Raises:
+        ValueError: when DITI_KERNELS is none of auto, triton, reference.
+        RuntimeError: when DITI_KERNELS=triton and Triton cannot run on this device.
+    """
+    setting = os.environ.get(VARIABLE, "auto").strip().lower()
+    if setting not in CHOICES:
+        raise ValueError(f"{VARIABLE}={setting!r} is unknown. Set it to auto, triton or reference.")
+    if setting == "reference":
+        return Decision("reference", f"{VARIABLE}=reference")
+    if setting == "auto":
+        return Decision("reference", f"{VARIABLE}=auto, and no GPU has run the Triton kernels yet")
+    _require_triton(device_type)
+    return Decision("triton", f"{VARIABLE}=triton")
+
+
+def _decide_and_say(device_type: str) -> Backend:
+    decision = decide(device_type)
+    _say_once(device_type, decision)
+    return decision.backend
+
+
+# What torch.compiler.assume_constant_result does, without its import of Dynamo, which imports Triton.
+setattr(_decide_and_say, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
+
+
+@functools.cache
+def _say_once(device_type: str, decision: Decision) -> None:
+    logger.info("diti_kernels on %s: %s (%s)", device_type, decision.backend, decision.reason)
+
+
+def _require_triton(device_type: str) -> None:
+    """Raise unless Triton can run on `device_type` in this process."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            f"{VARIABLE}=triton, but Triton is not installed. Install it (pip install triton) or set "
+            f"{VARIABLE}=reference."
+        )
+    if device_type != "cuda" and not (device_type == "cpu" and triton_is_interpreted()):
+        raise RuntimeError(
+            f"{VARIABLE}=triton, but Triton cannot run on a {device_type} tensor. Move it to a CUDA device, "
+            f"set {VARIABLE}=reference, or, on the CPU and for tests only, set TRITON_INTERPRET=1 before "
+            "Triton is imported."
+        )
+
+
+def triton_is_interpreted() -> bool:
+    """Whether Triton's functions run in its interpreter. Imports Triton.
+
+    TRITON_INTERPRET is read when a function is decorated, so Triton's own functions tell the truth where the
+    variable, set too late, would not.
+    """
+    import triton.language as tl
+    from triton.runtime.jit import JITFunction
+
+    return not isinstance(tl.max, JITFunction)
