@@ -1,0 +1,186 @@
+"""The timestep-masked projection as PyTorch operators that autograd and `torch.compile` see through.
+
+Shapes: B samples, d feature dims, E embedding dims. The Triton kernels are imported when first launched.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diti_kernels.dispatch import backend_for
+from diti_kernels.masked_linear.reference import masked_linear_reference
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_INTERPRETER_DTYPES = _KERNEL_DTYPES[:2]  # its tl.dot multiplies the bit patterns of bfloat16 as integers
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def masked_linear(
+    z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Project features of which each sample may see a prefix: `F.linear(z * mask, weight, bias)`.
+
+    Sample b sees dims [0, end_b). The gradient of z reaches dims [start_b, end_b) only: start = 0 is the
+    `cumulative` mode, the first dim of the own chunk the `detached` one. `start` changes neither the value
+    nor the gradients of weight and bias. Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 4.
+
+    Args:
+        z: [B, d] features.
+        start: [B] int32 or int64, first dim that receives gradient. 0 <= start <= end, not checked (it would
+            wait for the device); at or past `end`, no dim does.
+        end: [B] int32 or int64, number of visible dims. Not checked; past d it means d.
+        weight: [E, d], of z's dtype unless autocast is on.
+        bias: [E] or None, of weight's dtype unless autocast is on.
+
+    Returns:
+        [B, E] in the dtype of weight; under autocast in autocast's dtype, as `F.linear` does.
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not belong together, or for a DITI_KERNELS that is
+            none of auto, triton, reference.
+        RuntimeError: when DITI_KERNELS=triton and Triton cannot run on z's device.
+    """
+    _check_layout(z, start, end, weight, bias)
+    if backend_for(z) == "reference":
+        return masked_linear_reference(z, start, end, weight, bias)
+    z, weight, bias = _autocast(z), _autocast(weight), None if bias is None else _autocast(bias)
+    _check_kernel_dtypes(z, weight, bias)
+    return masked_linear_op(z, start, end, weight, bias)
+
+
+@torch.library.custom_op("diti::masked_linear", mutates_args=())
+def masked_linear_op(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Triton forward; arguments as `masked_linear`, all of one floating dtype. -> [B, E]."""
+    from diti_kernels.masked_linear.triton_kernels import masked_linear_fwd_kernel as kernel
+
+    (B, D), E = z.shape, weight.shape[0]
+    out = torch.empty((B, E), dtype=weight.dtype, device=z.device)
+    blocks = {"BLOCK_B": _tile(B, 32), "BLOCK_E": _tile(E, 32), "BLOCK_D": _tile(D, 64)}
+    grid = (_tiles(B, blocks["BLOCK_B"]), _tiles(E, blocks["BLOCK_E"]))
+    args = (z, end.contiguous(), weight, None if bias is None else bias.contiguous(), out)
+    _launch(kernel, grid, *args, B, D, E, *z.stride(), *weight.stride(), HAS_BIAS=bias is not None, **blocks)
+    return out
+
+
+@torch.library.custom_op("diti::masked_linear_dz", mutates_args=())
+def masked_linear_dz_op(grad: Tensor, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Triton gradient of z: grad [B, E], start, end [B], weight [E, d] -> [B, d], zero off [start, end)."""
+    from diti_kernels.masked_linear.triton_kernels import masked_linear_bwd_dz_kernel as kernel
+
+    B, (E, D) = grad.shape[0], weight.shape
+    dz = torch.empty((B, D), dtype=weight.dtype, device=grad.device)
+    blocks = {"BLOCK_B": _tile(B, 32), "BLOCK_E": _tile(E, 64), "BLOCK_D": _tile(D, 32)}
+    grid = (_tiles(B, blocks["BLOCK_B"]), _tiles(D, blocks["BLOCK_D"]))
+    args = (grad, weight, start.contiguous(), end.contiguous(), dz)
+    _launch(kernel, grid, *args, B, D, E, *grad.stride(), *weight.stride(), **blocks)
+    return dz
+
+
+@torch.library.custom_op("diti::masked_linear_dw", mutates_args=())
+def masked_linear_dw_op(grad: Tensor, z: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton gradients of weight and bias: grad [B, E], z [B, d], end [B] -> [E, d], [E]."""
+    from diti_kernels.masked_linear.triton_kernels import masked_linear_bwd_dw_kernel as kernel
+
+    (B, D), E = z.shape, grad.shape[1]
+    dw = torch.empty((E, D), dtype=z.dtype, device=z.device)
+    db = torch.empty((E,), dtype=z.dtype, device=z.device)
+    blocks = {"BLOCK_B": _tile(B, 64), "BLOCK_E": _tile(E, 32), "BLOCK_D": _tile(D, 32)}
+    grid = (_tiles(E, blocks["BLOCK_E"]), _tiles(D, blocks["BLOCK_D"]))
+    _launch(kernel, grid, grad, z, end.contiguous(), dw, db, B, D, E, *grad.stride(), *z.stride(), **blocks)
+    return dw, db
+
+
+@masked_linear_op.register_fake
+def _fake(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return weight.new_empty((z.shape[0], weight.shape[0]))
+
+
+@masked_linear_dz_op.register_fake
+def _fake_dz(grad: Tensor, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty((grad.shape[0], weight.shape[1]))
+
+
+@masked_linear_dw_op.register_fake
+def _fake_dw(grad: Tensor, z: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    return z.new_empty((grad.shape[1], z.shape[1])), z.new_empty((grad.shape[1],))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, start, end, weight, _ = inputs
+    ctx.save_for_backward(z, start, end, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    z, start, end, weight = ctx.saved_tensors
+    wants_z, _, _, wants_weight, wants_bias = ctx.needs_input_grad
+    dz = masked_linear_dz_op(grad, start, end, weight) if wants_z else None
+    dw, db = masked_linear_dw_op(grad, z, end) if wants_weight or wants_bias else (None, None)
+    return dz, None, None, dw if wants_weight else None, db if wants_bias else None
+
+
+masked_linear_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _launch(kernel: Any, grid: tuple[int, int], *args: Any, **constants: Any) -> None:
+    """Launch on the device of the first argument, which need not be the current one."""
+    device = args[0].device
+    here: AbstractContextManager[Any] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with here:
+        kernel[grid](*args, **constants)
+
+
+def _tile(size: int, largest: int) -> int:
+    """Power of two that covers `size`, within 16 (the least `tl.dot` takes) and `largest`."""
+    return min(largest, max(16, 1 << (size - 1).bit_length()))
+
+
+def _tiles(size: int, tile: int) -> int:
+    """Tiles that cover `size`; one for an empty one, so that every launch has programs."""
+    return max(1, -(-size // tile))
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """`tensor` as `F.linear` would take it: autocast converts every floating dtype but float64."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(device_type))
+    return tensor
+
+
+def _check_layout(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError unless shapes, index dtypes and devices belong together."""
+    B, E = z.shape[0], weight.shape[0]
+    if z.ndim != 2 or weight.ndim != 2 or z.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"z [B, d] and weight [E, d] expected, got {list(z.shape)} and {list(weight.shape)}."
+        )
+    if start.shape != (B,) or end.shape != (B,):
+        raise ValueError(
+            f"start and end must hold one integer for each of {B} samples, got the shapes "
+            f"{list(start.shape)} and {list(end.shape)}."
+        )
+    if bias is not None and bias.shape != (E,):
+        raise ValueError(f"bias must have the shape [{E}] of weight's rows, got {list(bias.shape)}.")
+    if start.dtype not in _INDEX_DTYPES or end.dtype not in _INDEX_DTYPES:
+        raise ValueError(f"start and end must be int32 or int64, got {start.dtype} and {end.dtype}.")
+    devices = {str(t.device) for t in (z, start, end, weight, bias) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(
+            f"All tensors must lie on one device, got {sorted(devices)}. Move them with .to(device)."
+        )
+
+
+def _check_kernel_dtypes(z: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError unless the kernels take these dtypes."""
+    dtypes = {t.dtype for t in (z, weight, bias) if t is not None}
+    allowed = _INTERPRETER_DTYPES if z.device.type == "cpu" else _KERNEL_DTYPES
+    if len(dtypes) > 1 or z.dtype not in allowed:
+        raise ValueError(
+            f"On {z.device.type} the Triton kernels take z, weight and bias of one dtype out of "
+            f"{list(map(str, allowed))}, got {sorted(map(str, dtypes))}. Convert them, use autocast, or set "
+            "DITI_KERNELS=reference."
+        )
