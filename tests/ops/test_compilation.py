@@ -1,0 +1,46 @@
+"""The kernels compile for a GPU that is not here: types and shapes that the interpreter does not check."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from pathlib import Path
+
+import pytest
+from op_sites import run_python
+
+# Apart from this process, where the kernels may be decorated for the interpreter. The first variant of a
+# kernel has everything at run time; in the second, arguments are constants, as Triton makes of None and 1.
+COMPILE = """
+import re
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from diti_kernels.masked_linear import triton_kernels
+
+UNIT_STRIDES = {"stride_zd": 1, "stride_wd": 1, "stride_ge": 1}
+VARIANTS = {
+    ("fp32", "i64"): {"HAS_BIAS": True},
+    ("bf16", "i32"): {"HAS_BIAS": False, "bias_ptr": None, **UNIT_STRIDES},
+}
+for name in ("fwd", "bwd_dz", "bwd_dw"):
+    kernel = getattr(triton_kernels, f"masked_linear_{name}_kernel")
+    for (dtype, index), constants in VARIANTS.items():
+        blocks = {"BLOCK_B": 32, "BLOCK_E": 32, "BLOCK_D": 64}
+        fixed = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
+        types = {k: f"*{index}" if k in ("start_ptr", "end_ptr") else f"*{dtype}" if "_ptr" in k else "i32"
+                 for k in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
+        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+        found = sorted(set(re.findall(r"\\b(?:atom|red)\\.|tf32", assembly["ptx"])))
+        print(name, dtype, "cubin" in assembly, found)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
+def test_kernels_compile_without_atomics_or_tf32(tmp_path: Path) -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    lines = run_python(COMPILE, TRITON_CACHE_DIR=str(tmp_path)).splitlines()
+    kernels = ("fwd", "bwd_dz", "bwd_dw")
+    assert lines == [f"{name} {dtype} True []" for name in kernels for dtype in ("fp32", "bf16")]
