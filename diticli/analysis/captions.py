@@ -12,7 +12,7 @@ from PIL import ImageDraw, ImageFont
 
 INK = "#1f2328"
 SIZES = (13, 12, 11, 10)
-PIECE = r"[^ \n\t,_/]*[,_/]?[ \n\t]*"  # where a line may end: after a space, and in lists and file names
+PIECE = r"[^ ,_/]*[,_/]? ?"  # where a line may end: after a space, and in lists and file names
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -28,7 +28,7 @@ class Caption:
     """
 
     def __init__(self, text: str, max_width: int, sizes: Sequence[int] = SIZES) -> None:
-        pieces = re.findall(PIECE, clean(text))
+        pieces = re.findall(PIECE, re.sub(r"[ \n\t]+", " ", clean(text)))
         fitting = (
             s for s in sizes if all(_font(s).getlength(piece.strip()) <= max_width for piece in pieces)
         )
@@ -58,7 +58,9 @@ def _font(size: int) -> Font:
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)
+    if not path.is_file():
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # Raqm refuses some texts
 
 
 def _wrap(pieces: Sequence[str], font: Font, max_width: int) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from diticli.analysis.captions import clean
 from diticli.analysis.pictures import PAPER, save_png
 from diticli.chunks import ChunkLayout
 
@@ -49,9 +50,16 @@ def loss_by_timestep_chart(
         for (name, values), colour in zip(lines.items(), SERIES[1::-1][-len(lines) :], strict=True):
             edges = np.linspace(0, timesteps, len(values) + 1)
             axes.stairs(
-                np.asarray(values, dtype=float), edges, baseline=None, label=name, color=colour, linewidth=1.6
+                np.asarray(values, dtype=float),
+                edges,
+                baseline=None,
+                label=_plain(name),
+                color=colour,
+                linewidth=1.6,
             )
-        axes.set(title=title, xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
+        axes.set(
+            title=_plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps)
+        )
         _log_if_wide(axes, [v for values in lines.values() for v in values])
         if len(lines) > 1:
             axes.legend(frameon=False)
@@ -71,8 +79,8 @@ def line_chart(
 
     def draw(axes: Axes) -> None:
         for i, (name, (x, y)) in enumerate(series.items()):
-            axes.plot(x, y, label=name, color=SERIES[i % len(SERIES)], linewidth=1.6)
-        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+            axes.plot(x, y, label=_plain(name), color=SERIES[i % len(SERIES)], linewidth=1.6)
+        axes.set(title=_plain(title), xlabel=_plain(x_label), ylabel=_plain(y_label))
         _log_if_wide(axes, [v for _, y in series.values() for v in y])
         if len(series) > 1:
             axes.legend(frameon=False)
@@ -101,14 +109,14 @@ def bar_table_chart(
         for i, (label, values) in enumerate(series.items()):
             at = np.arange(len(names)) - 0.4 + thick * (i + 0.5)
             finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0.0)
-            axes.barh(at, finite, height=thick * 0.92, label=label, color=SERIES[i % len(SERIES)])
+            axes.barh(at, finite, height=thick * 0.92, label=_plain(label), color=SERIES[i % len(SERIES)])
             for y, value, end in zip(at, values, finite, strict=True):
                 text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
                 place = (max(0.0, end), y)
                 axes.annotate(text, place, (3, 0), textcoords="offset points", va="center", fontsize=7)
-        axes.set_yticks(np.arange(len(names)), names)
+        axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set(title=title, xlabel=x_label)
+        axes.set(title=_plain(title), xlabel=_plain(x_label))
         axes.margins(x=0.08)
         axes.axvline(0, color="black", linewidth=0.8)
         if len(series) > 1:
@@ -128,6 +136,11 @@ def _chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, fl
     draw(axes)
     canvas.draw()
     return save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: label names come from files, and "$" would start a formula."""
+    return clean(text).replace("$", r"\$")
 
 
 def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:

@@ -34,6 +34,10 @@ class EditablePipeline(Protocol):
 
     chunks: ChunkLayout
 
+    @property
+    def model_hash(self) -> str:
+        """Fingerprint of the weights."""
+
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL images -> [N, 3, R, R] in [-1, 1]."""
 
@@ -95,6 +99,8 @@ class EditSettings:
         for name in ("invert_steps", "decode_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"The seed must be between 0 and 2^63 - 1, got {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,7 @@ class EditResult:
         z: float32 [2, D] features.
         psnr: of the reconstructions against the originals, in dB; infinite when equal.
         layout: chunks of the model.
+        model_hash: fingerprint of the model.
         settings: how they were made.
     """
 
@@ -119,6 +126,7 @@ class EditResult:
     z: npt.NDArray[np.float32]
     psnr: tuple[float, float]
     layout: ChunkLayout
+    model_hash: str
     settings: EditSettings
 
     @property
@@ -135,6 +143,7 @@ class EditResult:
         """Text that lets a picture be made again; PNG text chunks hold it."""
         settings = self.settings
         return {
+            "diti:model": self.model_hash,
             "diti:images": " | ".join(self.names),
             "diti:chunks": " | ".join(self.layout.describe(chunks) for chunks in self.chunk_sets),
             "diti:alphas": ",".join(alpha_text(alpha) for alpha in self.alphas),
@@ -202,6 +211,7 @@ def edit_pair(
         z=z.float().cpu().numpy(),
         psnr=(psnr(reconstructions[0], originals[0]), psnr(reconstructions[1], originals[1])),
         layout=pipeline.chunks,
+        model_hash=pipeline.model_hash,
         settings=settings,
     )
 
