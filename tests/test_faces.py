@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_a_number_changes_the_picture_gradually(row):
         face = middle()
         face[row] = FACTORS[row].low + u * (FACTORS[row].high - FACTORS[row].low)
         pictures.append(render_face(face, 64).astype(int))
-    assert all((a != b).any() for a, b in zip(pictures, pictures[1:], strict=False))
+    assert all((a != b).any() for a, b in pairwise(pictures))
 
 
 def test_light_comes_from_the_named_side():

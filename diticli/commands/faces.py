@@ -9,7 +9,14 @@ import typer
 
 
 def faces(
-    out: Annotated[Path, typer.Argument(help="Folder for the pictures and labels.csv; made when missing.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="Folder for the pictures and labels.csv; made when missing.",
+            show_default=False,
+        ),
+    ],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many faces.")] = 1000,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels, 16 to 512.")] = 64,
     seed: Annotated[int, typer.Option(help="Which faces: the same seed draws the same faces.")] = 0,

@@ -90,7 +90,7 @@ def iter_decoded(
         a worker is raised here; leaving the loop, or Ctrl-C, drops what has not begun.
     """
     if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0))) if source.threads else 0
+        workers = min(8, os.cpu_count() or 1) if source.threads else 0
     order = iter(np.asarray(indices, dtype=np.int64).tolist())
     if workers < 2:
         for index in order:
