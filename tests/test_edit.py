@@ -381,6 +381,8 @@ def test_command_defaults_show_quarters_and_take_faces(command, photos, tmp_path
         (("a.png", "b.png", "-o", "a.png"), ConfigError, "one of the images"),
         (("a.png", "b.png", "-o", "b.png/out.png"), DataError, "b.png"),
         (("a.png", "b.png", "--separate", "a.png"), DataError, "a.png"),
+        (("a.png", "b.png", "-o", "/proc/out.png"), DataError, "/proc"),
+        (("a.png", "b.png", "-o", "."), DataError, "-o names a folder"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(command, photos, monkeypatch, arguments, error, says):

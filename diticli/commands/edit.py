@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,22 +130,28 @@ def _check_source(source: str) -> None:
 
 def _check_output(out: Path, sources: tuple[str, str], separate: Path | None) -> None:
     """Fail before a model is loaded; make the missing folders."""
-    if out.suffix.lower() != ".png":
-        raise ConfigError(
-            f"The strip is a PNG, but -o names {out}.", remedy=f"Write -o {out.with_suffix('.png')}."
-        )
     if out.is_dir():
-        raise DataError(f"{out} is a folder.", remedy="Name a file: -o out.png.")
+        raise DataError(f"-o names a folder: {out}.", remedy="Name a file: -o out.png.")
+    if out.suffix.lower() != ".png":
+        remedy = f"Write -o {out.with_suffix('.png')}."
+        raise ConfigError(f"The strip is a PNG, but -o names {out}.", remedy=remedy)
     if out.exists() and any(Path(source).exists() and out.samefile(source) for source in sources):
         raise ConfigError(f"{out} is one of the images to edit.", remedy="Give -o another name.")
     for folder in (out.parent, separate):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"Cannot make the folder {folder}: {error.strerror}.", remedy="Choose another place."
-            ) from error
+        if folder is not None:
+            _check_folder(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    """Minutes of sampling should not end at a full or protected disk: try it now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place."
+        ) from error
 
 
 def _read(source: str, resolution: int, seed: int) -> Image.Image:
