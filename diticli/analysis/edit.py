@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from diticli.analysis.mixing import alpha_text, check_chunks, mix_chunks, slerp
-from diticli.analysis.pictures import Pixels, to_uint8
+from diticli.pictures.grids import Pixels, to_uint8
 from diticli.chunks import ChunkLayout
 from diticli.errors import ConfigError
 from diticli.progress import Reporter, SilentReporter

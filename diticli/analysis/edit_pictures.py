@@ -9,7 +9,7 @@ from PIL import Image
 
 from diticli.analysis.edit import SIDES, Edit, EditResult, Side
 from diticli.analysis.mixing import alpha_text
-from diticli.analysis.pictures import Pixels, captioned_strip, save_png
+from diticli.pictures.grids import Pixels, captioned_strip, save_png
 from diticli.chunks import ChunkLayout
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks

@@ -75,7 +75,7 @@ def edit(
     from diticli.analysis.edit import EditSettings, edit_pair
     from diticli.analysis.edit_pictures import edit_strip, write_separate
     from diticli.analysis.mixing import parse_alphas
-    from diticli.analysis.pictures import save_png
+    from diticli.pictures.grids import save_png
     from diticli.commands.console import emit_json, reporter, say
     from diticli.models.locate import load_pipeline
 

@@ -1,0 +1,63 @@
+"""The `diti` command: registers the commands and turns errors into one line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diticli.commands.demo import demo
+from diticli.commands.edit import edit
+from diticli.commands.encode import encode
+from diticli.commands.faces import faces
+from diticli.commands.failure import explain, explain_interrupt
+from diticli.commands.probe import probe
+from diticli.commands.train import train
+from diticli.errors import DiTiError
+
+
+class _Group(TyperGroup):
+    """Catches what a command raises before Typer does."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DiTiError as error:
+            raise typer.Exit(explain(error)) from error
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(explain_interrupt(interrupt)) from interrupt
+
+
+app = typer.Typer(
+    name="diti",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if not show:
+        return
+    from diticli.training.rundir import versions
+
+    typer.echo("\n".join(f"{name} {number}" for name, number in versions().items()))
+    raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """Modular image features from diffusion time-steps: train, encode, probe, edit.
+
+    Start with `diti demo`, or with your own images: `diti train --data ./photos`.
+    """
+
+
+for _command in (train, encode, probe, edit, faces, demo):
+    app.command()(_command)

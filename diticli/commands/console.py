@@ -1,0 +1,55 @@
+"""The two streams: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diticli.progress import Reporter
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line for the person, on stderr."""
+    _stderr().print(text, markup=False)
+
+
+def emit_json(data: Any) -> None:
+    """JSON on stdout, for scripts."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout; columns after the first are right-aligned where they hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        numeric = i > 0 and any(_is_number(row[i]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    # Without a terminal rich assumes 80 columns and would fold names that a script may look for.
+    console.print(table, width=None if console.is_terminal else 140)
+
+
+def reporter() -> Reporter:
+    """Progress on stderr: a live bar on a terminal, a line now and then elsewhere."""
+    from diticli.commands.reporting import LineReporter, RichReporter
+
+    console = _stderr()
+    return RichReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "").rstrip("%"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""One table from the core's typed errors to an exit status; each becomes one line and a remedy."""
+
+from __future__ import annotations
+
+import sys
+
+from diticli import errors
+
+# sysexits(3): 2 usage, 65 bad data, 66 no input, 69 unavailable, 70 internal, 74 input/output.
+EXIT_STATUS: dict[type[errors.DiTiError], int] = {
+    errors.ConfigError: 2,
+    errors.ChunkError: 2,
+    errors.DataError: 65,
+    errors.LabelError: 65,
+    errors.FeatureFileError: 65,
+    errors.ModelError: 66,
+    errors.DeviceError: 69,
+    errors.TrainingDivergedError: 70,
+    errors.CheckpointError: 74,
+}
+INTERRUPTED = 130
+
+
+def exit_status(error: errors.DiTiError) -> int:
+    """Exit status of an error: that of its nearest class in the table."""
+    return next((EXIT_STATUS[c] for c in type(error).__mro__ if c in EXIT_STATUS), 1)
+
+
+def explain(error: errors.DiTiError) -> int:
+    """Print what went wrong and what to do, on stderr; returns the exit status."""
+    sys.stderr.write(f"Error: {error.message}\n")
+    if error.remedy:
+        sys.stderr.write(f"  -> {error.remedy}\n")
+    return exit_status(error)
+
+
+def explain_interrupt(interrupt: KeyboardInterrupt) -> int:
+    """Print how to go on after Ctrl-C; returns the exit status."""
+    text = str(interrupt) or "Stopped."
+    sys.stderr.write(f"\n{text}\nRun the same command again to go on.\n")
+    return INTERRUPTED

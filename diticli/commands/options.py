@@ -1,0 +1,30 @@
+"""Options that several commands share, each spelled once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Pipeline folder, run directory or Hub id. Default: $DITI_MODEL, else the newest finished run under ./runs.",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu or cuda. Default: cuda where there is one.", show_default=False),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default=False)
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Decoding threads. Default: one per core.", show_default=False),
+]

@@ -1,0 +1,139 @@
+"""Progress drawn with rich on a terminal, or as plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+LINE_SECONDS = 15.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "", style="cyan")
+
+
+class RichReporter:
+    """A live bar with rate, fields and ETA."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._shown = ""
+
+    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+        """See `Reporter.start`."""
+        self.finish()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            speed_estimate_period=60,
+        )
+        self._shown = ""
+        self._bar.start()
+        self._bar.add_task(title, total=total, unit=unit, shown="")
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        """See `Reporter.advance`."""
+        if self._bar is None:
+            return
+        if fields:
+            self._shown = _fields(fields)
+        self._bar.update(self._bar.task_ids[0], advance=amount, shown=self._shown)
+
+    def finish(self) -> None:
+        """See `Reporter.finish`."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, message: str) -> None:
+        """See `Reporter.note`."""
+        self.console.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """See `Reporter.warn`."""
+        self.console.print(f"Warning: {message}", markup=False, style="yellow")
+
+
+class LineReporter:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._title, self._unit, self._shown = "", "", ""
+        self._total: int | None = None
+        self._done = self._skipped = 0
+        self._began = self._printed = 0.0
+
+    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+        """See `Reporter.start`."""
+        self.finish()
+        self._title, self._total, self._unit, self._shown = title, total, unit, ""
+        self._done = self._skipped = 0
+        self._began = self._printed = time.monotonic()
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        """See `Reporter.advance`."""
+        now = time.monotonic()
+        if self._done == 0 and now - self._began < 0.5 and amount > 1 and self._skipped == 0:
+            self._skipped = 0
+        self._done += amount
+        if fields:
+            self._shown = "  " + _fields(fields)
+        if now - self._printed >= LINE_SECONDS:
+            self._printed = now
+            self._line(now)
+
+    def finish(self) -> None:
+        """See `Reporter.finish`."""
+        if self._title and time.monotonic() - self._began >= 1.0:
+            self._line(time.monotonic())
+        self._title = ""
+
+    def note(self, message: str) -> None:
+        """See `Reporter.note`."""
+        self.console.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """See `Reporter.warn`."""
+        self.console.print(f"Warning: {message}", markup=False)
+
+    def _line(self, now: float) -> None:
+        seconds = max(now - self._began, 1e-9)
+        rate = self._done / seconds
+        of = f"/{self._total:,}" if self._total else ""
+        left = (self._total - self._done) / rate if self._total and rate else 0.0
+        ending = f", {_clock(left)} left" if left > 0 else f" in {_clock(seconds)}"
+        self.console.print(
+            f"{self._title}: {self._done:,}{of} {self._unit}, {rate:,.0f}/s{self._shown}{ending}",
+            markup=False,
+        )
+
+
+def _fields(fields: dict[str, str | float]) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

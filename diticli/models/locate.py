@@ -1,0 +1,46 @@
+"""Which model a command means: what was named, else `$DITI_MODEL`, else the newest finished run under ./runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from diticli.errors import ModelError
+from diticli.models.attention import use_fast_attention
+from diticli.models.device import resolve_device
+from diticli.models.pipeline import DiTiPipeline
+
+RUNS = Path("runs")
+
+
+def locate_model(model: str | None, *, runs: Path = RUNS) -> str:
+    """Name of the model to load: a pipeline folder, a run directory or a Hub id.
+
+    Raises:
+        ModelError: when none is named and none can be found.
+    """
+    chosen = model or os.environ.get("DITI_MODEL")
+    if chosen:
+        return chosen
+    finished = [p.parent.parent for p in runs.glob("*/model/model_index.json")]
+    if not finished:
+        raise ModelError(
+            f"No model is named and there is no finished run under ./{runs}.",
+            remedy="Use --model, set DITI_MODEL, or train one: `diti demo` takes minutes.",
+        )
+    newest = max(finished, key=lambda run: (run / "model" / "model_index.json").stat().st_mtime)
+    return str(newest)
+
+
+def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPipeline:
+    """The located model on a device, with the fastest attention there.
+
+    Raises:
+        ModelError: when there is no such model.
+        DeviceError: when there is no such device.
+    """
+    target = resolve_device(device)
+    pipeline = DiTiPipeline.from_pretrained(locate_model(model))
+    pipeline.set_progress_bar_config(disable=True)
+    use_fast_attention(pipeline.unet, pipeline.encoder, pipeline.shift_decoder, device=target)
+    return pipeline.to(target)

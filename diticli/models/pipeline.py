@@ -1,0 +1,285 @@
+"""`DiTiPipeline`: base, encoder, shift decoder, scheduler and chunk layout as one diffusers pipeline.
+
+Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.pipelines import pipeline_loading_utils
+from PIL import Image
+
+from diticli.chunks import ChunkLayout
+from diticli.data.images import to_square
+from diticli.errors import ConfigError, ModelError
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.predictor import ChunkWindows, Prediction, predict
+from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import first_line
+from diticli.sampling import StepCallback, ddim_decode, ddim_invert
+from diticli.schedule import NoiseSchedule
+
+# model_index.json then names our parts as ["diticli", "SemanticEncoder"], wherever they live in the package.
+_OWN_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("SemanticEncoder", "ShiftDecoder")}
+pipeline_loading_utils.LOADABLE_CLASSES["diticli"] = _OWN_CLASSES
+pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(_OWN_CLASSES)
+_TRUSTED_LIBRARIES = {"diffusers", "diticli"}
+Images = torch.Tensor | Sequence[Image.Image]
+
+
+class DiTiPipeline(DiffusionPipeline):
+    """A trained model.
+
+    Args:
+        unet: the frozen base.
+        encoder: images -> features.
+        shift_decoder: what the features add to the base's noise estimate.
+        scheduler: the noise schedule (its betas; sampling is ours).
+        chunk_layout: `ChunkLayout.to_dict()`.
+        shift_form: "score" (the official sampler) or "posterior" (as trained); see `NoiseSchedule.shift_scale`.
+
+    Raises:
+        ModelError: when the parts do not fit each other.
+    """
+
+    model_cpu_offload_seq = "encoder->unet->shift_decoder"
+    unet: UNet2DModel
+    encoder: SemanticEncoder
+    shift_decoder: ShiftDecoder
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        encoder: SemanticEncoder,
+        shift_decoder: ShiftDecoder,
+        scheduler: DDIMScheduler,
+        chunk_layout: dict[str, Any] | None = None,
+        shift_form: str = "score",
+    ) -> None:
+        super().__init__()
+        if chunk_layout is None:
+            raise ModelError(
+                "A DiTi model needs its chunk layout.", remedy="Pass chunk_layout=layout.to_dict()."
+            )
+        self.register_modules(unet=unet, encoder=encoder, shift_decoder=shift_decoder, scheduler=scheduler)
+        self.register_to_config(chunk_layout=chunk_layout, shift_form=shift_form)
+        self.chunks = ChunkLayout.from_dict(chunk_layout)
+        self.schedule = NoiseSchedule.from_scheduler(scheduler)
+        self.windows = ChunkWindows(self.chunks)
+        self.model_id = ""
+        self._check()
+        for module in (unet, encoder, shift_decoder):
+            module.eval()
+
+    def _check(self) -> None:
+        widths = {
+            self.chunks.latent_dim,
+            self.encoder.config.latent_dim,
+            self.shift_decoder.config.latent_dim,
+        }
+        if len(widths) != 1:
+            raise ModelError(
+                f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}."
+            )
+        if self.chunks.timesteps != self.schedule.timesteps:
+            raise ModelError(
+                f"The layout covers {self.chunks.timesteps} time-steps, the scheduler {self.schedule.timesteps}."
+            )
+        if self.config.shift_form not in ("score", "posterior"):
+            raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load a pipeline folder, a run directory, or a Hub id.
+
+        Raises:
+            ModelError: when there is no such model, or it names code outside diffusers and diticli.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = _download(name)
+        if (folder / "model" / "model_index.json").is_file():
+            folder = folder / "model"
+        _check_index(folder)
+        try:
+            pipeline = super().from_pretrained(str(folder), **kwargs)
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ModelError(
+                f"Cannot load the model in {folder}: {first_line(error)}", remedy="Train or copy it again."
+            ) from error
+        pipeline.model_id = name
+        return pipeline
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As `DiffusionPipeline.to`; moves the schedule and the mask tables along."""
+        super().to(*args, **kwargs)
+        self.schedule.to(self.device)
+        self.windows.to(self.device)
+        return self
+
+    @property
+    def resolution(self) -> int:
+        """Image height and width that the model was trained on."""
+        return int(self.encoder.config.sample_size)
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 (first 16 hex digits) over the layout and all weights."""
+        digest = hashlib.sha256(json.dumps(self.chunks.to_dict()).encode())
+        for module in (self.encoder, self.unet, self.shift_decoder):
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """PIL images -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training."""
+        arrays = [torch.from_numpy(to_square(image, self.resolution)) for image in images]
+        return normalise(torch.stack(arrays).permute(0, 3, 1, 2)) if arrays else torch.empty(0)
+
+    @torch.no_grad()
+    def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
+        """Features [B, D], float32 on the CPU, of PIL images or a float tensor [B, 3, R, R] in [-1, 1].
+
+        Raises:
+            ConfigError: for a tensor of another shape or value range.
+        """
+        x = self._as_tensor(images)
+        parts = [
+            self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu()
+            for part in x.split(batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.chunks.latent_dim)
+
+    @torch.no_grad()
+    def encode_uint8(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Features [B, D], float32 on the CPU, of uint8 images [B, 3, R, R]; normalised on the device."""
+        x = normalise(images_BCHW.to(self.device)).to(self.encoder.dtype)
+        return self.encoder(x).float().cpu()
+
+    @torch.no_grad()
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, z: torch.Tensor, masked: bool = True) -> Prediction:
+        """The base's noise estimate and the shift G, both [B, 3, R, R].
+
+        Args:
+            x_t: noisy images [B, 3, R, R].
+            t: integer time-steps [B].
+            z: features [B, D].
+            masked: hide the dims that lie beyond each time-step's chunk, as in training.
+        """
+        x_t, t, z = (v.to(self.device) for v in (x_t, t, z))
+        z = z.to(self.unet.dtype)
+        seen = self.windows.see(z, t) if masked else self.windows.see_all(z)
+        return predict(self.unet, self.shift_decoder, x_t.to(self.unet.dtype), t, seen)[0]
+
+    def predict_noise(self, z: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z, for the samplers."""
+
+        def shifted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            noise, shift = self.predict(x, t, z)
+            return noise.float() + self.schedule.shift_scale(t, self.config.shift_form) * shift.float()
+
+        return shifted
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Images,
+        z: torch.Tensor,
+        steps: int = 100,
+        clip: bool = False,
+        callback: StepCallback | None = None,
+    ) -> torch.Tensor:
+        """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back."""
+        x0 = self._as_tensor(images).to(self.device)
+        bar = self.schedule.alphas_cumprod
+        return ddim_invert(
+            self.predict_noise(z.to(self.device)), x0, bar, steps=steps, clip=clip, callback=callback
+        )
+
+    @torch.no_grad()
+    def decode(
+        self,
+        x_T: torch.Tensor,
+        z: torch.Tensor,
+        steps: int = 100,
+        clip: bool = True,
+        callback: StepCallback | None = None,
+    ) -> torch.Tensor:
+        """Images [B, 3, R, R] in [-1, 1] from noise x_T under features z."""
+        bar = self.schedule.alphas_cumprod
+        return ddim_decode(
+            self.predict_noise(z.to(self.device)),
+            x_T.to(self.device).float(),
+            bar,
+            steps=steps,
+            clip=clip,
+            callback=callback,
+        )
+
+    def _as_tensor(self, images: Images) -> torch.Tensor:
+        if not isinstance(images, torch.Tensor):
+            return self.preprocess([images] if isinstance(images, Image.Image) else images)
+        expected = (3, self.resolution, self.resolution)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+            raise ConfigError(
+                f"Expected a float tensor [N, {', '.join(map(str, expected))}], got {images.dtype} "
+                f"{list(images.shape)}.",
+                remedy="Pass PIL images, or call preprocess().",
+            )
+        if images.numel() and images.abs().max() > 1.5:
+            raise ConfigError(
+                f"Images should lie in [-1, 1]; these reach {float(images.abs().max()):.3g}.",
+                remedy="Divide by 127.5 and subtract 1.",
+            )
+        return images.float()
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return images.float().div(127.5).sub(1.0)
+
+
+def _check_index(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(
+            f"{folder} holds no model (no model_index.json).",
+            remedy="Give a run directory of `diti train`, a folder saved with save_pretrained, or a Hub id.",
+        )
+    entries = json.loads(index.read_text())
+    libraries = {
+        v[0] for v in entries.values() if isinstance(v, list) and len(v) == 2 and isinstance(v[0], str)
+    }
+    if libraries - _TRUSTED_LIBRARIES:
+        raise ModelError(
+            f"{index} names code outside diffusers and diticli: {sorted(libraries - _TRUSTED_LIBRARIES)}.",
+            remedy="This is not a DiTi model; refuse it.",
+        )
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(
+            snapshot_download(
+                repo_id, allow_patterns=["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
+            )
+        )
+    except (HFValidationError, OSError, ValueError) as error:
+        raise ModelError(
+            f"There is no model {repo_id!r} here or on the Hub: {first_line(error)}",
+            remedy="Check the path, or train one with `diti train`.",
+        ) from error

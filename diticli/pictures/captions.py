@@ -1,0 +1,77 @@
+"""Text in pictures: small captions that shrink, wrap, and are never cut."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from PIL import ImageDraw, ImageFont
+
+INK = "#1f2328"
+SIZES = (13, 12, 11, 10)
+PIECE = r"[^ ,_/]*[,_/]? ?"  # where a line may end: after a space, and in lists and file names
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Caption:
+    """A text laid out for a given width, in pixels.
+
+    The largest of `sizes` that keeps every word whole is taken; where even the smallest does not, words
+    are broken. Nothing is left out.
+
+    Attributes:
+        width: of the widest line, 0 for an empty text.
+        height: of all lines.
+    """
+
+    def __init__(self, text: str, max_width: int, sizes: Sequence[int] = SIZES) -> None:
+        pieces = re.findall(PIECE, re.sub(r"[ \n\t]+", " ", clean(text)))
+        fitting = (
+            s for s in sizes if all(_font(s).getlength(piece.strip()) <= max_width for piece in pieces)
+        )
+        self.font = _font(next(fitting, sizes[-1]))
+        self.lines = _wrap(pieces, self.font, max_width)
+        top, bottom = self.font.getbbox("Ál")[1], self.font.getbbox("Ágj")[3]
+        self._line_height, self._rise = round(bottom - top) + 2, top
+        self.width = math.ceil(max(map(self.font.getlength, self.lines), default=0))
+        self.height = len(self.lines) * self._line_height
+
+    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int, *, centred: bool = False) -> None:
+        """Draw with the upper left corner at (x, y)."""
+        for i, line in enumerate(self.lines):
+            indent = (self.width - self.font.getlength(line)) // 2 if centred else 0
+            at = (x + indent, y + i * self._line_height - self._rise)
+            draw.text(at, line, font=self.font, fill=INK)
+
+
+def clean(text: str) -> str:
+    """Text that can be drawn and stored: undecodable bytes of file names and controls become "?"."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+@cache
+def _font(size: int) -> Font:
+    """DejaVu Sans of matplotlib: Pillow's bundled font has neither accents nor Greek letters."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    if not path.is_file():
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # Raqm refuses some texts
+
+
+def _wrap(pieces: Sequence[str], font: Font, max_width: int) -> list[str]:
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and font.getlength((lines[-1] + piece).strip()) <= max_width:
+            lines[-1] += piece
+            continue
+        lines.append("")
+        for letter in piece:
+            if lines[-1] and font.getlength((lines[-1] + letter).strip()) > max_width:
+                lines.append("")
+            lines[-1] += letter
+    return [line.strip() for line in lines]

@@ -1,0 +1,154 @@
+"""Charts as PNG files, drawn with matplotlib on a figure of its own: no global state, no display."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diticli.pictures.captions import clean
+from diticli.pictures.grids import PAPER, save_png
+from diticli.chunks import ChunkLayout
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES = ("#2463b4", "#e08a1e", "#8a929b", "#3c8d5a", "#b0435c", "#6b52a8")
+MAX_BOUNDARIES = 32
+
+
+def loss_by_timestep_chart(
+    path: Path | str,
+    loss: Sequence[float] | npt.NDArray[np.floating],
+    *,
+    base_loss: Sequence[float] | npt.NDArray[np.floating] | None = None,
+    layout: ChunkLayout | None = None,
+    timesteps: int = 1000,
+    title: str = "Loss by time-step",
+) -> Path:
+    """Write a PNG of the mean loss in equal bins of time-steps 0..T.
+
+    Args:
+        path: where to.
+        loss: one value a bin; NaN for a bin without samples leaves a gap.
+        base_loss: the same for the frozen base alone, to show what the features gained.
+        layout: its chunk boundaries are drawn faintly when there are at most `MAX_BOUNDARIES`.
+        timesteps: T.
+        title: text above the chart.
+    """
+    lines = {"base alone": base_loss, "with features": loss} if base_loss is not None else {"loss": loss}
+
+    def draw(axes: Axes) -> None:
+        if layout is not None and layout.chunks <= MAX_BOUNDARIES:
+            for end in layout.timestep_ends[:-1]:
+                axes.axvline(end, color="#d5d9de", linewidth=0.7, zorder=0)
+        for (name, values), colour in zip(lines.items(), SERIES[1::-1][-len(lines) :], strict=True):
+            edges = np.linspace(0, timesteps, len(values) + 1)
+            axes.stairs(
+                np.asarray(values, dtype=float),
+                edges,
+                baseline=None,
+                label=_plain(name),
+                color=colour,
+                linewidth=1.6,
+            )
+        axes.set(
+            title=_plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps)
+        )
+        _log_if_wide(axes, [v for values in lines.values() for v in values])
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+
+    return _chart(path, draw, (7.2, 3.6))
+
+
+def line_chart(
+    path: Path | str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> Path:
+    """Write a PNG of named lines, name -> (x, y); the y axis is logarithmic when values span over 30x."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, (x, y)) in enumerate(series.items()):
+            axes.plot(x, y, label=_plain(name), color=SERIES[i % len(SERIES)], linewidth=1.6)
+        axes.set(title=_plain(title), xlabel=_plain(x_label), ylabel=_plain(y_label))
+        _log_if_wide(axes, [v for _, y in series.values() for v in y])
+        if len(series) > 1:
+            axes.legend(frameon=False)
+
+    return _chart(path, draw, (7.2, 3.6))
+
+
+def bar_table_chart(
+    path: Path | str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    x_label: str = "score",
+) -> Path:
+    """Write a PNG of horizontal bars: a group for each name (top to bottom), a bar for each series.
+
+    Raises:
+        ValueError: when a series has not one value a name.
+    """
+    if not names or any(len(values) != len(names) for values in series.values()):
+        raise ValueError("Every series needs one value for every name.")
+
+    def draw(axes: Axes) -> None:
+        thick = 0.8 / len(series)
+        for i, (label, values) in enumerate(series.items()):
+            at = np.arange(len(names)) - 0.4 + thick * (i + 0.5)
+            finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0.0)
+            axes.barh(at, finite, height=thick * 0.92, label=_plain(label), color=SERIES[i % len(SERIES)])
+            for y, value, end in zip(at, values, finite, strict=True):
+                text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+                place = (max(0.0, end), y)
+                axes.annotate(text, place, (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set(title=_plain(title), xlabel=_plain(x_label))
+        axes.margins(x=0.08)
+        axes.axvline(0, color="black", linewidth=0.8)
+        if len(series) > 1:
+            axes.figure.legend(loc="outside lower center", ncols=len(series), frameon=False)
+
+    return _chart(path, draw, (7.2, 1.2 + len(names) * (0.12 + 0.15 * len(series))))
+
+
+def _chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor=PAPER)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    canvas.draw()
+    return save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: label names come from files, and "$" would start a formula."""
+    return clean(text).replace("$", r"\$")
+
+
+def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    known = [v for v in values if math.isfinite(v)]
+    if known and min(known) > 0 and max(known) / min(known) > 30:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())

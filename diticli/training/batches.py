@@ -1,0 +1,156 @@
+"""Which images make up step n, and the randomness that step n uses: both functions of (seed, step) alone.
+
+Nothing here keeps state between steps, so a resumed run, or one on another number of processes, sees the
+same images, time-steps and noise.
+
+Legend of shape suffixes: B batch, C channels, H height, W width, N images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from diticli.data.images import ImageSource, UnreadableImageError
+from diticli.models.pipeline import normalise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """This process's part of a global batch."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, batch: int) -> slice:
+        """Positions of the global batch that belong to this process; `batch` must be divisible by `world`."""
+        local = batch // self.world
+        return slice(self.rank * local, (self.rank + 1) * local)
+
+
+class DataOrder:
+    """Endless shuffled order over N images; each pass is a new permutation from (seed, pass)."""
+
+    def __init__(self, images: int, batch_size: int, seed: int) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self._cached: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """[batch_size] image indices of step `step` (zero-based)."""
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = position // self.images
+        parts = [
+            self._permutation(e)[position[epochs == e] % self.images] for e in np.unique(epochs).tolist()
+        ]
+        return np.concatenate(parts)
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._cached[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self._cached = (epoch, rng.permutation(self.images))
+        return self._cached[1]
+
+
+class ImageFeed(Protocol):
+    """Delivers uint8 batches [B, C, H, W] in the order of a `DataOrder`, from some step on."""
+
+    def batches(
+        self, order: DataOrder, first_step: int, last_step: int, share: Share
+    ) -> Iterator[torch.Tensor]:
+        """One local batch per step in [first_step, last_step)."""
+
+
+class MemoryFeed:
+    """Images decoded once and kept as uint8 [N, C, H, W]."""
+
+    def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
+        self.images_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))
+
+    def batches(
+        self, order: DataOrder, first_step: int, last_step: int, share: Share
+    ) -> Iterator[torch.Tensor]:
+        """See `ImageFeed.batches`."""
+        for step in range(first_step, last_step):
+            yield self.images_NCHW[torch.from_numpy(order.batch(step)[share.of(order.batch_size)])]
+
+
+class StreamFeed:
+    """Images decoded by worker processes as they are needed; an unreadable one is replaced by its successor."""
+
+    def __init__(self, source: ImageSource, workers: int) -> None:
+        self.source, self.workers = source, workers
+
+    def batches(
+        self, order: DataOrder, first_step: int, last_step: int, share: Share
+    ) -> Iterator[torch.Tensor]:
+        """See `ImageFeed.batches`."""
+        steps = (
+            order.batch(step)[share.of(order.batch_size)].tolist() for step in range(first_step, last_step)
+        )
+        loader: DataLoader[torch.Tensor] = DataLoader(
+            _Decoded(self.source),
+            batch_sampler=steps,  # type: ignore[arg-type]  # any iterable of index lists will do
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if self.workers else None,
+        )
+        yield from loader
+
+
+class _Decoded(Dataset[torch.Tensor]):
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        for offset in range(len(self.source)):
+            try:
+                image = self.source.load((index + offset) % len(self.source))
+            except UnreadableImageError:
+                continue
+            return torch.from_numpy(image).permute(2, 0, 1)
+        raise UnreadableImageError(self.source.name, "no image is readable any more")
+
+
+class StepNoise:
+    """Flips, time-steps and noise of a step, drawn for the global batch and cut to this process's share."""
+
+    def __init__(
+        self, *, seed: int, stage: str, timesteps: int, batch_size: int, flip: bool, share: Share
+    ) -> None:
+        self.seed, self.stage, self.timesteps = seed, stage, timesteps
+        self.batch_size, self.flip, self.share = batch_size, flip, share
+
+    def draw(self, step: int, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(x_0 float32 in [-1, 1], t [B] uniform in 0..T-1, Gaussian noise) on the device of `images_BCHW` (uint8).
+
+        Also seeds torch's global generators, from which dropout draws.
+        """
+        device = images_BCHW.device
+        mine = self.share.of(self.batch_size)
+        seed = fold_seed(self.seed, self.stage, step)
+        torch.manual_seed(seed + self.share.rank)
+        generator = torch.Generator(device).manual_seed(seed)
+        t = torch.randint(self.timesteps, (self.batch_size,), device=device, generator=generator)[mine]
+        coins = torch.rand(self.batch_size, device=device, generator=generator)[mine] < 0.5
+        shape = (self.batch_size, *images_BCHW.shape[1:])
+        noise = torch.randn(shape, device=device, generator=generator)[mine]
+        x0 = normalise(images_BCHW)
+        if self.flip:
+            x0 = torch.where(coins[:, None, None, None], x0.flip(-1), x0)
+        return x0, t, noise
+
+
+def fold_seed(seed: int, *parts: str | int) -> int:
+    """A 48-bit seed from a run's seed and any names or numbers; the same everywhere."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "little")

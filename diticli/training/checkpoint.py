@@ -1,0 +1,116 @@
+"""Checkpoints: safetensors plus JSON, checksummed, written beside and renamed into place.
+
+`checkpoints/step-00001000/` holds `weights`, `ema`, `optimizer` and `totals` (.safetensors) and `state.json`
+with the step and the SHA-256 of each file. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from diticli.errors import CheckpointError
+
+KEEP = 2
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State of a stage after `state["step"]` steps."""
+
+    tensors: dict[str, Tensors]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint below `folder`, then drop all but the newest two.
+
+    Raises:
+        CheckpointError: when it cannot be written; earlier checkpoints stay as they were.
+    """
+    target = folder / f"step-{checkpoint.state['step']:08d}"
+    beside = folder / f".{target.name}.partial"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        sums = {}
+        for name, tensors in checkpoint.tensors.items():
+            path = beside / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            sums[path.name] = _sha256(path)
+        write_json(beside / "state.json", {**checkpoint.state, "sha256": sums})
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(beside, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise CheckpointError(
+            f"Cannot write the checkpoint {target}: {error}.",
+            remedy="Free some disk space, then run the same command again: it goes on from the previous checkpoint.",
+        ) from error
+    for old in list_checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, verifying every checksum.
+
+    Raises:
+        CheckpointError: naming the damaged file.
+    """
+    remedy = f"Delete {path} to go on from the checkpoint before it."
+    try:
+        state = json.loads((path / "state.json").read_text())
+        tensors = {}
+        for name, expected in state["sha256"].items():
+            if _sha256(path / name) != expected:
+                raise CheckpointError(f"{path / name} is damaged: its checksum differs.", remedy=remedy)
+            tensors[Path(name).stem] = load_file(path / name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot read the checkpoint {path}: {error}.", remedy=remedy) from error
+    return Checkpoint(tensors, state)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Adam's moments as named tensors "INDEX.exp_avg"."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Inverse of `flatten_optimizer`."""
+    state: dict[int, Tensors] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON beside `path` and rename it into place."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(beside, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

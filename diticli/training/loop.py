@@ -1,0 +1,272 @@
+"""The training loop of both stages. It knows an objective, a feed and a budget, and nothing of the method."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from diticli.config import StageConfig
+from diticli.errors import TrainingDivergedError
+from diticli.progress import Reporter
+from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
+from diticli.training.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    list_checkpoints,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+from diticli.training.journal import Journal
+from diticli.training.objectives import Objective
+from diticli.training.stopping import StopRequest, TrainingInterrupted
+
+LOSS_BINS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage's work order."""
+
+    name: str
+    """`base` or `features`."""
+    objective: Objective
+    budget: StageConfig
+    feed: ImageFeed
+    images: int
+    """Number of distinct images in the feed."""
+    seed: int
+    flip: bool
+    log_every: int
+    checkpoint_every: int
+    sample_every: int
+    checkpoints: Path
+    identity: str
+    """What a checkpoint must agree with to be resumed: a hash of the settings and the data."""
+    on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
+    """Called with the moving average in place, as (step, mean loss per time-step bin)."""
+
+
+class StageTrainer:
+    """State of a stage in progress: weights, moving average, optimizer and running totals."""
+
+    def __init__(self, stage: Stage, accelerator: Accelerator, *, compile: bool = False) -> None:
+        self.stage, self.accelerator = stage, accelerator
+        self.step = 0
+        self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
+        stage.objective.to(accelerator.device)
+        self.ema = EMAModel(self.parameters, decay=stage.budget.ema_decay, foreach=True)
+        self.ema.to(accelerator.device)
+        if compile:
+            stage.objective.compile()
+        self.module, self.optimizer = accelerator.prepare(stage.objective, self.optimizer)
+        device = accelerator.device
+        self.totals = {
+            "loss": torch.zeros((), dtype=torch.float64, device=device),
+            "steps": torch.zeros((), dtype=torch.int64, device=device),
+            "bin_loss": torch.zeros(LOSS_BINS, dtype=torch.float64, device=device),
+            "bin_count": torch.zeros(LOSS_BINS, dtype=torch.float64, device=device),
+        }
+        self.timesteps = stage.objective.schedule.timesteps
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint of this stage, if there is one."""
+        found = list_checkpoints(self.stage.checkpoints)
+        if not found:
+            return False
+        checkpoint = load_checkpoint(found[-1])
+        if checkpoint.state["stage"] != self.stage.name:
+            return False
+        _check_identity(checkpoint, self.stage, found[-1])
+        named = dict(self.stage.objective.named_parameters())
+        with torch.no_grad():
+            for name, value in checkpoint.tensors["weights"].items():
+                named[name].copy_(value)
+            for i, shadow in enumerate(self.ema.shadow_params):
+                shadow.copy_(checkpoint.tensors["ema"][str(i)])
+        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
+        self.ema.optimization_step = checkpoint.state["ema_step"]
+        self.totals = {k: v.to(self.accelerator.device) for k, v in checkpoint.tensors["totals"].items()}
+        self.step = checkpoint.state["step"]
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment (main process only)."""
+        if not self.accelerator.is_main_process:
+            return
+        weights = {n: p for n, p in self.stage.objective.named_parameters() if p.requires_grad}
+        tensors = {
+            "weights": weights,
+            "ema": {str(i): p for i, p in enumerate(self.ema.shadow_params)},
+            "optimizer": flatten_optimizer(self.optimizer),
+            "totals": self.totals,
+        }
+        state = {
+            "stage": self.stage.name,
+            "step": self.step,
+            "images": self.step * self.stage.budget.batch_size,
+            "ema_step": self.ema.optimization_step,
+            "identity": self.stage.identity,
+        }
+        save_checkpoint(self.stage.checkpoints, Checkpoint(tensors, state))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The moving average in place of the weights, and eval mode, within the block."""
+        modes = {m: m.training for m in self.stage.objective.modules()}
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.stage.objective.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+            for module, mode in modes.items():
+                module.training = mode
+
+    def train_step(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> None:
+        """One optimizer step; adds to the totals without waiting for the device."""
+        budget = self.stage.budget
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(budget, self.step)
+        with self.accelerator.autocast():
+            loss_B = self.module(x0, t, noise)
+        self.accelerator.backward(loss_B.mean())
+        if budget.grad_clip:
+            self.accelerator.clip_grad_norm_(self.parameters, budget.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.parameters)
+        self.step += 1
+        self._count(loss_B.detach().double(), t)
+
+    def _count(self, loss_B: torch.Tensor, t_B: torch.Tensor) -> None:
+        bins = t_B * LOSS_BINS // self.timesteps
+        self.totals["loss"] += loss_B.mean()
+        self.totals["steps"] += 1
+        self.totals["bin_loss"].index_add_(0, bins, loss_B)
+        self.totals["bin_count"].index_add_(0, bins, torch.ones_like(loss_B))
+
+    def take_mean_loss(self) -> float:
+        """Mean loss since the last call, over all processes.
+
+        Raises:
+            TrainingDivergedError: when it is NaN or infinite.
+        """
+        mean = self.accelerator.reduce(self.totals["loss"] / self.totals["steps"].clamp(min=1), "mean").item()
+        if not math.isfinite(mean):
+            raise TrainingDivergedError(
+                f"The loss of stage {self.stage.name} became {mean} by step {self.step:,}.",
+                remedy="The last good checkpoint is kept. Lower the learning rate (--lr) or use --precision fp32; "
+                "with other settings the run needs a new --out.",
+            )
+        self.totals["loss"].zero_()
+        self.totals["steps"].zero_()
+        return mean
+
+    def take_loss_by_timestep(self) -> torch.Tensor:
+        """Mean loss per bin of time-steps [LOSS_BINS] since the last call, on the CPU; NaN where none fell."""
+        sums = self.accelerator.reduce(
+            torch.stack([self.totals["bin_loss"], self.totals["bin_count"]]), "sum"
+        )
+        self.totals["bin_loss"].zero_()
+        self.totals["bin_count"].zero_()
+        mean: torch.Tensor = (sums[0] / sums[1]).cpu()
+        return mean
+
+
+def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop: StopRequest) -> None:
+    """Train to the end of the budget; leaves the moving average in the weights.
+
+    Raises:
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        TrainingDivergedError: when the loss is no number any more.
+    """
+    stage, accelerator = trainer.stage, trainer.accelerator
+    share = Share(rank=accelerator.process_index, world=accelerator.num_processes)
+    budget = stage.budget
+    order = DataOrder(stage.images, budget.batch_size, fold_seed(stage.seed, stage.name, "order"))
+    noise = StepNoise(
+        seed=stage.seed,
+        stage=stage.name,
+        timesteps=trainer.timesteps,
+        batch_size=budget.batch_size,
+        flip=stage.flip,
+        share=share,
+    )
+    stage.objective.train()
+    journal.forget_after(stage.name, trainer.step)
+    reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images")
+    reporter.advance(trainer.step * budget.batch_size)
+    started, first_step = time.perf_counter(), trainer.step
+    for batch in stage.feed.batches(order, trainer.step, budget.steps, share):
+        images = batch.to(accelerator.device, non_blocking=True)
+        trainer.train_step(*noise.draw(trainer.step, images))
+        last = trainer.step == budget.steps
+        fields: dict[str, Any] = {}
+        if trainer.step % stage.log_every == 0 or last:
+            rate = (trainer.step - first_step) * budget.batch_size / (time.perf_counter() - started)
+            fields["loss"] = trainer.take_mean_loss()
+            journal.log(
+                stage=stage.name,
+                step=trainer.step,
+                images=trainer.step * budget.batch_size,
+                loss=fields["loss"],
+                lr=learning_rate(budget, trainer.step - 1),
+                images_per_second=rate,
+            )
+        reporter.advance(budget.batch_size, **fields)
+        if stage.sample_every and (trainer.step % stage.sample_every == 0 or last):
+            losses = trainer.take_loss_by_timestep()
+            if accelerator.is_main_process:
+                with trainer.averaged_weights():
+                    stage.on_sample(trainer.step, losses)
+        if stop.requested or trainer.step % stage.checkpoint_every == 0 or last:
+            _check_finite(trainer)
+            trainer.save()
+        if stop.requested and not last:
+            raise TrainingInterrupted(stage.name, trainer.step, budget.steps)
+    trainer.ema.copy_to(trainer.parameters)
+    stage.objective.eval()
+    reporter.finish()
+
+
+def learning_rate(budget: StageConfig, step: int) -> float:
+    """Learning rate of step `step` (zero-based): linear warm-up, then constant or cosine to 1 %."""
+    warmup = budget.warmup_images / budget.batch_size
+    if step < warmup:
+        return budget.peak_learning_rate * (step + 1) / (warmup + 1)
+    if budget.decay == "constant":
+        return budget.peak_learning_rate
+    progress = (step - warmup) / max(budget.steps - warmup, 1)
+    return budget.peak_learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _check_finite(trainer: StageTrainer) -> None:
+    """A checkpoint must be a good one: look at the loss since the last log line before writing."""
+    if not bool(torch.isfinite(trainer.totals["loss"])):
+        trainer.take_mean_loss()
+
+
+def _check_identity(checkpoint: Checkpoint, stage: Stage, path: Path) -> None:
+    from diticli.errors import CheckpointError
+
+    if checkpoint.state["identity"] != stage.identity:
+        raise CheckpointError(
+            f"{path} was written with other settings or other images.",
+            remedy="Give the run a new --out, or restore the settings and images it was started with.",
+        )
+
+
+__all__ = ["LOSS_BINS", "Stage", "StageTrainer", "learning_rate", "nn", "run_stage"]

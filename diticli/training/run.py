@@ -1,0 +1,227 @@
+"""A whole training run: images, base, features, finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+from diticli.config import RunConfig
+from diticli.data.images import ImageSource, load_images, open_images
+from diticli.errors import ConfigError
+from diticli.models.attention import use_fast_attention
+from diticli.models.build import build_encoder, build_unet, new_scheduler
+from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.pipeline import DiTiPipeline
+from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import load_base
+from diticli.progress import Reporter, SilentReporter
+from diticli.schedule import NoiseSchedule
+from diticli.training import samples
+from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed, fold_seed
+from diticli.training.journal import Journal
+from diticli.training.loop import Stage, StageTrainer, run_stage
+from diticli.training.objectives import FeatureObjective, NoiseObjective, Objective
+from diticli.training.rundir import RunDirectory, identity
+from diticli.training.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Images:
+    """The run's images: a feed for training and a few to look at."""
+
+    feed: ImageFeed
+    count: int
+    preview: torch.Tensor
+    """uint8 [B, 3, R, R]."""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Replace `auto` by what this machine has.
+
+    Raises:
+        DeviceError: for a device or precision it does not have.
+    """
+    device = resolve_device(config.device)
+    return replace(config, device=device.type, precision=resolve_precision(config.precision, device))
+
+
+def open_source(config: RunConfig) -> ImageSource:
+    """The images named by the settings.
+
+    Raises:
+        DataError: when there are none.
+    """
+    return open_images(config.data.source, config.data.resolution, faces_count=config.data.faces_count)
+
+
+def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> Path:
+    """Train a model into the run directory `out`, or go on with a run that was stopped there.
+
+    Returns:
+        The folder of the finished pipeline.
+
+    Raises:
+        DiTiError: for settings, images, bases and checkpoints that cannot be used.
+        TrainingInterrupted: after Ctrl-C or SIGTERM; calling again goes on exactly where it stopped.
+    """
+    reporter = reporter or SilentReporter()
+    config = resolve(config)
+    accelerator = make_accelerator(config)
+    source = open_source(config)
+    fingerprint = source.fingerprint()
+    run = RunDirectory(out)
+    if accelerator.is_main_process and run.open(config, fingerprint):
+        reporter.note(f"Going on with the run in {out}.")
+    accelerator.wait_for_everyone()
+    images = prepare_images(config, source, run, reporter)
+    journal = Journal(out, active=accelerator.is_main_process)
+    worker = _Worker(config, run, accelerator, images, fingerprint, journal, reporter)
+    try:
+        with StopRequest() as stop:
+            unet, scheduler = worker.base(stop)
+            worker.features(unet, scheduler, stop)
+    finally:
+        journal.close()
+    return run.model
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Accelerate's handle on device, precision and processes, for resolved settings.
+
+    Raises:
+        ConfigError: when a global batch cannot be shared evenly by the processes.
+    """
+    precision = "bf16" if config.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    for name, stage in (("base", config.base), ("features", config.features)):
+        if stage.batch_size % accelerator.num_processes:
+            raise ConfigError(
+                f"{name}.batch_size {stage.batch_size} cannot be shared by {accelerator.num_processes} processes.",
+                remedy="Use a multiple of the number of processes.",
+            )
+    return accelerator
+
+
+def prepare_images(config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter) -> Images:
+    """Decode into memory what fits, stream the rest.
+
+    Raises:
+        DataError: when too many images are unreadable.
+    """
+    workers = config.data.workers or None
+    size = len(source) * 3 * config.data.resolution**2
+    if size > config.data.memory_limit_mb * 2**20:
+        feed = StreamFeed(source, config.data.workers or 2)
+        return Images(feed, len(source), _preview(source))
+    loaded = load_images(source, reporter=reporter, workers=workers, skipped_list=run.root / "skipped.txt")
+    memory = MemoryFeed(loaded.images)
+    return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
+
+
+def _preview(source: ImageSource) -> torch.Tensor:
+    loaded = [source.load(i) for i in range(min(samples.COUNT, len(source)))]
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in loaded])
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """Both stages of one run."""
+
+    config: RunConfig
+    run: RunDirectory
+    accelerator: Accelerator
+    images: Images
+    fingerprint: dict[str, Any]
+    journal: Journal
+    reporter: Reporter
+
+    def base(self, stop: StopRequest) -> tuple[UNet2DModel, DDPMScheduler]:
+        """Load the base, or train it."""
+        config = self.config
+        if not config.base_model and not (self.run.base / "unet").is_dir():
+            self._train_base(stop)
+        where = config.base_model or str(self.run.base)
+        unet, scheduler = load_base(where, resolution=config.data.resolution)
+        if scheduler.config.num_train_timesteps != 1000:
+            config.chunks.layout(scheduler.config.num_train_timesteps)
+        return unet, scheduler
+
+    def _train_base(self, stop: StopRequest) -> None:
+        torch.manual_seed(fold_seed(self.config.seed, "base", "weights"))
+        unet, scheduler = build_unet(self.config.unet, self.config.data.resolution), new_scheduler()
+        objective = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
+        use_fast_attention(unet, device=self.accelerator.device)
+
+        def look(step: int, losses: torch.Tensor) -> None:
+            path = self.run.samples / f"base-{step:08d}.png"
+            samples.base_samples(unet, objective.schedule, seed=self.config.seed, path=path)
+            chart = self.run.samples / "base-loss-by-timestep.png"
+            samples.loss_chart(losses, layout=None, title=f"Base, step {step:,}", path=chart)
+
+        self._run("base", objective, stop, look)
+
+        def save(folder: Path) -> None:
+            unet.save_pretrained(folder / "unet")
+            scheduler.save_pretrained(folder / "scheduler")
+
+        self._publish(self.run.base, save)
+
+    def features(self, unet: UNet2DModel, scheduler: DDPMScheduler, stop: StopRequest) -> None:
+        """Train encoder and shift decoder, and save the pipeline."""
+        config = self.config
+        torch.manual_seed(fold_seed(config.seed, "features", "weights"))
+        layout = config.chunks.layout(scheduler.config.num_train_timesteps)
+        encoder, decoder = build_encoder(config), ShiftDecoder.for_unet(unet, layout.latent_dim)
+        schedule = NoiseSchedule.from_scheduler(scheduler)
+        objective = FeatureObjective(unet, encoder, decoder, schedule, layout, config.gradient)
+        use_fast_attention(unet, encoder, decoder, device=self.accelerator.device)
+        pipeline = DiTiPipeline(
+            unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict()
+        )
+
+        def look(step: int, losses: torch.Tensor) -> None:
+            pipeline.to(self.accelerator.device)
+            path = self.run.samples / f"features-{step:08d}.png"
+            samples.reconstructions(pipeline, self.images.preview, seed=config.seed, path=path)
+            chart = self.run.samples / "features-loss-by-timestep.png"
+            samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
+
+        self._run("features", objective, stop, look)
+        pipeline.to("cpu")
+        self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
+
+    def _run(
+        self, name: str, objective: Objective, stop: StopRequest, look: Callable[[int, torch.Tensor], None]
+    ) -> None:
+        config = self.config
+        stage = Stage(
+            name=name,
+            objective=objective,
+            budget=config.base if name == "base" else config.features,
+            feed=self.images.feed,
+            images=self.images.count,
+            seed=config.seed,
+            flip=config.data.horizontal_flip,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            sample_every=config.sample_every,
+            checkpoints=self.run.checkpoints,
+            identity=identity(config, self.fingerprint, name),
+            on_sample=look,
+        )
+        trainer = StageTrainer(stage, self.accelerator, compile=config.compile)
+        if trainer.resume():
+            self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {stage.budget.steps:,}.")
+        run_stage(trainer, self.journal, self.reporter, stop)
+
+    def _publish(self, target: Path, save: Callable[[Path], None]) -> None:
+        if self.accelerator.is_main_process:
+            self.run.publish(target, save)
+            self.run.discard_checkpoints()
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,142 @@
+"""The run directory: what it holds, and whether a new run may use it.
+
+runs/NAME/config.json      everything resolved, with versions
+          base/            stage 1 result (diffusers layout)
+          model/           the finished `DiTiPipeline`
+          checkpoints/     exact resume
+          metrics.jsonl    one line per log interval
+          tensorboard/
+          samples/*.png
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from diticli._version import __version__
+from diticli.config import RunConfig, to_dict
+from diticli.errors import ConfigError, DataError
+from diticli.training.checkpoint import write_json
+
+# Settings that change how a run proceeds but not what it computes.
+_FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb"}
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        """Stage 1 result."""
+        return self.root / "base"
+
+    @property
+    def model(self) -> Path:
+        """The finished pipeline."""
+        return self.root / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Exact resume."""
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures."""
+        return self.root / "samples"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its model."""
+        return (self.model / "model_index.json").is_file()
+
+    def open(self, config: RunConfig, fingerprint: dict[str, Any]) -> bool:
+        """Create the directory or take it up again; returns whether there was a run of these settings.
+
+        Raises:
+            ConfigError: when it holds a finished run, a run of other settings, or other files.
+            DataError: when it cannot be written, or the images changed since the run began.
+        """
+        path = self.root / "config.json"
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            self._compare(saved, config, fingerprint)
+            return True
+        if self.root.is_dir() and any(self.root.iterdir()):
+            raise ConfigError(f"{self.root} exists and is not a run.", remedy="Choose another --out.")
+        try:
+            self.samples.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(
+                f"Cannot create {self.root}: {error.strerror}.", remedy="Choose another --out."
+            ) from error
+        write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
+        return False
+
+    def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> None:
+        if self.finished:
+            raise ConfigError(
+                f"{self.root} holds a finished run.", remedy="Choose another --out, or remove that folder."
+            )
+        old, new = _flat(saved["config"]), _flat(to_dict(config))
+        changed = [k for k in sorted(old.keys() | new.keys()) if k not in _FREE and old.get(k) != new.get(k)]
+        if changed:
+            listed = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
+            raise ConfigError(
+                f"{self.root} was started with other settings: {listed}.",
+                remedy="Give the same settings to go on, or another --out for a new run.",
+            )
+        if saved["data"] != json.loads(json.dumps(fingerprint)):
+            raise DataError(
+                f"The images changed since {self.root} was started.",
+                remedy="Restore them to go on, or choose another --out.",
+            )
+
+    def publish(self, target: Path, save: Callable[[Path], None]) -> None:
+        """Let `save` fill a folder beside `target`, then rename it into place."""
+        beside = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        save(beside)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(beside, target)
+
+    def discard_checkpoints(self) -> None:
+        """Remove the checkpoints of a stage whose result is published."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def identity(config: RunConfig, fingerprint: dict[str, Any], stage: str) -> str:
+    """Hash of all that a checkpoint of `stage` depends on."""
+    settings = {k: v for k, v in _flat(to_dict(config)).items() if k not in _FREE}
+    text = json.dumps([stage, settings, fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"diticli": __version__, "python": platform.python_version()}
+    for package in ("torch", "diffusers", "accelerate", "triton", "xformers", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,51 @@
+"""Pictures of a run in progress: base samples, reconstructions, loss by time-step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+from diticli.pictures.charts import loss_by_timestep_chart
+from diticli.pictures.grids import captioned_strip, image_grid, save_png
+from diticli.chunks import ChunkLayout
+from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.sampling import ddim_decode
+from diticli.schedule import NoiseSchedule
+
+COUNT = 8
+STEPS = 50
+
+
+@torch.no_grad()
+def base_samples(unet: UNet2DModel, schedule: NoiseSchedule, *, seed: int, path: Path) -> None:
+    """Images drawn from the base by DDIM, always from the same noise."""
+    device = schedule.alphas_cumprod.device
+    size = int(unet.config.sample_size)
+    noise = torch.randn(COUNT * 2, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
+    images = ddim_decode(lambda x, t: unet(x, t).sample.float(), noise, schedule.alphas_cumprod, steps=STEPS)
+    save_png(image_grid(images.cpu(), columns=COUNT), path)
+
+
+def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: int, path: Path) -> None:
+    """Originals (uint8), what their features alone give back (random x_T), and features with inferred x_T."""
+    x0 = normalise(images_BCHW[:COUNT])
+    z = pipeline.encode(x0)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    rows = [
+        x0,
+        pipeline.decode(noise, z, steps=STEPS).cpu(),
+        pipeline.decode(pipeline.invert(x0, z, steps=STEPS), z, steps=STEPS).cpu(),
+    ]
+    strip = captioned_strip(
+        [list(row) for row in rows],
+        row_captions=["original", "features, random x_T", "features, own x_T"],
+        column_captions=[""] * len(x0),
+    )
+    save_png(strip, path)
+
+
+def loss_chart(losses: torch.Tensor, *, layout: ChunkLayout | None, title: str, path: Path) -> None:
+    """Mean training loss by time-step since the last picture."""
+    loss_by_timestep_chart(path, losses.numpy(), layout=layout, title=title)
