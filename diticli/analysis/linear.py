@@ -1,0 +1,229 @@
+"""Regularised linear models for many targets at once, along a path of regularisations.
+
+All targets share the features, so one eigendecomposition of the training features serves them all: in its
+coordinates a diagonal scaling makes every objective nearly round, and one L-BFGS fits all targets together
+with matrix products. The minimum is that of `sklearn.linear_model.LogisticRegression(C=1 / (reg * n))` and
+`Ridge(alpha=reg * n)`, target by target.
+
+Shape suffixes: N rows, D features, R coordinates (rank), C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from diticli.errors import FeatureFileError
+
+FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+_BLOCK_VALUES = 2**22
+_RANK_TOLERANCE = 1e-10
+_CONSTANT = 1e-6
+_MAX_ITERATIONS = 300
+_CURVATURE_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpace:
+    """Standardisation and principal axes of the training rows.
+
+    Attributes:
+        mean: [D] mean of each feature.
+        std: [D] standard deviation; 1 where a feature is constant.
+        basis: [D, R] orthonormal axes in standardised space. Directions that no training row has are
+            left out: an L2-regularised model has no weight there.
+        variances: [R] variance of the training rows along each axis.
+    """
+
+    mean: DoubleArray
+    std: DoubleArray
+    basis: DoubleArray
+    variances: DoubleArray
+
+    @classmethod
+    def fit(cls, values: FloatArray, train: Rows) -> FeatureSpace:
+        """Space of the rows `train` of `values` [N, D], read block by block in float64.
+
+        Raises:
+            FeatureFileError: when no feature varies.
+        """
+        count, width = len(train), values.shape[1]
+        mean = sum((rows.sum(axis=0) for rows in _blocks(values, train)), np.zeros(width)) / count
+        squares = (np.square(rows - mean).sum(axis=0) for rows in _blocks(values, train))
+        std = np.sqrt(sum(squares, np.zeros(width)) / count)
+        constant = std <= _CONSTANT * np.abs(mean)
+        if constant.all():
+            raise FeatureFileError(
+                f"All {width} features are constant over the {count} training rows.",
+                remedy="Check the model that made them.",
+            )
+        std = np.where(constant, 1.0, std)
+        axes = _axes if count >= width else _axes_of_few
+        basis, variances = axes(values, train, mean, std)
+        return cls(mean=mean, std=std, basis=basis, variances=variances)
+
+    def project(self, values: FloatArray, rows: Rows) -> FloatArray:
+        """Coordinates [len(rows), R] of standardised rows."""
+        out = np.empty((len(rows), self.basis.shape[1]), dtype=np.float32)
+        start = 0
+        for block in _blocks(values, rows):
+            out[start : start + len(block)] = ((block - self.mean) / self.std) @ self.basis
+            start += len(block)
+        return out
+
+
+class BinaryLoss:
+    """Logistic loss of C independent binary targets; `targets_NC` 0 or 1, NaN left out."""
+
+    def __init__(self, targets_NC: DoubleArray) -> None:
+        self.targets, self.weights = _targets(targets_NC)
+        rate = (self.targets * self.weights).sum(dim=0)
+        self.curvature = (rate * (1 - rate)).clamp_min(_CURVATURE_FLOOR)
+
+    def __call__(self, logits_NC: torch.Tensor) -> torch.Tensor:
+        """Sum over targets of the mean over rows."""
+        return F.binary_cross_entropy_with_logits(logits_NC, self.targets, self.weights, reduction="sum")
+
+
+class SquaredLoss:
+    """Half the squared error of C independent numeric targets; NaN left out."""
+
+    def __init__(self, targets_NC: DoubleArray) -> None:
+        self.targets, self.weights = _targets(targets_NC)
+        self.curvature = torch.ones(targets_NC.shape[1], dtype=torch.float64)
+
+    def __call__(self, outputs_NC: torch.Tensor) -> torch.Tensor:
+        """Sum over targets of the mean over rows."""
+        return 0.5 * (self.weights * (outputs_NC - self.targets).square()).sum()
+
+
+class CategoryLoss:
+    """Multinomial logistic loss of one target with C classes; `codes` [N] in 0..C-1, below 0 left out."""
+
+    def __init__(self, codes: npt.NDArray[np.int64], classes: int) -> None:
+        self.rows = torch.from_numpy(np.flatnonzero(codes >= 0))
+        self.codes = torch.from_numpy(codes[codes >= 0])
+        rate = torch.bincount(self.codes, minlength=classes).double() / len(self.codes)
+        self.curvature = (rate * (1 - rate)).clamp_min(_CURVATURE_FLOOR)
+
+    def __call__(self, logits_NC: torch.Tensor) -> torch.Tensor:
+        """Mean over rows."""
+        return F.cross_entropy(logits_NC[self.rows], self.codes)
+
+
+Loss = BinaryLoss | SquaredLoss | CategoryLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearFit:
+    """Models of one regularisation: outputs are `z @ weights + bias`.
+
+    Attributes:
+        reg: the objective is loss + reg / 2 * ||w||^2 (the bias is free).
+        weights: [R, C] float64.
+        bias: [C] float64.
+    """
+
+    reg: float
+    weights: DoubleArray
+    bias: DoubleArray
+
+    def predict(self, z_NR: FloatArray) -> DoubleArray:
+        """Outputs [N, C]."""
+        return z_NR @ self.weights.astype(np.float32) + self.bias
+
+
+def fit_path(
+    z_NR: FloatArray, variances: DoubleArray, loss: Loss, regs: Sequence[float]
+) -> Iterator[LinearFit]:
+    """Minimise loss + reg / 2 * ||w||^2 for each of `regs`, each from the solution before.
+
+    Args:
+        z_NR: training rows in the axes of a `FeatureSpace`.
+        variances: [R] of those axes.
+        loss: what to minimise; holds the N targets.
+        regs: regularisations; warm starts pay when they decrease.
+
+    Yields:
+        One fit per regularisation.
+    """
+    z = torch.from_numpy(z_NR)
+    curvature_RC = torch.from_numpy(variances)[:, None] * loss.curvature
+    weights = torch.zeros_like(curvature_RC)
+    bias = torch.zeros(curvature_RC.shape[1], dtype=torch.float64)
+    for reg in regs:
+        weights, bias = _minimise(z, loss, reg, weights, bias, scale=(curvature_RC + reg).rsqrt())
+        yield LinearFit(reg=reg, weights=weights.numpy(), bias=bias.numpy())
+
+
+def _minimise(
+    z: torch.Tensor, loss: Loss, reg: float, weights: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One L-BFGS over scaled weights: products in float32, sums in float64 so that the search sees them."""
+    bias_scale = loss.curvature.rsqrt()
+    scaled = (weights / scale).requires_grad_()
+    scaled_bias = (bias / bias_scale).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [scaled, scaled_bias],
+        max_iter=_MAX_ITERATIONS,
+        history_size=20,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        w = scaled * scale
+        outputs = (z @ w.float()).double() + scaled_bias * bias_scale
+        total = loss(outputs) + reg / 2 * w.square().sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(objective)
+    return (scaled * scale).detach(), (scaled_bias * bias_scale).detach()
+
+
+def _targets(targets_NC: DoubleArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets with 0 for NaN, and weights that make sums over known rows means."""
+    known = ~np.isnan(targets_NC)
+    weights = known / np.maximum(known.sum(axis=0), 1)
+    return torch.from_numpy(np.where(known, targets_NC, 0.0)), torch.from_numpy(weights)
+
+
+def _blocks(values: FloatArray, rows: Rows) -> Iterator[DoubleArray]:
+    size = max(1, _BLOCK_VALUES // values.shape[1])
+    for start in range(0, len(rows), size):
+        yield values[rows[start : start + size]].astype(np.float64)
+
+
+def _axes(
+    values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray
+) -> tuple[DoubleArray, DoubleArray]:
+    gram = np.zeros((values.shape[1], values.shape[1]))
+    for block in _blocks(values, train):
+        standard = (block - mean) / std
+        gram += standard.T @ standard
+    variances, basis = np.linalg.eigh(gram / len(train))
+    kept = variances > _RANK_TOLERANCE * variances[-1]
+    return np.ascontiguousarray(basis[:, kept]), variances[kept]
+
+
+def _axes_of_few(
+    values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray
+) -> tuple[DoubleArray, DoubleArray]:
+    """With fewer rows than features, the smaller matrix of inner products gives the same axes."""
+    standard = (values[train].astype(np.float64) - mean) / std
+    variances, coefficients = np.linalg.eigh(standard @ standard.T / len(train))
+    kept = variances > _RANK_TOLERANCE * variances[-1]
+    basis = standard.T @ (coefficients[:, kept] / np.sqrt(variances[kept] * len(train)))
+    return basis, variances[kept]

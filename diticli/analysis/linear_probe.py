@@ -1,0 +1,121 @@
+"""A trained linear probe: weights to predict attributes with, and directions to edit along."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from diticli.errors import FeatureFileError, LabelError
+
+FloatArray = npt.NDArray[np.float32]
+
+_META_KEY = "diti_probe"
+_TENSORS = ("weights", "bias", "mean", "std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Rows of weights on standardised features z' = (z - mean) / std.
+
+    A row belongs to a binary attribute (its output is a logit), to a number (its output is the number), or to
+    one class of a category (a logit; the largest wins).
+
+    Attributes:
+        weights: float32 [A, d] in standardised feature space.
+        bias: float32 [A].
+        mean: float32 [d] of the training rows.
+        std: float32 [d] of the training rows, never 0.
+        names: [A] attribute of each row.
+        kinds: [A] "binary", "number" or "category".
+        classes: [A] class of a category's row, else "".
+        model_hash: weights of the model whose features these are; "" when unknown.
+    """
+
+    weights: FloatArray
+    bias: FloatArray
+    mean: FloatArray
+    std: FloatArray
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    classes: tuple[str, ...]
+    model_hash: str = ""
+
+    def predict(self, values: FloatArray) -> FloatArray:
+        """Outputs [N, A] for features [N, d]."""
+        return np.asarray((values - self.mean) / self.std @ self.weights.T + self.bias, dtype=np.float32)
+
+    def direction(self, name: str, class_name: str = "") -> FloatArray:
+        """[d] direction of an attribute (of one class, for a category) in standardised feature space.
+
+        For attribute editing (arXiv 2401.11430, section 5): z' + s * sqrt(d) * w / ||w||, then denormalise.
+
+        Raises:
+            LabelError: when the probe has no such row.
+        """
+        for row, known in enumerate(zip(self.names, self.classes, strict=True)):
+            if known == (name, class_name):
+                return self.weights[row]
+        known_names = [f"{n}={c}" if c else n for n, c in zip(self.names, self.classes, strict=True)]
+        asked = f"{name}={class_name}" if class_name else name
+        raise LabelError(
+            f"The probe has no attribute {asked!r}.", remedy=f"Choose one of {', '.join(known_names)}."
+        )
+
+
+def save_probe(probe: LinearProbe, path: Path) -> None:
+    """Write `probe` as safetensors with its names as JSON metadata, by a rename.
+
+    Raises:
+        FeatureFileError: when it cannot be written.
+    """
+    rows = {"names": probe.names, "kinds": probe.kinds, "classes": probe.classes}
+    tensors = {key: np.ascontiguousarray(getattr(probe, key), dtype=np.float32) for key in _TENSORS}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            tensors, temporary, metadata={_META_KEY: json.dumps(rows | {"model_hash": probe.model_hash})}
+        )
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise FeatureFileError(f"Cannot write {path} ({error}).", remedy="Choose another place.") from error
+
+
+def load_probe(path: Path) -> LinearProbe:
+    """Read what `save_probe` wrote.
+
+    Raises:
+        FeatureFileError: when it is missing, damaged, or no probe.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = json.loads((file.metadata() or {})[_META_KEY])
+            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+        probe = LinearProbe(
+            **tensors,
+            names=tuple(map(str, meta["names"])),
+            kinds=tuple(map(str, meta["kinds"])),
+            classes=tuple(map(str, meta["classes"])),
+            model_hash=str(meta["model_hash"]),
+        )
+        _check(probe)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise FeatureFileError(
+            f"{path} is missing or no probe ({error}).", remedy="Make it with `diti probe ... -o DIR`."
+        ) from error
+    return probe
+
+
+def _check(probe: LinearProbe) -> None:
+    rows, width = probe.weights.shape
+    shapes = [probe.bias.shape, probe.mean.shape, probe.std.shape]
+    counts = {len(probe.names), len(probe.kinds), len(probe.classes)}
+    if shapes != [(rows,), (width,), (width,)] or counts != {rows} or not (probe.std > 0).all():
+        raise ValueError("its parts do not fit together")

@@ -1,0 +1,100 @@
+"""What a linear probe found, attribute by attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diticli.analysis.linear_probe import LinearProbe
+from diticli.analysis.probe_targets import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeReport:
+    """How well one attribute can be read off, on the test rows.
+
+    Attributes:
+        name: of the attribute.
+        kind: "binary", "number" or "category".
+        metric: average_precision, pearson_r or accuracy.
+        value: of the metric.
+        base_rate: value of a model that knows nothing.
+        extras: other metrics: roc_auc; r2, mse (standardised target) and mse_raw; counts of left-out classes.
+        n_train: rows of known value.
+        n_val: likewise.
+        n_test: likewise.
+        regularisation: chosen on the validation rows: loss + regularisation / 2 * ||w||^2.
+    """
+
+    name: str
+    kind: Kind
+    metric: str
+    value: float
+    base_rate: float
+    extras: dict[str, float]
+    n_train: int
+    n_val: int
+    n_test: int
+    regularisation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedAttribute:
+    """An attribute without a probe, and why."""
+
+    name: str
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReport:
+    """Scores of all attributes on the test rows, which chose nothing.
+
+    Attributes:
+        attributes: in the order of the labels.
+        skipped: attributes that could not be probed.
+        means: by kind, the mean of the metric, the base rate and every extra metric, and the count.
+        split: rows of train, val and test.
+        groups: number of groups kept together, or None.
+        seed: of the split.
+        latent_dim: d.
+        probe: the models, trained on the training rows only.
+    """
+
+    attributes: tuple[AttributeReport, ...]
+    skipped: tuple[SkippedAttribute, ...]
+    means: dict[str, dict[str, float]]
+    split: dict[str, int]
+    groups: int | None
+    seed: int
+    latent_dim: int
+    probe: LinearProbe = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the weights."""
+        facts = {key: value for key, value in vars(self).items() if key != "probe"}
+        for key in ("attributes", "skipped"):
+            facts[key] = [asdict(item) for item in facts[key]]
+        return facts
+
+    def describe_split(self) -> str:
+        """One line for the user."""
+        sizes = " / ".join(f"{size:,}" for size in self.split.values())
+        kept = f", {self.groups:,} groups kept together" if self.groups is not None else ""
+        return f"Split train / val / test: {sizes} rows, seed {self.seed}{kept}."
+
+
+def mean_scores(attributes: Sequence[AttributeReport]) -> dict[str, dict[str, float]]:
+    """Means of `ProbeReport.means`."""
+    means: dict[str, dict[str, float]] = {}
+    for kind in dict.fromkeys(item.kind for item in attributes):
+        alike = [item for item in attributes if item.kind == kind]
+        rows = [{item.metric: item.value, "base_rate": item.base_rate} | item.extras for item in alike]
+        metrics = [key for key in rows[0] if not key.endswith(("_out", "classes"))]
+        means[kind] = {key: float(np.mean([row[key] for row in rows])) for key in metrics}
+        means[kind]["attributes"] = len(alike)
+    return means

@@ -1,0 +1,71 @@
+"""`diti encode`: images to a feature file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, ModelOption, WorkersOption
+
+DEFAULT_BATCH = 128
+
+
+def encode(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...", help="Folders, image files, or faces[:COUNT[:SEED]].", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The feature file: .npy, .npz, .safetensors or .parquet."),
+    ] = Path("feats.npy"),
+    model: ModelOption = None,
+    batch_size: BatchSizeOption = DEFAULT_BATCH,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", help="Start again even where an interrupted run left its rows.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn images into features, one row per image.
+
+    Writes OUT, float32 [N, d], and a .json of the same name that tells the file of each row and the
+    dimensions of each chunk. Images that cannot be read get no row and are listed there. After an
+    interruption the same command goes on where it stopped.
+
+    Example: diti encode photos/ -o feats.npy
+
+    Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
+    """
+    from diticli.analysis.encode import encode_images
+    from diticli.commands.console import emit_json, reporter, say
+    from diticli.data.feature_formats import check_suffix
+    from diticli.data.images import open_images
+    from diticli.models.locate import load_pipeline
+
+    check_suffix(out)
+    pipeline = load_pipeline(model, device)
+    result = encode_images(
+        pipeline.encode_uint8,
+        open_images(sources, pipeline.resolution),
+        out,
+        model=pipeline.model_id,
+        model_hash=pipeline.model_hash,
+        chunk_ends=pipeline.chunks.ends,
+        timestep_ends=pipeline.chunks.timestep_ends,
+        preprocessing={"resolution": pipeline.resolution, "crop": "center square", "range": [-1, 1]},
+        batch_size=batch_size or DEFAULT_BATCH,
+        workers=workers,
+        resume=not no_resume,
+        reporter=reporter(),
+    )
+    if as_json:
+        emit_json({"out": str(out), "model": pipeline.model_id} | result.to_dict())
+        return
+    speed = f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
+    say(f"Wrote {result.rows:,} rows of {result.dim} features to {out} ({speed}).")
