@@ -92,6 +92,8 @@ class ChunkLayout:
         _check_counts(chunks, latent_dim, timesteps)
         if len(stage_ends) != len(stage_dims):
             raise ChunkError(f"{len(stage_ends)} stage ends but {len(stage_dims)} stage dims.")
+        if any(dims < 1 for dims in stage_dims):
+            raise ChunkError(f"Stage dims must be above zero, got {list(stage_dims)}.")
         if (
             not stage_ends
             or stage_ends[-1] != timesteps

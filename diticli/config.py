@@ -125,7 +125,7 @@ class StageConfig:
     """Largest gradient norm; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
-        if self.images < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+        if self.images < 1 or self.batch_size < 1 or not 0 < self.learning_rate < float("inf"):
             raise ConfigError(
                 f"A stage needs images, batch_size and learning_rate above zero, got {self.images}, "
                 f"{self.batch_size}, {self.learning_rate}."
@@ -189,6 +189,15 @@ class RunConfig:
         self.chunks.layout()
 
     def _check_sizes(self) -> None:
+        sizes = {
+            "unet.channels": self.unet.channels,
+            "unet.norm_groups": (self.unet.norm_groups,),
+            "encoder.widths": self.encoder.widths,
+            "encoder.attention_heads": (self.encoder.attention_heads,),
+        }
+        for name, numbers in sizes.items():
+            if not numbers or min(numbers) < 1:
+                raise ConfigError(f"{name} must be above zero, got {list(numbers)}.")
         smallest = 2 ** (len(self.unet.channels) - 1)
         halvings = 2 ** len(self.encoder.widths)
         if self.data.resolution < halvings or self.data.resolution % max(smallest, halvings):
@@ -306,18 +315,21 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     try:
         text = file.read_text()
-        data: dict[str, Any] = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        settings: dict[str, Any] = data.get("config", data) if isinstance(data, dict) else data
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no group of settings")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"Cannot read the settings in {file}: {error}.", remedy="Give a TOML or JSON file."
         ) from error
-    return data.get("config", data)
+    return settings
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _literal(text: str) -> Any:
