@@ -94,14 +94,8 @@ class ChunkLayout:
             raise ChunkError(f"{len(stage_ends)} stage ends but {len(stage_dims)} stage dims.")
         if any(dims < 1 for dims in stage_dims):
             raise ChunkError(f"Stage dims must be above zero, got {list(stage_dims)}.")
-        if (
-            not stage_ends
-            or stage_ends[-1] != timesteps
-            or any(a >= b for a, b in pairwise((0, *stage_ends)))
-        ):
-            raise ChunkError(
-                f"Stage ends must increase and the last must be {timesteps}, got {list(stage_ends)}."
-            )
+        if not stage_ends or stage_ends[-1] != timesteps or any(a >= b for a, b in pairwise((0, *stage_ends))):
+            raise ChunkError(f"Stage ends must increase and the last must be {timesteps}, got {list(stage_ends)}.")
         if chunks == 1:  # PDAE: one chunk holds everything, stages or not
             return cls.uniform(chunks=1, latent_dim=latent_dim, timesteps=timesteps)
         timestep_ends = _equal_time(chunks, timesteps)
@@ -148,9 +142,7 @@ class ChunkLayout:
 
     def timestep_to_chunk(self) -> npt.NDArray[np.int64]:
         """[T] chunk of every time-step."""
-        return np.searchsorted(np.array(self.timestep_ends), np.arange(self.timesteps), side="right").astype(
-            np.int64
-        )
+        return np.searchsorted(np.array(self.timestep_ends), np.arange(self.timesteps), side="right").astype(np.int64)
 
     def chunk_of(self, timestep: int) -> int:
         """Chunk of one time-step in 0..T-1."""
@@ -192,9 +184,7 @@ class ChunkLayout:
             low = int(match[1])
             high = int(match[2]) if match[2] is not None else low
             if low > high:
-                raise ChunkError(
-                    f"The chunk range {part.strip()} runs backwards.", remedy=f"Write {high}-{low}."
-                )
+                raise ChunkError(f"The chunk range {part.strip()} runs backwards.", remedy=f"Write {high}-{low}.")
             if high >= self.chunks:
                 raise ChunkError(
                     f"Chunk {high} does not exist: this model has {self.chunks} chunks, 0-{self.chunks - 1}.",

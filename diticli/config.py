@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from diticli.chunks import PAPER_STAGE_DIMS, PAPER_STAGE_ENDS, ChunkLayout
 from diticli.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ class RunConfig:
     """Which slices of the features get gradient at a time-step."""
     seed: int = 0
     """Seed of weights, data order, time-steps and noise."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the forward and backward passes; auto takes bf16 where the device has it."""
     device: str = "auto"
     """`cpu`, `cuda`, or auto."""
@@ -216,9 +218,7 @@ class RunConfig:
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     folder = resources.files("diticli") / "presets"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def build_config(
@@ -234,9 +234,7 @@ def build_config(
         ConfigError: for an unknown preset or key, an unreadable file, or an impossible value.
     """
     if preset not in preset_names():
-        raise ConfigError(
-            f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(preset_names())}."
-        )
+        raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(preset_names())}.")
     text = (resources.files("diticli") / "presets" / f"{preset}.toml").read_text()
     merged: dict[str, Any] = _merge({"preset": preset}, tomllib.loads(text))
     if file is not None:
@@ -246,9 +244,7 @@ def build_config(
     for assignment in assignments:
         key, separator, value = assignment.partition("=")
         if not separator:
-            raise ConfigError(
-                f"--set {assignment!r} has no '='.", remedy="Write --set features.batch_size=64."
-            )
+            raise ConfigError(f"--set {assignment!r} has no '='.", remedy="Write --set features.batch_size=64.")
         merged = _merge(merged, _nest(key.strip(), _literal(value.strip())))
     return from_dict(RunConfig, merged)
 
@@ -282,7 +278,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a group of settings, got {value!r}.")
-        return from_dict(kind, value, prefix=f"{key}.")  # type: ignore[arg-type]
+        return from_dict(cast(type, kind), value, prefix=f"{key}.")
     origin = get_origin(kind)
     if origin is Literal:
         if value not in get_args(kind):

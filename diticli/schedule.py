@@ -49,9 +49,7 @@ class NoiseSchedule(nn.Module):
         bar_prev = torch.cat([bar.new_ones(1), bar[:-1]])
         snr = bar / (1 - bar)
         self.register_buffer("alphas_cumprod", bar, persistent=False)
-        self.register_buffer(
-            "shift_coef", -alphas_T.sqrt() * (1 - bar_prev) / (1 - bar).sqrt(), persistent=False
-        )
+        self.register_buffer("shift_coef", -alphas_T.sqrt() * (1 - bar_prev) / (1 - bar).sqrt(), persistent=False)
         self.register_buffer("loss_weight", snr**LOSS_GAMMA / (1 + snr), persistent=False)
 
     @classmethod

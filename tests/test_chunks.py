@@ -52,9 +52,9 @@ layouts = st.one_of(uniform_layouts(), staged_layouts())
 def test_chunks_cut_every_dim_and_every_timestep_exactly_once(layout):
     T, d, K = layout.timesteps, layout.latent_dim, layout.chunks
     assert [i for k in range(K) for i in range(d)[layout.dims_of(k)]] == list(range(d))
-    assert [
-        t for a, b in zip(layout.timestep_starts, layout.timestep_ends, strict=True) for t in range(a, b)
-    ] == list(range(T))
+    assert [t for a, b in zip(layout.timestep_starts, layout.timestep_ends, strict=True) for t in range(a, b)] == list(
+        range(T)
+    )
     assert layout.dim_mask(range(K)).all()
 
 
@@ -95,9 +95,7 @@ def test_what_describe_writes_parse_reads(data, layout):
     text = layout.describe(tuple(chosen))
     names = re.fullmatch(r"chunks? ([\d,-]+) \(t [\d,-]+\)", text)[1]
     assert layout.parse(names) == tuple(sorted(chosen))
-    assert layout.dim_mask(layout.parse(names)).sum() == sum(
-        layout.ends[k] - layout.starts[k] for k in chosen
-    )
+    assert layout.dim_mask(layout.parse(names)).sum() == sum(layout.ends[k] - layout.starts[k] for k in chosen)
 
 
 def test_one_chunk_is_everything():
@@ -137,8 +135,7 @@ def test_staged_dims_keep_the_papers_proportions(chunks, latent_dim):
 def test_rescaling_that_needs_no_borrowing_is_exact_to_one_dim():
     layout = ChunkLayout.staged(chunks=20, latent_dim=1024)
     own = [
-        sum(low <= start < high for start in layout.timestep_starts)
-        for low, high in pairwise((0, *PAPER_STAGE_ENDS))
+        sum(low <= start < high for start in layout.timestep_starts) for low, high in pairwise((0, *PAPER_STAGE_ENDS))
     ]
     ends = np.cumsum([0, *own])
     sizes = np.diff([0, *layout.ends])

@@ -51,9 +51,7 @@ def test_paper_presets_have_the_papers_numbers(preset, images):
 
 def test_later_layers_win_over_earlier_ones(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text(
-        "seed = 1\nlog_every = 7\n[features]\nimages = 100\nbatch_size = 10\n[chunks]\ncount = 8\n"
-    )
+    file.write_text("seed = 1\nlog_every = 7\n[features]\nimages = 100\nbatch_size = 10\n[chunks]\ncount = 8\n")
     options = {"features.images": 200, "chunks.count": 4, "seed": 2}
     config = build_config("faces32", file=file, options=options, assignments=("chunks.count = 2", "seed=3"))
     assert config.base.images == 80_000  # preset

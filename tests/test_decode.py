@@ -151,9 +151,7 @@ def test_damaged_exif_does_not_spoil_the_pixels(tmp_path):
 def test_the_central_square_is_kept(tmp_path, size):
     image = Image.new("RGB", size, BLUE)
     side = min(size)
-    image.paste(
-        RED, ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2)
-    )
+    image.paste(RED, ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2))
     pixels = decode_image(save(tmp_path / "a.png", image), 32).astype(int)
     assert np.abs(pixels[2:-2, 2:-2] - RED).max() <= 3
 

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
 
 from diticli.analysis.encode import EncodeResult, encode_images
+from diticli.chunks import ChunkLayout
+from diticli.commands.encode import encode
 from diticli.data.features import read_features
 from diticli.data.images import UnreadableImageError
 from diticli.errors import DataError, FeatureFileError, ModelError
@@ -108,9 +113,7 @@ def test_metadata(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    tmp_path: Path, stop: type[BaseException], suffix: str
-) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stop: type[BaseException], suffix: str) -> None:
     calls = 0
 
     def interrupted(images: torch.Tensor) -> torch.Tensor:
@@ -220,3 +223,44 @@ def test_unknown_suffix_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(FeatureFileError):
         run(tmp_path / "feats.txt", source)
     assert source.loaded == []
+
+
+class FakePipeline:
+    resolution = 4
+    model_id = "fake"
+    model_hash = "0123"
+    chunks = ChunkLayout.uniform(chunks=3, latent_dim=3)
+
+    def encode_uint8(self, images: torch.Tensor) -> torch.Tensor:
+        return channel_means(images)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(5):
+        Image.new("RGB", (9, 6), (i, 50, 100)).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    asked: list[tuple[str | None, str | None]] = []
+
+    def load(model: str | None, device: str | None) -> FakePipeline:
+        asked.append((model, device))
+        return FakePipeline()
+
+    monkeypatch.setattr("diticli.models.locate.load_pipeline", load)
+    app = typer.Typer()
+    app.command()(encode)
+    out = tmp_path / "out" / "feats.npz"
+    given = [str(tmp_path), "-o", str(out), "--model", "m", "--device", "cpu", "--batch-size", "2", "--json"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert asked == [("m", "cpu")]
+    shown = json.loads(result.stdout)
+    assert (shown["rows"], shown["dim"], shown["out"]) == (5, 3, str(out))
+    assert shown["skipped"][0]["file"] == "bad.jpg"
+    features = read_features(out)
+    np.testing.assert_array_equal(features.values[:, 0], np.arange(5))
+    assert features.meta is not None
+    assert features.meta.chunk_ends == FakePipeline.chunks.ends
+    assert features.meta.preprocessing["resolution"] == 4
+    result = CliRunner().invoke(app, [str(tmp_path), "-o", str(tmp_path / "x.csv")])
+    assert isinstance(result.exception, FeatureFileError)
+    assert len(asked) == 1

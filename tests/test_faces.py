@@ -184,9 +184,7 @@ def test_an_added_file_protects_a_folder_of_faces(tmp_path):
         write_faces(tmp_path, 2, 16)
 
 
-@pytest.mark.parametrize(
-    "request_", [{"count": 0}, {"size": 8}, {"size": 1024}, {"seed": -1}, {"start": -5}], ids=str
-)
+@pytest.mark.parametrize("request_", [{"count": 0}, {"size": 8}, {"size": 1024}, {"seed": -1}, {"start": -5}], ids=str)
 def test_impossible_requests_write_nothing(tmp_path, request_):
     with pytest.raises(ConfigError):
         write_faces(tmp_path / "out", **({"count": 1, "size": 16} | request_))

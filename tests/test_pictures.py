@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from diticli.analysis.captions import Caption, clean
-from diticli.analysis.charts import bar_table_chart, line_chart, loss_by_timestep_chart
-from diticli.analysis.pictures import captioned_strip, image_grid, save_png, to_uint8
 from diticli.chunks import ChunkLayout
 from diticli.errors import DataError
+from diticli.pictures.captions import Caption, clean
+from diticli.pictures.charts import bar_table_chart, line_chart, loss_by_timestep_chart
+from diticli.pictures.grids import captioned_strip, image_grid, save_png, to_uint8
 
 
 def tile(value, size=8):
@@ -85,14 +85,10 @@ def test_captions_never_touch_tiles_or_the_border(columns):
         title=long,
     )
     pixels = np.asarray(strip).astype(int)
-    border = np.concatenate(
-        [pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)]
-    )
+    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])
     assert (border == 255).all()
     black = (pixels == 0).all(axis=-1)
-    assert (
-        black.sum() == 2 * columns * 96 * 96
-    )  # the tiles are whole, and no ink (which is not black) lies on them
+    assert black.sum() == 2 * columns * 96 * 96  # the tiles are whole, and no ink (which is not black) lies on them
 
 
 def test_strip_refuses_captions_that_do_not_fit():
@@ -103,9 +99,7 @@ def test_strip_refuses_captions_that_do_not_fit():
 
 
 @pytest.mark.parametrize("width", [20, 96, 168, 1000])
-@pytest.mark.parametrize(
-    "text", ["", "α 0.25", "x" * 300, "0,2,4,6,8,10 (t 0-1,3-4) " * 9, "a\nb\tc", "日本 é"]
-)
+@pytest.mark.parametrize("text", ["", "α 0.25", "x" * 300, "0,2,4,6,8,10 (t 0-1,3-4) " * 9, "a\nb\tc", "日本 é"])
 def test_captions_wrap_within_their_width_and_lose_nothing(text, width):
     caption = Caption(text, width)
     assert caption.width <= width
@@ -126,9 +120,7 @@ def test_clean_makes_any_file_name_drawable():
 
 
 def test_png_carries_text_and_leaves_nothing_beside_it(tmp_path):
-    path = save_png(
-        tile(5), tmp_path / "new" / "x.png", {"diti:alphas": "α 0.5", "diti:images": "a\udcff | b"}
-    )
+    path = save_png(tile(5), tmp_path / "new" / "x.png", {"diti:alphas": "α 0.5", "diti:images": "a\udcff | b"})
     with Image.open(path) as image:
         assert image.info["diti:alphas"] == "α 0.5"
         assert image.info["diti:images"] == "a? | b"
@@ -161,9 +153,7 @@ def test_charts_are_pngs_that_show_something(tmp_path):
             assert image.format == "PNG"
             assert image.size == (936, 468)
             pictures.append(np.asarray(image))
-    assert len(np.unique(pictures[1].reshape(-1, 3), axis=0)) > len(
-        np.unique(pictures[0].reshape(-1, 3), axis=0)
-    )
+    assert len(np.unique(pictures[1].reshape(-1, 3), axis=0)) > len(np.unique(pictures[0].reshape(-1, 3), axis=0))
 
 
 def test_charts_survive_losses_of_nothing(tmp_path):
@@ -173,9 +163,7 @@ def test_charts_survive_losses_of_nothing(tmp_path):
 
 def test_bars_grow_with_the_table(tmp_path):
     names = ["hue", r"a name with $\bad$ and _"]
-    few = bar_table_chart(
-        tmp_path / "a.png", names, {"trained": [0.9, math.nan], "pixels": [-0.2, 0.3]}, title="t"
-    )
+    few = bar_table_chart(tmp_path / "a.png", names, {"trained": [0.9, math.nan], "pixels": [-0.2, 0.3]}, title="t")
     many = bar_table_chart(tmp_path / "b.png", names * 20, {"trained": [0.5] * 40}, title="t")
     with Image.open(few) as small, Image.open(many) as large:
         assert large.height > small.height > 100

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, r2_score
+from typer.testing import CliRunner
 
 from diticli.analysis.label_join import join_labels
 from diticli.analysis.linear import BinaryLoss, CategoryLoss, FeatureSpace, SquaredLoss, fit_path
@@ -23,6 +25,9 @@ from diticli.analysis.probe import REGULARISATIONS, probe_features
 from diticli.analysis.probe_files import write_report
 from diticli.analysis.probe_report import ProbeReport
 from diticli.analysis.splits import split_rows
+from diticli.commands.probe import probe
+from diticli.data.feature_writer import FeatureWriter
+from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn, LabelTable
 from diticli.errors import ConfigError, DataError, FeatureFileError, LabelError
 
@@ -173,9 +178,7 @@ def test_report_is_json_and_reproducible(report: ProbeReport, tmp_path: Path) ->
     again = probe_features(values, columns(values, rng), seed=3, model_hash="abc")
     assert again.to_dict() == report.to_dict()
     facts = write_report(report, tmp_path / "deep" / "probe", {"labels": "x.csv"})
-    assert json.loads((tmp_path / "deep" / "probe" / "report.json").read_text()) == json.loads(
-        json.dumps(facts)
-    )
+    assert json.loads((tmp_path / "deep" / "probe" / "report.json").read_text()) == json.loads(json.dumps(facts))
     assert facts["labels"] == "x.csv"
     assert load_probe(tmp_path / "deep" / "probe" / "probe.safetensors").model_hash == "abc"
     (tmp_path / "file").write_text("")
@@ -342,9 +345,7 @@ def test_splits_hold_their_fractions() -> None:
     ids = [str(i) for i in rng.zipf(1.5, size=4000) % 500]
     sizes = split_rows(4000, groups=ids, seed=1, fractions=(0.5, 0.25, 0.25)).sizes
     biggest = max(ids.count(i) for i in set(ids))
-    assert all(
-        abs(sizes[part] - f * 4000) <= biggest for part, f in zip(sizes, (0.5, 0.25, 0.25), strict=True)
-    )
+    assert all(abs(sizes[part] - f * 4000) <= biggest for part, f in zip(sizes, (0.5, 0.25, 0.25), strict=True))
     assert (split_rows(100, seed=1).test != split_rows(100, seed=2).test).any()
     with pytest.raises(LabelError, match="2 groups cannot"):
         split_rows(10, groups=["a"] * 5 + ["b"] * 5)
@@ -427,3 +428,53 @@ def test_join_of_strangers_names_both_sides() -> None:
     with pytest.raises(LabelError, match="groups") as caught:
         join_labels(["a.jpg"], TABLE, {"z.jpg": "p"})
     assert "'z.jpg'" in caught.value.message
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A feature file of 60 images, labels for 50 of them, and 10 groups."""
+    values, rng = data(60)
+    with FeatureWriter(tmp_path / "feats.npy", identity="x") as writer:
+        writer.append(values, [f"{i:02d}.png" for i in range(60)])
+        writer.finish(FeatureMeta(files=(), model_hash="abc"))
+    labels = columns(values, rng)
+    rows = [f"{i:02d}.png,{labels['age'].values[i]},{labels['colour'].values[i]}\n" for i in range(50)]
+    (tmp_path / "labels.csv").write_text("file,age,colour\n" + "".join(rows))
+    (tmp_path / "groups.txt").write_text("".join(f"{i:02d}.png {i % 10}\n" for i in range(60)))
+    return tmp_path
+
+
+def run_command(folder: Path, *more: str) -> Any:
+    app = typer.Typer()
+    app.command()(probe)
+    given = [str(folder / "feats.npy"), "--labels", str(folder / "labels.csv"), "-o", str(folder / "out")]
+    return CliRunner().invoke(app, [*given, *more])
+
+
+def test_command_shows_a_table_and_says_what_it_did(files: Path) -> None:
+    result = run_command(files, "--groups", str(files / "groups.txt"))
+    assert result.exit_code == 0, result.output
+    assert "50 of 60 images matched 50 labels" in result.stderr
+    assert "10 groups kept together" in result.stderr
+    lines = result.stdout.splitlines()
+    order = [next(i for i, line in enumerate(lines) if word in line) for word in ("age", "colour", "mean of 1")]
+    assert order == sorted(order)
+    report = json.loads((files / "out" / "report.json").read_text())
+    assert report["matched"] == {"rows": 50, "features": 60, "labels": 50, "without_group": 0}
+    assert load_probe(files / "out" / "probe.safetensors").model_hash == "abc"
+
+
+def test_command_prints_only_json_on_stdout(files: Path) -> None:
+    result = run_command(files, "--json", "--seed", "4")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert shown == json.loads((files / "out" / "report.json").read_text())
+    assert shown["seed"] == 4
+    assert [item["name"] for item in shown["attributes"]] == ["age", "colour"]
+
+
+def test_command_needs_file_names(files: Path) -> None:
+    (files / "feats.json").unlink()
+    result = run_command(files)
+    assert isinstance(result.exception, FeatureFileError)
+    assert "feats.json" in str(result.exception)

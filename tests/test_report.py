@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from diticli.analysis.report import Section, write_report
 from diticli.errors import DataError
+from diticli.pictures.report import Section, write_report
 
 VOID = {"meta", "img", "link", "br", "hr"}
 
@@ -57,9 +57,7 @@ def test_report_is_balanced_and_self_contained(tmp_path):
     (tmp_path / "x.png").write_bytes(png())
     page, seen = render(
         tmp_path,
-        Section(
-            title="One", text="first\n\nsecond", picture=Image.new("RGB", (5, 4)), caption="five by four"
-        ),
+        Section(title="One", text="first\n\nsecond", picture=Image.new("RGB", (5, 4)), caption="five by four"),
         Section(title="Two", picture=png(), code="diti edit a b"),
         Section(
             title="Three",
@@ -115,9 +113,7 @@ def test_undecodable_names_can_be_written(tmp_path):
 
 
 def test_numbers_stand_to_the_right_under_their_heading(tmp_path):
-    _, seen = render(
-        tmp_path, Section(title="t", table=(["name", "n", "r"], [["a", 3, None], ["b", 4, 0.5]]))
-    )
+    _, seen = render(tmp_path, Section(title="t", table=(["name", "n", "r"], [["a", 3, None], ["b", 4, 0.5]])))
     cells = [(tag, attributes.get("class")) for tag, attributes in seen.seen if tag in ("th", "td")]
     assert cells[:3] == [("th", None), ("th", "number"), ("th", "number")]
     assert cells[3:6] == [("td", None), ("td", "number"), ("td", "number")]
@@ -129,9 +125,7 @@ def test_damaged_picture_and_unwritable_place_are_data_errors(tmp_path):
     with pytest.raises(DataError, match="picture"):
         write_report(tmp_path / "r.html", title="t", sections=[Section(title="s", picture=b"not a png")])
     with pytest.raises(DataError, match=r"gone\.png"):
-        write_report(
-            tmp_path / "r.html", title="t", sections=[Section(title="s", picture=tmp_path / "gone.png")]
-        )
+        write_report(tmp_path / "r.html", title="t", sections=[Section(title="s", picture=tmp_path / "gone.png")])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("kept")
     with pytest.raises(DataError) as caught:

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from diticli.analysis.mixing import alpha_text, check_chunks, mix_chunks, slerp
-from diticli.pictures.grids import Pixels, to_uint8
 from diticli.chunks import ChunkLayout
 from diticli.errors import ConfigError
+from diticli.pictures.grids import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 Noise = Literal["keep", "slerp", "swap", "random"]
@@ -93,9 +93,7 @@ class EditSettings:
 
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
-            raise ConfigError(
-                f"There is no noise mode {self.noise!r}.", remedy=f"Choose {', '.join(get_args(Noise))}."
-            )
+            raise ConfigError(f"There is no noise mode {self.noise!r}.", remedy=f"Choose {', '.join(get_args(Noise))}.")
         for name in ("invert_steps", "decode_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -237,9 +235,7 @@ def _decode(
     for batch in batches:
         pairs = [_inputs(job, z, x_T, pipeline.chunks, settings) for job in batch]
         noise, features = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        pictures.append(
-            to_uint8(pipeline.decode(noise, features, steps=settings.decode_steps, callback=count))
-        )
+        pictures.append(to_uint8(pipeline.decode(noise, features, steps=settings.decode_steps, callback=count)))
     count.close()
     return np.concatenate(pictures)
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from diticli.analysis.edit import SIDES, Edit, EditResult, Side
 from diticli.analysis.mixing import alpha_text
-from diticli.pictures.grids import Pixels, captioned_strip, save_png
 from diticli.chunks import ChunkLayout
+from diticli.pictures.grids import Pixels, captioned_strip, save_png
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
 
@@ -26,9 +26,7 @@ def edit_strip(result: EditResult, *, scale: int | None = None) -> Image.Image:
     for chunks in result.chunk_sets:
         for own, side in enumerate(SIDES):
             edits = [result.edits[Edit(side, chunks, alpha)] for alpha in result.alphas]
-            rows.append(
-                [result.originals[own], result.reconstructions[own], *edits, result.originals[1 - own]]
-            )
+            rows.append([result.originals[own], result.reconstructions[own], *edits, result.originals[1 - own]])
             mine, other = "AB"[own], "BA"[own]
             what = result.layout.describe(chunks).replace("(t ", "(t\N{NO-BREAK SPACE}")
             captions.append(f"{mine} + {other}'s {what}")

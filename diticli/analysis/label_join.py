@@ -49,9 +49,7 @@ class JoinedLabels:
         return text + (f"; {self.without_group:,} without a group left out." if self.without_group else ".")
 
 
-def join_labels(
-    files: Sequence[str], table: LabelTable, groups: Mapping[str, str] | None = None
-) -> JoinedLabels:
+def join_labels(files: Sequence[str], table: LabelTable, groups: Mapping[str, str] | None = None) -> JoinedLabels:
     """Match feature rows with labels and groups as `LabelTable.match` does.
 
     Args:

@@ -141,9 +141,7 @@ class LinearFit:
         return z_NR @ self.weights.astype(np.float32) + self.bias
 
 
-def fit_path(
-    z_NR: FloatArray, variances: DoubleArray, loss: Loss, regs: Sequence[float]
-) -> Iterator[LinearFit]:
+def fit_path(z_NR: FloatArray, variances: DoubleArray, loss: Loss, regs: Sequence[float]) -> Iterator[LinearFit]:
     """Minimise loss + reg / 2 * ||w||^2 for each of `regs`, each from the solution before.
 
     Args:
@@ -206,9 +204,7 @@ def _blocks(values: FloatArray, rows: Rows) -> Iterator[DoubleArray]:
         yield values[rows[start : start + size]].astype(np.float64)
 
 
-def _axes(
-    values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray
-) -> tuple[DoubleArray, DoubleArray]:
+def _axes(values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     gram = np.zeros((values.shape[1], values.shape[1]))
     for block in _blocks(values, train):
         standard = (block - mean) / std

@@ -64,9 +64,7 @@ class LinearProbe:
                 return self.weights[row]
         known_names = [f"{n}={c}" if c else n for n, c in zip(self.names, self.classes, strict=True)]
         asked = f"{name}={class_name}" if class_name else name
-        raise LabelError(
-            f"The probe has no attribute {asked!r}.", remedy=f"Choose one of {', '.join(known_names)}."
-        )
+        raise LabelError(f"The probe has no attribute {asked!r}.", remedy=f"Choose one of {', '.join(known_names)}.")
 
 
 def save_probe(probe: LinearProbe, path: Path) -> None:
@@ -80,9 +78,7 @@ def save_probe(probe: LinearProbe, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            tensors, temporary, metadata={_META_KEY: json.dumps(rows | {"model_hash": probe.model_hash})}
-        )
+        save_file(tensors, temporary, metadata={_META_KEY: json.dumps(rows | {"model_hash": probe.model_hash})})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise FeatureFileError(f"Cannot write {path} ({error}).", remedy="Choose another place.") from error

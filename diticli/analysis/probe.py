@@ -107,9 +107,7 @@ def _check_lengths(columns: Mapping[str, TargetColumn], count: int) -> None:
             )
 
 
-def _targets(
-    columns: Mapping[str, TargetColumn], split: Split
-) -> tuple[list[Target], tuple[SkippedAttribute, ...]]:
+def _targets(columns: Mapping[str, TargetColumn], split: Split) -> tuple[list[Target], tuple[SkippedAttribute, ...]]:
     targets, skipped = [], []
     for name, column in columns.items():
         try:

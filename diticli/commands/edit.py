@@ -24,9 +24,7 @@ OVERVIEW_ROWS = 4
 
 
 def edit(
-    a: Annotated[
-        str, typer.Argument(metavar="A", help="An image file, or faces:INDEX[:SEED].", show_default=False)
-    ],
+    a: Annotated[str, typer.Argument(metavar="A", help="An image file, or faces:INDEX[:SEED].", show_default=False)],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.", show_default=False)],
     chunks: Annotated[
         list[str] | None,
@@ -51,9 +49,7 @@ def edit(
     ] = "0:1:5",
     noise: Annotated[
         str,
-        typer.Option(
-            help="Noise that edits start from: keep (own), slerp (towards the other's), swap, random."
-        ),
+        typer.Option(help="Noise that edits start from: keep (own), slerp (towards the other's), swap, random."),
     ] = "keep",
     separate: Annotated[
         Path | None, typer.Option(help="Also write single images into this folder.", show_default=False)
@@ -75,9 +71,9 @@ def edit(
     from diticli.analysis.edit import EditSettings, edit_pair
     from diticli.analysis.edit_pictures import edit_strip, write_separate
     from diticli.analysis.mixing import parse_alphas
-    from diticli.pictures.grids import save_png
     from diticli.commands.console import emit_json, reporter, say
     from diticli.models.locate import load_pipeline
+    from diticli.pictures.grids import save_png
 
     strengths = parse_alphas(alphas)
     settings = EditSettings(
@@ -121,9 +117,7 @@ def _check_source(source: str) -> None:
     if _face(source) or Path(source).is_file():
         return
     if source == "faces" or source.startswith("faces:"):
-        raise ConfigError(
-            f"Cannot read the face {source!r}.", remedy="Write faces:INDEX or faces:INDEX:SEED."
-        )
+        raise ConfigError(f"Cannot read the face {source!r}.", remedy="Write faces:INDEX or faces:INDEX:SEED.")
     what = "is a folder, not an image" if Path(source).is_dir() else "does not exist"
     raise DataError(f"{source} {what}.", remedy="Give an image file, or a built-in face such as faces:3.")
 
@@ -149,9 +143,7 @@ def _check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DataError(
-            f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place."
-        ) from error
+        raise DataError(f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place.") from error
 
 
 def _read(source: str, resolution: int, seed: int) -> Image.Image:

@@ -15,9 +15,7 @@ DEFAULT_BATCH = 128
 def encode(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SRC...", help="Folders, image files, or faces[:COUNT[:SEED]].", show_default=False
-        ),
+        typer.Argument(metavar="SRC...", help="Folders, image files, or faces[:COUNT[:SEED]].", show_default=False),
     ],
     out: Annotated[
         Path,

@@ -11,7 +11,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Pipeline folder, run directory or Hub id. Default: $DITI_MODEL, else the newest finished run under ./runs.",
+        help="Pipeline folder, run directory or Hub id. Default: $DITI_MODEL, else the newest run under ./runs.",
         show_default=False,
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from diticli.analysis.probe_report import AttributeReport, ProbeReport
     from diticli.data.features import FeatureMeta
 
-COLUMNS = ["attribute", "kind", "metric", "value", "base rate", "R2"]
+SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy"}
+COLUMNS = ["attribute", "kind", "metric", "value", "base rate", "MSE", "R2"]
 
 
 def probe(
@@ -35,9 +37,9 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for report.json and probe.safetensors.")
-    ] = Path("probe"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.json and probe.safetensors.")] = Path(
+        "probe"
+    ),
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -98,38 +100,25 @@ def _show(report: ProbeReport) -> None:
         alike = [item for item in report.attributes if item.kind == kind]
         rows += [_row(item) for item in sorted(alike, key=lambda item: -item.value)]
         rows += [_mean_row(kind, alike[0].metric, means)]
-    show_table("Linear probe, test rows", COLUMNS, sorted(rows, key=lambda row: row[0].startswith("mean of")))
+    rows.sort(key=lambda row: row[0].startswith("mean of"))
+    used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
+    shown = [[row[i] for i in used] for row in rows]
+    show_table("Linear probe, test rows", [COLUMNS[i] for i in used], shown)
     for skipped in report.skipped:
         say(f"Not probed: {skipped.name} ({skipped.reason}).")
 
 
 def _row(item: AttributeReport) -> list[str]:
-    r2 = item.extras.get("r2")
-    return [
-        item.name,
-        item.kind,
-        item.metric,
-        f"{item.value:.3f}",
-        _base(item.kind, item.base_rate),
-        _optional(r2),
-    ]
+    return [item.name, item.kind, SHORT[item.metric], *_numbers(item.value, item.base_rate, item.extras)]
 
 
-def _mean_row(kind: str, metric: str, means: dict[str, float]) -> list[str]:
+def _mean_row(kind: str, metric: str, means: Mapping[str, float]) -> list[str]:
     name = f"mean of {means['attributes']:.0f}"
-    return [
-        name,
-        kind,
-        metric,
-        f"{means[metric]:.3f}",
-        _base(kind, means["base_rate"]),
-        _optional(means.get("r2")),
-    ]
+    return [name, kind, SHORT[metric], *_numbers(means[metric], means["base_rate"], means)]
 
 
-def _base(kind: str, rate: float) -> str:
-    return "" if kind == "number" else f"{rate:.3f}"
-
-
-def _optional(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _numbers(value: float, base_rate: float, extras: Mapping[str, float]) -> list[str]:
+    """Numbers have errors (of the standardised target), the other kinds a base rate."""
+    if "r2" in extras:
+        return [f"{value:.3f}", "", f"{extras['mse']:.3f}", f"{extras['r2']:.3f}"]
+    return [f"{value:.3f}", f"{base_rate:.3f}", "", ""]

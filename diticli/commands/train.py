@@ -128,9 +128,7 @@ def train(
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Images of stage 2 (the features).", show_default=False, rich_help_panel=BUDGET
-        ),
+        typer.Option(min=1, help="Images of stage 2 (the features).", show_default=False, rich_help_panel=BUDGET),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -147,9 +145,7 @@ def train(
     ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(
-            help="Default: bf16 where the device has it.", show_default=False, rich_help_panel=MACHINE
-        ),
+        typer.Option(help="Default: bf16 where the device has it.", show_default=False, rich_help_panel=MACHINE),
     ] = None,
     device: Annotated[
         str | None,
@@ -264,9 +260,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(
-            f"{option} {text!r} is not a list of whole numbers.", remedy="Write 50,100,300."
-        ) from error
+        raise ConfigError(f"{option} {text!r} is not a list of whole numbers.", remedy="Write 50,100,300.") from error
 
 
 def _preset_of_file(config: Path | None) -> str | None:
@@ -325,9 +319,7 @@ def _show_plan(settings: RunConfig, *, as_json: bool) -> None:
 def _print_summary(plan: Plan) -> None:
     typer.echo(f"Data: {plan.data}, {plan.data_images:,} images at {plan.resolution} px")
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks")
-    typer.echo(
-        f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)"
-    )
+    typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
     typer.echo(f"Total: about {_duration(plan.seconds)}, without reading images and drawing samples")
 
 

@@ -126,6 +126,16 @@ def decode_image(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> n
     raise UnreadableImageError(str(path), reason)
 
 
+def short_side(path: Path) -> int | None:
+    """Height or width of an image file, whichever is less; None when it is no image. Reads the head only."""
+    try:
+        _check_file(path)
+        with Image.open(path, formats=_FORMATS) as image:
+            return min(image.size)
+    except Exception:  # as is_image
+        return None
+
+
 def to_square(image: Image.Image, resolution: int) -> npt.NDArray[np.uint8]:
     """Turn an opened image upright, crop its central square and resize it, as `decode_image` does.
 

@@ -50,9 +50,7 @@ def render_face(factors: npt.ArrayLike, size: int) -> npt.NDArray[np.uint8]:
         raise ConfigError(f"A face has 13 factors, got an array of shape {values.shape}.")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise ConfigError(f"Faces cannot be {size} pixels wide.", remedy=f"Use {MIN_SIZE} to {MAX_SIZE}.")
-    hue, light, skin, hair, width, x, long_hair, hat, glasses, smile, brows, freckles, stripes = (
-        values.tolist()
-    )
+    hue, light, skin, hair, width, x, long_hair, hat, glasses, smile, brows, freckles, stripes = values.tolist()
 
     image = Image.new("RGB", (size * SUPERSAMPLING,) * 2, _background(hue))
     pen = _Pen(image)

@@ -82,9 +82,7 @@ class FeatureWriter:
         """Inputs dealt with: rows plus skipped ones."""
         return sum(len(names) + len(skipped) for names, skipped in self._log)
 
-    def append(
-        self, values: npt.NDArray[np.float32], files: Sequence[str], skipped: Sequence[Skipped] = ()
-    ) -> None:
+    def append(self, values: npt.NDArray[np.float32], files: Sequence[str], skipped: Sequence[Skipped] = ()) -> None:
         """Add `values` [B, d] with their B names, and the inputs between them that gave no row."""
         values = np.ascontiguousarray(values, dtype="<f4")
         if len(files) != len(values) or (len(values) and values.shape[1:] != (self.dim or values.shape[1],)):
@@ -119,9 +117,7 @@ class FeatureWriter:
         """
         files = tuple(self.files)
         if not files:
-            raise FeatureFileError(
-                f"There are no rows to write to {self.path}.", remedy="Give readable images."
-            )
+            raise FeatureFileError(f"There are no rows to write to {self.path}.", remedy="Give readable images.")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         meta = replace(meta, files=files, skipped=tuple(self.skipped), created=now, version=__version__)
         self.checkpoint()
@@ -249,9 +245,7 @@ def _npy_header(rows: int, dim: int) -> bytes:
     NumPy reserves room for the first axis to grow, so the count can be written when it is known.
     """
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
-    )
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
     return buffer.getvalue()
 
 

@@ -95,9 +95,7 @@ def read_features(path: Path) -> Features:
     path = Path(path)
     suffix = check_suffix(path)
     if not path.is_file():
-        raise FeatureFileError(
-            f"There is no feature file {path}.", remedy=f"Run `diti encode IMAGES -o {path}`."
-        )
+        raise FeatureFileError(f"There is no feature file {path}.", remedy=f"Run `diti encode IMAGES -o {path}`.")
     try:
         values, embedded = READERS[suffix](path)
     except DAMAGE as error:
@@ -127,9 +125,7 @@ def _read_meta(path: Path, embedded: str | None) -> FeatureMeta | None:
         source = path if embedded is not None else sidecar
         raise FeatureFileError(f"{source}: {error.message}", remedy=error.remedy) from error
     except OSError as error:
-        raise FeatureFileError(
-            f"Cannot read {sidecar} ({error}).", remedy="Check its permissions."
-        ) from error
+        raise FeatureFileError(f"Cannot read {sidecar} ({error}).", remedy="Check its permissions.") from error
 
 
 def _check_values(path: Path, values: Array) -> None:
@@ -140,8 +136,7 @@ def _check_values(path: Path, values: Array) -> None:
         )
     block = max(1, _SCAN_VALUES // values.shape[1])
     bad = sum(
-        int((~np.isfinite(values[start : start + block])).any(axis=1).sum())
-        for start in range(0, len(values), block)
+        int((~np.isfinite(values[start : start + block])).any(axis=1).sum()) for start in range(0, len(values), block)
     )
     if bad:
         raise FeatureFileError(

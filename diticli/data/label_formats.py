@@ -42,9 +42,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LabelError(
-            f"Cannot read the label file {path}: {error.strerror}.", remedy="Check the path."
-        ) from error
+        raise LabelError(f"Cannot read the label file {path}: {error.strerror}.", remedy="Check the path.") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,9 +101,7 @@ def unique_file(path: Path, line: int, name: str, seen: set[str]) -> str:
     if not name:
         raise LabelError(f"{path}, line {line}: no file name.", remedy="Every row names its image.")
     if name in seen:
-        raise LabelError(
-            f"{path}, line {line}: {name!r} occurs twice.", remedy="Keep one row for each image."
-        )
+        raise LabelError(f"{path}, line {line}: {name!r} occurs twice.", remedy="Keep one row for each image.")
     seen.add(name)
     return name
 
@@ -115,9 +111,7 @@ def _read_celeba(path: Path, text: str) -> RawLabels:
     lines = text.split("\n")
     names = lines[1].split() if len(lines) > 1 else []
     if names and has_image_suffix(names[0]):
-        raise LabelError(
-            f"{path}, line 2: {names[0]!r} is no column name.", remedy="Put the column names there."
-        )
+        raise LabelError(f"{path}, line 2: {names[0]!r} is no column name.", remedy="Put the column names there.")
     _check_header(path, 2, names)
     rows = [(number, line.split()) for number, line in enumerate(lines[2:], start=3) if line.strip()]
     if len(rows) != int(lines[0]):
@@ -172,9 +166,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise LabelError(
-            f"{path}, line {number}: not JSON ({error}).", remedy="Write one object a line."
-        ) from error
+        raise LabelError(f"{path}, line {number}: not JSON ({error}).", remedy="Write one object a line.") from error
     if not isinstance(record, dict):
         raise LabelError(f"{path}, line {number}: not a JSON object.", remedy="Write one object a line.")
     return record
@@ -190,9 +182,7 @@ def _check_header(path: Path, line: int, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name and name in seen:
-            raise LabelError(
-                f"{path}, line {line}: the column {name!r} occurs twice.", remedy="Rename one of them."
-            )
+            raise LabelError(f"{path}, line {line}: the column {name!r} occurs twice.", remedy="Rename one of them.")
         seen.add(name)
 
 

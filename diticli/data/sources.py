@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import UnreadableImageError, decode_image, find_images, has_image_suffix, is_image
+from diticli.data.decode import UnreadableImageError, decode_image, find_images, has_image_suffix, is_image, short_side
 from diticli.data.faces import face_name, render_face, sample_factors
 from diticli.errors import DataError
 
@@ -195,6 +195,20 @@ def open_images(
     return FaceImages(count, faces_seed if match[2] is None else int(match[2]), resolution)
 
 
+def typical_side(folder: str, sample: int = 32) -> int:
+    """Median of the shorter sides of up to `sample` images, spread over the folder.
+
+    Raises:
+        DataError: when there is no readable image among them.
+    """
+    files = _expand(Path(folder).expanduser())[1]
+    spread = files[:: max(1, len(files) // sample)][:sample]
+    sides = sorted(side for side in map(short_side, spread) if side is not None)
+    if not sides:
+        raise DataError(f"None of the first images of {folder} can be read.", remedy="Name another folder.")
+    return sides[len(sides) // 2]
+
+
 def _expand(given: Path) -> tuple[Path, list[Path]]:
     """Absolute root and image files of one path."""
     path = given.absolute()
@@ -206,13 +220,9 @@ def _expand(given: Path) -> tuple[Path, list[Path]]:
             )
         return path, files
     if not path.exists():
-        raise DataError(
-            f"{given} does not exist.", remedy="Check the path, or use `faces`, the built-in data."
-        )
+        raise DataError(f"{given} does not exist.", remedy="Check the path, or use `faces`, the built-in data.")
     if not has_image_suffix(path.name) and not is_image(path):
-        raise DataError(
-            f"{given} is not an image.", remedy="Name jpg, png, webp, bmp or tiff files, or a folder."
-        )
+        raise DataError(f"{given} is not an image.", remedy="Name jpg, png, webp, bmp or tiff files, or a folder.")
     return path.parent, [path]
 
 
@@ -228,4 +238,4 @@ def _unique_names(entries: dict[Path, Path]) -> list[str]:
     return names
 
 
-__all__ = ["FaceImages", "FolderImages", "ImageSource", "UnreadableImageError", "open_images"]
+__all__ = ["FaceImages", "FolderImages", "ImageSource", "UnreadableImageError", "open_images", "typical_side"]

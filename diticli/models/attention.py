@@ -26,9 +26,7 @@ def use_fast_attention(*modules: nn.Module, device: torch.device) -> str:
     """
     wanted = os.environ.get("DITI_ATTENTION", "auto")
     if wanted not in CHOICES:
-        raise ConfigError(
-            f"DITI_ATTENTION={wanted!r} is unknown.", remedy=f"Use one of {', '.join(CHOICES)}."
-        )
+        raise ConfigError(f"DITI_ATTENTION={wanted!r} is unknown.", remedy=f"Use one of {', '.join(CHOICES)}.")
     if wanted == "sdpa":
         return "sdpa"
     reason = _why_not_xformers(device)

@@ -14,9 +14,7 @@ def build_unet(config: UNetConfig, resolution: int) -> UNet2DModel:
     plain = "Resnet{way}sampleBlock2D" if config.resampling == "resnet" else "{way}Block2D"
 
     def kinds(way: str) -> list[str]:
-        return [
-            f"Attn{way}Block2D" if size in config.attention_sizes else plain.format(way=way) for size in sizes
-        ]
+        return [f"Attn{way}Block2D" if size in config.attention_sizes else plain.format(way=way) for size in sizes]
 
     return UNet2DModel(
         sample_size=resolution,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from diticli.config import Precision
 from diticli.errors import DeviceError
 
 
@@ -24,15 +25,13 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"{name} is not supported.", remedy="Use cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            "PyTorch sees no CUDA GPU here.", remedy="Use --device cpu, or install a CUDA build."
-        )
+        raise DeviceError("PyTorch sees no CUDA GPU here.", remedy="Use --device cpu, or install a CUDA build.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"There is no {device}, only {torch.cuda.device_count()} GPU(s).")
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: Precision, device: torch.device) -> Precision:
     """`fp32` or `bf16`; auto takes bf16 where the hardware computes in it.
 
     Raises:

@@ -48,12 +48,8 @@ def unet_config(denoise_fn_config: Mapping[str, Any], resolution: int) -> dict[s
         "out_channels": c["input_channel"],
         "block_out_channels": tuple(channels),
         "layers_per_block": c["num_residual_blocks_of_a_block"],
-        "down_block_types": tuple(
-            "AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in with_attention
-        ),
-        "up_block_types": tuple(
-            "AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(with_attention)
-        ),
+        "down_block_types": tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in with_attention),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(with_attention)),
         "downsample_type": "resnet",
         "upsample_type": "resnet",
         "resnet_time_scale_shift": "scale_shift",
@@ -78,9 +74,7 @@ def _head_dim(c: Mapping[str, Any], channels: list[int], with_attention: list[bo
     return channels[-1] // int(c["num_heads"])
 
 
-def unet_state(
-    official: StateDict, config: Mapping[str, Any], *, legacy_qkv: bool = True
-) -> dict[str, torch.Tensor]:
+def unet_state(official: StateDict, config: Mapping[str, Any], *, legacy_qkv: bool = True) -> dict[str, torch.Tensor]:
     """State dict of the base `UNet2DModel` from an official UNet (the shift branch's tensors are left out)."""
     names = dict(_unet_names(config, prefix=""))
     names |= {
@@ -93,9 +87,7 @@ def unet_state(
     return _rename(official, names, config, legacy_qkv)
 
 
-def shift_state(
-    official: StateDict, config: Mapping[str, Any], *, legacy_qkv: bool = True
-) -> dict[str, torch.Tensor]:
+def shift_state(official: StateDict, config: Mapping[str, Any], *, legacy_qkv: bool = True) -> dict[str, torch.Tensor]:
     """State dict of our `ShiftDecoder` from an official ShiftUNet."""
     names = {o: n for o, n in _unet_names(config, prefix="shift_") if o.startswith("shift_")}
     names |= {"label_emb": "z_embedding", "shift_out.0": "conv_norm_out", "shift_out.2": "conv_out"}
@@ -110,8 +102,8 @@ def encoder_state(official: StateDict) -> tuple[dict[str, Any], dict[str, torch.
     """
     layers: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in official.items():
-        _, index, rest = name.split(".", 2)
-        layers.setdefault(int(index), {})[rest] = tensor
+        _, position, rest = name.split(".", 2)
+        layers.setdefault(int(position), {})[rest] = tensor
     state: dict[str, torch.Tensor] = {}
     widths: list[int] = []
     attention_after, norms = -1, 0
@@ -148,9 +140,7 @@ def load_exactly(module: torch.nn.Module, state: StateDict, what: str) -> None:
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or extra or shapes:
-        raise ModelError(
-            f"The {what} does not fit: missing {missing[:3]}, left over {extra[:3]}, shapes {shapes[:3]}."
-        )
+        raise ModelError(f"The {what} does not fit: missing {missing[:3]}, left over {extra[:3]}, shapes {shapes[:3]}.")
     module.load_state_dict(dict(state))
 
 
@@ -205,9 +195,7 @@ def _rename(
         layer = {k[len(theirs) + 1 :]: v for k, v in official.items() if k.startswith(theirs + ".")}
         if "qkv.weight" in layer:
             width = layer["qkv.weight"].shape[1]
-            layer = _attention_state(
-                layer, heads=width // (config["attention_head_dim"] or width), legacy=legacy
-            )
+            layer = _attention_state(layer, heads=width // (config["attention_head_dim"] or width), legacy=legacy)
         elif "in_layers.0.weight" in layer:
             layer = _swap_prefixes(layer, _RESNET)
         state |= _prefixed(ours, layer)

@@ -65,9 +65,7 @@ class DiTiPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         if chunk_layout is None:
-            raise ModelError(
-                "A DiTi model needs its chunk layout.", remedy="Pass chunk_layout=layout.to_dict()."
-            )
+            raise ModelError("A DiTi model needs its chunk layout.", remedy="Pass chunk_layout=layout.to_dict().")
         self.register_modules(unet=unet, encoder=encoder, shift_decoder=shift_decoder, scheduler=scheduler)
         self.register_to_config(chunk_layout=chunk_layout, shift_form=shift_form)
         self.chunks = ChunkLayout.from_dict(chunk_layout)
@@ -85,9 +83,7 @@ class DiTiPipeline(DiffusionPipeline):
             self.shift_decoder.config.latent_dim,
         }
         if len(widths) != 1:
-            raise ModelError(
-                f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}."
-            )
+            raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
         if self.chunks.timesteps != self.schedule.timesteps:
             raise ModelError(
                 f"The layout covers {self.chunks.timesteps} time-steps, the scheduler {self.schedule.timesteps}."
@@ -155,10 +151,7 @@ class DiTiPipeline(DiffusionPipeline):
             ConfigError: for a tensor of another shape or value range.
         """
         x = self._as_tensor(images)
-        parts = [
-            self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu()
-            for part in x.split(batch_size)
-        ]
+        parts = [self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu() for part in x.split(batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.chunks.latent_dim)
 
     @torch.no_grad()
@@ -203,9 +196,7 @@ class DiTiPipeline(DiffusionPipeline):
         """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back."""
         x0 = self._as_tensor(images).to(self.device)
         bar = self.schedule.alphas_cumprod
-        return ddim_invert(
-            self.predict_noise(z.to(self.device)), x0, bar, steps=steps, clip=clip, callback=callback
-        )
+        return ddim_invert(self.predict_noise(z.to(self.device)), x0, bar, steps=steps, clip=clip, callback=callback)
 
     @torch.no_grad()
     def decode(
@@ -258,9 +249,7 @@ def _check_index(folder: Path) -> None:
             remedy="Give a run directory of `diti train`, a folder saved with save_pretrained, or a Hub id.",
         )
     entries = json.loads(index.read_text())
-    libraries = {
-        v[0] for v in entries.values() if isinstance(v, list) and len(v) == 2 and isinstance(v[0], str)
-    }
+    libraries = {v[0] for v in entries.values() if isinstance(v, list) and len(v) == 2 and isinstance(v[0], str)}
     if libraries - _TRUSTED_LIBRARIES:
         raise ModelError(
             f"{index} names code outside diffusers and diticli: {sorted(libraries - _TRUSTED_LIBRARIES)}.",
@@ -274,9 +263,7 @@ def _download(repo_id: str) -> Path:
 
     try:
         return Path(
-            snapshot_download(
-                repo_id, allow_patterns=["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
-            )
+            snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"])
         )
     except (HFValidationError, OSError, ValueError) as error:
         raise ModelError(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diti_kernels.masked_linear import masked_linear
@@ -66,9 +67,7 @@ class ShiftResnetBlock2D(ResnetBlock2D):
         zero_(twin.conv2)
         return twin
 
-    def forward(
-        self, input_tensor: torch.Tensor, temb: Conditioning, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def forward(self, input_tensor: torch.Tensor, temb: Conditioning, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, C, H, W] -> [B, C', H', W'], modulated by both embeddings of `temb`."""
         h = self.nonlinearity(self.norm1(owned(input_tensor)))
         if self.upsample is not None:
@@ -154,7 +153,7 @@ def _give_features(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, ResnetBlock2D):
             setattr(module, name, ShiftResnetBlock2D.like(child))
-        elif hasattr(child, "to_out"):
+        elif isinstance(child, Attention):
             zero_(child.to_out[0])
         else:
             _give_features(child)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from diticli.chunks import ChunkLayout
 from diticli.pictures.captions import clean
 from diticli.pictures.grids import PAPER, save_png
-from diticli.chunks import ChunkLayout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +57,7 @@ def loss_by_timestep_chart(
                 color=colour,
                 linewidth=1.6,
             )
-        axes.set(
-            title=_plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps)
-        )
+        axes.set(title=_plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
         _log_if_wide(axes, [v for values in lines.values() for v in values])
         if len(lines) > 1:
             axes.legend(frameon=False)

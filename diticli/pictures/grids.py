@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from diticli.pictures.captions import Caption, clean
 from diticli.errors import DataError
+from diticli.pictures.captions import Caption, clean
 
 Pixels = npt.NDArray[np.uint8]
 Tile = Pixels | torch.Tensor
@@ -122,9 +122,7 @@ def captioned_strip(
     return canvas
 
 
-def save_png(
-    image: Image.Image | Pixels, path: Path | str, metadata: Mapping[str, str] | None = None
-) -> Path:
+def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a PNG with text chunks, beside its place and then renamed into it. Missing folders are made.
 
     Raises:

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from diticli._version import __version__
-from diticli.pictures.captions import clean
 from diticli.errors import DataError
+from diticli.pictures.captions import clean
 
 Cell = str | int | float | None
 
@@ -150,10 +150,7 @@ def _png(picture: Image.Image | bytes | Path) -> tuple[bytes, str]:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A table in a box that scrolls sideways; a column of numbers is set to the right, heading included."""
-    numeric = [
-        bool(rows) and all(isinstance(row[c], int | float | None) for row in rows)
-        for c in range(len(columns))
-    ]
+    numeric = [bool(rows) and all(isinstance(row[c], int | float | None) for row in rows) for c in range(len(columns))]
     kinds = [' class="number"' if flag else "" for flag in numeric]
     head = "".join(f"<th{kind}>{_text(name)}</th>" for name, kind in zip(columns, kinds, strict=True))
     body = "\n".join(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diticli.data.images import ImageSource, UnreadableImageError
+from diticli.data.images import ImageSource, Skipped, UnreadableImageError, check_skipped
 from diticli.models.pipeline import normalise
 
 
@@ -46,9 +47,7 @@ class DataOrder:
         """[batch_size] image indices of step `step` (zero-based)."""
         position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs = position // self.images
-        parts = [
-            self._permutation(e)[position[epochs == e] % self.images] for e in np.unique(epochs).tolist()
-        ]
+        parts = [self._permutation(e)[position[epochs == e] % self.images] for e in np.unique(epochs).tolist()]
         return np.concatenate(parts)
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -61,9 +60,7 @@ class DataOrder:
 class ImageFeed(Protocol):
     """Delivers uint8 batches [B, C, H, W] in the order of a `DataOrder`, from some step on."""
 
-    def batches(
-        self, order: DataOrder, first_step: int, last_step: int, share: Share
-    ) -> Iterator[torch.Tensor]:
+    def batches(self, order: DataOrder, first_step: int, last_step: int, share: Share) -> Iterator[torch.Tensor]:
         """One local batch per step in [first_step, last_step)."""
 
 
@@ -73,60 +70,91 @@ class MemoryFeed:
     def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
         self.images_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))
 
-    def batches(
-        self, order: DataOrder, first_step: int, last_step: int, share: Share
-    ) -> Iterator[torch.Tensor]:
+    def batches(self, order: DataOrder, first_step: int, last_step: int, share: Share) -> Iterator[torch.Tensor]:
         """See `ImageFeed.batches`."""
         for step in range(first_step, last_step):
             yield self.images_NCHW[torch.from_numpy(order.batch(step)[share.of(order.batch_size)])]
 
 
 class StreamFeed:
-    """Images decoded by worker processes as they are needed; an unreadable one is replaced by its successor."""
+    """Images decoded by worker processes as they are needed.
 
-    def __init__(self, source: ImageSource, workers: int) -> None:
-        self.source, self.workers = source, workers
+    An unreadable image is replaced by the next readable one, counted once, and listed in `skipped_list`.
 
-    def batches(
-        self, order: DataOrder, first_step: int, last_step: int, share: Share
-    ) -> Iterator[torch.Tensor]:
-        """See `ImageFeed.batches`."""
-        steps = (
-            order.batch(step)[share.of(order.batch_size)].tolist() for step in range(first_step, last_step)
-        )
-        loader: DataLoader[torch.Tensor] = DataLoader(
+    Args:
+        source: the images.
+        workers: decoding processes; 0 decodes in this one.
+        skipped_list: text file, `name<TAB>reason` a line, written when there are any.
+    """
+
+    def __init__(self, source: ImageSource, workers: int, skipped_list: Path) -> None:
+        self.source, self.workers, self.skipped_list = source, workers, skipped_list
+        self._skipped: dict[str, Skipped] = {}
+
+    def batches(self, order: DataOrder, first_step: int, last_step: int, share: Share) -> Iterator[torch.Tensor]:
+        """See `ImageFeed.batches`.
+
+        Raises:
+            DataError: when more than 5 % of all images turned out unreadable.
+        """
+        steps = (order.batch(step)[share.of(order.batch_size)].tolist() for step in range(first_step, last_step))
+        loader: DataLoader[_Batch] = DataLoader(
             _Decoded(self.source),
-            batch_sampler=steps,  # type: ignore[arg-type]  # any iterable of index lists will do
+            batch_sampler=steps,
             num_workers=self.workers,
+            collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if self.workers else None,
         )
-        yield from loader
+        for images, skipped in loader:
+            if skipped:
+                self._note(skipped)
+            yield images
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first `count` readable images, uint8 [B, C, H, W]."""
+        decoded = _Decoded(self.source)
+        return torch.stack([decoded[i][0] for i in range(min(count, len(self.source)))])
+
+    def _note(self, skipped: list[Skipped]) -> None:
+        new = {item.file: item for item in skipped if item.file not in self._skipped}
+        if new:
+            self._skipped |= new
+            check_skipped(list(self._skipped.values()), len(self.source), skipped_list=self.skipped_list)
 
 
-class _Decoded(Dataset[torch.Tensor]):
+_Item = tuple[torch.Tensor, list[Skipped]]
+_Batch = tuple[torch.Tensor, list[Skipped]]
+
+
+class _Decoded(Dataset[_Item]):
     def __init__(self, source: ImageSource) -> None:
         self.source = source
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> _Item:
+        skipped = []
         for offset in range(len(self.source)):
+            position = (index + offset) % len(self.source)
             try:
-                image = self.source.load((index + offset) % len(self.source))
-            except UnreadableImageError:
+                image = self.source.load(position)
+            except UnreadableImageError as error:
+                skipped.append(Skipped(self.source.file_name(position), error.reason))
                 continue
-            return torch.from_numpy(image).permute(2, 0, 1)
+            return torch.from_numpy(image).permute(2, 0, 1), skipped
         raise UnreadableImageError(self.source.name, "no image is readable any more")
+
+
+def _collate(items: list[_Item]) -> _Batch:
+    return torch.stack([image for image, _ in items]), [item for _, skipped in items for item in skipped]
 
 
 class StepNoise:
     """Flips, time-steps and noise of a step, drawn for the global batch and cut to this process's share."""
 
-    def __init__(
-        self, *, seed: int, stage: str, timesteps: int, batch_size: int, flip: bool, share: Share
-    ) -> None:
+    def __init__(self, *, seed: int, stage: str, timesteps: int, batch_size: int, flip: bool, share: Share) -> None:
         self.seed, self.stage, self.timesteps = seed, stage, timesteps
         self.batch_size, self.flip, self.share = batch_size, flip, share
 

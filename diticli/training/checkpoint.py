@@ -90,9 +90,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
     """Adam's moments as named tensors "INDEX.exp_avg"."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()
-    }
+    return {f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

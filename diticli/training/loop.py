@@ -177,9 +177,7 @@ class StageTrainer:
 
     def take_loss_by_timestep(self) -> torch.Tensor:
         """Mean loss per bin of time-steps [LOSS_BINS] since the last call, on the CPU; NaN where none fell."""
-        sums = self.accelerator.reduce(
-            torch.stack([self.totals["bin_loss"], self.totals["bin_count"]]), "sum"
-        )
+        sums = self.accelerator.reduce(torch.stack([self.totals["bin_loss"], self.totals["bin_count"]]), "sum")
         self.totals["bin_loss"].zero_()
         self.totals["bin_count"].zero_()
         mean: torch.Tensor = (sums[0] / sums[1]).cpu()

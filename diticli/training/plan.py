@@ -80,9 +80,7 @@ def make_plan(config: RunConfig) -> Plan:
     else:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
         stages.append(
-            _time_stage(
-                "base", NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler)), config, accelerator
-            )
+            _time_stage("base", NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler)), config, accelerator)
         )
     features = FeatureObjective(
         unet,
@@ -113,10 +111,7 @@ def _time_stage(name: str, objective: Objective, config: RunConfig, accelerator:
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=0.0, fused=True)
     local = budget.batch_size // accelerator.num_processes
-    x0 = (
-        torch.rand(local, 3, config.data.resolution, config.data.resolution, device=accelerator.device) * 2
-        - 1
-    )
+    x0 = torch.rand(local, 3, config.data.resolution, config.data.resolution, device=accelerator.device) * 2 - 1
     t = torch.randint(1000, (local,), device=accelerator.device)
     for step in range(WARM_STEPS + TIMED_STEPS):
         if step == WARM_STEPS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,19 +115,16 @@ def prepare_images(config: RunConfig, source: ImageSource, run: RunDirectory, re
     Raises:
         DataError: when too many images are unreadable.
     """
-    workers = config.data.workers or None
     size = len(source) * 3 * config.data.resolution**2
     if size > config.data.memory_limit_mb * 2**20:
-        feed = StreamFeed(source, config.data.workers or 2)
-        return Images(feed, len(source), _preview(source))
-    loaded = load_images(source, reporter=reporter, workers=workers, skipped_list=run.root / "skipped.txt")
+        workers = config.data.workers or len(os.sched_getaffinity(0))
+        feed = StreamFeed(source, workers, run.root / "skipped.txt")
+        return Images(feed, len(source), feed.first(samples.COUNT))
+    loaded = load_images(
+        source, reporter=reporter, workers=config.data.workers or None, skipped_list=run.root / "skipped.txt"
+    )
     memory = MemoryFeed(loaded.images)
     return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
-
-
-def _preview(source: ImageSource) -> torch.Tensor:
-    loaded = [source.load(i) for i in range(min(samples.COUNT, len(source)))]
-    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in loaded])
 
 
 @dataclass(frozen=True)
@@ -181,9 +179,7 @@ class _Worker:
         schedule = NoiseSchedule.from_scheduler(scheduler)
         objective = FeatureObjective(unet, encoder, decoder, schedule, layout, config.gradient)
         use_fast_attention(unet, encoder, decoder, device=self.accelerator.device)
-        pipeline = DiTiPipeline(
-            unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict()
-        )
+        pipeline = DiTiPipeline(unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict())
 
         def look(step: int, losses: torch.Tensor) -> None:
             pipeline.to(self.accelerator.device)

@@ -79,9 +79,7 @@ class RunDirectory:
         try:
             self.samples.mkdir(parents=True)
         except OSError as error:
-            raise DataError(
-                f"Cannot create {self.root}: {error.strerror}.", remedy="Choose another --out."
-            ) from error
+            raise DataError(f"Cannot create {self.root}: {error.strerror}.", remedy="Choose another --out.") from error
         write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
         return False
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
-from diticli.pictures.charts import loss_by_timestep_chart
-from diticli.pictures.grids import captioned_strip, image_grid, save_png
 from diticli.chunks import ChunkLayout
 from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.pictures.charts import loss_by_timestep_chart
+from diticli.pictures.grids import captioned_strip, image_grid, save_png
 from diticli.sampling import ddim_decode
 from diticli.schedule import NoiseSchedule
 

@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-class TrainingInterrupted(KeyboardInterrupt):  # noqa: N818 - it is an interruption, not an error
+class TrainingInterrupted(KeyboardInterrupt):
     """Training stopped on request; everything up to `step` is saved."""
 
     def __init__(self, stage: str, step: int, steps: int) -> None:

@@ -32,9 +32,7 @@ if importlib.util.find_spec("triton") and "triton" not in sys.modules and not to
 
 
 SITES = [
-    pytest.param(
-        Site(backend, device), id=f"{backend}-{device}", marks=[pytest.mark.gpu] if device == "cuda" else []
-    )
+    pytest.param(Site(backend, device), id=f"{backend}-{device}", marks=[pytest.mark.gpu] if device == "cuda" else [])
     for backend in ("reference", "triton")
     for device in ("cpu", "cuda")
 ]

@@ -46,9 +46,7 @@ def test_triton_without_a_gpu_says_what_to_do(device_type: str, monkeypatch: pyt
         decide(device_type)
 
 
-def test_says_once_what_runs_and_why(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_says_once_what_runs_and_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     dispatch._say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="diti_kernels"):

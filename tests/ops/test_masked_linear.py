@@ -46,9 +46,7 @@ class Case(NamedTuple):
         return self
 
 
-def make_case(
-    B: int, d: int, E: int, span: str = "detached", *, bias: bool = True, index=torch.int64
-) -> Case:
+def make_case(B: int, d: int, E: int, span: str = "detached", *, bias: bool = True, index=torch.int64) -> Case:
     random = torch.Generator().manual_seed(1000 * B + 10 * d + E)
     z, weight, grad, b = (torch.randn(shape, generator=random) for shape in ((B, d), (E, d), (B, E), (E,)))
     end = torch.randint(1, d + 1, (B,), generator=random)
@@ -190,9 +188,7 @@ def test_autocast_as_linear_does(site: Site) -> None:
     with torch.autocast(site.device, site.low_precision):
         actual = run(masked_linear, case)
         plain = run(masked_linear_reference, case)
-        linear = F.linear(
-            case.z * (torch.arange(64, device=site.device) < case.end[:, None]), *case.arguments[3:]
-        )
+        linear = F.linear(case.z * (torch.arange(64, device=site.device) < case.end[:, None]), *case.arguments[3:])
     assert torch.equal(plain[0], linear)
     assert [tensor.dtype for tensor in actual] == [site.low_precision, *[torch.float32] * 3]
     assert [tensor.dtype for tensor in actual] == [tensor.dtype for tensor in plain]
@@ -265,14 +261,10 @@ def test_says_what_does_not_fit(change: dict[str, Tensor], message: str) -> None
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float16, torch.float32)])
-def test_kernels_say_which_dtypes_they_take(
-    triton_site: Site, dtypes: tuple[torch.dtype, torch.dtype]
-) -> None:
+def test_kernels_say_which_dtypes_they_take(triton_site: Site, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     case = make_case(3, 5, 7).to(triton_site.device, dtypes[1])
     case = case._replace(z=case.z.detach().to(dtypes[0]))
-    with pytest.raises(
-        ValueError, match=rf"'torch.float32', 'torch.float16'.*got .*'{dtypes[0]}'.*reference"
-    ):
+    with pytest.raises(ValueError, match=rf"'torch.float32', 'torch.float16'.*got .*'{dtypes[0]}'.*reference"):
         masked_linear(*case.arguments)
 
 

@@ -19,9 +19,7 @@ _INTERPRETER_DTYPES = _KERNEL_DTYPES[:2]  # its tl.dot multiplies the bit patter
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
-def masked_linear(
-    z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def masked_linear(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Project features of which each sample may see a prefix: `F.linear(z * mask, weight, bias)`.
 
     Sample b sees dims [0, end_b). The gradient of z reaches dims [start_b, end_b) only: start = 0 is the
@@ -155,9 +153,7 @@ def _check_layout(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: T
     """Raise ValueError unless shapes, index dtypes and devices belong together."""
     B, E = z.shape[0], weight.shape[0]
     if z.ndim != 2 or weight.ndim != 2 or z.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"z [B, d] and weight [E, d] expected, got {list(z.shape)} and {list(weight.shape)}."
-        )
+        raise ValueError(f"z [B, d] and weight [E, d] expected, got {list(z.shape)} and {list(weight.shape)}.")
     if start.shape != (B,) or end.shape != (B,):
         raise ValueError(
             f"start and end must hold one integer for each of {B} samples, got the shapes "
@@ -169,9 +165,7 @@ def _check_layout(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: T
         raise ValueError(f"start and end must be int32 or int64, got {start.dtype} and {end.dtype}.")
     devices = {str(t.device) for t in (z, start, end, weight, bias) if t is not None}
     if len(devices) > 1:
-        raise ValueError(
-            f"All tensors must lie on one device, got {sorted(devices)}. Move them with .to(device)."
-        )
+        raise ValueError(f"All tensors must lie on one device, got {sorted(devices)}. Move them with .to(device).")
 
 
 def _check_kernel_dtypes(z: Tensor, weight: Tensor, bias: Tensor | None) -> None:
