@@ -212,9 +212,9 @@ def test_encoders_that_misbehave(tmp_path: Path) -> None:
     out = tmp_path / "feats.npy"
     with pytest.raises(ModelError, match=r"001\.png"):
         run(out, FakeImages(3), encode=nan)
-    for encode in (lambda x: channel_means(x)[:1], lambda x: channel_means(x)[:, 0]):
+    for wrong in (lambda x: channel_means(x)[:1], lambda x: channel_means(x)[:, 0]):
         with pytest.raises(ModelError, match="for 3 images"):
-            run(out, FakeImages(3), encode=encode)
+            run(out, FakeImages(3), encode=wrong)
     assert not out.exists()
 
 
