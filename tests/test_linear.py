@@ -1,0 +1,90 @@
+"""The linear models: their minimum against scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from diticli.analysis.linear import BinaryLoss, CategoryLoss, FeatureSpace, SquaredLoss, fit_path
+
+N, D = 600, 12
+
+
+def data(count: int = N, width: int = D, seed: int = 0) -> tuple[np.ndarray, np.random.Generator]:
+    """Correlated features with very unequal scales and offsets."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(count, width)) @ rng.normal(size=(width, width))
+    return (mixed * np.logspace(-2, 2, width) + 5).astype(np.float32), rng
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def standard_space(values: np.ndarray) -> tuple[FeatureSpace, np.ndarray, np.ndarray]:
+    rows = np.arange(len(values))
+    space = FeatureSpace.fit(values, rows)
+    return space, space.project(values, rows), ((values - space.mean) / space.std).astype(np.float64)
+
+
+@pytest.mark.parametrize("width", [D, 900])
+def test_space_is_an_orthonormal_view_of_standardised_features(width: int) -> None:
+    values, _ = data(200, width)
+    values[:, 1] = 7.0
+    space, projected, standard = standard_space(values)
+    assert space.std[1] == 1
+    np.testing.assert_allclose(space.mean, values.mean(0, dtype=np.float64), rtol=1e-9)
+    rank = space.basis.shape[1]
+    assert rank <= min(199, width)
+    np.testing.assert_allclose(space.basis.T @ space.basis, np.eye(rank), atol=1e-6)
+    np.testing.assert_allclose(projected @ space.basis.T, standard, atol=2e-3)
+    np.testing.assert_allclose(projected.var(0, dtype=np.float64), space.variances, rtol=1e-3)
+
+
+@pytest.mark.parametrize("width", [D, 700])
+def test_binary_path_matches_scikit_learn(width: int) -> None:
+    values, rng = data(400, width)
+    space, projected, standard = standard_space(values)
+    logits = standard @ rng.normal(size=(width, 3))
+    truth = (logits / logits.std(0) * 2 + [0, 2, -2] + rng.normal(size=logits.shape) > 0).astype(np.float64)
+    truth[:100, 1] = np.nan
+    for fit in fit_path(projected, space.variances, BinaryLoss(truth), [1.0, 0.1, 0.01, 0.001]):
+        for column in range(3):
+            known = ~np.isnan(truth[:, column])
+            exact = LogisticRegression(C=1 / (fit.reg * known.sum()), tol=1e-10, max_iter=10_000)
+            exact.fit(standard[known], truth[known, column])
+            ours = space.basis @ fit.weights[:, column]
+            assert np.linalg.norm(ours - exact.coef_[0]) < 2e-3 * np.linalg.norm(exact.coef_)
+            assert fit.bias[column] == pytest.approx(exact.intercept_[0], abs=3e-3)
+
+
+def test_number_path_matches_scikit_learn() -> None:
+    values, rng = data(300)
+    space, projected, standard = standard_space(values)
+    truth = standard @ rng.normal(size=(D, 2)) + rng.normal(size=(300, 2)) + 1
+    truth[rng.random(300) < 0.3, 1] = np.nan
+    for fit in fit_path(projected, space.variances, SquaredLoss(truth), [1.0, 0.01, 0.0001]):
+        for column in range(2):
+            known = ~np.isnan(truth[:, column])
+            exact = Ridge(alpha=fit.reg * known.sum()).fit(standard[known], truth[known, column])
+            np.testing.assert_allclose(space.basis @ fit.weights[:, column], exact.coef_, atol=2e-3)
+            assert fit.bias[column] == pytest.approx(exact.intercept_, abs=1e-3)
+
+
+def test_category_path_matches_scikit_learn() -> None:
+    values, rng = data(300)
+    space, projected, standard = standard_space(values)
+    codes = (standard @ rng.normal(size=(D, 4)) + 2 * rng.normal(size=(300, 4))).argmax(1)
+    codes[:40] = -1
+    for fit in fit_path(projected, space.variances, CategoryLoss(codes, 4), [1.0, 0.1, 0.01]):
+        exact = LogisticRegression(C=1 / (fit.reg * 260), tol=1e-10, max_iter=10_000)
+        exact.fit(standard[40:], codes[40:])
+        np.testing.assert_allclose((space.basis @ fit.weights).T, exact.coef_, atol=2e-3)

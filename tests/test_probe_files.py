@@ -1,0 +1,194 @@
+"""Around the probe: joined labels, saved probes, the report and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from diticli.analysis.label_join import join_labels
+from diticli.analysis.linear_probe import LinearProbe, load_probe, save_probe
+from diticli.analysis.probe import probe_features
+from diticli.analysis.probe_files import write_report
+from diticli.analysis.probe_report import ProbeReport
+from diticli.commands.probe import probe
+from diticli.data.feature_writer import FeatureWriter
+from diticli.data.features import FeatureMeta
+from diticli.data.labels import LabelColumn, LabelTable
+from diticli.errors import DataError, FeatureFileError, LabelError
+
+N, D = 600, 12
+
+
+def data(count: int = N, width: int = D, seed: int = 0) -> tuple[np.ndarray, np.random.Generator]:
+    """Correlated features with very unequal scales and offsets."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(count, width)) @ rng.normal(size=(width, width))
+    return (mixed * np.logspace(-2, 2, width) + 5).astype(np.float32), rng
+
+
+def columns(values: np.ndarray, rng: np.random.Generator) -> dict[str, LabelColumn]:
+    z = (values - values.mean(0)) / values.std(0)
+    score = z @ rng.normal(size=(values.shape[1], 4))
+    noisy = score[:, 0] + rng.normal(size=len(z))
+    return {
+        "smiling": LabelColumn("binary", (noisy > 0).astype(np.float32)),
+        "hat": LabelColumn("binary", (score[:, 1] > 2).astype(np.float32)),
+        "age": LabelColumn("number", (30 + 10 * score[:, 2]).astype(np.float32)),
+        "colour": LabelColumn("category", np.array(["red", "green", "blue"])[score[:, :3].argmax(1)]),
+        "noise": LabelColumn("number", rng.normal(size=len(z)).astype(np.float32)),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def report() -> ProbeReport:
+    values, rng = data()
+    return probe_features(values, columns(values, rng), seed=3, model_hash="abc")
+
+
+def test_probe_round_trip_and_directions(report: ProbeReport, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "probe.safetensors"
+    save_probe(report.probe, path)
+    loaded = load_probe(path)
+    values, _ = data()
+    np.testing.assert_array_equal(loaded.predict(values), report.probe.predict(values))
+    assert (loaded.names, loaded.kinds, loaded.classes) == (
+        report.probe.names,
+        report.probe.kinds,
+        report.probe.classes,
+    )
+    direction = loaded.direction("hat")
+    assert direction.shape == (D,)
+    moved = (values - loaded.mean) / loaded.std + 2 * math.sqrt(D) * direction / np.linalg.norm(direction)
+    row = loaded.names.index("hat")
+    assert (loaded.predict(moved * loaded.std + loaded.mean)[:, row] > loaded.predict(values)[:, row]).all()
+    assert loaded.direction("colour", "red").shape == (D,)
+    with pytest.raises(LabelError, match="colour=violet"):
+        loaded.direction("colour", "violet")
+    with pytest.raises(LabelError, match="no attribute 'beard'"):
+        loaded.direction("beard")
+
+
+def test_damaged_probes(report: ProbeReport, tmp_path: Path) -> None:
+    path = tmp_path / "probe.safetensors"
+    save_probe(report.probe, path)
+    good = path.read_bytes()
+    for bad in (b"", good[:50], good[:-5], b"x" * 300):
+        path.write_bytes(bad)
+        with pytest.raises(FeatureFileError):
+            load_probe(path)
+    with pytest.raises(FeatureFileError):
+        load_probe(tmp_path / "missing.safetensors")
+    short = LinearProbe(**(vars(report.probe) | {"bias": report.probe.bias[:-1]}))
+    save_probe(short, path)
+    with pytest.raises(FeatureFileError, match="fit together"):
+        load_probe(path)
+
+
+TABLE = LabelTable(
+    ("a.jpg", "b.jpg", "c.jpg", "d.jpg"),
+    {"hat": LabelColumn("binary", np.array([0, 1, 0, 1], np.float32))},
+)
+
+
+def test_join_by_name_and_groups() -> None:
+    joined = join_labels(["x/c.png", "x/a.png", "x/zz.png", "x/d.png"], TABLE)
+    assert joined.rows.tolist() == [0, 1, 3]
+    assert joined.columns["hat"].values.tolist() == [0, 0, 1]
+    assert joined.groups is None
+    assert joined.describe() == "3 of 4 images matched 4 labels."
+    joined = join_labels(["c.jpg", "a.jpg", "d.jpg"], TABLE, {"d.jpg": "p1", "c.jpg": "p2", "q.jpg": "p3"})
+    assert joined.rows.tolist() == [0, 2]
+    assert joined.groups == ("p2", "p1")
+    assert joined.columns["hat"].values.tolist() == [0, 1]
+    assert joined.without_group == 1
+    assert "1 without a group" in joined.describe()
+
+
+def test_join_of_strangers_names_both_sides() -> None:
+    with pytest.raises(LabelError) as caught:
+        join_labels(["1.png", "2.png"], TABLE)
+    assert "'1.png'" in caught.value.message
+    assert "'a.jpg'" in caught.value.message
+    with pytest.raises(LabelError, match="groups") as caught:
+        join_labels(["a.jpg"], TABLE, {"z.jpg": "p"})
+    assert "'z.jpg'" in caught.value.message
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A feature file of 60 images, labels for 50 of them, and 10 groups."""
+    values, rng = data(60)
+    with FeatureWriter(tmp_path / "feats.npy", identity="x") as writer:
+        writer.append(values, [f"{i:02d}.png" for i in range(60)])
+        writer.finish(FeatureMeta(files=(), model_hash="abc"))
+    labels = columns(values, rng)
+    rows = [f"{i:02d}.png,{labels['age'].values[i]},{labels['colour'].values[i]}\n" for i in range(50)]
+    (tmp_path / "labels.csv").write_text("file,age,colour\n" + "".join(rows))
+    (tmp_path / "groups.txt").write_text("".join(f"{i:02d}.png {i % 10}\n" for i in range(60)))
+    return tmp_path
+
+
+def run_command(folder: Path, *more: str) -> Any:
+    app = typer.Typer()
+    app.command()(probe)
+    given = [str(folder / "feats.npy"), "--labels", str(folder / "labels.csv"), "-o", str(folder / "out")]
+    return CliRunner().invoke(app, [*given, *more])
+
+
+def test_command_shows_a_table_and_says_what_it_did(files: Path) -> None:
+    result = run_command(files, "--groups", str(files / "groups.txt"))
+    assert result.exit_code == 0, result.output
+    assert "50 of 60 images matched 50 labels" in result.stderr
+    assert "10 groups kept together" in result.stderr
+    lines = result.stdout.splitlines()
+    order = [next(i for i, line in enumerate(lines) if word in line) for word in ("age", "colour", "mean of 1")]
+    assert order == sorted(order)
+    report = json.loads((files / "out" / "report.json").read_text())
+    assert report["matched"] == {"rows": 50, "features": 60, "labels": 50, "without_group": 0}
+    assert load_probe(files / "out" / "probe.safetensors").model_hash == "abc"
+
+
+def test_command_prints_only_json_on_stdout(files: Path) -> None:
+    result = run_command(files, "--json", "--seed", "4")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert shown == json.loads((files / "out" / "report.json").read_text())
+    assert shown["seed"] == 4
+    assert [item["name"] for item in shown["attributes"]] == ["age", "colour"]
+
+
+def test_command_needs_file_names(files: Path) -> None:
+    (files / "feats.json").unlink()
+    result = run_command(files)
+    assert isinstance(result.exception, FeatureFileError)
+    assert "feats.json" in str(result.exception)
+
+
+def test_report_is_json_and_reproducible(report: ProbeReport, tmp_path: Path) -> None:
+    values, rng = data()
+    again = probe_features(values, columns(values, rng), seed=3, model_hash="abc")
+    assert again.to_dict() == report.to_dict()
+    facts = write_report(report, tmp_path / "deep" / "probe", {"labels": "x.csv"})
+    assert json.loads((tmp_path / "deep" / "probe" / "report.json").read_text()) == json.loads(json.dumps(facts))
+    assert facts["labels"] == "x.csv"
+    assert load_probe(tmp_path / "deep" / "probe" / "probe.safetensors").model_hash == "abc"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="Cannot write"):
+        write_report(report, tmp_path / "file", {})
