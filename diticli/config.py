@@ -70,7 +70,7 @@ class EncoderConfig:
     widths: tuple[int, ...] = (64, 128, 128, 128)
     """Channels of each stride-2 convolution."""
     attention_size: int = 16
-    """Map size (in pixels) after which the attention block stands."""
+    """Map size (in pixels) at which the attention block stands; 0 means none."""
     attention_heads: int = 4
     """Heads of the attention block."""
 
@@ -265,7 +265,7 @@ def from_dict(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> Any:
     known = [f.name for f in dataclasses.fields(cls)]
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             raise ConfigError(
                 f"Unknown setting {prefix + key!r}.",
                 remedy=f"Did you mean {prefix + near[0]!r}?" if near else f"Known here: {', '.join(known)}.",

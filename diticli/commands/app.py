@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,8 @@ class _Group(TyperGroup):
     """Catches what a command raises before Typer does."""
 
     def invoke(self, ctx: Any) -> Any:
+        # Damaged EXIF and very large pictures: what cannot be read is listed by name, the rest is noise.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             return super().invoke(ctx)
         except DiTiError as error:

@@ -34,9 +34,9 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
     # Without a terminal rich assumes 80 columns and would fold names that a script may look for.
-    console.print(table, width=None if console.is_terminal else 140)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
 
 
 def reporter() -> Reporter:

@@ -213,10 +213,10 @@ def train(
         diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
     """
     options: dict[str, Any] = {
-        "data.source": data,
+        "data.source": data if data.split(":")[0] == "faces" else _absolute(data),
         "data.resolution": resolution,
         "data.workers": workers,
-        "base_model": base,
+        "base_model": base and (_absolute(base) if Path(base).expanduser().exists() else base),
         "chunks.count": chunks,
         "chunks.latent_dim": latent_dim,
         "chunks.partition": partition and partition.value,
@@ -252,6 +252,11 @@ def train(
         emit_json({"run": str(target), "model": str(model)})
     else:
         say(f"Done: {model}. Pictures: {target / 'samples'}. Next: diti encode IMAGES -o feats.npy")
+
+
+def _absolute(path: str) -> str:
+    """A path that means the same from any folder: a run may be taken up from another one."""
+    return str(Path(path).expanduser().absolute())
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:

@@ -20,9 +20,9 @@ from diticli.chunks import ChunkLayout
 from diticli.data.images import to_square
 from diticli.errors import ConfigError, ModelError
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.hub import first_line, local_folder
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.unet import first_line
 from diticli.sampling import StepCallback, ddim_decode, ddim_invert
 from diticli.schedule import NoiseSchedule
 
@@ -99,9 +99,7 @@ class DiTiPipeline(DiffusionPipeline):
             ModelError: when there is no such model, or it names code outside diffusers and diticli.
         """
         name = str(pretrained_model_name_or_path)
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            folder = _download(name)
+        folder = local_folder(name)
         if (folder / "model" / "model_index.json").is_file():
             folder = folder / "model"
         _check_index(folder)
@@ -113,8 +111,15 @@ class DiTiPipeline(DiffusionPipeline):
             raise ModelError(
                 f"Cannot load the model in {folder}: {first_line(error)}", remedy="Train or copy it again."
             ) from error
+        if unset := pipeline._unset_weights():
+            raise ModelError(f"The model in {folder} lacks weights: {unset[:3]}.", remedy="Train or copy it again.")
         pipeline.model_id = name
         return pipeline
+
+    def _unset_weights(self) -> list[str]:
+        """Names of weights that no file set: diffusers only warns, and leaves them without storage."""
+        parts = {"unet": self.unet, "encoder": self.encoder, "shift_decoder": self.shift_decoder}
+        return [f"{part}.{n}" for part, m in parts.items() for n, p in m.named_parameters() if p.is_meta]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As `DiffusionPipeline.to`; moves the schedule and the mask tables along."""
@@ -228,7 +233,7 @@ class DiTiPipeline(DiffusionPipeline):
                 f"{list(images.shape)}.",
                 remedy="Pass PIL images, or call preprocess().",
             )
-        if images.numel() and images.abs().max() > 1.5:
+        if images.numel() and not images.abs().max() <= 1.5:  # also NaN
             raise ConfigError(
                 f"Images should lie in [-1, 1]; these reach {float(images.abs().max()):.3g}.",
                 remedy="Divide by 127.5 and subtract 1.",
@@ -248,25 +253,15 @@ def _check_index(folder: Path) -> None:
             f"{folder} holds no model (no model_index.json).",
             remedy="Give a run directory of `diti train`, a folder saved with save_pretrained, or a Hub id.",
         )
-    entries = json.loads(index.read_text())
-    libraries = {v[0] for v in entries.values() if isinstance(v, list) and len(v) == 2 and isinstance(v[0], str)}
-    if libraries - _TRUSTED_LIBRARIES:
+    try:
+        entries = dict(json.loads(index.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Train or copy it again.") from error
+    # Lists name [library, class]; diffusers would also take code from a .py file beside the weights.
+    named = {str(v[0]) for v in entries.values() if isinstance(v, list) and v and v[0] is not None}
+    code = sorted(str(p.relative_to(folder)) for p in (*folder.glob("*.py"), *folder.glob("*/*.py")))
+    if foreign := sorted(named - _TRUSTED_LIBRARIES) + code:
         raise ModelError(
-            f"{index} names code outside diffusers and diticli: {sorted(libraries - _TRUSTED_LIBRARIES)}.",
+            f"{index} names code outside diffusers and diticli: {foreign}.",
             remedy="This is not a DiTi model; refuse it.",
         )
-
-
-def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(
-            snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"])
-        )
-    except (HFValidationError, OSError, ValueError) as error:
-        raise ModelError(
-            f"There is no model {repo_id!r} here or on the Hub: {first_line(error)}",
-            remedy="Check the path, or train one with `diti train`.",
-        ) from error

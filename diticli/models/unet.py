@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from diticli.errors import ModelError
+from diticli.models.hub import first_line, local_folder
 
 
 class DownFeatures(NamedTuple):
@@ -107,50 +108,42 @@ def load_base(name_or_path: str, *, resolution: int | None = None) -> tuple[UNet
     Raises:
         ModelError: when nothing can be loaded from there, or `check_base` refuses it.
     """
-    root = Path(name_or_path).expanduser()
-    if (root / "base").is_dir():
-        root = root / "base"
-    source = str(root) if root.exists() else name_or_path
-    has_unet_folder = (root / "unet").is_dir() if root.exists() else _hub_has_unet(name_or_path)
-    try:
-        unet = UNet2DModel.from_pretrained(source, subfolder="unet" if has_unet_folder else None)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"Cannot load a base from {name_or_path!r}: {first_line(error)}",
-            remedy="Give a folder saved by diffusers (with config.json and safetensors weights) or a Hub id.",
-        ) from error
+    folder = local_folder(name_or_path)
+    if (folder / "base").is_dir():
+        folder = folder / "base"
+    unet = _load_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
     check_base(unet, resolution=resolution)
-    return unet.requires_grad_(False).eval(), _load_scheduler(source, root)
+    return unet.requires_grad_(False).eval(), _load_scheduler(folder)
 
 
-def _hub_has_unet(repo_id: str) -> bool:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+def _load_unet(folder: Path) -> UNet2DModel:
+    remedy = "Give a folder saved by diffusers (with config.json and safetensors weights) or a Hub id."
     try:
-        return HfApi().file_exists(repo_id, "unet/config.json")
-    except HFValidationError as error:
+        unet, report = UNet2DModel.from_pretrained(str(folder), output_loading_info=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"Cannot load a base from {folder}: {first_line(error)}", remedy=remedy) from error
+    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing or extra:
         raise ModelError(
-            f"{repo_id!r} is neither a folder nor a Hub id.", remedy="Check the path given to --base."
-        ) from error
-    except (HfHubHTTPError, OSError):
-        return False
+            f"The weights in {folder} are not those of its config: missing {missing[:3]}, left over {extra[:3]}.",
+            remedy=remedy,
+        )
+    return unet
 
 
-def _load_scheduler(source: str, root: Path) -> DDPMScheduler:
-    subfolder = "scheduler" if not root.exists() or (root / "scheduler").is_dir() else None
-    try:
-        scheduler = DDPMScheduler.from_pretrained(source, subfolder=subfolder)
-    except (OSError, ValueError):  # a bare UNet comes without one: the schedule of the DDPM paper
+def _load_scheduler(folder: Path) -> DDPMScheduler:
+    if (folder / "scheduler").is_dir():
+        folder = folder / "scheduler"
+    if not (folder / "scheduler_config.json").is_file():
+        # A bare UNet comes without one: the schedule of the DDPM paper.
         return DDPMScheduler(clip_sample=False)
+    try:
+        scheduler = DDPMScheduler.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"Cannot read the scheduler in {folder}: {first_line(error)}") from error
     if scheduler.config.prediction_type != "epsilon":
         raise ModelError(
             f"The base predicts {scheduler.config.prediction_type}, the method needs noise (epsilon) prediction.",
             remedy="Use another base.",
         )
     return scheduler
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an exception's text, for a one-line message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

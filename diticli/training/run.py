@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
@@ -73,9 +74,10 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     """
     reporter = reporter or SilentReporter()
     config = resolve(config)
-    accelerator = make_accelerator(config)
     source = open_source(config)
     fingerprint = source.fingerprint()
+    given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
+    accelerator = make_accelerator(config)
     run = RunDirectory(out)
     if accelerator.is_main_process and run.open(config, fingerprint):
         reporter.note(f"Going on with the run in {out}.")
@@ -83,9 +85,10 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     images = prepare_images(config, source, run, reporter)
     journal = Journal(out, active=accelerator.is_main_process)
     worker = _Worker(config, run, accelerator, images, fingerprint, journal, reporter)
+
     try:
         with StopRequest() as stop:
-            unet, scheduler = worker.base(stop)
+            unet, scheduler = given or worker.base(stop)
             worker.features(unet, scheduler, stop)
     finally:
         journal.close()
@@ -99,6 +102,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         ConfigError: when a global batch cannot be shared evenly by the processes.
     """
     precision = "bf16" if config.precision == "bf16" else "no"
+    _forget_other_accelerator(config.device, precision)
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     for name, stage in (("base", config.base), ("features", config.features)):
         if stage.batch_size % accelerator.num_processes:
@@ -107,6 +111,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
                 remedy="Use a multiple of the number of processes.",
             )
     return accelerator
+
+
+def _forget_other_accelerator(device: str, precision: str) -> None:
+    """Accelerate keeps one state per process; a second run in it may want another device or precision."""
+    if AcceleratorState._shared_state:
+        state = AcceleratorState()
+        if (state.device.type, state.mixed_precision) != (device, precision):
+            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def prepare_images(config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter) -> Images:
@@ -140,15 +152,10 @@ class _Worker:
     reporter: Reporter
 
     def base(self, stop: StopRequest) -> tuple[UNet2DModel, DDPMScheduler]:
-        """Load the base, or train it."""
-        config = self.config
-        if not config.base_model and not (self.run.base / "unet").is_dir():
+        """The base of this run, trained first unless it already was."""
+        if not (self.run.base / "unet").is_dir():
             self._train_base(stop)
-        where = config.base_model or str(self.run.base)
-        unet, scheduler = load_base(where, resolution=config.data.resolution)
-        if scheduler.config.num_train_timesteps != 1000:
-            config.chunks.layout(scheduler.config.num_train_timesteps)
-        return unet, scheduler
+        return load_base(str(self.run.base), resolution=self.config.data.resolution)
 
     def _train_base(self, stop: StopRequest) -> None:
         torch.manual_seed(fold_seed(self.config.seed, "base", "weights"))

@@ -1,0 +1,201 @@
+"""The commands as a user types them: the whole path on a tiny model, and every error in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from diticli import __version__
+from diticli.commands.app import app
+
+TINY = [
+    *("--resolution", "16", "--chunks", "4", "--latent-dim", "16", "--base-images", "64", "--images", "64"),
+    *("--batch-size", "16", "--device", "cpu", "--precision", "fp32", "--seed", "3"),
+    *("--set", "unet.channels=8,16", "--set", "unet.norm_groups=4", "--set", "encoder.widths=32,32"),
+    *("--set", "log_every=1", "--set", "sample_every=4", "--set", "data.faces_count=64"),
+]
+
+
+def diti(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "runs" / "tiny"
+    result = diti("train", "--data", "faces", "--out", out, *TINY)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("photos") / "faces of spring"
+    result = diti("faces", out, "-n", "120", "--size", "24", "--seed", "5")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def feats(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("feats") / "feats.npy"
+    result = diti("encode", photos, "-o", path, "--model", run, "--batch-size", "32")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["probe"], ["edit"], ["faces"], ["demo"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from diticli.__main__ import main\n"
+        f"sys.argv = ['diti', *{command!r}, '--help']\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'diffusers', 'numpy.linalg._linalg_never', 'sklearn', 'matplotlib', 'accelerate'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: diti" in done.stdout
+
+
+def test_python_dash_m_starts() -> None:
+    done = subprocess.run([sys.executable, "-m", "diticli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"diticli {__version__}\n")
+    assert "torch" in done.stdout
+
+
+def test_train_leaves_a_finished_run(run: Path) -> None:
+    assert (run / "model" / "model_index.json").is_file()
+    assert (run / "samples" / "base-00000004.png").is_file()
+
+
+def test_encode_writes_rows_and_sidecar(feats: Path, photos: Path) -> None:
+    values = np.load(feats, mmap_mode="r")
+    assert values.shape == (120, 16)
+    assert values.dtype == np.float32
+    side = json.loads(feats.with_suffix(".json").read_text())
+    assert side["files"][:2] == ["000000.png", "000001.png"]
+    assert side["chunk_ends"] == [4, 8, 12, 16]
+
+
+def test_encode_finds_the_newest_run(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    monkeypatch.delenv("DITI_MODEL", raising=False)
+    result = diti("encode", photos / "000000.png", "-o", tmp_path / "one.npz", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["model"] == "runs/tiny"
+
+
+def test_probe_reports_every_factor(feats: Path, photos: Path, tmp_path: Path) -> None:
+    result = diti("probe", feats, "--labels", photos / "labels.csv", "-o", tmp_path / "probe", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert len(report["attributes"]) + len(report["skipped"]) == 13
+    assert json.loads((tmp_path / "probe" / "report.json").read_text()) == report
+    assert (tmp_path / "probe" / "probe.safetensors").is_file()
+
+
+def test_edit_writes_a_strip_and_singles(run: Path, photos: Path, tmp_path: Path) -> None:
+    a, b = photos / "000000.png", photos / "000001.png"
+    strip, singles = tmp_path / "new" / "edit.png", tmp_path / "singles"
+    arguments = ["edit", a, b, "--chunks", "0-1,3", "-o", strip, "--model", run, "--steps", "3", "--alphas", "0:1:3"]
+    result = diti(*arguments, "--separate", singles)
+    assert result.exit_code == 0, result.output
+    with Image.open(strip) as picture:
+        assert picture.width > 5 * 16
+    names = {p.name for p in singles.iterdir()}
+    assert {"a_original.png", "a_reconstruction.png", "b_original.png"} <= names
+    with Image.open(singles / "a_original.png") as original:
+        assert original.size == (16, 16)
+
+
+def test_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = diti("train", "--data", "faces", "--out", out, *TINY, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert [stage["name"] for stage in plan["stages"]] == ["base", "features"]
+    assert plan["seconds"] > 0
+    assert plan["stages"][0]["trained_parameters"] == plan["stages"][1]["frozen_parameters"]
+    assert not out.exists()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    """A real process, a real signal; the same command then finishes."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "diticli", "train", "--data", "faces", "--out", str(out), *TINY]
+    command += ["--base-images", "200000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    journal = out / "metrics.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        try:
+            process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, error
+    assert "everything is saved" in error
+    assert "Run the same command again to go on" in error
+    assert "Traceback" not in error
+    assert list((out / "checkpoints").glob("step-*/state.json"))
+
+
+ERRORS = [
+    (["train", "--data", "/nowhere"], 65, "does not exist"),
+    (["train", "--preset", "huge"], 2, "There is no preset 'huge'"),
+    (["train", "--set", "features.bach=1"], 2, "Did you mean 'features.batch_size'"),
+    (["train", "--set", "gradient=up"], 2, "cumulative, detached, dual"),
+    (["train", "--chunks", "999"], 2, "999 chunks do not fit"),
+    (["train", "--resolution", "50"], 2, "not divisible"),
+    (["train", "--stage-ends", "a,b"], 2, "--stage-ends 'a,b' is not a list"),
+    (["train", "--config", "/nowhere.toml"], 2, "Cannot read the settings"),
+    (["train", "--partition", "middle"], 2, "middle"),
+    (["train", "--device", "tpu"], 69, "There is no device 'tpu'"),
+    (["train", "--base", "/nowhere/base", "--device", "cpu"], 66, "base"),
+    (["encode", "faces", "--model", "/nowhere"], 66, "no model '/nowhere'"),
+    (["encode", "faces", "-o", "feats.txt"], 65, ".npy, .npz, .safetensors"),
+    (["probe", "/nowhere.npy", "--labels", "/nowhere.csv"], 65, "/nowhere.npy"),
+    (["edit", "/nowhere.png", "/nowhere.png"], 65, "/nowhere.png"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "words"), ERRORS, ids=[" ".join(a) for a, _, _ in ERRORS])
+def test_bad_input_gets_one_line_and_a_remedy(
+    arguments: list[str], status: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = diti(*arguments)
+    assert result.exit_code == status, result.output
+    assert words in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir()), "a failed command leaves nothing behind"
+
+
+def test_edit_out_of_range_chunks(run: Path, photos: Path, tmp_path: Path) -> None:
+    a, b = photos / "000000.png", photos / "000001.png"
+    result = diti("edit", a, b, "--chunks", "2-9", "--model", run, "-o", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "Chunk 9 does not exist: this model has 4 chunks, 0-3." in result.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_probe_without_a_match_shows_both_sides(feats: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("filename,smile\nsomebody.png,1\nelse.png,0\n")
+    result = diti("probe", feats, "--labels", labels, "-o", tmp_path / "probe")
+    assert result.exit_code == 65
+    assert "somebody.png" in result.stderr
+    assert "000000.png" in result.stderr
