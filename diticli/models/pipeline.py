@@ -105,7 +105,7 @@ class DiTiPipeline(DiffusionPipeline):
         _check_index(folder)
         try:
             pipeline = super().from_pretrained(str(folder), **kwargs)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ModelError(
