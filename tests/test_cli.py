@@ -164,7 +164,7 @@ ERRORS = [
     (["train", "--partition", "middle"], 2, "middle"),
     (["train", "--device", "tpu"], 69, "There is no device 'tpu'"),
     (["train", "--base", "/nowhere/base", "--device", "cpu"], 66, "base"),
-    (["encode", "faces", "--model", "/nowhere"], 66, "no model '/nowhere'"),
+    (["encode", "faces", "--model", "/nowhere"], 66, "no folder '/nowhere'"),
     (["encode", "faces", "-o", "feats.txt"], 65, ".npy, .npz, .safetensors"),
     (["probe", "/nowhere.npy", "--labels", "/nowhere.csv"], 65, "/nowhere.npy"),
     (["edit", "/nowhere.png", "/nowhere.png"], 65, "/nowhere.png"),

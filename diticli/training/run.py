@@ -151,6 +151,11 @@ class _Worker:
     journal: Journal
     reporter: Reporter
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+
     def base(self, stop: StopRequest) -> tuple[UNet2DModel, DDPMScheduler]:
         """The base of this run, trained first unless it already was."""
         if not (self.run.base / "unet").is_dir():
@@ -161,7 +166,7 @@ class _Worker:
         torch.manual_seed(fold_seed(self.config.seed, "base", "weights"))
         unet, scheduler = build_unet(self.config.unet, self.config.data.resolution), new_scheduler()
         objective = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
-        use_fast_attention(unet, device=self.accelerator.device)
+        use_fast_attention(unet, device=self.accelerator.device, dtype=self.dtype)
 
         def look(step: int, losses: torch.Tensor) -> None:
             path = self.run.samples / f"base-{step:08d}.png"
@@ -185,7 +190,7 @@ class _Worker:
         encoder, decoder = build_encoder(config), ShiftDecoder.for_unet(unet, layout.latent_dim)
         schedule = NoiseSchedule.from_scheduler(scheduler)
         objective = FeatureObjective(unet, encoder, decoder, schedule, layout, config.gradient)
-        use_fast_attention(unet, encoder, decoder, device=self.accelerator.device)
+        use_fast_attention(unet, encoder, decoder, device=self.accelerator.device, dtype=self.dtype)
         pipeline = DiTiPipeline(unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict())
 
         def look(step: int, losses: torch.Tensor) -> None:
