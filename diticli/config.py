@@ -1,21 +1,12 @@
-"""What a training run is made of: frozen dataclasses, presets, and how the layers of settings merge.
+"""What a training run is made of: frozen dataclasses, each checked when it is built.
 
-Order of precedence: preset < `--config FILE` < command-line options < `--set key=value`. Unknown keys are
-errors that name the nearest known one. Pure Python: the command line builds and checks a config without torch.
+Presets and the layers of settings that fill them are in `diticli.settings`. Pure Python.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import tomllib
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from diticli.chunks import PAPER_STAGE_DIMS, PAPER_STAGE_ENDS, ChunkLayout
 from diticli.errors import ConfigError
@@ -213,134 +204,3 @@ class RunConfig:
                 f"UNet channels {bad} are not divisible by {self.unet.norm_groups} norm groups.",
                 remedy="Change --set unet.channels or unet.norm_groups.",
             )
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    folder = resources.files("diticli") / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def build_config(
-    preset: str,
-    *,
-    file: Path | None = None,
-    options: Mapping[str, Any] | None = None,
-    assignments: tuple[str, ...] = (),
-) -> RunConfig:
-    """Merge a preset, a TOML or JSON file, options (dotted keys) and `key=value` assignments.
-
-    Raises:
-        ConfigError: for an unknown preset or key, an unreadable file, or an impossible value.
-    """
-    if preset not in preset_names():
-        raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(preset_names())}.")
-    text = (resources.files("diticli") / "presets" / f"{preset}.toml").read_text()
-    merged: dict[str, Any] = _merge({"preset": preset}, tomllib.loads(text))
-    if file is not None:
-        merged = _merge(merged, read_settings(file))
-    for key, value in (options or {}).items():
-        merged = _merge(merged, _nest(key, value))
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {assignment!r} has no '='.", remedy="Write --set features.batch_size=64.")
-        merged = _merge(merged, _nest(key.strip(), _literal(value.strip())))
-    return from_dict(RunConfig, merged)
-
-
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """JSON form, read back by `from_dict(RunConfig, ...)`."""
-    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return result
-
-
-def from_dict(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> Any:
-    """Build a config dataclass from nested dictionaries, checking every key and type.
-
-    Raises:
-        ConfigError: naming the key and what it should be.
-    """
-    hints = get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise ConfigError(
-                f"Unknown setting {prefix + key!r}.",
-                remedy=f"Did you mean {prefix + near[0]!r}?" if near else f"Known here: {', '.join(known)}.",
-            )
-    values = {key: _convert(hints[key], value, prefix + key) for key, value in data.items()}
-    return cls(**values)
-
-
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} is a group of settings, got {value!r}.")
-        return from_dict(cast(type, kind), value, prefix=f"{key}.")
-    origin = get_origin(kind)
-    if origin is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(f"{key} is one of {', '.join(get_args(kind))}; got {value!r}.")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or not all(_is_int(v) for v in value):
-            raise ConfigError(f"{key} is a list of whole numbers, got {value!r}.")
-        return tuple(value)
-    if origin in (Union, types.UnionType):
-        return value
-    if kind is float and _is_int(value):
-        return float(value)
-    if kind is int and not _is_int(value):
-        raise ConfigError(f"{key} is a whole number, got {value!r}.")
-    if not isinstance(value, kind):
-        raise ConfigError(f"{key} is a {kind.__name__}, got {value!r}.")
-    return value
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """Settings of a TOML or JSON file (a run's config.json keeps them under "config").
-
-    Raises:
-        ConfigError: when it cannot be read.
-    """
-    try:
-        text = file.read_text()
-        data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-        settings: dict[str, Any] = data.get("config", data) if isinstance(data, dict) else data
-        if not isinstance(settings, dict):
-            raise ValueError("it holds no group of settings")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"Cannot read the settings in {file}: {error}.", remedy="Give a TOML or JSON file."
-        ) from error
-    return settings
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def _literal(text: str) -> Any:
-    """A TOML value; what is not one is a plain string. Commas make a list."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if "," in text:
-            return [_literal(part) for part in text.split(",")]
-        return text
-
-
-def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

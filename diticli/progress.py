@@ -11,8 +11,8 @@ from typing import Protocol
 class Reporter(Protocol):
     """Receiver of progress. All methods return at once and never raise."""
 
-    def start(self, title: str, total: int | None, unit: str = "images") -> None:
-        """Begin a task of `total` units (None: unknown); a running task is closed first."""
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        """Begin a task of `total` units (None: unknown), `done` of them earlier; a running task is closed first."""
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """`amount` more units are done; `fields` are shown beside the bar (e.g. loss=0.123)."""
@@ -30,7 +30,7 @@ class Reporter(Protocol):
 class SilentReporter:
     """Discards everything."""
 
-    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         """See `Reporter.start`."""
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:

@@ -4,19 +4,9 @@ import json
 
 import pytest
 
-from diticli.config import (
-    ChunksConfig,
-    DataConfig,
-    RunConfig,
-    StageConfig,
-    UNetConfig,
-    build_config,
-    from_dict,
-    preset_names,
-    read_settings,
-    to_dict,
-)
+from diticli.config import ChunksConfig, DataConfig, RunConfig, StageConfig, UNetConfig
 from diticli.errors import ChunkError, ConfigError
+from diticli.settings import build_config, from_dict, preset_names, read_settings, to_dict
 
 PAPER = {"celeba64": 38_000_000, "ffhq128": 64_000_000, "bedroom128": 70_000_000}
 

@@ -56,7 +56,7 @@ class Recorder(SilentReporter):
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
-    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         self.total = total
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:

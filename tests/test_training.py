@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diticli.config import RunConfig, build_config
+from diticli.config import RunConfig
 from diticli.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingDivergedError
 from diticli.progress import SilentReporter
+from diticli.settings import build_config
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint
 from diticli.training.run import train
 from diticli.training.stopping import TrainingInterrupted
@@ -72,8 +73,8 @@ class StopAfter(SilentReporter):
         self.stage, self.images, self.number = stage, images, number
         self.title, self.done = "", 0
 
-    def start(self, title: str, total: int | None, unit: str = "images") -> None:
-        self.title, self.done = title, 0
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        self.title, self.done = title, done
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         self.done += amount

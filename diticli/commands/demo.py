@@ -9,7 +9,7 @@ import typer
 
 from diticli.commands.console import emit_json, reporter, say, show_table
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
-from diticli.config import build_config
+from diticli.settings import build_config
 
 
 def demo(

@@ -33,7 +33,7 @@ class RichReporter:
         self._bar: Progress | None = None
         self._shown = ""
 
-    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         """See `Reporter.start`."""
         self.finish()
         self._bar = Progress(
@@ -50,7 +50,7 @@ class RichReporter:
         )
         self._shown = ""
         self._bar.start()
-        self._bar.add_task(title, total=total, unit=unit, shown="")
+        self._bar.add_task(title, total=total, completed=done, unit=unit, shown="")
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """See `Reporter.advance`."""
@@ -82,21 +82,19 @@ class LineReporter:
         self.console = console
         self._title, self._unit, self._shown = "", "", ""
         self._total: int | None = None
-        self._done = self._skipped = 0
+        self._done = self._earlier = 0
         self._began = self._printed = 0.0
 
-    def start(self, title: str, total: int | None, unit: str = "images") -> None:
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         """See `Reporter.start`."""
         self.finish()
         self._title, self._total, self._unit, self._shown = title, total, unit, ""
-        self._done = self._skipped = 0
+        self._done = self._earlier = done
         self._began = self._printed = time.monotonic()
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """See `Reporter.advance`."""
         now = time.monotonic()
-        if self._done == 0 and now - self._began < 0.5 and amount > 1 and self._skipped == 0:
-            self._skipped = 0
         self._done += amount
         if fields:
             self._shown = "  " + _fields(fields)
@@ -120,7 +118,7 @@ class LineReporter:
 
     def _line(self, now: float) -> None:
         seconds = max(now - self._began, 1e-9)
-        rate = self._done / seconds
+        rate = (self._done - self._earlier) / seconds
         of = f"/{self._total:,}" if self._total else ""
         left = (self._total - self._done) / rate if self._total and rate else 0.0
         ending = f", {_clock(left)} left" if left > 0 else f" in {_clock(seconds)}"

@@ -10,8 +10,9 @@ import typer
 
 from diticli.commands.console import emit_json, reporter, say, show_table
 from diticli.commands.options import JsonOption
-from diticli.config import RunConfig, build_config, preset_names
+from diticli.config import RunConfig
 from diticli.errors import ConfigError
+from diticli.settings import build_config, preset_names
 
 if TYPE_CHECKING:
     from diticli.training.plan import Plan
@@ -272,7 +273,7 @@ def _preset_of_file(config: Path | None) -> str | None:
     """The preset that a settings file names."""
     if config is None:
         return None
-    from diticli.config import read_settings
+    from diticli.settings import read_settings
 
     name = read_settings(config).get("preset")
     return str(name) if name else None

@@ -205,8 +205,8 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     )
     stage.objective.train()
     journal.forget_after(stage.name, trainer.step)
-    reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images")
-    reporter.advance(trainer.step * budget.batch_size)
+    done = trainer.step * budget.batch_size
+    reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images", done=done)
     started, first_step = time.perf_counter(), trainer.step
     for batch in stage.feed.batches(order, trainer.step, budget.steps, share):
         images = batch.to(accelerator.device, non_blocking=True)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from diticli._version import __version__
-from diticli.config import RunConfig, to_dict
+from diticli.config import RunConfig
 from diticli.errors import ConfigError, DataError
+from diticli.settings import to_dict
 from diticli.training.checkpoint import write_json
 
 # Settings that change how a run proceeds but not what it computes.
