@@ -9,11 +9,11 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tiny_models import UNET_SHAPES, tiny_unet_config
 
-from diticli.config import build_config, preset_names
 from diticli.errors import ConfigError, DeviceError, ModelError
 from diticli.models.attention import use_fast_attention
 from diticli.models.build import build_encoder, build_unet, new_scheduler
 from diticli.models.unet import check_base, load_base, predict_noise, run_down_path
+from diticli.settings import build_config, preset_names
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

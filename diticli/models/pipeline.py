@@ -145,8 +145,11 @@ class DiTiPipeline(DiffusionPipeline):
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL images -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training."""
-        arrays = [torch.from_numpy(to_square(image, self.resolution)) for image in images]
-        return normalise(torch.stack(arrays).permute(0, 3, 1, 2)) if arrays else torch.empty(0)
+        side = self.resolution
+        arrays = [torch.from_numpy(to_square(image, side)) for image in images]
+        if not arrays:
+            return torch.empty(0, 3, side, side)
+        return normalise(torch.stack(arrays).permute(0, 3, 1, 2))
 
     @torch.no_grad()
     def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
@@ -156,8 +159,10 @@ class DiTiPipeline(DiffusionPipeline):
             ConfigError: for a tensor of another shape or value range.
         """
         x = self._as_tensor(images)
-        parts = [self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu() for part in x.split(batch_size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.chunks.latent_dim)
+        if not len(x):
+            return torch.empty(0, self.chunks.latent_dim)
+        parts = (self.encoder(part.to(self.device, self.encoder.dtype)) for part in x.split(batch_size))
+        return torch.cat([part.float().cpu() for part in parts])
 
     @torch.no_grad()
     def encode_uint8(self, images_BCHW: torch.Tensor) -> torch.Tensor:

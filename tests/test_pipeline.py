@@ -1,0 +1,412 @@
+import json
+import subprocess
+import sys
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_models import LATENT_DIM, SIZE
+
+import diticli
+from diticli.chunks import ChunkLayout
+from diticli.data.images import to_square
+from diticli.errors import ChunkError, ConfigError, ModelError
+from diticli.models.pipeline import DiTiPipeline, normalise
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+T = torch.tensor([10, 300, 600, 990])
+
+
+@pytest.fixture(scope="module")
+def pipeline(make_pipeline):
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline, tmp_path_factory):
+    """A run directory with the pipeline under model/."""
+    run = tmp_path_factory.mktemp("run")
+    pipeline.save_pretrained(run / "model")
+    return run
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A copy of the saved pipeline that may be damaged."""
+    folder = tmp_path / "copy"
+    for file in (saved / "model").rglob("*"):
+        if file.is_file():
+            target = folder / file.relative_to(saved / "model")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"asked the Hub for {args} {kwargs}")
+
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, refuse)
+
+
+def photos(count=3, size=(40, 30)):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def tensors(count=4):
+    return torch.empty(count, 3, SIZE, SIZE).uniform_(-1, 1)
+
+
+def assert_same_model(a, b):
+    x, z = tensors(), torch.randn(4, LATENT_DIM)
+    assert torch.equal(a.encode(x), b.encode(x))
+    for mine, theirs in zip(a.predict(x, T, z), b.predict(x, T, z), strict=True):
+        assert torch.equal(mine, theirs)
+    assert a.chunks == b.chunks
+    assert a.model_hash == b.model_hash
+    assert a.config.shift_form == b.config.shift_form
+
+
+def change_index(folder, **entries):
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | entries))
+
+
+# --- saving and loading
+
+
+def test_round_trip(pipeline, saved, no_network):
+    loaded = DiTiPipeline.from_pretrained(saved / "model")
+    assert_same_model(loaded, pipeline)
+    assert loaded.model_id == str(saved / "model")
+    assert isinstance(loaded.scheduler, DDIMScheduler)
+    for module in (loaded.unet, loaded.encoder, loaded.shift_decoder):
+        assert not module.training
+
+
+def test_a_run_directory_names_its_model(pipeline, saved, no_network):
+    assert_same_model(DiTiPipeline.from_pretrained(str(saved)), pipeline)
+
+
+def test_index_names_our_classes_under_the_packages_name(saved):
+    index = json.loads((saved / "model" / "model_index.json").read_text())
+    assert index["_class_name"] == "DiTiPipeline"
+    assert index["encoder"] == ["diticli", "SemanticEncoder"]
+    assert index["shift_decoder"] == ["diticli", "ShiftDecoder"]
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    assert index["chunk_layout"] == {"timestep_ends": [250, 500, 750, 1000], "ends": [4, 8, 12, 16]}
+    assert not [p for p in (saved / "model").rglob("*") if p.suffix not in (".json", ".safetensors", "")]
+
+
+def test_everything_survives_a_second_round(saved, pipeline, tmp_path, no_network):
+    DiTiPipeline.from_pretrained(saved).save_pretrained(tmp_path)
+    assert_same_model(DiTiPipeline.from_pretrained(tmp_path), pipeline)
+
+
+def test_shift_form_is_kept(make_pipeline, tmp_path, no_network):
+    make_pipeline(shift_form="posterior").save_pretrained(tmp_path)
+    assert DiTiPipeline.from_pretrained(tmp_path).config.shift_form == "posterior"
+
+
+@pytest.mark.slow
+def test_a_fresh_process_loads_it_by_the_packages_name(saved):
+    code = (
+        "from diticli import DiTiPipeline; import sys, torch; p = DiTiPipeline.from_pretrained(sys.argv[1]); "
+        f"print(tuple(p.encode(torch.zeros(2, 3, {SIZE}, {SIZE})).shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == f"(2, {LATENT_DIM})"
+
+
+def test_a_hub_id_goes_through_a_snapshot_without_code_or_pickles(saved, pipeline, monkeypatch):
+    asked = {}
+
+    def snapshot(repo_id, *, allow_patterns):
+        asked.update(repo_id=repo_id, patterns=allow_patterns)
+        return str(saved / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    loaded = DiTiPipeline.from_pretrained("someone/some-model")
+    assert_same_model(loaded, pipeline)
+    assert loaded.model_id == asked["repo_id"] == "someone/some-model"
+    assert all(pattern.endswith((".json", ".safetensors")) for pattern in asked["patterns"])
+
+
+def test_it_is_a_diffusers_pipeline():
+    assert issubclass(DiTiPipeline, DiffusionPipeline)
+    assert callable(DiTiPipeline.push_to_hub)
+    assert diticli.DiTiPipeline is DiTiPipeline
+
+
+# --- what must not be loaded
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"encoder": ["os", "system"]},
+        {"encoder": ["transformers", "CLIPModel"]},
+        {"_class_name": ["evil", "Evil"]},
+        {"_class_name": ["evil", "Evil", "more"]},
+        {"more": ["evil"]},
+        {"encoder": [["nested"], "x"]},
+    ],
+)
+def test_an_index_that_names_foreign_code_is_refused(copy, entry):
+    change_index(copy, **entry)
+    with pytest.raises(ModelError, match="names code outside diffusers and diticli") as error:
+        DiTiPipeline.from_pretrained(copy)
+    assert "refuse it" in error.value.remedy
+
+
+@pytest.mark.parametrize("where", ["evil.py", "encoder/diticli.py", "unet/diffusers.py"])
+def test_code_beside_the_weights_is_never_run(copy, tmp_path, where):
+    mark = tmp_path / "ran"
+    (copy / where).write_text(f"open({str(mark)!r}, 'w').close()\nclass SemanticEncoder: pass\n")
+    with pytest.raises(ModelError, match=f"names code outside diffusers and diticli.*{where}"):
+        DiTiPipeline.from_pretrained(copy, trust_remote_code=True)
+    assert not mark.exists()
+
+
+def damage_weights(folder, change):
+    state = load_file(folder / WEIGHTS)
+    change(state)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+DAMAGES = {
+    "no index": (lambda f: (f / "model_index.json").unlink(), "holds no model"),
+    "index that is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "Cannot read"),
+    "index that is a list": (lambda f: (f / "model_index.json").write_text("[1]"), "Cannot read"),
+    "index in another encoding": (
+        lambda f: (f / "model_index.json").write_bytes(b"\xff\xfe{"),
+        "Cannot read",
+    ),
+    "no layout": (lambda f: change_index(f, chunk_layout=None), "needs its chunk layout"),
+    "layout that does not add up": (
+        lambda f: change_index(f, chunk_layout={"ends": [4, 2], "timestep_ends": [500, 1000]}),
+        "not strictly increasing",
+    ),
+    "layout of another width": (
+        lambda f: change_index(f, chunk_layout={"ends": [8], "timestep_ends": [1000]}),
+        "disagree on the latent dim",
+    ),
+    "no encoder": (lambda f: change_index(f, encoder=[None, None]), "Cannot load the model"),
+    "encoder of another class": (
+        lambda f: change_index(f, encoder=["diticli", "ShiftDecoder"]),
+        "Cannot load the model",
+    ),
+    "class that does not exist": (
+        lambda f: change_index(f, encoder=["diticli", "NoSuchEncoder"]),
+        "Cannot load the model",
+    ),
+    "empty weights": (lambda f: (f / "encoder" / WEIGHTS).write_bytes(b""), "Cannot load the model"),
+    "truncated weights": (
+        lambda f: (f / "unet" / WEIGHTS).write_bytes((f / "unet" / WEIGHTS).read_bytes()[:4000]),
+        "Cannot load the model",
+    ),
+    "no weights": (lambda f: (f / "shift_decoder" / WEIGHTS).unlink(), "Cannot load the model"),
+    "missing tensor": (
+        lambda f: damage_weights(f / "encoder", lambda s: s.pop("head.bias")),
+        r"lacks weights: \['encoder.head.bias'\]",
+    ),
+    "no config": (lambda f: (f / "encoder" / "config.json").unlink(), "Cannot load the model"),
+    "no part": (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "Cannot load the model"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_damaged_models_are_errors_of_one_line(copy, no_network, damage):
+    break_it, message = DAMAGES[damage]
+    break_it(copy)
+    with pytest.raises((ModelError, ChunkError), match=message) as error:
+        DiTiPipeline.from_pretrained(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "/no/such", "not an id!"])
+def test_names_that_can_be_no_model(name):
+    with pytest.raises(ModelError, match="There is no folder") as error:
+        DiTiPipeline.from_pretrained(name)
+    assert name in error.value.message
+
+
+def test_an_empty_folder_holds_no_model(tmp_path, no_network):
+    with pytest.raises(ModelError, match="holds no model") as error:
+        DiTiPipeline.from_pretrained(tmp_path)
+    assert "diti train" in error.value.remedy
+
+
+def test_parts_must_fit_each_other(make_pipeline, pipeline):
+    with pytest.raises(ModelError, match="needs its chunk layout"):
+        make_pipeline(chunk_layout=None)
+    with pytest.raises(ModelError, match=r"disagree on the latent dim: \[8, 16\]"):
+        make_pipeline(chunk_layout=ChunkLayout.uniform(chunks=2, latent_dim=8).to_dict())
+    with pytest.raises(ModelError, match="covers 100 time-steps, the scheduler 1000"):
+        make_pipeline(chunk_layout=ChunkLayout.uniform(chunks=2, latent_dim=16, timesteps=100).to_dict())
+    with pytest.raises(ModelError, match="shift_form is 'score' or 'posterior', got 'both'"):
+        make_pipeline(shift_form="both")
+
+
+def test_hash_follows_every_part(make_pipeline, pipeline):
+    assert make_pipeline().model_hash == pipeline.model_hash
+    other_layout = ChunkLayout.uniform(chunks=2, latent_dim=LATENT_DIM)
+    assert make_pipeline(chunk_layout=other_layout.to_dict()).model_hash != pipeline.model_hash
+    hashes = {pipeline.model_hash}
+    for part in ("unet", "encoder", "shift_decoder"):
+        changed = make_pipeline()
+        with torch.no_grad():
+            next(getattr(changed, part).parameters()).flatten()[0] += 1e-3
+        hashes.add(changed.model_hash)
+    assert len(hashes) == 4
+
+
+# --- encode
+
+
+def test_pil_images_preprocessed_tensors_and_uint8_encode_alike(pipeline):
+    images = photos()
+    expected = pipeline.encode(images)
+    x = pipeline.preprocess(images)
+    assert (x.shape, x.dtype) == ((3, 3, SIZE, SIZE), torch.float32)
+    assert -1 <= x.min() < x.max() <= 1
+    assert torch.equal(pipeline.encode(x), expected)
+    square = torch.from_numpy(np.stack([to_square(image, SIZE) for image in images])).permute(0, 3, 1, 2)
+    assert torch.equal(normalise(square), x)
+    assert torch.equal(pipeline.encode_uint8(square), expected)
+    assert torch.equal(pipeline.encode(x.double()), expected)
+
+
+def test_encode_gives_float32_rows_on_the_cpu_without_a_graph(pipeline):
+    features = pipeline.encode(tensors(5))
+    assert (features.shape, features.dtype) == ((5, LATENT_DIM), torch.float32)
+    assert not features.requires_grad
+    assert features.device.type == "cpu"
+
+
+def test_encode_takes_one_image_grey_images_and_none(pipeline):
+    image = photos(1)[0]
+    assert torch.equal(pipeline.encode(image), pipeline.encode([image]))
+    assert pipeline.encode([image.convert("L"), image.convert("RGBA")]).shape == (2, LATENT_DIM)
+    assert pipeline.encode([]).shape == (0, LATENT_DIM)
+    assert pipeline.encode(tensors(0)).shape == (0, LATENT_DIM)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_batches_do_not_change_features(pipeline, batch_size):
+    x = tensors(5)
+    torch.testing.assert_close(pipeline.encode(x, batch_size=batch_size), pipeline.encode(x))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, SIZE, SIZE), r"Expected a float tensor \[N, 3, 16, 16\], got torch.float32 \[3, 16, 16\]"),
+        (torch.zeros(2, 3, 8, 8), r"got torch.float32 \[2, 3, 8, 8\]"),
+        (torch.zeros(2, 1, SIZE, SIZE), r"got torch.float32 \[2, 1, 16, 16\]"),
+        (torch.zeros(2, SIZE, SIZE, 3), r"got torch.float32 \[2, 16, 16, 3\]"),
+        (torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), "got torch.uint8"),
+        (torch.full((2, 3, SIZE, SIZE), 255.0), r"should lie in \[-1, 1\]; these reach 255"),
+        (torch.full((2, 3, SIZE, SIZE), -2.0), "these reach 2"),
+        (torch.full((2, 3, SIZE, SIZE), torch.nan), "these reach nan"),
+    ],
+)
+def test_tensors_of_another_shape_or_range(pipeline, images, message):
+    for method in (pipeline.encode, lambda x: pipeline.invert(x, torch.zeros(2, LATENT_DIM), steps=1)):
+        with pytest.raises(ConfigError, match=message) as error:
+            method(images)
+        assert error.value.remedy
+
+
+# --- predict, invert, decode
+
+
+def test_predict_masks_what_a_timestep_may_not_see(pipeline):
+    x, z = tensors(), torch.randn(4, LATENT_DIM)
+    noise, shift = pipeline.predict(x, T, z)
+    assert noise.shape == shift.shape == x.shape
+    with torch.no_grad():
+        assert torch.equal(noise, pipeline.unet(x, T).sample)
+    by_hand = z * (torch.arange(LATENT_DIM) < torch.tensor([[4], [8], [12], [16]]))
+    torch.testing.assert_close(pipeline.predict(x, T, by_hand, masked=False).shift, shift)
+    whole = pipeline.predict(x, T, z, masked=False).shift
+    assert torch.equal(whole[3], shift[3])  # the last chunk sees everything
+    assert not torch.equal(whole[0], shift[0])
+    assert not shift.requires_grad
+
+
+def test_sampling_uses_the_shifted_noise_in_the_chosen_form(make_pipeline):
+    for form in ("score", "posterior"):
+        pipeline = make_pipeline(shift_form=form)
+        x, z = tensors(), torch.randn(4, LATENT_DIM)
+        noise, shift = pipeline.predict(x, T, z)
+        expected = noise + pipeline.schedule.shift_scale(T, form) * shift
+        assert torch.equal(pipeline.predict_noise(z)(x, T), expected)
+
+
+def test_invert_and_decode(pipeline):
+    x = tensors(2)
+    z = pipeline.encode(x)
+    reports = []
+    x_T = pipeline.invert(x, z, steps=10, callback=lambda *report: reports.append(report))
+    images = pipeline.decode(x_T, z, steps=5, callback=lambda *report: reports.append(report))
+    assert x_T.shape == images.shape == x.shape
+    assert reports == [(i, 10) for i in range(1, 11)] + [(i, 5) for i in range(1, 6)]
+    assert images.abs().max() <= 1
+    assert not images.requires_grad
+    assert torch.equal(images, pipeline.decode(x_T, z, steps=5))
+    assert torch.equal(
+        pipeline.invert(photos(2), z, steps=2), pipeline.invert(pipeline.preprocess(photos(2)), z, steps=2)
+    )
+    with pytest.raises(ConfigError, match="Cannot take 0 DDIM steps"):
+        pipeline.decode(x_T, z, steps=0)
+
+
+def test_nothing_leaves_a_trace(make_pipeline):
+    pipeline = make_pipeline()
+    pipeline.encoder.train()  # as left by whoever trains it
+    pipeline.shift_decoder.requires_grad_(True)
+    modules = [m for part in (pipeline.unet, pipeline.encoder, pipeline.shift_decoder) for m in part.modules()]
+    parameters = [p for m in modules for p in m.parameters(recurse=False)]
+
+    def state():
+        return [m.training for m in modules], [p.requires_grad for p in parameters], torch.is_grad_enabled()
+
+    before, random_state = state(), torch.get_rng_state()
+    x = tensors(2)
+    torch.set_rng_state(random_state)
+    z = pipeline.encode(x)
+    pipeline.encode_uint8(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
+    x_T = pipeline.invert(x, z, steps=2)
+    pipeline.decode(x_T, z, steps=2)
+    pipeline.predict(x, T[:2], z)
+    assert state() == before
+    assert all(p.grad is None for p in parameters)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_half_precision_models_take_and_give_float32(make_pipeline):
+    pipeline = make_pipeline().to(torch.bfloat16)
+    x = tensors(2)
+    z = pipeline.encode(x)
+    assert z.dtype == torch.float32
+    assert pipeline.encode_uint8(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)).dtype == torch.float32
+    x_T = pipeline.invert(x, z, steps=2)
+    images = pipeline.decode(x_T, z, steps=2)
+    assert x_T.dtype == images.dtype == torch.float32
+    assert pipeline.schedule.alphas_cumprod.dtype == torch.float32
+
+
+def test_the_package_offers_its_names_lazily():
+    assert set(diticli.__all__) >= {"ChunkLayout", "DiTiPipeline", "SemanticEncoder", "ShiftDecoder"}
+    assert all(getattr(diticli, name) for name in diticli.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        diticli.nonsense  # noqa: B018
