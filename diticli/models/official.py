@@ -102,8 +102,10 @@ def encoder_state(official: StateDict) -> tuple[dict[str, Any], dict[str, torch.
     """
     layers: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in official.items():
-        _, position, rest = name.split(".", 2)
-        layers.setdefault(int(position), {})[rest] = tensor
+        parts = name.split(".", 2)
+        if len(parts) != 3 or not parts[1].isdigit():
+            raise ModelError(f"Not a DiTi encoder: it holds {name!r}.")
+        layers.setdefault(int(parts[1]), {})[parts[2]] = tensor
     state: dict[str, torch.Tensor] = {}
     widths: list[int] = []
     attention_after, norms = -1, 0
@@ -112,6 +114,8 @@ def encoder_state(official: StateDict) -> tuple[dict[str, Any], dict[str, torch.
         if "qkv.weight" in layer:
             attention_after = len(widths) - 1
             state |= _prefixed("attention", _attention_state(layer, heads=4, legacy=True))
+        elif "weight" not in layer:
+            raise ModelError(f"Not a DiTi encoder: layer {index} holds {sorted(layer)}.")
         elif layer["weight"].ndim == 4:
             state |= _prefixed(f"convs.{len(widths)}", layer)
             widths.append(layer["weight"].shape[0])

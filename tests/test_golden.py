@@ -1,0 +1,210 @@
+"""Parity with the official DiTi code: a run of it with random weights, see tests/data/golden_balanced."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+
+from diticli.analysis.mixing import mix_chunks, slerp
+from diticli.chunks import ChunkLayout
+from diticli.errors import ModelError
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.official import (
+    encoder_state,
+    from_official,
+    load_exactly,
+    shift_state,
+    unet_config,
+    unet_state,
+)
+from diticli.models.pipeline import DiTiPipeline
+from diticli.schedule import NoiseSchedule
+from diticli.training.objectives import FeatureObjective
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "golden_balanced"
+TABLES = json.loads((DATA / "tables.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return torch.load(GOLDEN / "checkpoint.pt", map_location="cpu", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """(the run's config.yml, the base's denoise_fn_config)."""
+    run, base = (yaml.safe_load((GOLDEN / name).read_text()) for name in ("config.yml", "ddpm_config.yml"))
+    return run, base["denoise_fn_config"]
+
+
+@pytest.fixture(scope="module")
+def layout(settings):
+    ssl = settings[0]["ssl_config"]
+    ends, dims = ([int(n) for n in ssl[key].split(",")] for key in ("stages", "dims_per_stage"))
+    return ChunkLayout.staged(chunks=ssl["k"], stage_ends=ends, stage_dims=dims)
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint, settings, layout):
+    parts = from_official(
+        checkpoint["ema_encoder"], checkpoint["ema_decoder"], settings[1], latent_dim=layout.latent_dim
+    )
+    return DiTiPipeline(*parts, DDIMScheduler(), layout.to_dict())
+
+
+def distance(got, official):
+    """Largest deviation relative to the largest official value."""
+    assert got.shape == official.shape
+    return float((got - official).detach().abs().max() / official.abs().max())
+
+
+def test_chunk_tables(layout, golden):
+    assert list(layout.ends) == golden["masks.end_dims"].tolist()
+    assert list(ChunkLayout.uniform(chunks=64, latent_dim=512).ends) == TABLES["uniform_k64_d512"]
+    assert list(ChunkLayout.staged(chunks=64).ends) == TABLES["balanced_k64_d512"]
+    assert ChunkLayout.staged(chunks=64).timestep_to_chunk().tolist() == TABLES["t_to_chunk_k64"]
+
+
+def test_features(pipeline, golden):
+    assert distance(pipeline.encode(golden["x0"]), golden["z"]) < 1e-5
+
+
+def test_noise_and_shift(pipeline, golden):
+    """The official forward was called on unmasked features."""
+    noise, shift = pipeline.predict(golden["forward.x_t"], golden["forward.t"], golden["z"], masked=False)
+    assert distance(noise, golden["forward.noise"]) < 1e-5
+    assert distance(shift, golden["forward.shift"]) < 1e-5
+
+
+@pytest.mark.parametrize(("mode", "official"), [("cumulative", "base"), ("detached", "stop_grad")])
+def test_losses_and_gradients(pipeline, golden, layout, mode, official):
+    encoder, decoder = pipeline.encoder, pipeline.shift_decoder
+    schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+    objective = FeatureObjective(pipeline.unet, encoder, decoder, schedule, layout, mode)
+    watched = {
+        "encoder.first_conv": encoder.convs[0].weight,
+        "label_emb.weight": decoder.z_embedding.weight,
+        "shift_out.conv": decoder.conv_out.weight,
+    }
+    losses = objective(golden["x0"], golden["loss.t"], golden["loss.noise"])
+    gradients = torch.autograd.grad(losses.mean(), list(watched.values()))
+    assert distance(losses, golden[f"loss.{official}.per_sample"]) < 1e-4
+    assert distance(losses.mean(), golden[f"loss.{official}"]) < 1e-4
+    for name, gradient in zip(watched, gradients, strict=True):
+        assert distance(gradient, golden[f"loss.{official}.grad.{name}"]) < 1e-4, name
+
+
+def test_the_two_modes_differ_where_they_should(golden):
+    """Same loss, another gradient: what the test above would not notice if the golden run were degenerate."""
+    assert torch.equal(golden["loss.base.per_sample"], golden["loss.stop_grad.per_sample"])
+    name = "grad.encoder.first_conv"
+    assert distance(golden[f"loss.base.{name}"], golden[f"loss.stop_grad.{name}"]) > 0.1
+
+
+def test_inversion(pipeline, golden):
+    steps = int(golden["ddim.steps"][0])
+    x_T = pipeline.invert(golden["x0"][:2], golden["z"][:2], steps=steps, clip=True)
+    assert distance(x_T, golden["ddim.inverted"]) < 1e-3
+
+
+def test_reconstruction(pipeline, golden):
+    steps = int(golden["ddim.steps"][1])
+    images = pipeline.decode(golden["ddim.inverted"], golden["z"][:2], steps=steps, clip=True)
+    assert distance(images, golden["ddim.reconstructed"]) < 1e-3
+
+
+def test_edit(pipeline, golden, layout):
+    """Chunks [low, high) of A move towards B, along with x_T on the sphere.
+
+    From the official x_T: decoding with random weights magnifies differences in x_T some sixty times.
+    """
+    low, high = golden["edit.chunks"].tolist()
+    alphas = golden["edit.alphas"]
+    (z_a, z_b), (x_a, x_b) = golden["z"][:2].split(1), golden["ddim.inverted"].split(1)
+    n = len(alphas)
+    z = mix_chunks(z_a.expand(n, -1), z_b.expand(n, -1), layout, range(low, high), alphas)
+    x_T = slerp(x_a.expand(n, -1, -1, -1), x_b.expand(n, -1, -1, -1), alphas)
+    images = pipeline.decode(x_T, z, steps=int(golden["ddim.steps"][1]), clip=True)
+    assert distance(images, golden["edit.images"]) < 1e-3
+    assert distance(images[:1], golden["ddim.reconstructed"][:1]) < 1e-3  # alpha 0 changes nothing
+    assert distance(golden["edit.images"][2:], golden["edit.images"][:1]) > 0.1  # alpha 1 does
+
+
+def test_edit_would_notice_one_chunk_too_many(pipeline, golden, layout):
+    low, high = golden["edit.chunks"].tolist()
+    z = mix_chunks(golden["z"][:1], golden["z"][1:2], layout, range(low, high + 1), 1.0)
+    images = pipeline.decode(golden["ddim.inverted"][1:2], z, steps=int(golden["ddim.steps"][1]), clip=True)
+    assert distance(images, golden["edit.images"][2:]) > 0.01
+
+
+def test_schedule(pipeline):
+    schedule, table = pipeline.schedule, TABLES["schedule"]
+    t = torch.tensor(table["t"])
+    for name in ("alphas_cumprod", "loss_weight"):
+        assert torch.equal(getattr(schedule, name)[t], torch.tensor(table[name])), name
+    official = torch.tensor(table["shift_coef"])
+    one_ulp = torch.nextafter(official.abs(), torch.tensor(torch.inf)) - official.abs()
+    assert ((schedule.shift_coef[t] - official).abs() <= one_ulp).all()
+
+
+# --- conversion
+
+
+def test_official_weights_survive_our_own_format(pipeline, golden, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiTiPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.encode(golden["x0"]), pipeline.encode(golden["x0"]))
+    assert loaded.model_hash == pipeline.model_hash
+
+
+def test_every_official_tensor_is_used_once(checkpoint, settings, pipeline):
+    config = unet_config(settings[1], 64)
+    encoder, decoder = checkpoint["ema_encoder"], checkpoint["ema_decoder"]
+    converted = sum(
+        tensor.numel()
+        for state in (encoder_state(encoder)[1], unet_state(decoder, config), shift_state(decoder, config))
+        for tensor in state.values()
+    )
+    assert converted == sum(tensor.numel() for tensor in (*encoder.values(), *decoder.values()))
+
+
+def test_weights_that_do_not_fit_are_named(checkpoint):
+    config, state = encoder_state(checkpoint["ema_encoder"])
+    for damage, message in (
+        ({"head.bias": None}, r"encoder does not fit: missing \['head.bias'\], left over \[\]"),
+        ({"foreign": torch.ones(1)}, r"missing \[\], left over \['foreign'\]"),
+        ({"head.bias": torch.ones(3)}, r"shapes \['head.bias'\]"),
+    ):
+        broken = {name: tensor for name, tensor in (state | damage).items() if tensor is not None}
+        with pytest.raises(ModelError, match=message):
+            load_exactly(SemanticEncoder(**config), broken, "encoder")
+
+
+def test_shapes_that_a_diffusers_unet_cannot_express(settings):
+    with pytest.raises(ModelError, match="first channel multiplier must be 1, got 2"):
+        unet_config(settings[1] | {"channel_multiplier": [2, 4]}, 64)
+    several = {"num_heads": 4, "attention_resolutions": [1, 2]}
+    with pytest.raises(ModelError, match=r"4 heads at several widths \[32, 64\]"):
+        unet_config(settings[1] | several, 64)
+
+
+@pytest.mark.parametrize("kept", ["convolutions", "biases", "decoder"])
+def test_an_encoder_of_another_kind_is_refused(checkpoint, kept):
+    encoder = checkpoint["ema_encoder"]
+    state = {
+        "convolutions": {k: v for k, v in encoder.items() if v.ndim == 4},
+        "biases": {k: v for k, v in encoder.items() if k.endswith("bias")},
+        "decoder": checkpoint["ema_decoder"],
+    }[kept]
+    with pytest.raises(ModelError, match="Not a DiTi encoder"):
+        encoder_state(state)

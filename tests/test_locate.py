@@ -1,0 +1,128 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from diticli.errors import DeviceError, ModelError
+from diticli.models import device as device_module
+from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.locate import load_pipeline, locate_model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory and no $DITI_MODEL."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DITI_MODEL", raising=False)
+    return tmp_path
+
+
+def finish(name, *, age):
+    """A finished run under ./runs, `age` seconds old."""
+    index = Path("runs", name, "model", "model_index.json")
+    index.parent.mkdir(parents=True)
+    index.write_text("{}")
+    os.utime(index, (1_700_000_000 - age, 1_700_000_000 - age))
+
+
+def test_what_is_named_wins(monkeypatch):
+    finish("demo", age=0)
+    monkeypatch.setenv("DITI_MODEL", "from/environment")
+    assert locate_model("someone/model") == "someone/model"
+
+
+def test_then_the_environment(monkeypatch):
+    finish("demo", age=0)
+    monkeypatch.setenv("DITI_MODEL", "from/environment")
+    assert locate_model(None) == "from/environment"
+    monkeypatch.setenv("DITI_MODEL", "")
+    assert locate_model(None) == "runs/demo"
+
+
+def test_then_the_newest_finished_run():
+    finish("zoo", age=500)
+    finish("older", age=1000)
+    finish("demo", age=10)
+    assert locate_model(None) == "runs/demo"
+    Path("runs/unfinished/checkpoints/step-1").mkdir(parents=True)
+    Path("runs/unfinished/model").mkdir()
+    Path("runs/notes.txt").write_text("not a run")
+    assert locate_model(None) == "runs/demo"
+
+
+def test_runs_may_lie_elsewhere(tmp_path):
+    finish("demo", age=0)
+    Path("runs").rename("other")
+    assert locate_model(None, runs=tmp_path / "other") == str(tmp_path / "other" / "demo")
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_no_model_at_all_says_how_to_get_one(unfinished):
+    if unfinished:
+        Path("runs/demo/base/unet").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"no finished run under \./runs") as error:
+        locate_model(None)
+    assert all(way in error.value.remedy for way in ("--model", "DITI_MODEL", "diti demo"))
+
+
+def test_load_pipeline_finds_and_loads(make_pipeline):
+    made = make_pipeline()
+    made.save_pretrained("runs/demo/model")
+    loaded = load_pipeline(device="cpu")
+    assert loaded.model_id == "runs/demo"
+    assert loaded.model_hash == made.model_hash
+    assert loaded.device.type == "cpu"
+
+
+def test_load_pipeline_names_the_device_before_the_model():
+    with pytest.raises(DeviceError, match="no device 'gpu9'"):
+        load_pipeline(device="gpu9")
+
+
+# --- devices
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in (None, "", "auto", "cpu"):
+        assert resolve_device(name) == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == resolve_device("cuda") == CUDA
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(DeviceError, match=r"no cuda:2, only 2 GPU"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "no device 'gpu'"),
+        ("mps", "mps is not supported"),
+        ("meta", "meta is not supported"),
+        ("cuda", "sees no CUDA GPU"),
+        ("cuda:0", "sees no CUDA GPU"),
+    ],
+)
+def test_devices_that_cannot_be_had(monkeypatch, name, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=message) as error:
+        resolve_device(name)
+    assert "cpu" in error.value.remedy
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_precision_follows_the_hardware(monkeypatch, has_bf16):
+    monkeypatch.setattr(device_module, "_cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    for device in (CPU, CUDA):
+        assert resolve_precision("auto", device) == ("bf16" if has_bf16 else "fp32")
+        assert resolve_precision("fp32", device) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"  # slow where the CPU lacks it, but right
+    if not has_bf16:
+        with pytest.raises(DeviceError, match="does not compute in bf16") as error:
+            resolve_precision("bf16", CUDA)
+        assert "--precision fp32" in error.value.remedy
