@@ -70,3 +70,17 @@ def make_pipeline(make_unet: Callable[..., Any], layout: ChunkLayout) -> Callabl
             return DiTiPipeline(**parts | overrides)
 
     return make
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any request to the Hub fails the test."""
+    import huggingface_hub
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"asked the Hub for {args} {kwargs}")
+
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, refuse)
+    for name in ("file_exists", "model_info"):
+        monkeypatch.setattr(huggingface_hub.HfApi, name, refuse)
