@@ -7,6 +7,7 @@ the staged partition. Pure Python and NumPy, so that the command line can check 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,6 +147,8 @@ class ChunkLayout:
 
     def chunk_of(self, timestep: int) -> int:
         """Chunk of one time-step in 0..T-1."""
+        if not 0 <= timestep < self.timesteps:
+            raise ChunkError(f"Time-step {timestep} lies outside 0..{self.timesteps - 1}.")
         return int(self.timestep_to_chunk()[timestep])
 
     def dims_of(self, chunk: int) -> slice:
@@ -218,8 +221,8 @@ class ChunkLayout:
         """
         try:
             return cls(
-                timestep_ends=tuple(int(end) for end in data["timestep_ends"]),
-                ends=tuple(int(end) for end in data["ends"]),
+                timestep_ends=tuple(operator.index(end) for end in data["timestep_ends"]),
+                ends=tuple(operator.index(end) for end in data["ends"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ChunkError):

@@ -246,3 +246,14 @@ def test_a_layout_is_immutable_and_a_chunk_error_is_a_config_error():
         layout.ends = (1, 2)
     assert hash(layout) == hash(ChunkLayout.uniform(chunks=2, latent_dim=4))
     assert issubclass(ChunkError, ConfigError)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_timestep_outside_the_schedule_is_an_error(timestep):
+    with pytest.raises(ChunkError, match="outside 0"):
+        ChunkLayout.uniform(chunks=4, latent_dim=16).chunk_of(timestep)
+
+
+def test_fractional_ends_are_refused_not_rounded():
+    with pytest.raises(ChunkError, match="not a chunk layout"):
+        ChunkLayout.from_dict({"timestep_ends": [500, 1000], "ends": [1.5, 4]})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from diffusers.utils import logging as diffusers_logging
 
 from diticli.errors import ModelError
 from diticli.models.attention import use_fast_attention
@@ -40,7 +44,19 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
         DeviceError: when there is no such device.
     """
     target = resolve_device(device)
-    pipeline = DiTiPipeline.from_pretrained(locate_model(model))
-    pipeline.set_progress_bar_config(disable=True)
-    use_fast_attention(pipeline.unet, pipeline.encoder, pipeline.shift_decoder, device=target)
+    with _quiet_loading():
+        pipeline = DiTiPipeline.from_pretrained(locate_model(model))
+    use_fast_attention(*pipeline.networks.values(), device=target)
     return pipeline.to(target)
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without diffusers' own progress bar: loading takes less time than reading it."""
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()
