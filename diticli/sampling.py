@@ -36,7 +36,7 @@ def ddim_invert(
     alphas_cumprod: torch.Tensor,
     *,
     steps: int,
-    clip: bool = False,
+    clip: bool = True,
     callback: StepCallback | None = None,
 ) -> torch.Tensor:
     """Deterministic noise x_T [B, C, H, W] that decodes back to the images x_0 in [-1, 1].
@@ -46,7 +46,8 @@ def ddim_invert(
         x0_BCHW: images.
         alphas_cumprod: [T].
         steps: number of steps, see `ddim_timesteps`.
-        clip: clamp the predicted x_0 to [-1, 1] at every step. Off, the inversion is closer to reversible.
+        clip: clamp the predicted x_0 to [-1, 1] at every step. Inversion and decoding must agree: clamping only
+            one of them costs several dB (`benchmarks/reconstruction.py`).
         callback: called as (steps done, steps in all) after each step.
     """
     sequence = ddim_timesteps(len(alphas_cumprod), steps)

@@ -15,12 +15,14 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.pipelines import pipeline_loading_utils
 from PIL import Image
+from torch import nn
 
 from diticli.chunks import ChunkLayout
-from diticli.data.images import to_square
+from diticli.data.decode import CROP_NOTES, Crop, to_square
 from diticli.errors import ConfigError, ModelError
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.hub import first_line, local_folder
+from diticli.models.heads import restore_heads
+from diticli.models.hub import check_index, first_line, local_folder
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.sampling import StepCallback, ddim_decode, ddim_invert
@@ -30,58 +32,66 @@ from diticli.schedule import NoiseSchedule
 _OWN_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("SemanticEncoder", "ShiftDecoder")}
 pipeline_loading_utils.LOADABLE_CLASSES["diticli"] = _OWN_CLASSES
 pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(_OWN_CLASSES)
-_TRUSTED_LIBRARIES = {"diffusers", "diticli"}
 Images = torch.Tensor | Sequence[Image.Image]
 
 
 class DiTiPipeline(DiffusionPipeline):
     """A trained model.
 
+    A self-supervised baseline is an encoder alone: it encodes, and refuses to predict, invert or decode.
+
     Args:
-        unet: the frozen base.
+        unet: the frozen base; None for an encoder alone.
         encoder: images -> features.
-        shift_decoder: what the features add to the base's noise estimate.
+        shift_decoder: what the features add to the base's noise estimate; None for an encoder alone.
         scheduler: the noise schedule (its betas; sampling is ours).
         chunk_layout: `ChunkLayout.to_dict()`.
         shift_form: "score" (the official sampler) or "posterior" (as trained); see `NoiseSchedule.shift_scale`.
+        crop: which square of a picture it was trained on, see `diticli.data.decode.Crop`.
 
     Raises:
         ModelError: when the parts do not fit each other.
     """
 
     model_cpu_offload_seq = "encoder->unet->shift_decoder"
-    unet: UNet2DModel
+    _optional_components = ["unet", "shift_decoder"]  # noqa: RUF012 diffusers reads it from the class
+    unet: UNet2DModel | None
     encoder: SemanticEncoder
-    shift_decoder: ShiftDecoder
+    shift_decoder: ShiftDecoder | None
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | None,
         encoder: SemanticEncoder,
-        shift_decoder: ShiftDecoder,
+        shift_decoder: ShiftDecoder | None,
         scheduler: DDIMScheduler,
         chunk_layout: dict[str, Any] | None = None,
         shift_form: str = "score",
+        crop: str = "center",
     ) -> None:
         super().__init__()
         if chunk_layout is None:
             raise ModelError("A DiTi model needs its chunk layout.", remedy="Pass chunk_layout=layout.to_dict().")
         self.register_modules(unet=unet, encoder=encoder, shift_decoder=shift_decoder, scheduler=scheduler)
-        self.register_to_config(chunk_layout=chunk_layout, shift_form=shift_form)
+        self.register_to_config(chunk_layout=chunk_layout, shift_form=shift_form, crop=crop)
         self.chunks = ChunkLayout.from_dict(chunk_layout)
         self.schedule = NoiseSchedule.from_scheduler(scheduler)
         self.windows = ChunkWindows(self.chunks)
         self.model_id = ""
         self._check()
-        for module in (unet, encoder, shift_decoder):
+        if unet is not None:
+            restore_heads(unet)
+        for module in self.networks.values():
             module.eval()
 
     def _check(self) -> None:
-        widths = {
-            self.chunks.latent_dim,
-            self.encoder.config.latent_dim,
-            self.shift_decoder.config.latent_dim,
-        }
+        if (self.unet is None) != (self.shift_decoder is None):
+            raise ModelError(
+                "A base and a shift decoder need each other; one of them is missing.", remedy="Give both, or neither."
+            )
+        widths = {self.chunks.latent_dim, self.encoder.config.latent_dim}
+        if self.shift_decoder is not None:
+            widths.add(self.shift_decoder.config.latent_dim)
         if len(widths) != 1:
             raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
         if self.chunks.timesteps != self.schedule.timesteps:
@@ -90,6 +100,8 @@ class DiTiPipeline(DiffusionPipeline):
             )
         if self.config.shift_form not in ("score", "posterior"):
             raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
+        if self.config.crop not in CROP_NOTES:
+            raise ModelError(f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -102,7 +114,7 @@ class DiTiPipeline(DiffusionPipeline):
         folder = local_folder(name)
         if (folder / "model" / "model_index.json").is_file():
             folder = folder / "model"
-        _check_index(folder)
+        check_index(folder)
         try:
             pipeline = super().from_pretrained(str(folder), **kwargs)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -118,8 +130,7 @@ class DiTiPipeline(DiffusionPipeline):
 
     def _unset_weights(self) -> list[str]:
         """Names of weights that no file set: diffusers only warns, and leaves them without storage."""
-        parts = {"unet": self.unet, "encoder": self.encoder, "shift_decoder": self.shift_decoder}
-        return [f"{part}.{n}" for part, m in parts.items() for n, p in m.named_parameters() if p.is_meta]
+        return [f"{part}.{n}" for part, m in self.networks.items() for n, p in m.named_parameters() if p.is_meta]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As `DiffusionPipeline.to`; moves the schedule and the mask tables along."""
@@ -129,15 +140,27 @@ class DiTiPipeline(DiffusionPipeline):
         return self
 
     @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that this model has, by name."""
+        parts = {"encoder": self.encoder, "unet": self.unet, "shift_decoder": self.shift_decoder}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
     def resolution(self) -> int:
         """Image height and width that the model was trained on."""
         return int(self.encoder.config.sample_size)
 
     @property
+    def crop(self) -> Crop:
+        """Which square of a picture the model was trained on."""
+        crop: Crop = self.config.crop
+        return crop
+
+    @property
     def model_hash(self) -> str:
         """SHA-256 (first 16 hex digits) over the layout and all weights."""
         digest = hashlib.sha256(json.dumps(self.chunks.to_dict()).encode())
-        for module in (self.encoder, self.unet, self.shift_decoder):
+        for module in self.networks.values():
             for name, value in sorted(module.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
@@ -146,7 +169,7 @@ class DiTiPipeline(DiffusionPipeline):
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL images -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training."""
         side = self.resolution
-        arrays = [torch.from_numpy(to_square(image, side)) for image in images]
+        arrays = [torch.from_numpy(to_square(image, side, self.crop)) for image in images]
         if not arrays:
             return torch.empty(0, 3, side, side)
         return normalise(torch.stack(arrays).permute(0, 3, 1, 2))
@@ -179,18 +202,32 @@ class DiTiPipeline(DiffusionPipeline):
             t: integer time-steps [B].
             z: features [B, D].
             masked: hide the dims that lie beyond each time-step's chunk, as in training.
+
+        Raises:
+            ModelError: for an encoder alone.
         """
+        if self.unet is None or self.shift_decoder is None:
+            raise ModelError(
+                "This model is an encoder alone: it was trained by a self-supervised loss, without a base.",
+                remedy="It can encode and be probed. To predict or edit, use a model trained without --ssl-only.",
+            )
         x_t, t, z = (v.to(self.device) for v in (x_t, t, z))
         z = z.to(self.unet.dtype)
         seen = self.windows.see(z, t) if masked else self.windows.see_all(z)
         return predict(self.unet, self.shift_decoder, x_t.to(self.unet.dtype), t, seen)[0]
 
-    def predict_noise(self, z: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z, for the samplers."""
+    def predict_noise(
+        self, z: torch.Tensor, shift_form: str | None = None
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z, for the samplers.
+
+        `shift_form` stands in for the model's own, here and in `invert` and `decode`.
+        """
+        form = shift_form or self.config.shift_form
 
         def shifted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             noise, shift = self.predict(x, t, z)
-            return noise.float() + self.schedule.shift_scale(t, self.config.shift_form) * shift.float()
+            return noise.float() + self.schedule.shift_scale(t, form) * shift.float()
 
         return shifted
 
@@ -200,13 +237,15 @@ class DiTiPipeline(DiffusionPipeline):
         images: Images,
         z: torch.Tensor,
         steps: int = 100,
-        clip: bool = False,
+        clip: bool = True,
         callback: StepCallback | None = None,
+        shift_form: str | None = None,
     ) -> torch.Tensor:
         """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back."""
         x0 = self._as_tensor(images).to(self.device)
         bar = self.schedule.alphas_cumprod
-        return ddim_invert(self.predict_noise(z.to(self.device)), x0, bar, steps=steps, clip=clip, callback=callback)
+        noise = self.predict_noise(z.to(self.device), shift_form)
+        return ddim_invert(noise, x0, bar, steps=steps, clip=clip, callback=callback)
 
     @torch.no_grad()
     def decode(
@@ -216,17 +255,12 @@ class DiTiPipeline(DiffusionPipeline):
         steps: int = 100,
         clip: bool = True,
         callback: StepCallback | None = None,
+        shift_form: str | None = None,
     ) -> torch.Tensor:
         """Images [B, 3, R, R] in [-1, 1] from noise x_T under features z."""
         bar = self.schedule.alphas_cumprod
-        return ddim_decode(
-            self.predict_noise(z.to(self.device)),
-            x_T.to(self.device).float(),
-            bar,
-            steps=steps,
-            clip=clip,
-            callback=callback,
-        )
+        noise, x_T = self.predict_noise(z.to(self.device), shift_form), x_T.to(self.device).float()
+        return ddim_decode(noise, x_T, bar, steps=steps, clip=clip, callback=callback)
 
     def _as_tensor(self, images: Images) -> torch.Tensor:
         if not isinstance(images, torch.Tensor):
@@ -249,24 +283,3 @@ class DiTiPipeline(DiffusionPipeline):
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 -> float32 [-1, 1]."""
     return images.float().div(127.5).sub(1.0)
-
-
-def _check_index(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelError(
-            f"{folder} holds no model (no model_index.json).",
-            remedy="Give a run directory of `diti train`, a folder saved with save_pretrained, or a Hub id.",
-        )
-    try:
-        entries = dict(json.loads(index.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Train or copy it again.") from error
-    # Lists name [library, class]; diffusers would also take code from a .py file beside the weights.
-    named = {str(v[0]) for v in entries.values() if isinstance(v, list) and v and v[0] is not None}
-    code = sorted(str(p.relative_to(folder)) for p in (*folder.glob("*.py"), *folder.glob("*/*.py")))
-    if foreign := sorted(named - _TRUSTED_LIBRARIES) + code:
-        raise ModelError(
-            f"{index} names code outside diffusers and diticli: {foreign}.",
-            remedy="This is not a DiTi model; refuse it.",
-        )
