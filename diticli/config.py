@@ -19,9 +19,12 @@ class DataConfig:
     """Images and how they are read."""
 
     source: str = "faces"
-    """A folder, or `faces[:COUNT[:SEED]]` for the built-in data."""
+    """Folder, tars or LMDB (see `diticli.data.sources.open_images`), or `faces[:COUNT[:SEED]]`, the built-in data."""
     resolution: int = 64
-    """Height and width in pixels after centre-crop and resize."""
+    """Height and width in pixels after crop and resize."""
+    crop: Literal["auto", "center", "celeba"] = "auto"
+    """Which square of each picture: the central one, or that of the CelebA literature for its aligned images;
+    auto takes the latter for CelebA's LMDB only."""
     faces_count: int = 50_000
     """Images of the built-in data when `source` names no count."""
     horizontal_flip: bool = True

@@ -25,6 +25,7 @@ class ReadablePipeline:
 
     chunks = LAYOUT
     resolution = SIZE
+    crop = "center"
     model_hash = "0123456789abcdef"
 
     def __init__(self):

@@ -227,6 +227,7 @@ def test_unknown_suffix_before_any_work(tmp_path: Path) -> None:
 
 class FakePipeline:
     resolution = 4
+    crop = "center"
     model_id = "fake"
     model_hash = "0123"
     chunks = ChunkLayout.uniform(chunks=3, latent_dim=3)

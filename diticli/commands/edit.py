@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from diticli.analysis.edit import EditResult
     from diticli.chunks import ChunkLayout
+    from diticli.models.pipeline import DiTiPipeline
 
 OVERVIEW_ROWS = 4
 
@@ -89,8 +90,8 @@ def edit(
     pipeline = load_pipeline(model, device)
     result = edit_pair(
         pipeline,
-        _read(a, pipeline.resolution, seed),
-        _read(b, pipeline.resolution, seed),
+        _read(a, pipeline, seed),
+        _read(b, pipeline, seed),
         [pipeline.chunks.parse(spec) for spec in chunks] if chunks else _quarters(pipeline.chunks),
         strengths,
         settings=settings,
@@ -146,17 +147,17 @@ def _check_folder(folder: Path) -> None:
         raise DataError(f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place.") from error
 
 
-def _read(source: str, resolution: int, seed: int) -> Image.Image:
+def _read(source: str, pipeline: DiTiPipeline, seed: int) -> Image.Image:
     from PIL import Image
 
     if face := _face(source):
         from diticli.data.faces import render_face, sample_factors
 
         factors = sample_factors(int(face[2] or seed), [int(face[1])])
-        return Image.fromarray(render_face(factors[0], resolution))
+        return Image.fromarray(render_face(factors[0], pipeline.resolution))
     from diticli.data.images import decode_image
 
-    return Image.fromarray(decode_image(Path(source), resolution))
+    return Image.fromarray(decode_image(Path(source), pipeline.resolution, crop=pipeline.crop))
 
 
 def _name(source: str) -> str:

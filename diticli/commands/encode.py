@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, ModelOption, WorkersOption
+from diticli.commands.options import BatchSizeOption, CropOption, DeviceOption, JsonOption, ModelOption, WorkersOption
 
 DEFAULT_BATCH = 128
 
@@ -15,13 +15,18 @@ DEFAULT_BATCH = 128
 def encode(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SRC...", help="Folders, image files, or faces[:COUNT[:SEED]].", show_default=False),
+        typer.Argument(
+            metavar="SRC...",
+            help="Folders and images, .tar files, an LMDB, or faces[:COUNT[:SEED]].",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="The feature file: .npy, .npz, .safetensors or .parquet."),
     ] = Path("feats.npy"),
     model: ModelOption = None,
+    crop: CropOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -38,25 +43,29 @@ def encode(
 
     Example: diti encode photos/ -o feats.npy
 
+    Example: diti encode 'shards/{000..012}.tar' -o feats.npy
+
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
     """
     from diticli.analysis.encode import encode_images
     from diticli.commands.console import emit_json, reporter, say
+    from diticli.data.decode import CROP_NOTES
     from diticli.data.feature_formats import check_suffix
     from diticli.data.images import open_images
     from diticli.models.locate import load_pipeline
 
     check_suffix(out)
     pipeline = load_pipeline(model, device)
+    source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop)
     result = encode_images(
         pipeline.encode_uint8,
-        open_images(sources, pipeline.resolution),
+        source,
         out,
         model=pipeline.model_id,
         model_hash=pipeline.model_hash,
         chunk_ends=pipeline.chunks.ends,
         timestep_ends=pipeline.chunks.timestep_ends,
-        preprocessing={"resolution": pipeline.resolution, "crop": "center square", "range": [-1, 1]},
+        preprocessing={"resolution": pipeline.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]},
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
         resume=not no_resume,

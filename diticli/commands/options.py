@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,6 +13,24 @@ ModelOption = Annotated[
         "--model",
         "-m",
         help="Pipeline folder, run directory or Hub id. Default: $DITI_MODEL, else the newest run under ./runs.",
+        show_default=False,
+    ),
+]
+
+
+class CropChoice(StrEnum):
+    """Choices of --crop."""
+
+    CENTER = "center"
+    CELEBA = "celeba"
+
+
+CropOption = Annotated[
+    CropChoice | None,
+    typer.Option(
+        "--crop",
+        help="Square of each picture: center, or celeba, the 128 px that the literature cuts from CelebA's 178x218. "
+        "Default: as the model was trained.",
         show_default=False,
     ),
 ]

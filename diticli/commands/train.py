@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diticli.commands.console import emit_json, reporter, say, show_table
-from diticli.commands.options import JsonOption
+from diticli.commands.options import CropChoice, JsonOption
 from diticli.config import RunConfig
 from diticli.errors import ConfigError
 from diticli.settings import build_config, preset_names
@@ -49,13 +49,22 @@ def train(
         str,
         typer.Option(
             "--data",
-            help="Image folder (recursive), or faces[:COUNT[:SEED]] for the built-in data.",
+            help="Image folder (recursive), .tar files, an LMDB, or faces[:COUNT[:SEED]] for the built-in data.",
             rich_help_panel=DATA,
         ),
     ] = "faces",
     resolution: Annotated[
         int | None,
         typer.Option(help="Image height and width in pixels.", show_default=False, rich_help_panel=DATA),
+    ] = None,
+    crop: Annotated[
+        CropChoice | None,
+        typer.Option(
+            help="Square of each picture: center, or celeba, the 128 px that the literature cuts from CelebA's "
+            "178x218. Default: celeba for CelebA's LMDB, else center.",
+            show_default=False,
+            rich_help_panel=DATA,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -216,6 +225,7 @@ def train(
     options: dict[str, Any] = {
         "data.source": data if data.split(":")[0] == "faces" else _absolute(data),
         "data.resolution": resolution,
+        "data.crop": crop and crop.value,
         "data.workers": workers,
         "base_model": base and (_absolute(base) if Path(base).expanduser().exists() else base),
         "chunks.count": chunks,
@@ -244,7 +254,7 @@ def train(
     if dry_run:
         _show_plan(settings, as_json=json_)
         return
-    target = out or Path("runs") / f"{Path(data.split(':')[0]).resolve().name}-{settings.preset}"
+    target = out or Path("runs") / f"{_run_name(data)}-{settings.preset}"
     say(f"Preset {settings.preset}, run directory {target}.")
     from diticli.training.run import train as run_training
 
@@ -258,6 +268,14 @@ def train(
 def _absolute(path: str) -> str:
     """A path that means the same from any folder: a run may be taken up from another one."""
     return str(Path(path).expanduser().absolute())
+
+
+def _run_name(data: str) -> str:
+    """The folder or file without its suffix; of a pattern, the folder it starts in."""
+    path = Path(data.split(":")[0]).resolve()
+    while set(path.name) & set("{}*?[") or path.name == "data.mdb":
+        path = path.parent
+    return path.name.removesuffix(".tar").removesuffix(".lmdb") or "images"
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:
@@ -287,9 +305,10 @@ def _choose_preset(data: str, device: str | None) -> str:
         return "faces32"
     if data.split(":")[0] == "faces":
         return "faces64"
-    from diticli.data.sources import typical_side
+    from diticli.data.sources import open_images, typical_side
 
-    return "ffhq128" if typical_side(data) >= 128 else "celeba64"
+    source = open_images(data, resolution=10_000)  # of an LMDB with several sizes, the largest
+    return "ffhq128" if source.crop == "center" and typical_side(source) >= 128 else "celeba64"
 
 
 def _show_plan(settings: RunConfig, *, as_json: bool) -> None:

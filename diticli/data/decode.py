@@ -1,4 +1,4 @@
-"""One image file to one square uint8 RGB array, and the files of a folder.
+"""One picture, as a file or as bytes, to one square uint8 RGB array; and the files of a folder.
 
 Files come from anywhere, so nothing here trusts them: sizes are bounded before a pixel is decoded, only
 picture formats are tried, and whatever a decoder throws becomes an `UnreadableImageError` with a reason.
@@ -6,9 +6,12 @@ picture formats are tried, and whatever a decoder throws becomes an `UnreadableI
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,19 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 MAX_PIXELS = 178_000_000
 """Largest image decoded, in pixels: where Pillow itself begins to refuse."""
+
+Crop = Literal["center", "celeba"]
+"""Which square of a picture is kept: the central one, or that of Diff-AE, PDAE and DiTi for aligned CelebA."""
+
+CROP_NOTES: dict[Crop, str] = {
+    "center": "center square",
+    "celeba": "128 px at top 57, left 25 of 178x218, in proportion; center square of other shapes",
+}
+"""The crops in words, for the metadata of features."""
+
+# The "d2c crop" (D2C, Sinha et al. 2021) of CelebA's aligned images, in pixels.
+_CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218
+_CELEBA_TOP, _CELEBA_LEFT, _CELEBA_SIDE = 57, 25, 128
 
 # A file may hold another format than its suffix says; formats that run other programs (EPS) are not here.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -89,8 +105,10 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def decode_image(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read an image upright, crop its central square and resize it with antialiasing (Lanczos).
+def decode_image(
+    path: Path, resolution: int, max_pixels: int = MAX_PIXELS, *, crop: Crop = "center"
+) -> npt.NDArray[np.uint8]:
+    """Read an image upright, crop a square of it and resize that with antialiasing (Lanczos).
 
     Any mode is read: palettes, grey, 16 bits (scaled to 8), CMYK; transparency is laid over white, and of
     an animation the first frame is taken. JPEGs much larger than needed are decoded at a fraction of their
@@ -100,6 +118,7 @@ def decode_image(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> n
         path: a regular file.
         resolution: R, side of the result in pixels.
         max_pixels: larger images are refused before they are decoded.
+        crop: which square.
 
     Returns:
         [R, R, 3] uint8 RGB.
@@ -107,14 +126,38 @@ def decode_image(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> n
     Raises:
         UnreadableImageError: for a file that is missing, empty, truncated, not an image, or too large.
     """
-    try:
+
+    def open_file() -> Image.Image:
         _check_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        return Image.open(path, formats=_FORMATS)
+
+    return _decode(open_file, str(path), resolution, max_pixels, crop)
+
+
+def decode_bytes(
+    data: bytes, name: str, resolution: int, max_pixels: int = MAX_PIXELS, *, crop: Crop = "center"
+) -> npt.NDArray[np.uint8]:
+    """As `decode_image`, of a picture file's bytes.
+
+    Raises:
+        UnreadableImageError: naming it `name`, for bytes that are no whole image.
+    """
+    if not data:
+        raise UnreadableImageError(name, "empty (0 bytes)")
+    return _decode(lambda: Image.open(io.BytesIO(data), formats=_FORMATS), name, resolution, max_pixels, crop)
+
+
+def _decode(
+    open_image: Callable[[], Image.Image], name: str, resolution: int, max_pixels: int, crop: Crop
+) -> npt.NDArray[np.uint8]:
+    try:
+        with open_image() as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise UnreadableImageError(str(path), f"{width}x{height} pixels are more than {max_pixels:,}")
-            _draft(image, resolution)
-            return to_square(image, resolution)
+                raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
+            if crop == "center":
+                _draft(image, resolution)
+            return to_square(image, resolution, crop)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -123,7 +166,16 @@ def decode_image(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> n
         reason = "far too many pixels"
     except Exception as error:  # damaged bytes lead decoders to struct.error, EOFError, ValueError, ...
         reason = _reason(error)
-    raise UnreadableImageError(str(path), reason)
+    raise UnreadableImageError(name, reason)
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a picture file's bytes; None when they are no image. Reads the head only."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.size
+    except Exception:  # as is_image
+        return None
 
 
 def short_side(path: Path) -> int | None:
@@ -136,12 +188,13 @@ def short_side(path: Path) -> int | None:
         return None
 
 
-def to_square(image: Image.Image, resolution: int) -> npt.NDArray[np.uint8]:
-    """Turn an opened image upright, crop its central square and resize it, as `decode_image` does.
+def to_square(image: Image.Image, resolution: int, crop: Crop = "center") -> npt.NDArray[np.uint8]:
+    """Turn an opened image upright, crop a square of it and resize that, as `decode_image` does.
 
     Args:
         image: any mode; left as it is.
         resolution: R, side of the result in pixels.
+        crop: which square.
 
     Returns:
         [R, R, 3] uint8 RGB.
@@ -153,12 +206,27 @@ def to_square(image: Image.Image, resolution: int) -> npt.NDArray[np.uint8]:
     image.load()  # before the orientation is asked for: some formats turn themselves upright here
     transpose = _UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
-    side = min(rgb.size)
+    if transpose is not None and crop != "center":
+        rgb, transpose = rgb.transpose(transpose), None
     # A box centred to half a pixel commutes with the rotations, which are then cheap on the small picture.
-    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-    box = (left, top, left + side, top + side)
+    box = crop_box(rgb.width, rgb.height, crop)
     small = rgb.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
     return np.array(small if transpose is None else small.transpose(transpose))
+
+
+def crop_box(width: int, height: int, crop: Crop = "center") -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the square that is kept of a picture of `width` x `height` pixels.
+
+    The "celeba" square is scaled to the picture and lies on whole pixels. A picture that does not have the
+    proportions of CelebA's aligned images (178x218, to a pixel of height) is cut at its centre all the same:
+    it is somebody's photo, or was cropped before.
+    """
+    if crop == "celeba" and abs(width * _CELEBA_HEIGHT / _CELEBA_WIDTH - height) <= 1:
+        scale = width / _CELEBA_WIDTH
+        left, top, side = int(_CELEBA_LEFT * scale), int(_CELEBA_TOP * scale), max(1, round(_CELEBA_SIDE * scale))
+        return left, top, left + side, top + side
+    side = min(width, height)
+    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 
 def _check_file(path: Path) -> None:

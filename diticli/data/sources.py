@@ -1,4 +1,4 @@
-"""Where images come from: folders, files, or the built-in faces, behind one small protocol."""
+"""Where images come from, behind one small protocol: folders, files, tars, LMDBs, or the built-in faces."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import UnreadableImageError, decode_image, find_images, has_image_suffix, is_image, short_side
+from diticli.data.decode import Crop, UnreadableImageError
 from diticli.data.faces import face_name, render_face, sample_factors
+from diticli.data.folder_images import FolderImages
+from diticli.data.lmdb_images import LmdbImages, find_lmdb
+from diticli.data.names import expand_pattern
+from diticli.data.tar_images import TarImages, find_tars
 from diticli.errors import DataError
 
 FACES_SPEC = re.compile(r"faces(?::(\d{1,9}))?(?::(\d{1,20}))?")
 
 
 class ImageSource(Protocol):
-    """A fixed sequence of named images, each read on demand. Safe to use from several threads.
+    """A fixed sequence of named images, each read on demand.
+
+    Safe to use from several threads, to pickle, and to use in a forked process.
 
     Attributes:
         name: what the user called it, for messages.
         resolution: R, side of the images in pixels.
+        crop: which square of each picture; what a model trained on it must be given.
         threads: whether decoding in threads is any faster.
     """
 
     name: str
     resolution: int
+    crop: Crop
     threads: bool
 
     def __len__(self) -> int:
@@ -44,72 +52,11 @@ class ImageSource(Protocol):
             UnreadableImageError: when the file cannot be decoded.
         """
 
+    def short_side(self, index: int) -> int | None:
+        """Height or width of the original in pixels, whichever is less; None when it cannot be read."""
+
     def fingerprint(self) -> dict[str, Any]:
         """What a later run compares to notice that the data changed; fit for JSON."""
-
-
-class FolderImages:
-    """Image files, named relative to the folder (or, for single files, to the parent) they came from.
-
-    When two roots hold the same relative name, every name gets its root folder's name in front
-    (`a/001.jpg`, `b/001.jpg`), and as many parents more as it takes to make all names unique. A file given
-    twice counts once.
-
-    Args:
-        roots_or_files: folders, searched recursively, and image files.
-        resolution: R, side of the images in pixels.
-
-    Raises:
-        DataError: when a path is missing, a folder holds no image, or a file is no image.
-    """
-
-    threads = True
-
-    def __init__(self, roots_or_files: Sequence[Path], resolution: int) -> None:
-        self.name = ", ".join(str(path) for path in roots_or_files)
-        self.resolution = resolution
-        entries: dict[Path, Path] = {}  # absolute file -> absolute root
-        for given in roots_or_files:
-            root, files = _expand(given)
-            for file in files:
-                entries.setdefault(file, root)
-        self._files = list(entries)
-        self._roots = sorted(set(entries.values()))
-        self._names = _unique_names(entries)
-
-    def __len__(self) -> int:
-        """See `ImageSource`."""
-        return len(self._files)
-
-    def file_name(self, index: int) -> str:
-        """See `ImageSource.file_name`."""
-        return self._names[index]
-
-    def path(self, index: int) -> Path:
-        """Absolute path of an image."""
-        return self._files[index]
-
-    def load(self, index: int) -> npt.NDArray[np.uint8]:
-        """See `ImageSource.load`."""
-        return decode_image(self._files[index], self.resolution)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """See `ImageSource.fingerprint`: names, sizes and modification times of all files."""
-        digest = hashlib.sha256()
-        for name, path in zip(self._names, self._files, strict=True):
-            try:
-                status = path.stat()
-                state = f"{status.st_size} {status.st_mtime_ns}"
-            except OSError:
-                state = "missing"
-            digest.update(f"{name}\0{state}\n".encode("utf-8", "surrogateescape"))
-        return {
-            "kind": "folder",
-            "roots": [root.as_posix() for root in self._roots],
-            "count": len(self),
-            "resolution": self.resolution,
-            "sha256": digest.hexdigest(),
-        }
 
 
 class FaceImages:
@@ -121,6 +68,7 @@ class FaceImages:
     """
 
     threads = False  # drawing holds the interpreter lock
+    crop: Crop = "center"
 
     def __init__(self, count: int, seed: int, resolution: int) -> None:
         if count < 1:
@@ -142,6 +90,10 @@ class FaceImages:
         """See `ImageSource.load`; never fails."""
         return render_face(sample_factors(self._seed, [index])[0], self.resolution)
 
+    def short_side(self, index: int) -> int:
+        """See `ImageSource.short_side`: drawn as they are wanted."""
+        return self.resolution
+
     def factors(self) -> npt.NDArray[np.float32]:
         """[N, 13] ground truth, columns in the order of `diticli.data.faces.FACTORS`."""
         return sample_factors(self._seed, np.arange(self._count))
@@ -158,19 +110,30 @@ class FaceImages:
 
 
 def open_images(
-    sources: Sequence[str] | str, resolution: int, *, faces_count: int = 1000, faces_seed: int = 0
+    sources: Sequence[str] | str,
+    resolution: int,
+    *,
+    crop: Crop | None = None,
+    faces_count: int = 1000,
+    faces_seed: int = 0,
 ) -> ImageSource:
     """Images named as on the command line.
 
     Args:
-        sources: folders and image files (several are concatenated), or `faces[:COUNT[:SEED]]`. The word
-            `faces` always means the built-in data; write `./faces` for a folder of that name.
+        sources: one of
+            folders and image files (several are concatenated);
+            .tar files, or folders of them;
+            one LMDB of Diff-AE: its folder or its data file;
+            `faces[:COUNT[:SEED]]`, the built-in data (write `./faces` for a folder of that name).
+            Paths may hold braces and wildcards, see `expand_pattern`.
         resolution: R, side of the images in pixels.
+        crop: which square of each picture. None takes what the data is known for: "celeba" for CelebA's
+            LMDB, the central one for all else.
         faces_count: COUNT when `faces` names none.
         faces_seed: SEED when `faces` names none.
 
     Raises:
-        DataError: as `FolderImages` and `FaceImages`, or when faces are mixed with anything else.
+        DataError: when something is missing or damaged, holds no image, or kinds are mixed.
     """
     given = [sources] if isinstance(sources, str) else list(sources)
     if not given:
@@ -179,7 +142,7 @@ def open_images(
         raise DataError(f"Images cannot be {resolution} pixels wide.", remedy="Use a positive resolution.")
     faces = [source for source in given if source == "faces" or source.startswith("faces:")]
     if not faces:
-        return FolderImages([Path(source).expanduser() for source in given], resolution)
+        return _open_paths([path for source in given for path in expand_pattern(source)], resolution, crop)
     if len(given) > 1:
         raise DataError(
             f"The built-in {faces[0]!r} cannot be mixed with other images.",
@@ -195,47 +158,49 @@ def open_images(
     return FaceImages(count, faces_seed if match[2] is None else int(match[2]), resolution)
 
 
-def typical_side(folder: str, sample: int = 32) -> int:
-    """Median of the shorter sides of up to `sample` images, spread over the folder.
+def typical_side(source: ImageSource, sample: int = 32) -> int:
+    """Median of the shorter sides of up to `sample` originals, spread over the source.
 
     Raises:
         DataError: when there is no readable image among them.
     """
-    files = _expand(Path(folder).expanduser())[1]
-    spread = files[:: max(1, len(files) // sample)][:sample]
-    sides = sorted(side for side in map(short_side, spread) if side is not None)
+    spread = range(0, len(source), max(1, len(source) // sample))[:sample]
+    sides = sorted(side for side in map(source.short_side, spread) if side is not None)
     if not sides:
-        raise DataError(f"None of the first images of {folder} can be read.", remedy="Name another folder.")
+        raise DataError(f"None of the first images of {source.name} can be read.", remedy="Name other images.")
     return sides[len(sides) // 2]
 
 
-def _expand(given: Path) -> tuple[Path, list[Path]]:
-    """Absolute root and image files of one path."""
-    path = given.absolute()
-    if path.is_dir():
-        files = find_images(path)
-        if not files:
-            raise DataError(
-                f"No images in {given}.", remedy="Name a folder that holds jpg, png, webp, bmp or tiff files."
-            )
-        return path, files
-    if not path.exists():
-        raise DataError(f"{given} does not exist.", remedy="Check the path, or use `faces`, the built-in data.")
-    if not has_image_suffix(path.name) and not is_image(path):
-        raise DataError(f"{given} is not an image.", remedy="Name jpg, png, webp, bmp or tiff files, or a folder.")
-    return path.parent, [path]
+def _open_paths(paths: Sequence[Path], resolution: int, crop: Crop | None) -> ImageSource:
+    tars: list[Path] = []
+    databases: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if database := find_lmdb(path):
+            databases.append(database)
+        elif inside := find_tars(path):
+            tars += inside
+        else:
+            others.append(path)
+    if sum(map(bool, (tars, databases, others))) > 1 or len(databases) > 1:
+        raise DataError(
+            f"Cannot read these together: {', '.join(map(str, paths[:3]))}.",
+            remedy="Name images and folders, or tars, or a single LMDB.",
+        )
+    if databases:
+        return LmdbImages(databases[0], resolution, crop)
+    if tars:
+        return TarImages(tars, resolution, crop or "center")
+    return FolderImages(others, resolution, crop or "center")
 
 
-def _unique_names(entries: dict[Path, Path]) -> list[str]:
-    deepest = max(len(root.parts) for root in entries.values())
-    for parents in range(deepest + 1):
-        names = []
-        for file, root in entries.items():
-            prefix = root.parts[max(1, len(root.parts) - parents) :] if parents else ()
-            names.append(Path(*prefix, file.relative_to(root)).as_posix())
-        if len(set(names)) == len(names):
-            break
-    return names
-
-
-__all__ = ["FaceImages", "FolderImages", "ImageSource", "UnreadableImageError", "open_images", "typical_side"]
+__all__ = [
+    "FaceImages",
+    "FolderImages",
+    "ImageSource",
+    "LmdbImages",
+    "TarImages",
+    "UnreadableImageError",
+    "open_images",
+    "typical_side",
+]

@@ -59,7 +59,9 @@ def open_source(config: RunConfig) -> ImageSource:
     Raises:
         DataError: when there are none.
     """
-    return open_images(config.data.source, config.data.resolution, faces_count=config.data.faces_count)
+    data = config.data
+    crop = None if data.crop == "auto" else data.crop
+    return open_images(data.source, data.resolution, crop=crop, faces_count=data.faces_count)
 
 
 def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> Path:
@@ -75,6 +77,7 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     reporter = reporter or SilentReporter()
     config = resolve(config)
     source = open_source(config)
+    config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
     given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
     accelerator = make_accelerator(config)
@@ -191,7 +194,9 @@ class _Worker:
         schedule = NoiseSchedule.from_scheduler(scheduler)
         objective = FeatureObjective(unet, encoder, decoder, schedule, layout, config.gradient)
         use_fast_attention(unet, encoder, decoder, device=self.accelerator.device, dtype=self.dtype)
-        pipeline = DiTiPipeline(unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict())
+        pipeline = DiTiPipeline(
+            unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict(), crop=config.data.crop
+        )
 
         def look(step: int, losses: torch.Tensor) -> None:
             pipeline.to(self.accelerator.device)

@@ -1,0 +1,105 @@
+"""Image files and folders of them, as a source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli.data.decode import Crop, decode_image, find_images, has_image_suffix, is_image, short_side
+from diticli.data.names import unique_names
+from diticli.errors import DataError
+
+
+class FolderImages:
+    """Image files, named relative to the folder (or, for single files, to the parent) they came from.
+
+    When two roots hold the same relative name, every name gets its root folder's name in front
+    (`a/001.jpg`, `b/001.jpg`), and as many parents more as it takes to make all names unique. A file given
+    twice counts once.
+
+    Args:
+        roots_or_files: folders, searched recursively, and image files.
+        resolution: R, side of the images in pixels.
+        crop: which square of each picture.
+
+    Raises:
+        DataError: when a path is missing, a folder holds no image, or a file is no image.
+    """
+
+    threads = True
+
+    def __init__(self, roots_or_files: Sequence[Path], resolution: int, crop: Crop = "center") -> None:
+        self.name = ", ".join(str(path) for path in roots_or_files)
+        self.resolution = resolution
+        self.crop: Crop = crop
+        entries: dict[Path, Path] = {}  # absolute file -> absolute root
+        for given in roots_or_files:
+            root, files = _expand(given)
+            for file in files:
+                entries.setdefault(file, root)
+        self._files = list(entries)
+        self._roots = sorted(set(entries.values()))
+        relative = [file.relative_to(root).as_posix() for file, root in entries.items()]
+        self._names = unique_names(list(entries.values()), relative)
+
+    def __len__(self) -> int:
+        """See `ImageSource`."""
+        return len(self._files)
+
+    def file_name(self, index: int) -> str:
+        """See `ImageSource.file_name`."""
+        return self._names[index]
+
+    def path(self, index: int) -> Path:
+        """Absolute path of an image."""
+        return self._files[index]
+
+    def load(self, index: int) -> npt.NDArray[np.uint8]:
+        """See `ImageSource.load`."""
+        return decode_image(self._files[index], self.resolution, crop=self.crop)
+
+    def short_side(self, index: int) -> int | None:
+        """See `ImageSource.short_side`."""
+        return short_side(self._files[index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `ImageSource.fingerprint`: names, sizes and modification times of all files."""
+        digest = hashlib.sha256()
+        for name, path in zip(self._names, self._files, strict=True):
+            try:
+                status = path.stat()
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                state = "missing"
+            digest.update(f"{name}\0{state}\n".encode("utf-8", "surrogateescape"))
+        return {
+            "kind": "folder",
+            "roots": [root.as_posix() for root in self._roots],
+            "count": len(self),
+            "resolution": self.resolution,
+            "crop": self.crop,
+            "sha256": digest.hexdigest(),
+        }
+
+
+def _expand(given: Path) -> tuple[Path, list[Path]]:
+    """Absolute root and image files of one path."""
+    path = given.absolute()
+    if path.is_dir():
+        files = find_images(path)
+        if not files:
+            raise DataError(
+                f"No images in {given}.",
+                remedy="Name a folder that holds jpg, png, webp, bmp or tiff files, .tar files, or an LMDB.",
+            )
+        return path, files
+    if not path.exists():
+        raise DataError(f"{given} does not exist.", remedy="Check the path, or use `faces`, the built-in data.")
+    if not has_image_suffix(path.name) and not is_image(path):
+        raise DataError(f"{given} is not an image.", remedy="Name jpg, png, webp, bmp or tiff files, or a folder.")
+    return path.parent, [path]

@@ -1,0 +1,85 @@
+"""Where the images in a tar lie, found from its headers alone; nothing is ever extracted."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from diticli.data.decode import has_image_suffix
+from diticli.errors import DataError
+
+_BLOCK = tarfile.BLOCKSIZE
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+_DAMAGED = "Copy or download it again."
+
+
+class Member(NamedTuple):
+    """A picture file within a tar: its name, and its bytes [offset, offset + size)."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def index_tar(path: Path) -> list[Member]:
+    """The picture files of a tar, by suffix, in its order.
+
+    Names are those in the tar without leading slashes and without `.` and `..`: labels, never paths. Of equal
+    names the last counts, as it does for `tar -x`. Links, sparse and hidden files are left out.
+
+    Raises:
+        DataError: when it is missing, compressed, damaged, or cut off.
+    """
+    members: dict[str, Member] = {}
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file.", remedy="Name a .tar file.")
+    try:
+        with open(path, "rb") as file:
+            _check_head(path, file.read(_BLOCK))
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                end = 0
+                while (entry := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # kept, they would take a kilobyte each
+                    if tar.offset <= end:
+                        raise tarfile.ReadError("a header points backwards")
+                    end = tar.offset
+                    name = _label(entry.name)
+                    if entry.isreg() and not entry.issparse() and _is_wanted(name):
+                        members.pop(name, None)
+                        members[name] = Member(name, entry.offset_data, entry.size)
+                end = tar.offset
+            # tarfile takes a damaged or missing header for the end; the real end is a block of zeros.
+            file.seek(end)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError(f"no header and no end mark at byte {end:,}")
+    except OSError as error:
+        raise DataError(f"Cannot open the tar {path}: {error.strerror}.", remedy="Check the path.") from error
+    except DataError:
+        raise
+    except Exception as error:  # damaged headers lead tarfile to ValueError, OverflowError, RecursionError, ...
+        raise DataError(f"The tar {path} is damaged or cut off: {error}.", remedy=_DAMAGED) from error
+    return list(members.values())
+
+
+def _check_head(path: Path, head: bytes) -> None:
+    for magic, program in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"The tar {path} is compressed, so its images cannot be reached one by one.",
+                remedy=f"Decompress it first: {program} {path.name}.",
+            )
+
+
+def _label(name: str) -> str:
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def _is_wanted(name: str) -> bool:
+    return has_image_suffix(name) and not any(part.startswith(".") for part in name.split("/"))
