@@ -46,6 +46,7 @@ def probe_features(
     groups: Sequence[str] | None = None,
     *,
     rows: Rows | None = None,
+    split: Split | None = None,
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
     model_hash: str = "",
@@ -63,7 +64,8 @@ def probe_features(
         columns: M labels each, for the used rows.
         groups: [M] group of each used row; no group crosses splits.
         rows: [M] which rows of `values` the labels belong to; None means all.
-        seed: of the split.
+        split: of the used rows; None draws one from `groups`, `seed` and `fractions`.
+        seed: of the drawn split.
         fractions: of train, validation and test.
         model_hash: goes into the probe.
         reporter: receiver of progress.
@@ -76,7 +78,8 @@ def probe_features(
     reporter = reporter or SilentReporter()
     rows = np.arange(len(values)) if rows is None else rows
     _check_lengths(columns, len(rows))
-    split = split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
+    drawn = split is None
+    split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
     targets, skipped = _targets(columns, split)
     space = FeatureSpace.fit(values, rows[split.train])
     parts = {part: space.project(values, rows[index]) for part, index in vars(split).items()}
@@ -92,7 +95,7 @@ def probe_features(
         means=mean_scores(attributes),
         split=split.sizes,
         groups=None if groups is None else len(set(groups)),
-        seed=seed,
+        seed=seed if drawn else None,
         latent_dim=values.shape[1],
         probe=_linear_probe(targets, choices, space, model_hash),
     )

@@ -60,7 +60,7 @@ class ProbeReport:
         means: by kind, the mean of the metric, the base rate and every extra metric, and the count.
         split: rows of train, val and test.
         groups: number of groups kept together, or None.
-        seed: of the split.
+        seed: of the split; None for a given one.
         latent_dim: d.
         probe: the models, trained on the training rows only.
     """
@@ -70,7 +70,7 @@ class ProbeReport:
     means: dict[str, dict[str, float]]
     split: dict[str, int]
     groups: int | None
-    seed: int
+    seed: int | None
     latent_dim: int
     probe: LinearProbe = field(repr=False)
 
@@ -85,7 +85,8 @@ class ProbeReport:
         """One line for the user."""
         sizes = " / ".join(f"{size:,}" for size in self.split.values())
         kept = f", {self.groups:,} groups kept together" if self.groups is not None else ""
-        return f"Split train / val / test: {sizes} rows, seed {self.seed}{kept}."
+        origin = "as given" if self.seed is None else f"seed {self.seed}"
+        return f"Split train / val / test: {sizes} rows, {origin}{kept}."
 
 
 def mean_scores(attributes: Sequence[AttributeReport]) -> dict[str, dict[str, float]]:

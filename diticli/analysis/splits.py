@@ -1,4 +1,4 @@
-"""Seeded train / validation / test splits that can keep groups (identities) together."""
+"""Train / validation / test splits: drawn by a seed, keeping groups (identities) together, or given."""
 
 from __future__ import annotations
 
@@ -70,6 +70,41 @@ def split_rows(
     part_of_group[order] = _cut(sizes[order], fractions) if groups is not None else _slices(count, fractions)
     parts = [np.flatnonzero(part_of_group[group_of_row] == part) for part in range(3)]
     return Split(train=parts[0], val=parts[1], test=parts[2])
+
+
+def given_split(parts: Sequence[str], *, groups: Sequence[str] | None = None) -> Split:
+    """The split that says of each row which part it belongs to.
+
+    Args:
+        parts: [N] "train", "val" or "test".
+        groups: [N] group of each row, to be sure that none is in two parts.
+
+    Raises:
+        LabelError: when a part has no row, a row has another part, or a group is in two parts.
+    """
+    names = np.asarray(parts, dtype=np.str_)
+    rows = {part: np.flatnonzero(names == part) for part in ("train", "val", "test")}
+    sizes = ", ".join(f"{part} {len(index):,}" for part, index in rows.items())
+    if sum(map(len, rows.values())) != len(names):
+        raise LabelError(f"Parts other than train, val and test: {sorted(set(parts))}.", remedy="Use these three.")
+    if not all(map(len, rows.values())):
+        raise LabelError(
+            f"The given split leaves a part without images: {sizes}.",
+            remedy="Encode images of all three parts, or leave out --split for a random split.",
+        )
+    if groups is not None:
+        _check_groups(parts, groups)
+    return Split(**rows)
+
+
+def _check_groups(parts: Sequence[str], groups: Sequence[str]) -> None:
+    part_of: dict[str, str] = {}
+    for part, group in zip(parts, groups, strict=True):
+        if part_of.setdefault(group, part) != part:
+            raise LabelError(
+                f"The given split has images of the group {group!r} in both {part_of[group]} and {part}.",
+                remedy="Leave out --groups to use the split as it is, or --split to draw one by groups.",
+            )
 
 
 def _slices(count: int, fractions: Sequence[float]) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diticli.data.features import FeatureMeta
 
 SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy"}
+FOLDER_LABELS = "folder"
 COLUMNS = ["attribute", "kind", "metric", "value", "base rate", "MSE", "R2"]
 
 
@@ -24,9 +25,10 @@ def probe(
         Path, typer.Argument(metavar="FEATS", help="A feature file of `diti encode`.", show_default=False)
     ],
     labels: Annotated[
-        Path,
+        str,
         typer.Option(
-            help="CSV with file names first, CelebA's list_attr_celeba.txt, or metadata.csv/.jsonl.",
+            help="CSV with file names first, CelebA's or CelebAMask-HQ's attribute list, lfw_attributes.txt, "
+            "metadata.csv/.jsonl; or the word folder: each image's folder is its category.",
             show_default=False,
         ),
     ],
@@ -34,6 +36,14 @@ def probe(
         Path | None,
         typer.Option(
             help="File name and group (a person, a scene) per line; no group crosses splits.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            help="File name and part (0, 1, 2 or train, val, test) per line, e.g. list_eval_partition.txt. "
+            "Default: a random split.",
             show_default=False,
         ),
     ] = None,
@@ -46,34 +56,44 @@ def probe(
     """Train a linear probe for every attribute and score it on held-out images.
 
     Labels are matched by file name. Of the matched rows 70 % train, 15 % choose the regularisation and
-    15 % are only scored. Binary attributes give the average precision, numbers Pearson's r (and R2, MSE),
-    categories the accuracy.
+    15 % are only scored, unless --split says which are which. Binary attributes give the average
+    precision, numbers Pearson's r (and R2, MSE), categories the accuracy.
 
     Example: diti probe feats.npy --labels labels.csv -o probe
+
+    Example: diti probe celeba.npy --labels list_attr_celeba.txt --split list_eval_partition.txt
 
     Example: diti probe celeba.npy --labels list_attr_celeba.txt --groups identity_CelebA.txt -o probe
     """
     from diticli.analysis.label_join import join_labels
     from diticli.analysis.probe import probe_features
     from diticli.analysis.probe_files import write_report
+    from diticli.analysis.splits import given_split
     from diticli.commands.console import emit_json, reporter, say
     from diticli.data.features import read_features
-    from diticli.data.labels import read_groups, read_labels
+    from diticli.data.labels import folder_labels, read_groups, read_labels, read_parts
 
     loaded = read_features(features)
     meta = _named(features, loaded.meta)
-    joined = join_labels(meta.files, read_labels(labels), read_groups(groups) if groups else None)
+    joined = join_labels(
+        meta.files,
+        folder_labels(meta.files) if labels == FOLDER_LABELS else read_labels(Path(labels)),
+        read_groups(groups) if groups else None,
+        read_parts(split) if split else None,
+    )
     say(joined.describe())
     report = probe_features(
         loaded.values,
         joined.columns,
         joined.groups,
         rows=joined.rows,
+        split=given_split(joined.parts, groups=joined.groups) if joined.parts else None,
         seed=seed,
         model_hash=meta.model_hash,
         reporter=reporter(),
     )
-    facts = {"features": str(features), "labels": str(labels), "groups_file": str(groups or "")}
+    facts = {"features": str(features), "labels": labels, "groups_file": str(groups or "")}
+    facts["split_file"] = str(split or "")
     data = write_report(report, out, facts | {"matched": joined.to_dict()})
     say(report.describe_split())
     if as_json:

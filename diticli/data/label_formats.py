@@ -1,4 +1,4 @@
-"""Label files as plain text cells: CelebA's lists, CSV, and Hugging Face's metadata.
+"""Label files as plain text cells: CelebA's lists, CSV, LFW's scores, and Hugging Face's metadata.
 
 Every reader returns a `RawLabels` or raises a `LabelError` that names the line. What a column means (binary,
 number, category) is decided in `diticli.data.labels`.
@@ -21,6 +21,11 @@ from diticli.errors import LabelError
 # A CSV's file column is its first, unless Hugging Face's name for it stands elsewhere.
 HF_FILE_KEY = "file_name"
 FILE_HEADERS = frozenset({"file_name", "filename", "file", "image_id", "image", "image_name", "path", "name"})
+
+# LFW's attribute scores name their images by person and number; the official file has its header behind a `#`.
+_LFW_COLUMNS = ["person", "imagenum"]
+_LFW_HEADER = re.compile(r"#\s*(?=person\timagenum\t)", re.IGNORECASE)
+_COMMENT_LINES = 10
 
 _LAYOUTS = "Use CelebA's list format, a CSV whose first column is the file name, or a metadata.jsonl."
 
@@ -59,7 +64,7 @@ def read_raw(path: Path) -> RawLabels:
     Raises:
         LabelError: with the line number, for a file that is damaged or of no known format.
     """
-    text = read_text(path)
+    text = _without_comment(read_text(path))
     if path.suffix.lower() == ".jsonl":
         raw = _read_jsonl(path, text)
     elif re.fullmatch(r"[0-9]{1,12}", text.split("\n", 1)[0].strip()):
@@ -79,7 +84,7 @@ def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         LabelError: for broken quoting or binary content.
     """
-    header = text.split("\n", 1)[0]
+    header = next((line for line in text.split("\n") if line.strip()), "")
     delimiter = max(",\t;", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -125,6 +130,8 @@ def _read_celeba(path: Path, text: str) -> RawLabels:
 def _read_csv(path: Path, text: str) -> RawLabels:
     rows = csv_rows(path, text)
     line, header = next(rows)
+    if [cell.lower() for cell in header[:2]] == _LFW_COLUMNS:
+        header, rows = [_LFW_COLUMNS[0], *_trimmed(header[2:])], _lfw_rows(path, rows)
     if any(has_image_suffix(cell) for cell in header):
         raise LabelError(
             f"{path}, line {line}: no header, the line already names an image.",
@@ -134,6 +141,36 @@ def _read_csv(path: Path, text: str) -> RawLabels:
     names = header[:file_column] + header[file_column + 1 :]
     _check_header(path, line, names)
     return _collect(path, rows, names, file_column)
+
+
+def _without_comment(text: str) -> str:
+    """The text with LFW's leading comment blanked (lines keep their numbers) and its header laid bare."""
+    lines = text.split("\n", _COMMENT_LINES)
+    for number, line in enumerate(lines[:_COMMENT_LINES]):
+        if not line.startswith("#"):
+            break
+        if match := _LFW_HEADER.match(line):
+            return "\n" * number + "\n".join([line[match.end() :], *lines[number + 1 :]])
+    return text
+
+
+def _lfw_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """Rows that begin with the file's name: "Aaron Eckhart", "1" is Aaron_Eckhart/Aaron_Eckhart_0001.jpg."""
+    for line, cells in rows:
+        if len(cells) < 2 or not re.fullmatch(r"[0-9]{1,9}", cells[1]):
+            raise LabelError(
+                f"{path}, line {line}: no number of the person's image.",
+                remedy="Every row starts with a person and the image's number.",
+            )
+        person = cells[0].replace(" ", "_")
+        yield line, [person and f"{person}/{person}_{int(cells[1]):04d}.jpg", *_trimmed(cells[2:])]
+
+
+def _trimmed(cells: list[str]) -> list[str]:
+    """Without the empty cells that a delimiter at the line's end leaves."""
+    while cells and not cells[-1]:
+        cells = cells[:-1]
+    return cells
 
 
 def _read_jsonl(path: Path, text: str) -> RawLabels:

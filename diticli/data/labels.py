@@ -22,6 +22,12 @@ from diticli.errors import LabelError
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none"})
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
+Part = Literal["train", "val", "test"]
+_PARTS: dict[str, Part] = {
+    **{"0": "train", "1": "val", "2": "test"},
+    **{"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"},
+}
+
 
 @dataclass(frozen=True)
 class LabelColumn:
@@ -52,9 +58,10 @@ class LabelTable:
     def match(self, names: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pair image names with rows of this table.
 
-        Three ways are tried and the first that pairs anything is used for all: equal relative names; equal
+        Four ways are tried and the first that pairs anything is used for all: equal relative names; equal
         base names; equal base names without the image suffix (labels made for `.jpg`, images saved as
-        `.png`). The latter two only where they are unique, both among `names` and in the table.
+        `.png`); equal numbers, where that is all there is (`0.jpg` of CelebAMask-HQ is `00000.png` of an
+        LMDB). All but the first only where they are unique, both among `names` and in the table.
 
         Args:
             names: image names with forward slashes, e.g. the rows of a feature file.
@@ -63,7 +70,7 @@ class LabelTable:
             Two int64 arrays of equal length, indices into `names` (increasing) and into the table; empty when
             nothing matches.
         """
-        for key in (_normal, _base, _stem):
+        for key in (_normal, _base, _stem, _number_of):
             wanted, known = _index(names, key), _index(self.files, key)
             if wanted is None or known is None:
                 continue
@@ -75,12 +82,12 @@ class LabelTable:
 
 
 def read_labels(path: Path) -> LabelTable:
-    """Read a label file: CelebA's `list_attr_celeba.txt`, CSV, or Hugging Face's `metadata.csv`/`.jsonl`.
+    """Read a label file: CelebA's and CelebAMask-HQ's lists, CSV, LFW's scores, Hugging Face's metadata.
 
-    A CSV has a header; its first column (or one called `file_name`) names the files; comma, tab and
-    semicolon all serve. A column whose values lie within {-1, 1}, {0, 1} or {true, false} is binary, other
-    numbers are numbers, the rest are categories. Empty cells, and in columns of numbers also nan, na, n/a,
-    null, none and infinities, count as unknown.
+    A CSV has a header; its first column (or one called `file_name`) names the files, or the first two are
+    `person` and `imagenum`, as in `lfw_attributes.txt`; comma, tab and semicolon all serve. A column whose values
+    lie within {-1, 1}, {0, 1} or {true, false} is binary, other numbers are numbers, the rest are categories.
+    Empty cells, and in columns of numbers also nan, na, n/a, null, none and infinities, count as unknown.
 
     Raises:
         LabelError: with the line number, for a file that is missing, empty, damaged or of no known format.
@@ -102,22 +109,68 @@ def read_groups(path: Path) -> dict[str, str]:
     Raises:
         LabelError: with the line number, for a file that is missing, empty or damaged.
     """
+    return _read_pairs(path, "its group", "the person (or scene) it shows")
+
+
+def read_parts(path: Path) -> dict[str, Part]:
+    """Read which part of a split each file belongs to.
+
+    Either CelebA's `list_eval_partition.txt` (`000001.jpg 0` a line) or a CSV of two columns, with or without
+    a header. The parts are 0, 1, 2 or train, val (valid, validation), test.
+
+    Returns:
+        File name -> "train", "val" or "test".
+
+    Raises:
+        LabelError: for a file that is missing, empty, damaged, or names another part.
+    """
+    parts: dict[str, Part] = {}
+    for name, part in _read_pairs(path, "its part", "0 (train), 1 (validation) or 2 (test)").items():
+        if part.lower() not in _PARTS:
+            raise LabelError(
+                f"{path}: {name!r} belongs to part {part!r}.",
+                remedy="Write 0, 1, 2 or train, val, test behind each file name.",
+            )
+        parts[name] = _PARTS[part.lower()]
+    return parts
+
+
+def folder_labels(names: Sequence[str]) -> LabelTable:
+    """The innermost folder of each image as its category, as Hugging Face's ImageFolder has it.
+
+    Args:
+        names: image names with forward slashes.
+
+    Raises:
+        LabelError: when no image lies in a folder.
+    """
+    folders = [name.rpartition("/")[0].rpartition("/")[2] for name in names]
+    if not any(folders):
+        raise LabelError(
+            f"The images do not lie in folders, e.g. {', '.join(map(repr, names[:1]))}.",
+            remedy="Encode the folder that holds one folder per class, or give a label file.",
+        )
+    return LabelTable(tuple(names), {"folder": LabelColumn("category", np.array(folders, dtype=np.str_))})
+
+
+def _read_pairs(path: Path, second: str, meaning: str) -> dict[str, str]:
+    """File name -> second column, of CelebA's lists and of CSVs."""
     text = read_text(path)
     rows = list(csv_rows(path, text)) if any(c in text.split("\n", 1)[0] for c in ",\t;") else _pairs(text)
     if _is_header(rows):
         rows = rows[1:]
-    groups: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     seen: set[str] = set()
     for line, cells in rows:
         if len(cells) != 2 or not cells[1]:
             raise LabelError(
-                f"{path}, line {line}: expected a file name and its group, got {len(cells)} values.",
-                remedy="Write two columns: the file name, and the person (or scene) it shows.",
+                f"{path}, line {line}: expected a file name and {second}, got {len(cells)} values.",
+                remedy=f"Write two columns: the file name, and {meaning}.",
             )
-        groups[unique_file(path, line, cells[0], seen)] = cells[1]
-    if not groups:
+        pairs[unique_file(path, line, cells[0], seen)] = cells[1]
+    if not pairs:
         raise LabelError(f"{path} holds a header but no rows.", remedy="Add one row for each image.")
-    return groups
+    return pairs
 
 
 def _pairs(text: str) -> list[tuple[int, list[str]]]:
@@ -181,3 +234,8 @@ def _base(name: str) -> str:
 def _stem(name: str) -> str:
     base = _base(name)
     return os.path.splitext(base)[0] if has_image_suffix(base) else base
+
+
+def _number_of(name: str) -> str:
+    stem = _stem(name)
+    return str(int(stem)) if stem.isascii() and stem.isdecimal() and len(stem) <= 18 else stem
