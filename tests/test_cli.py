@@ -75,6 +75,12 @@ def test_python_dash_m_starts() -> None:
     assert "torch" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["diticli.training.run", "diticli.models.pipeline", "diticli.demo"])
+def test_imports_are_silent(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_train_leaves_a_finished_run(run: Path) -> None:
     assert (run / "model" / "model_index.json").is_file()
     assert (run / "samples" / "base-00000004.png").is_file()
@@ -120,6 +126,46 @@ def test_edit_writes_a_strip_and_singles(run: Path, photos: Path, tmp_path: Path
         assert original.size == (16, 16)
 
 
+@pytest.mark.parametrize("partition", ["uniform", "staged"])
+def test_one_chunk_is_pdae(run: Path, photos: Path, tmp_path: Path, partition: str) -> None:
+    model, feats, picture = tmp_path / "pdae", tmp_path / "feats.npy", tmp_path / "edit.png"
+    given = ["--base", run, "--chunks", "1", "--partition", partition]
+    for command in (
+        ["train", "--data", "faces", "--out", model, *TINY, *given],
+        ["encode", photos, "-o", feats, "--model", model],
+        ["edit", photos / "000000.png", photos / "000001.png", "--chunks", "0", "-o", picture, "--model", model]
+        + ["--steps", "3"],
+    ):
+        result = diti(*command)
+        assert result.exit_code == 0, result.output
+    assert json.loads(feats.with_suffix(".json").read_text())["chunk_ends"] == [16]
+    assert picture.is_file()
+
+
+@pytest.mark.parametrize("method", ["simclr", "simsiam"])
+def test_self_supervised_features_are_probed_but_not_edited(photos: Path, tmp_path: Path, method: str) -> None:
+    model, feats, picture = tmp_path / method, tmp_path / "feats.npy", tmp_path / "edit.png"
+    for command in (
+        ["train", "--data", "faces", "--out", model, *TINY, "--ssl", method, "--ssl-only"],
+        ["encode", photos, "-o", feats, "--model", model],
+        ["probe", feats, "--labels", photos / "labels.csv", "-o", tmp_path / "probe"],
+    ):
+        result = diti(*command)
+        assert result.exit_code == 0, result.output
+    assert json.loads((model / "metrics.jsonl").read_text().splitlines()[0])["ssl_loss"]
+    result = diti("edit", photos / "000000.png", photos / "000001.png", "-o", picture, "--model", model)
+    assert result.exit_code == 66
+    assert "This model is an encoder alone" in result.stderr
+    assert not picture.exists()
+
+
+def test_dry_run_shows_the_self_supervised_loss(tmp_path: Path) -> None:
+    given = ["--dry-run", "--ssl", "simsiam", "--ssl-weight", "0.1", "--ssl-start-step", "2"]
+    result = diti("train", "--data", "faces", "--out", tmp_path / "run", *TINY, *given)
+    assert result.exit_code == 0, result.output
+    assert "16 dims in 4 chunks, self-supervised loss simsiam" in result.stdout
+
+
 def test_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = diti("train", "--data", "faces", "--out", out, *TINY, "--dry-run", "--json")
@@ -162,6 +208,10 @@ ERRORS = [
     (["train", "--stage-ends", "a,b"], 2, "--stage-ends 'a,b' is not a list"),
     (["train", "--config", "/nowhere.toml"], 2, "Cannot read the settings"),
     (["train", "--partition", "middle"], 2, "middle"),
+    (["train", "--ssl", "moco"], 2, "moco"),
+    (["train", "--ssl-only", "--device", "cpu"], 2, "there is none: method none"),
+    (["train", "--ssl", "simclr", "--ssl-weight", "-1"], 2, "ssl.weight must be zero or more, got -1"),
+    (["train", "--ssl", "simclr", "--ssl-only", "--base", "b"], 2, "without a base, but one is given: 'b'"),
     (["train", "--device", "tpu"], 69, "There is no device 'tpu'"),
     (["train", "--base", "/nowhere/base", "--device", "cpu"], 66, "base"),
     (["encode", "faces", "--model", "/nowhere"], 66, "no folder '/nowhere'"),
