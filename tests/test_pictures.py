@@ -171,3 +171,9 @@ def test_bars_grow_with_the_table(tmp_path):
         bar_table_chart(tmp_path / "c.png", names, {"trained": [0.5]}, title="t")
     with pytest.raises(ValueError, match="every name"):
         bar_table_chart(tmp_path / "c.png", [], {}, title="t")
+
+
+def test_empty_captions_take_no_room():
+    tile = np.zeros((96, 96, 3), np.uint8)
+    plain = captioned_strip([[tile]], row_captions=[""], column_captions=[""])
+    assert plain.size == (96 + 2 * 12, 96 + 2 * 12)
