@@ -28,10 +28,10 @@ class Caption:
     """
 
     def __init__(self, text: str, max_width: int, sizes: Sequence[int] = SIZES) -> None:
-        pieces = re.findall(PIECE, re.sub(r"[ \n\t]+", " ", clean(text)))
+        pieces = [piece for piece in re.findall(PIECE, re.sub(r"[ \n\t]+", " ", clean(text))) if piece]
         fitting = (s for s in sizes if all(_font(s).getlength(piece.strip()) <= max_width for piece in pieces))
         self.font = _font(next(fitting, sizes[-1]))
-        self.lines = _wrap(pieces, self.font, max_width) if pieces else []
+        self.lines = _wrap(pieces, self.font, max_width)
         top, bottom = self.font.getbbox("Ál")[1], self.font.getbbox("Ágj")[3]
         self._line_height, self._rise = round(bottom - top) + 2, top
         self.width = math.ceil(max(map(self.font.getlength, self.lines), default=0))
