@@ -5,6 +5,7 @@ Presets and the layers of settings that fill them are in `diticli.settings`. Pur
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -141,6 +142,59 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SSLConfig:
+    """Self-supervised loss of the encoder, beside stage 2's own or alone. The defaults are the official values."""
+
+    method: Literal["none", "simclr", "simsiam"] = "none"
+    """SimCLR (contrastive) or SimSiam (no negatives)."""
+    weight: float = 0.01
+    """Factor of the loss; at 0 nothing of it is computed."""
+    start_step: int = 0
+    """Steps of stage 2 that go without it."""
+    only: bool = False
+    """Train the encoder by this loss alone: no base, no shift decoder."""
+    temperature: float = 0.5
+    """SimCLR: tau."""
+    hidden_dim: int = 0
+    """Width of the projector's hidden layers; 0: 2048 for SimCLR beside stage 2, else the latent dim."""
+    out_dim: int = 0
+    """Width of what the loss compares; 0: SimCLR 128 beside stage 2 and 256 alone, SimSiam the latent dim."""
+    bottleneck_dim: int = 128
+    """SimSiam: hidden width of the predictor."""
+    augmentation: Literal["auto", "simclr", "simsiam", "none"] = "auto"
+    """How views are made; auto: as the method's name says, none: both views are the image itself."""
+    min_crop: float = 1.0
+    """Smallest area of the random resized crop, as a share of the image; 1: no crop, as in the official code."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"ssl.weight must be zero or more, got {self.weight}.")
+        if not 0 < self.temperature < math.inf or not 0 < self.min_crop <= 1:
+            raise ConfigError(
+                f"ssl.temperature must be above zero and ssl.min_crop in (0, 1], got {self.temperature}, "
+                f"{self.min_crop}."
+            )
+        if min(self.start_step, self.hidden_dim, self.out_dim) < 0 or self.bottleneck_dim < 1:
+            raise ConfigError(
+                f"ssl.start_step, hidden_dim and out_dim must not be negative, ssl.bottleneck_dim must be above zero; "
+                f"got {self.start_step}, {self.hidden_dim}, {self.out_dim}, {self.bottleneck_dim}."
+            )
+        if self.only and not self.active:
+            raise ConfigError(
+                f"ssl.only trains by the self-supervised loss alone, but there is none: method {self.method}, "
+                f"weight {self.weight:g}.",
+                remedy="Choose --ssl simclr or --ssl simsiam, with a weight above zero.",
+            )
+        if self.only and self.start_step:
+            raise ConfigError(f"ssl.only has nothing else to train before ssl.start_step {self.start_step}.")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is such a loss."""
+        return self.method != "none" and self.weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run, besides the data itself."""
 
@@ -158,6 +212,8 @@ class RunConfig:
     """Stage 1: the base diffusion model."""
     features: StageConfig = field(default_factory=StageConfig)
     """Stage 2: encoder and shift decoder."""
+    ssl: SSLConfig = field(default_factory=SSLConfig)
+    """Self-supervised loss in stage 2."""
     base_model: str = ""
     """Folder or Hub id of a pre-trained base; empty: train one."""
     gradient: Literal["cumulative", "detached", "dual"] = "cumulative"
@@ -182,7 +238,37 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         self._check_sizes()
-        self.chunks.layout()
+        self._check_ssl()
+        self.layout()
+
+    def layout(self, timesteps: int = 1000) -> ChunkLayout:
+        """The chunk layout; a single chunk where the encoder is trained alone and no dim belongs to a time-step.
+
+        Raises:
+            ChunkError: when the settings do not add up.
+        """
+        if self.ssl.only:
+            return ChunkLayout.uniform(chunks=1, latent_dim=self.chunks.latent_dim, timesteps=timesteps)
+        return self.chunks.layout(timesteps)
+
+    def _check_ssl(self) -> None:
+        if not self.ssl.active:
+            return
+        if self.ssl.only and self.base_model:
+            raise ConfigError(
+                f"ssl.only trains without a base, but one is given: {self.base_model!r}.",
+                remedy="Leave out --base, or --ssl-only.",
+            )
+        if self.ssl.start_step >= self.features.steps:
+            raise ConfigError(
+                f"ssl.start_step {self.ssl.start_step} lies beyond the {self.features.steps} steps of stage 2.",
+                remedy="Start earlier, or leave out --ssl.",
+            )
+        if self.features.batch_size < 2:
+            raise ConfigError(
+                f"{self.ssl.method} compares images of a batch; features.batch_size is {self.features.batch_size}.",
+                remedy="Use --batch-size 2 or more.",
+            )
 
     def _check_sizes(self) -> None:
         sizes = {
