@@ -41,7 +41,16 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
-DATA, MODEL, BUDGET, MACHINE, CONTROL = "Data", "Model", "Budget", "Machine", "Run"
+class SSL(StrEnum):
+    """Choices of --ssl."""
+
+    none = "none"
+    simclr = "simclr"
+    simsiam = "simsiam"
+
+
+DATA, MODEL, BASELINES = "Data", "Model", "Self-supervised baselines"
+BUDGET, MACHINE, CONTROL = "Budget", "Machine", "Run"
 
 
 def train(
@@ -130,6 +139,38 @@ def train(
             help="Which slices of the features learn at a time-step.",
             show_default=False,
             rich_help_panel=MODEL,
+        ),
+    ] = None,
+    ssl: Annotated[
+        SSL | None,
+        typer.Option(
+            help="Self-supervised loss of the encoder, beside the features' own.",
+            show_default=False,
+            rich_help_panel=BASELINES,
+        ),
+    ] = None,
+    ssl_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Its factor. Default: 0.01; at 0 it costs nothing.", show_default=False, rich_help_panel=BASELINES
+        ),
+    ] = None,
+    ssl_start_step: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Steps of stage 2 that go without it. Default: 0.",
+            show_default=False,
+            rich_help_panel=BASELINES,
+        ),
+    ] = None,
+    ssl_only: Annotated[
+        bool | None,
+        typer.Option(
+            "--ssl-only",
+            help="Train the encoder by it alone: no base, no shift decoder.",
+            show_default=False,
+            rich_help_panel=BASELINES,
         ),
     ] = None,
     base_images: Annotated[
@@ -221,6 +262,8 @@ def train(
         diti train --data ./ffhq --dry-run
 
         diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
+
+        diti train --ssl simclr --ssl-only -o runs/simclr
     """
     options: dict[str, Any] = {
         "data.source": data if data.split(":")[0] == "faces" else _absolute(data),
@@ -234,6 +277,10 @@ def train(
         "chunks.stage_ends": _numbers(stage_ends, "--stage-ends"),
         "chunks.stage_dims": _numbers(stage_dims, "--stage-dims"),
         "gradient": gradient and gradient.value,
+        "ssl.method": ssl and ssl.value,
+        "ssl.weight": ssl_weight,
+        "ssl.start_step": ssl_start_step,
+        "ssl.only": ssl_only,
         "base.images": base_images,
         "features.images": images,
         "base.batch_size": batch_size,
@@ -262,7 +309,8 @@ def train(
     if json_:
         emit_json({"run": str(target), "model": str(model)})
     else:
-        say(f"Done: {model}. Pictures: {target / 'samples'}. Next: diti encode IMAGES -o feats.npy")
+        pictures = "" if settings.ssl.only else f" Pictures: {target / 'samples'}."
+        say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
 
 
 def _absolute(path: str) -> str:
@@ -343,7 +391,8 @@ def _show_plan(settings: RunConfig, *, as_json: bool) -> None:
 
 def _print_summary(plan: Plan) -> None:
     typer.echo(f"Data: {plan.data}, {plan.data_images:,} images at {plan.resolution} px")
-    typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks")
+    beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
+    typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
     typer.echo(f"Total: about {_duration(plan.seconds)}, without reading images and drawing samples")
 

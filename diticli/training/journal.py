@@ -28,8 +28,9 @@ class Journal:
         line = {"stage": stage, "step": step, **values, "time": time.time()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for key in ("loss", "lr", "images_per_second"):
-            self._board.add_scalar(f"{stage}/{key}", values[key], step)
+        for key in ("loss", "ssl_loss", "lr", "images_per_second"):
+            if key in values:
+                self._board.add_scalar(f"{stage}/{key}", values[key], step)
 
     def picture(self, name: str, step: int, image_HWC: npt.NDArray[np.uint8]) -> None:
         """Show a picture in TensorBoard."""

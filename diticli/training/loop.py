@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch import nn
 
 from diticli.config import StageConfig
 from diticli.errors import TrainingDivergedError
 from diticli.progress import Reporter
+from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
 from diticli.training.checkpoint import (
     Checkpoint,
@@ -28,10 +28,9 @@ from diticli.training.checkpoint import (
     save_checkpoint,
 )
 from diticli.training.journal import Journal
-from diticli.training.objectives import Objective
+from diticli.training.objectives import Objective, StepLosses
 from diticli.training.stopping import StopRequest, TrainingInterrupted
-
-LOSS_BINS = 50
+from diticli.training.totals import Totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,10 @@ class Stage:
     checkpoints: Path
     identity: str
     """What a checkpoint must agree with to be resumed: a hash of the settings and the data."""
+    views: StepViews | None = None
+    """Two views of each image, for a self-supervised loss."""
+    views_from: int = 0
+    """First step (zero-based) that gets views."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
     """Called with the moving average in place, as (step, mean loss per time-step bin)."""
 
@@ -66,19 +69,13 @@ class StageTrainer:
         self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
         stage.objective.to(accelerator.device)
-        self.ema = EMAModel(self.parameters, decay=stage.budget.ema_decay, foreach=True)
+        self.averaged = [p for m in stage.objective.trained_modules().values() for p in m.parameters()]
+        self.ema = EMAModel(self.averaged, decay=stage.budget.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         if compile:
             stage.objective.compile()
         self.module, self.optimizer = accelerator.prepare(stage.objective, self.optimizer)
-        device = accelerator.device
-        self.totals = {
-            "loss": torch.zeros((), dtype=torch.float64, device=device),
-            "steps": torch.zeros((), dtype=torch.int64, device=device),
-            "bin_loss": torch.zeros(LOSS_BINS, dtype=torch.float64, device=device),
-            "bin_count": torch.zeros(LOSS_BINS, dtype=torch.float64, device=device),
-        }
-        self.timesteps = stage.objective.schedule.timesteps
+        self.totals = Totals(accelerator, stage.objective.timesteps)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of this stage, if there is one."""
@@ -89,7 +86,7 @@ class StageTrainer:
         if checkpoint.state["stage"] != self.stage.name:
             return False
         _check_identity(checkpoint, self.stage, found[-1])
-        named = dict(self.stage.objective.named_parameters())
+        named = self._state()
         with torch.no_grad():
             for name, value in checkpoint.tensors["weights"].items():
                 named[name].copy_(value)
@@ -97,20 +94,24 @@ class StageTrainer:
                 shadow.copy_(checkpoint.tensors["ema"][str(i)])
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
         self.ema.optimization_step = checkpoint.state["ema_step"]
-        self.totals = {k: v.to(self.accelerator.device) for k, v in checkpoint.tensors["totals"].items()}
+        self.totals.restore(checkpoint.tensors["totals"])
         self.step = checkpoint.state["step"]
         return True
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """All that training changes in the objective: parameters and buffers, such as those of batch norm."""
+        frozen = {name for name, p in self.stage.objective.named_parameters() if not p.requires_grad}
+        return {name: v for name, v in self.stage.objective.state_dict().items() if name not in frozen}
 
     def save(self) -> None:
         """Write a checkpoint of this moment (main process only)."""
         if not self.accelerator.is_main_process:
             return
-        weights = {n: p for n, p in self.stage.objective.named_parameters() if p.requires_grad}
         tensors = {
-            "weights": weights,
+            "weights": self._state(),
             "ema": {str(i): p for i, p in enumerate(self.ema.shadow_params)},
             "optimizer": flatten_optimizer(self.optimizer),
-            "totals": self.totals,
+            "totals": self.totals.tensors,
         }
         state = {
             "stage": self.stage.name,
@@ -125,38 +126,35 @@ class StageTrainer:
     def averaged_weights(self) -> Iterator[None]:
         """The moving average in place of the weights, and eval mode, within the block."""
         modes = {m: m.training for m in self.stage.objective.modules()}
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self.ema.store(self.averaged)
+        self.ema.copy_to(self.averaged)
         self.stage.objective.eval()
         try:
             yield
         finally:
-            self.ema.restore(self.parameters)
+            self.ema.restore(self.averaged)
             for module, mode in modes.items():
                 module.training = mode
 
-    def train_step(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> None:
-        """One optimizer step; adds to the totals without waiting for the device."""
+    def train_step(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """One optimizer step; adds to the totals without waiting for the device.
+
+        Args:
+            inputs: arguments of the objective by name.
+        """
         budget = self.stage.budget
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(budget, self.step)
         with self.accelerator.autocast():
-            loss_B = self.module(x0, t, noise)
-        self.accelerator.backward(loss_B.mean())
+            losses = StepLosses.of(self.module(**inputs))
+        self.accelerator.backward(losses.total_B.mean())
         if budget.grad_clip:
             self.accelerator.clip_grad_norm_(self.parameters, budget.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.parameters)
+        self.ema.step(self.averaged)
         self.step += 1
-        self._count(loss_B.detach().double(), t)
-
-    def _count(self, loss_B: torch.Tensor, t_B: torch.Tensor) -> None:
-        bins = t_B * LOSS_BINS // self.timesteps
-        self.totals["loss"] += loss_B.mean()
-        self.totals["steps"] += 1
-        self.totals["bin_loss"].index_add_(0, bins, loss_B)
-        self.totals["bin_count"].index_add_(0, bins, torch.ones_like(loss_B))
+        self.totals.add(losses, inputs.get("t_B"))
 
     def take_mean_loss(self) -> float:
         """Mean loss since the last call, over all processes.
@@ -164,23 +162,13 @@ class StageTrainer:
         Raises:
             TrainingDivergedError: when it is NaN or infinite.
         """
-        mean = self.accelerator.reduce(self.totals["loss"] / self.totals["steps"].clamp(min=1), "mean").item()
+        mean = self.totals.take_mean()
         if not math.isfinite(mean):
             raise TrainingDivergedError(
                 f"The loss of stage {self.stage.name} became {mean} by step {self.step:,}.",
                 remedy="The last good checkpoint is kept. Lower the learning rate (--lr) or use --precision fp32; "
                 "with other settings the run needs a new --out.",
             )
-        self.totals["loss"].zero_()
-        self.totals["steps"].zero_()
-        return mean
-
-    def take_loss_by_timestep(self) -> torch.Tensor:
-        """Mean loss per bin of time-steps [LOSS_BINS] since the last call, on the CPU; NaN where none fell."""
-        sums = self.accelerator.reduce(torch.stack([self.totals["bin_loss"], self.totals["bin_count"]]), "sum")
-        self.totals["bin_loss"].zero_()
-        self.totals["bin_count"].zero_()
-        mean: torch.Tensor = (sums[0] / sums[1]).cpu()
         return mean
 
 
@@ -198,7 +186,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     noise = StepNoise(
         seed=stage.seed,
         stage=stage.name,
-        timesteps=trainer.timesteps,
+        timesteps=stage.objective.timesteps,
         batch_size=budget.batch_size,
         flip=stage.flip,
         share=share,
@@ -210,23 +198,26 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     started, first_step = time.perf_counter(), trainer.step
     for batch in stage.feed.batches(order, trainer.step, budget.steps, share):
         images = batch.to(accelerator.device, non_blocking=True)
-        trainer.train_step(*noise.draw(trainer.step, images))
+        views = stage.views if trainer.step >= stage.views_from else None
+        trainer.train_step(draw_inputs(stage.objective, noise, views, trainer.step, images))
         last = trainer.step == budget.steps
         fields: dict[str, Any] = {}
         if trainer.step % stage.log_every == 0 or last:
             rate = (trainer.step - first_step) * budget.batch_size / (time.perf_counter() - started)
             fields["loss"] = trainer.take_mean_loss()
+            if (ssl_loss := trainer.totals.take_mean_ssl()) is not None:
+                fields["ssl_loss"] = ssl_loss
             journal.log(
                 stage=stage.name,
                 step=trainer.step,
                 images=trainer.step * budget.batch_size,
-                loss=fields["loss"],
+                **fields,
                 lr=learning_rate(budget, trainer.step - 1),
                 images_per_second=rate,
             )
         reporter.advance(budget.batch_size, **fields)
         if stage.sample_every and (trainer.step % stage.sample_every == 0 or last):
-            losses = trainer.take_loss_by_timestep()
+            losses = trainer.totals.take_by_timestep()
             if accelerator.is_main_process:
                 with trainer.averaged_weights():
                     stage.on_sample(trainer.step, losses)
@@ -235,9 +226,21 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
             trainer.save()
         if stop.requested and not last:
             raise TrainingInterrupted(stage.name, trainer.step, budget.steps)
-    trainer.ema.copy_to(trainer.parameters)
+    trainer.ema.copy_to(trainer.averaged)
     stage.objective.eval()
     reporter.finish()
+
+
+def draw_inputs(
+    objective: Objective, noise: StepNoise, views: StepViews | None, step: int, images_BCHW: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Arguments of the objective, by name, for a step (zero-based) with these uint8 images."""
+    inputs: dict[str, torch.Tensor] = {}
+    if objective.timesteps:
+        inputs |= zip(("x0_BCHW", "t_B", "noise_BCHW"), noise.draw(step, images_BCHW), strict=True)
+    if views is not None:
+        inputs["views_2BCHW"] = views.draw(step, images_BCHW)
+    return inputs
 
 
 def learning_rate(budget: StageConfig, step: int) -> float:
@@ -253,7 +256,7 @@ def learning_rate(budget: StageConfig, step: int) -> float:
 
 def _check_finite(trainer: StageTrainer) -> None:
     """A checkpoint must be a good one: look at the loss since the last log line before writing."""
-    if not bool(torch.isfinite(trainer.totals["loss"])):
+    if not bool(torch.isfinite(trainer.totals.tensors["loss"])):
         trainer.take_mean_loss()
 
 
@@ -265,6 +268,3 @@ def _check_identity(checkpoint: Checkpoint, stage: Stage, path: Path) -> None:
             f"{path} was written with other settings or other images.",
             remedy="Give the run a new --out, or restore the settings and images it was started with.",
         )
-
-
-__all__ = ["LOSS_BINS", "Stage", "StageTrainer", "learning_rate", "nn", "run_stage"]

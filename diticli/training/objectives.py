@@ -1,13 +1,15 @@
 """The losses of both stages, as modules whose forward returns one loss per image.
 
-A module per stage keeps the loop blind to the method, and lets DDP and torch.compile wrap the whole step.
+A module per stage keeps the loop blind to the method, and lets DDP and torch.compile wrap the whole step. Its
+forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, and `views_2BCHW` where there are
+views.
 
 Legend of shape suffixes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from diffusers import UNet2DModel
@@ -18,6 +20,22 @@ from diticli.models.encoder import SemanticEncoder
 from diticli.models.predictor import ChunkWindows, predict
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule, per_sample
+
+
+class StepLosses(NamedTuple):
+    """Losses of a step, one per image."""
+
+    total_B: torch.Tensor
+    """What is minimised."""
+    noise_B: torch.Tensor | None
+    """The part that depends on the time-step."""
+    ssl_B: torch.Tensor | None
+    """The self-supervised part, unweighted."""
+
+    @classmethod
+    def of(cls, output: StepLosses | torch.Tensor) -> StepLosses:
+        """What an objective returned; a lone tensor depends on the time-step as a whole."""
+        return output if isinstance(output, StepLosses) else cls(output, output, None)
 
 
 class NoiseObjective(nn.Module):
@@ -34,8 +52,13 @@ class NoiseObjective(nn.Module):
         estimate = self.unet(x_t, t_B).sample
         return (noise_BCHW - estimate.float()).square().mean(dim=(1, 2, 3))
 
+    @property
+    def timesteps(self) -> int:
+        """T of the time-steps and noise that forward takes."""
+        return self.schedule.timesteps
+
     def trained_modules(self) -> dict[str, nn.Module]:
-        """What the optimizer and the moving average see."""
+        """What the moving average sees."""
         return {"unet": self.unet}
 
 
@@ -87,9 +110,101 @@ class FeatureObjective(nn.Module):
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))
         return total
 
+    @property
+    def timesteps(self) -> int:
+        """T of the time-steps and noise that forward takes."""
+        return self.schedule.timesteps
+
     def trained_modules(self) -> dict[str, nn.Module]:
-        """What the optimizer and the moving average see."""
+        """What the moving average sees."""
         return {"encoder": self.encoder, "shift_decoder": self.shift_decoder}
 
 
-Objective = NoiseObjective | FeatureObjective
+class JointObjective(nn.Module):
+    """Stage 2 with a self-supervised loss of the encoder beside its own: L + weight * L_ssl.
+
+    Args:
+        features: the loss of stage 2.
+        head: loss [B] of the features of two views; see `diticli.training.ssl`.
+        weight: of the loss.
+    """
+
+    def __init__(self, features: FeatureObjective, head: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+        self.weight = weight
+
+    def forward(
+        self,
+        x0_BCHW: torch.Tensor,
+        t_B: torch.Tensor,
+        noise_BCHW: torch.Tensor,
+        views_2BCHW: torch.Tensor | None = None,
+    ) -> StepLosses:
+        """Losses [B] of images and, where there are any, of their two views."""
+        noise_B = self.features(x0_BCHW, t_B, noise_BCHW)
+        if views_2BCHW is None:
+            return StepLosses(noise_B, noise_B, None)
+        ssl_B = _compare_views(self.encoder, self.head, views_2BCHW)
+        return StepLosses(noise_B + self.weight * ssl_B, noise_B, ssl_B)
+
+    @property
+    def timesteps(self) -> int:
+        """T of the time-steps and noise that forward takes."""
+        return self.features.timesteps
+
+    @property
+    def encoder(self) -> SemanticEncoder:
+        """Images -> features."""
+        return self.features.encoder
+
+    @property
+    def shift_decoder(self) -> ShiftDecoder:
+        """What the features add to the base's noise estimate."""
+        return self.features.shift_decoder
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """What the moving average sees; the head is trained, and left behind."""
+        return self.features.trained_modules()
+
+
+class EncoderObjective(nn.Module):
+    """The encoder under a self-supervised loss alone: weight * L_ssl.
+
+    Args:
+        encoder: images -> features.
+        head: loss [B] of the features of two views; see `diticli.training.ssl`.
+        weight: of the loss.
+    """
+
+    shift_decoder = None
+
+    def __init__(self, encoder: SemanticEncoder, head: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.weight = weight
+
+    def forward(self, views_2BCHW: torch.Tensor) -> StepLosses:
+        """Losses [B] of two views of each image."""
+        ssl_B = _compare_views(self.encoder, self.head, views_2BCHW)
+        return StepLosses(self.weight * ssl_B, None, ssl_B)
+
+    @property
+    def timesteps(self) -> int:
+        """0: forward takes views only."""
+        return 0
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """What the moving average sees; the head is trained, and left behind."""
+        return {"encoder": self.encoder}
+
+
+def _compare_views(encoder: nn.Module, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
+    first, second = encoder(views_2BCHW.flatten(0, 1)).chunk(2)
+    losses: torch.Tensor = head(first, second)
+    return losses
+
+
+Objective = NoiseObjective | FeatureObjective | JointObjective | EncoderObjective

@@ -11,12 +11,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from diticli.config import RunConfig
-from diticli.models.build import build_encoder, build_unet, new_scheduler
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.build import build_unet, new_scheduler
 from diticli.models.unet import load_base
 from diticli.schedule import NoiseSchedule
-from diticli.training.objectives import FeatureObjective, NoiseObjective, Objective
+from diticli.training.batches import Share, StepNoise
+from diticli.training.loop import draw_inputs
+from diticli.training.objectives import NoiseObjective, Objective, StepLosses
 from diticli.training.run import make_accelerator, open_source, resolve
+from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
 WARM_STEPS = 2
@@ -54,6 +56,8 @@ class Plan:
     resolution: int
     chunks: int
     latent_dim: int
+    ssl: str
+    """Method of the self-supervised loss in stage 2, timed as if it had started; or none."""
     stages: tuple[StagePlan, ...]
     peak_memory_mb: float
     """Largest use seen in the timed steps: of the GPU, or of the whole process on the CPU."""
@@ -73,24 +77,17 @@ def make_plan(config: RunConfig) -> Plan:
     config = resolve(config)
     accelerator = make_accelerator(config)
     source = open_source(config)
-    layout = config.chunks.layout()
+    layout = config.layout()
     stages = []
-    if config.base_model:
+    if config.ssl.only:
+        unet, scheduler = None, new_scheduler()
+    elif config.base_model:
         unet, scheduler = load_base(config.base_model, resolution=config.data.resolution)
     else:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
-        stages.append(
-            _time_stage("base", NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler)), config, accelerator)
-        )
-    features = FeatureObjective(
-        unet,
-        build_encoder(config),
-        ShiftDecoder.for_unet(unet, layout.latent_dim),
-        NoiseSchedule.from_scheduler(scheduler),
-        layout,
-        config.gradient,
-    )
-    stages.append(_time_stage("features", features, config, accelerator))
+        base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
+        stages.append(_time_stage("base", base, config, accelerator))
+    stages.append(_time_stage(STAGE, build_objective(config, unet, scheduler, accelerator), config, accelerator))
     return Plan(
         preset=config.preset,
         device=config.device,
@@ -100,6 +97,7 @@ def make_plan(config: RunConfig) -> Plan:
         resolution=config.data.resolution,
         chunks=layout.chunks,
         latent_dim=layout.latent_dim,
+        ssl=config.ssl.method if config.ssl.active else "none",
         stages=tuple(stages),
         peak_memory_mb=_peak_memory_mb(accelerator.device),
     )
@@ -111,15 +109,24 @@ def _time_stage(name: str, objective: Objective, config: RunConfig, accelerator:
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=0.0, fused=True)
     local = budget.batch_size // accelerator.num_processes
-    x0 = torch.rand(local, 3, config.data.resolution, config.data.resolution, device=accelerator.device) * 2 - 1
-    t = torch.randint(1000, (local,), device=accelerator.device)
+    shape = (local, 3, config.data.resolution, config.data.resolution)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=accelerator.device)
+    views = step_views(config, accelerator) if name == STAGE else None
+    noise = StepNoise(
+        seed=0,
+        stage=name,
+        timesteps=objective.timesteps,
+        batch_size=budget.batch_size,
+        flip=config.data.horizontal_flip,
+        share=Share(rank=accelerator.process_index, world=accelerator.num_processes),
+    )
     for step in range(WARM_STEPS + TIMED_STEPS):
         if step == WARM_STEPS:
             _wait(accelerator.device)
             started = time.perf_counter()
         with accelerator.autocast():
-            loss = objective(x0, t, torch.randn_like(x0)).mean()
-        loss.backward()
+            losses = StepLosses.of(objective(**draw_inputs(objective, noise, views, step, images)))
+        losses.total_B.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     _wait(accelerator.device)

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
 from diticli.data.images import ImageSource, load_images, open_images
 from diticli.errors import ConfigError
 from diticli.models.attention import use_fast_attention
-from diticli.models.build import build_encoder, build_unet, new_scheduler
+from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.pipeline import DiTiPipeline
-from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import load_base
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
@@ -28,8 +28,9 @@ from diticli.training import samples
 from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed, fold_seed
 from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, run_stage
-from diticli.training.objectives import FeatureObjective, NoiseObjective, Objective
+from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity
+from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
 
 
@@ -91,8 +92,11 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
 
     try:
         with StopRequest() as stop:
-            unet, scheduler = given or worker.base(stop)
-            worker.features(unet, scheduler, stop)
+            if config.ssl.only:
+                worker.features(None, new_scheduler(), stop)
+            else:
+                unet, scheduler = given or worker.base(stop)
+                worker.features(unet, scheduler, stop)
     finally:
         journal.close()
     return run.model
@@ -102,17 +106,27 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate's handle on device, precision and processes, for resolved settings.
 
     Raises:
-        ConfigError: when a global batch cannot be shared evenly by the processes.
+        ConfigError: when a global batch cannot be shared evenly by the processes, or leaves one image to each where
+            batch norm needs two.
     """
     precision = "bf16" if config.precision == "bf16" else "no"
+    # Before its first step the head takes no part, and DDP must not wait for it.
+    late_head = config.ssl.active and config.ssl.start_step > 0
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if late_head else []
     _forget_other_accelerator(config.device, precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu", kwargs_handlers=handlers)
     for name, stage in (("base", config.base), ("features", config.features)):
         if stage.batch_size % accelerator.num_processes:
             raise ConfigError(
                 f"{name}.batch_size {stage.batch_size} cannot be shared by {accelerator.num_processes} processes.",
                 remedy="Use a multiple of the number of processes.",
             )
+    if config.ssl.active and config.features.batch_size < 2 * accelerator.num_processes:
+        raise ConfigError(
+            f"{config.ssl.method} needs two images for each of {accelerator.num_processes} processes, "
+            f"features.batch_size is {config.features.batch_size}.",
+            remedy="Use a larger --batch-size.",
+        )
     return accelerator
 
 
@@ -185,27 +199,31 @@ class _Worker:
 
         self._publish(self.run.base, save)
 
-    def features(self, unet: UNet2DModel, scheduler: DDPMScheduler, stop: StopRequest) -> None:
-        """Train encoder and shift decoder, and save the pipeline."""
+    def features(self, unet: UNet2DModel | None, scheduler: DDPMScheduler, stop: StopRequest) -> None:
+        """Train encoder and shift decoder, or without a base the encoder alone, and save the pipeline."""
         config = self.config
-        torch.manual_seed(fold_seed(config.seed, "features", "weights"))
-        layout = config.chunks.layout(scheduler.config.num_train_timesteps)
-        encoder, decoder = build_encoder(config), ShiftDecoder.for_unet(unet, layout.latent_dim)
-        schedule = NoiseSchedule.from_scheduler(scheduler)
-        objective = FeatureObjective(unet, encoder, decoder, schedule, layout, config.gradient)
-        use_fast_attention(unet, encoder, decoder, device=self.accelerator.device, dtype=self.dtype)
+        objective = build_objective(config, unet, scheduler, self.accelerator)
+        layout = config.layout(scheduler.config.num_train_timesteps)
         pipeline = DiTiPipeline(
-            unet, encoder, decoder, DDIMScheduler.from_config(scheduler.config), layout.to_dict(), crop=config.data.crop
+            unet=unet,
+            encoder=objective.encoder,
+            shift_decoder=objective.shift_decoder,
+            scheduler=DDIMScheduler.from_config(scheduler.config),
+            chunk_layout=layout.to_dict(),
+            crop=config.data.crop,
         )
+        use_fast_attention(*pipeline.networks.values(), device=self.accelerator.device, dtype=self.dtype)
 
         def look(step: int, losses: torch.Tensor) -> None:
+            if unet is None:
+                return
             pipeline.to(self.accelerator.device)
             path = self.run.samples / f"features-{step:08d}.png"
             samples.reconstructions(pipeline, self.images.preview, seed=config.seed, path=path)
             chart = self.run.samples / "features-loss-by-timestep.png"
             samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
 
-        self._run("features", objective, stop, look)
+        self._run(STAGE, objective, stop, look)
         pipeline.to("cpu")
         self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
 
@@ -226,6 +244,8 @@ class _Worker:
             sample_every=config.sample_every,
             checkpoints=self.run.checkpoints,
             identity=identity(config, self.fingerprint, name),
+            views=step_views(config, self.accelerator) if name == STAGE else None,
+            views_from=config.ssl.start_step,
             on_sample=look,
         )
         trainer = StageTrainer(stage, self.accelerator, compile=config.compile)

@@ -1,0 +1,63 @@
+"""Stage 2 from a run's settings: what is trained, and what it is given."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
+
+from diticli.config import RunConfig
+from diticli.models.build import build_encoder
+from diticli.models.shift_decoder import ShiftDecoder
+from diticli.schedule import NoiseSchedule
+from diticli.training.augment import StepViews, augmentation_of
+from diticli.training.batches import Share, fold_seed
+from diticli.training.objectives import EncoderObjective, FeatureObjective, JointObjective
+from diticli.training.ssl import build_head
+
+STAGE = "features"
+
+
+def build_objective(
+    config: RunConfig, unet: UNet2DModel | None, scheduler: DDPMScheduler, accelerator: Accelerator
+) -> FeatureObjective | JointObjective | EncoderObjective:
+    """Freshly initialised networks under their losses.
+
+    The encoder starts from the same weights whatever the loss, and so does the shift decoder.
+
+    Args:
+        config: resolved settings.
+        unet: the base; None where the encoder is trained alone.
+        scheduler: of the base.
+        accelerator: tells whether batch norm must be synchronised.
+    """
+    torch.manual_seed(fold_seed(config.seed, STAGE, "weights"))
+    encoder = build_encoder(config)
+    if unet is None:
+        return EncoderObjective(encoder, _head(config, accelerator), config.ssl.weight)
+    layout = config.layout(scheduler.config.num_train_timesteps)
+    decoder, schedule = ShiftDecoder.for_unet(unet, layout.latent_dim), NoiseSchedule.from_scheduler(scheduler)
+    objective = FeatureObjective(unet, encoder, decoder, schedule, layout, config.gradient)
+    if not config.ssl.active:
+        return objective
+    return JointObjective(objective, _head(config, accelerator), config.ssl.weight)
+
+
+def step_views(config: RunConfig, accelerator: Accelerator) -> StepViews | None:
+    """The views that a self-supervised loss compares; None without one."""
+    if not config.ssl.active:
+        return None
+    return StepViews(
+        augmentation=augmentation_of(config.ssl),
+        seed=config.seed,
+        stage=STAGE,
+        batch_size=config.features.batch_size,
+        share=Share(rank=accelerator.process_index, world=accelerator.num_processes),
+    )
+
+
+def _head(config: RunConfig, accelerator: Accelerator) -> nn.Module:
+    # torch has no synchronised batch norm for the CPU: there each process normalises its own share.
+    synchronise = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+    return build_head(config.ssl, config.chunks.latent_dim, synchronise=synchronise)
