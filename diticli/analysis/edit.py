@@ -18,15 +18,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from diticli.analysis.edit_settings import EditSettings, Noise
 from diticli.analysis.mixing import alpha_text, check_chunks, mix_chunks, slerp
 from diticli.chunks import ChunkLayout
 from diticli.errors import ConfigError
 from diticli.pictures.grids import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
-Noise = Literal["keep", "slerp", "swap", "random"]
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = get_args(Side)
+
+__all__ = ["SIDES", "Edit", "EditResult", "EditSettings", "Noise", "Side", "counterfactuals", "edit_pair", "psnr"]
 
 
 class EditablePipeline(Protocol):
@@ -45,12 +47,24 @@ class EditablePipeline(Protocol):
         """[N, 3, R, R] -> features [N, D]."""
 
     def invert(
-        self, images: torch.Tensor, z: torch.Tensor, steps: int = ..., *, callback: StepCallback | None = ...
+        self,
+        images: torch.Tensor,
+        z: torch.Tensor,
+        steps: int = ...,
+        clip: bool = ...,
+        callback: StepCallback | None = ...,
+        shift_form: str | None = ...,
     ) -> torch.Tensor:
         """Images and their features -> x_T [N, 3, R, R]."""
 
     def decode(
-        self, x_T: torch.Tensor, z: torch.Tensor, steps: int = ..., *, callback: StepCallback | None = ...
+        self,
+        x_T: torch.Tensor,
+        z: torch.Tensor,
+        steps: int = ...,
+        clip: bool = ...,
+        callback: StepCallback | None = ...,
+        shift_form: str | None = ...,
     ) -> torch.Tensor:
         """x_T and features -> images [N, 3, R, R] in [-1, 1]."""
 
@@ -64,41 +78,6 @@ class Edit(NamedTuple):
     side: Side
     chunks: tuple[int, ...]
     alpha: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditSettings:
-    """How a pair is edited.
-
-    Attributes:
-        noise: x_T of an edit. "keep": the edited image's own, so that only the chosen chunks differ from its
-            reconstruction (abduction, action, prediction: the counterfactual in Pearl's sense). "slerp": on
-            the sphere from the own to the other's by alpha, as in the paper's figures; smoother, but whatever
-            x_T holds follows too. "swap": the other's. "random": one seeded draw for all, which shows what
-            the features say by themselves.
-        invert_steps: DDIM steps from image to noise.
-        decode_steps: DDIM steps from noise to image.
-        seed: of the "random" noise; the rest is deterministic.
-        batch_size: images decoded together.
-
-    Raises:
-        ConfigError: for values outside their range.
-    """
-
-    noise: Noise = "keep"
-    invert_steps: int = 100
-    decode_steps: int = 100
-    seed: int = 0
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        if self.noise not in get_args(Noise):
-            raise ConfigError(f"There is no noise mode {self.noise!r}.", remedy=f"Choose {', '.join(get_args(Noise))}.")
-        for name in ("invert_steps", "decode_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"The seed must be between 0 and 2^63 - 1, got {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +126,7 @@ class EditResult:
             "diti:alphas": ",".join(alpha_text(alpha) for alpha in self.alphas),
             "diti:noise": settings.noise + (f" (seed {settings.seed})" if settings.noise == "random" else ""),
             "diti:steps": f"invert {settings.invert_steps}, decode {settings.decode_steps}",
+            "diti:sampler": "official" if settings.official else "own",
             "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
         }
 
@@ -191,14 +171,10 @@ def edit_pair(
         check_chunks(chunks, pipeline.chunks)
     edits = [Edit(side, tuple(chunks), alpha) for chunks in chunk_sets for side in SIDES for alpha in alphas]
     edits = list(dict.fromkeys(edits))
-    with torch.inference_mode():
-        x0 = pipeline.preprocess([image_a, image_b])
-        z = pipeline.encode(x0)
-        count = _Counter(reporter, "Inverting", 1)
-        x_T = pipeline.invert(x0, z, steps=settings.invert_steps, callback=count)
-        count.close()
-        changed = [edit for edit in edits if not _changes_nothing(edit, settings)]
-        decoded = _decode(pipeline, z, x_T, changed, settings, reporter)
+    changed = [edit for edit in edits if not _changes_nothing(edit, settings)]
+    x0 = pipeline.preprocess([image_a, image_b])
+    z, images = counterfactuals(pipeline, x0, changed, settings=settings, reporter=reporter)
+    decoded = to_uint8(images)
     originals, reconstructions = to_uint8(x0), decoded[:2]
     pictures = dict(zip(changed, decoded[2:], strict=True))
     return EditResult(
@@ -214,6 +190,39 @@ def edit_pair(
     )
 
 
+def counterfactuals(
+    pipeline: EditablePipeline,
+    x0: torch.Tensor,
+    edits: Sequence[Edit],
+    *,
+    settings: EditSettings,
+    reporter: Reporter | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The edits as float tensors, for comparisons finer than a grey level.
+
+    Args:
+        pipeline: a `DiTiPipeline`.
+        x0: A and B, [2, 3, R, R] in [-1, 1].
+        edits: what to decode beside both reconstructions.
+        settings: steps, noise, batch size.
+        reporter: told of every DDIM step.
+
+    Returns:
+        Features [2, D], and images [2 + len(edits), 3, R, R] on the CPU: both reconstructions, then the edits.
+
+    Raises:
+        ChunkError: for a chunk that the model lacks.
+        ConfigError: for more steps than the model has time-steps.
+    """
+    reporter = reporter or SilentReporter()
+    with torch.inference_mode():
+        z = pipeline.encode(x0)
+        count = _Counter(reporter, "Inverting", 1)
+        x_T = pipeline.invert(x0, z, steps=settings.invert_steps, callback=count, **settings.sampler())
+        count.close()
+        return z, _decode(pipeline, z, x_T, edits, settings, reporter)
+
+
 def _changes_nothing(edit: Edit, settings: EditSettings) -> bool:
     """At alpha 0 features and noise are the image's own: that is the reconstruction, decoded already."""
     return edit.alpha == 0 and settings.noise in ("keep", "slerp")
@@ -226,18 +235,19 @@ def _decode(
     edits: Sequence[Edit],
     settings: EditSettings,
     reporter: Reporter,
-) -> Pixels:
-    """Pictures [2 + len(edits), R, R, 3]: reconstructions, then edits; in as few batches as can be."""
+) -> torch.Tensor:
+    """Images [2 + len(edits), 3, R, R]: reconstructions, then edits; in as few batches as can be."""
     jobs: list[Edit | Side] = [*SIDES, *edits]
     batches = [jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)]
     count = _Counter(reporter, f"Decoding {len(jobs)} images", len(batches))
-    pictures = []
+    images = []
     for batch in batches:
         pairs = [_inputs(job, z, x_T, pipeline.chunks, settings) for job in batch]
         noise, features = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        pictures.append(to_uint8(pipeline.decode(noise, features, steps=settings.decode_steps, callback=count)))
+        decoded = pipeline.decode(noise, features, steps=settings.decode_steps, callback=count, **settings.sampler())
+        images.append(decoded.float().cpu())
     count.close()
-    return np.concatenate(pictures)
+    return torch.cat(images)
 
 
 def _inputs(

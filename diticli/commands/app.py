@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from diticli.commands.convert import convert
 from diticli.commands.demo import demo
 from diticli.commands.edit import edit
 from diticli.commands.encode import encode
@@ -62,5 +63,5 @@ def _root(
     """
 
 
-for _command in (train, encode, probe, edit, faces, demo):
+for _command in (train, encode, probe, edit, convert, faces, demo):
     app.command()(_command)

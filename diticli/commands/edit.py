@@ -37,7 +37,9 @@ def edit(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The strip, a PNG.")] = Path("edit.png"),
     model: ModelOption = None,
-    steps: Annotated[int, typer.Option(min=1, help="DDIM steps of inversion and decoding.")] = 100,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="DDIM steps of inversion and decoding. Default: 100.", show_default=False)
+    ] = None,
     invert_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of inversion alone.", show_default=False)
     ] = None,
@@ -49,9 +51,20 @@ def edit(
         typer.Option(help="How far to go from own (0) to other (1): start:stop:count, or a list 0,0.5,1."),
     ] = "0:1:5",
     noise: Annotated[
-        str,
-        typer.Option(help="Noise that edits start from: keep (own), slerp (towards the other's), swap, random."),
-    ] = "keep",
+        str | None,
+        typer.Option(
+            help="Noise that edits start from: keep (own; the default), slerp (towards the other's), swap, random.",
+            show_default=False,
+        ),
+    ] = None,
+    official: Annotated[
+        bool,
+        typer.Option(
+            "--official",
+            help="Sample as the official code does: 1000 steps of inversion and 100 of decoding unless given, noise "
+            "slerp unless given, the shift in the score form, the estimated image clamped in both directions.",
+        ),
+    ] = False,
     separate: Annotated[
         Path | None, typer.Option(help="Also write single images into this folder.", show_default=False)
     ] = None,
@@ -67,6 +80,8 @@ def edit(
 
     Example: diti edit anna.jpg ben.jpg --chunks 10-20 -o out.png
 
+    Example: diti edit a.png b.png --model diti64 --official --chunks 16-23 --alphas 0:1:5
+
     Example: diti edit faces:3 faces:8 --chunks 0-3 --chunks 8-15 --alphas 0,0.5,1 --separate singles
     """
     from diticli.analysis.edit import EditSettings, edit_pair
@@ -77,13 +92,14 @@ def edit(
     from diticli.pictures.grids import save_png
 
     strengths = parse_alphas(alphas)
-    settings = EditSettings(
-        noise=noise,  # type: ignore[arg-type]  # checked there
-        invert_steps=invert_steps or steps,
-        decode_steps=decode_steps or steps,
-        seed=seed,
-        batch_size=batch_size or EditSettings.batch_size,
-    )
+    given = {
+        "noise": noise,
+        "invert_steps": invert_steps or steps,
+        "decode_steps": decode_steps or steps,
+        "batch_size": batch_size,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = (EditSettings.like_official if official else EditSettings)(seed=seed, **chosen)
     for source in (a, b):
         _check_source(source)
     _check_output(out, (a, b), separate)
@@ -185,6 +201,7 @@ def _summary(result: EditResult, out: Path, singles: list[Path]) -> dict[str, An
         "noise": result.settings.noise,
         "invert_steps": result.settings.invert_steps,
         "decode_steps": result.settings.decode_steps,
+        "official": result.settings.official,
         "psnr_db": [round(value, 3) if math.isfinite(value) else None for value in result.psnr],
         "model_hash": result.model_hash,
     }

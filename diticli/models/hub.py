@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from diticli.errors import ModelError
 
 # Neither code nor pickles are ever fetched.
+_TRUSTED_LIBRARIES = {"diffusers", "diticli"}
 _PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
 
 
@@ -38,3 +40,29 @@ def local_folder(name: str) -> Path:
 def first_line(error: BaseException) -> str:
     """First line of an exception's text, for a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder that is no pipeline of ours.
+
+    Raises:
+        ModelError: when it has no index, or one that names code outside diffusers and diticli.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(
+            f"{folder} holds no model (no model_index.json).",
+            remedy="Give a run directory of `diti train`, a folder saved with save_pretrained, or a Hub id.",
+        )
+    try:
+        entries = dict(json.loads(index.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Train or copy it again.") from error
+    # Lists name [library, class]; diffusers would also take code from a .py file beside the weights.
+    named = {str(v[0]) for v in entries.values() if isinstance(v, list) and v and v[0] is not None}
+    code = sorted(str(p.relative_to(folder)) for p in (*folder.glob("*.py"), *folder.glob("*/*.py")))
+    if foreign := sorted(named - _TRUSTED_LIBRARIES) + code:
+        raise ModelError(
+            f"{index} names code outside diffusers and diticli: {foreign}.",
+            remedy="This is not a DiTi model; refuse it.",
+        )

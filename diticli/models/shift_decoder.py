@@ -20,6 +20,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diti_kernels.masked_linear import masked_linear
 from torch import nn
 
+from diticli.models.heads import unet_from_config
 from diticli.models.unet import DownFeatures, run_up_path
 
 
@@ -104,7 +105,7 @@ class ShiftDecoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, unet_config: dict[str, Any], latent_dim: int = 512) -> None:
         super().__init__()
-        shape = UNet2DModel(**{k: v for k, v in dict(unet_config).items() if not k.startswith("_")})
+        shape = unet_from_config(unet_config)
         embed_dim = shape.time_embedding.linear_2.out_features
         self.z_embedding = nn.Linear(latent_dim, embed_dim)
         self.mid_block = shape.mid_block

@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from diticli.errors import ModelError
+from diticli.models.heads import restore_heads
 from diticli.models.hub import first_line, local_folder
 
 
@@ -128,7 +129,7 @@ def _load_unet(folder: Path) -> UNet2DModel:
             f"The weights in {folder} are not those of its config: missing {missing[:3]}, left over {extra[:3]}.",
             remedy=remedy,
         )
-    return unet
+    return restore_heads(unet)
 
 
 def _load_scheduler(folder: Path) -> DDPMScheduler:

@@ -1,0 +1,315 @@
+"""Official weights in every layout: loaded tensor by tensor, and computing what the official blocks compute."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from official_layout import (
+    ENCODER_WIDTHS,
+    UNETS,
+    encoder_forward,
+    encoder_state,
+    unet_forward,
+    unet_settings,
+    unet_state,
+)
+
+from diticli.chunks import ChunkLayout
+from diticli.errors import ChunkError, ConfigError, ModelError
+from diticli.models.heads import unet_from_config
+from diticli.models.official import base_from_official, encoder_from_official, from_official
+from diticli.models.official_chunks import official_chunks
+from diticli.models.official_config import encoder_config, official_scheduler, unet_config
+from diticli.models.pipeline import DiTiPipeline
+from diticli.models.unet import load_base
+
+LATENT_DIM = 16
+TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())
+
+
+def convert(settings, decoder, encoder=None, model="CELEBA64Encoder"):
+    encoder = encoder_state(latent_dim=LATENT_DIM) if encoder is None else encoder
+    return from_official(encoder, decoder, settings, encoder_model=model, latent_dim=LATENT_DIM)
+
+
+def distance(got, expected):
+    assert got.shape == expected.shape
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+# numbers
+
+
+@pytest.mark.parametrize("name", UNETS)
+@torch.no_grad()
+def test_every_layout_computes_the_official_noise_and_shift(name):
+    settings = unet_settings(name)
+    decoder = unet_state(settings, LATENT_DIM)
+    unet, encoder, shift_decoder = convert(settings, decoder)
+    x, t, z = torch.randn(2, 3, 16, 16), torch.tensor([3, 870]), torch.randn(2, LATENT_DIM)
+    noise, shift = unet_forward(decoder, settings, x, t, z)
+    pipeline = DiTiPipeline(
+        unet,
+        encoder,
+        shift_decoder,
+        DDIMScheduler(),
+        ChunkLayout.uniform(chunks=1, latent_dim=LATENT_DIM).to_dict(),
+    )
+    got = pipeline.predict(x, t, z)
+    assert distance(got.noise, noise) < 1e-5
+    assert distance(got.shift, shift) < 1e-5
+    assert distance(unet(x, t).sample, noise) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["heads-legacy", "heads-new"])
+@torch.no_grad()
+def test_the_other_qkv_order_would_be_noticed(name):
+    settings = unet_settings(name)
+    state = unet_state(settings)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([500])
+    other = settings | {"use_new_attention_order": not settings["use_new_attention_order"]}
+    noise = unet_forward(state, settings, x, t)[0]
+    assert distance(base_from_official(state, settings, 8)(x, t).sample, noise) < 1e-5
+    assert distance(base_from_official(state, other, 8)(x, t).sample, noise) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("CELEBA64Encoder", 64), *((f"{d}Encoder", 128) for d in ("FFHQ", "BEDROOM"))]
+)
+@torch.no_grad()
+def test_encoders(model, size):
+    state = encoder_state(size, LATENT_DIM)
+    encoder = encoder_from_official(state, model, latent_dim=LATENT_DIM)
+    x = torch.randn(1, 3, size, size)
+    assert distance(encoder(x), encoder_forward(state, x, size)) < 1e-5
+    assert encoder.config.sample_size == size
+    assert tuple(encoder.config.widths) == ENCODER_WIDTHS[size]
+    assert not encoder.training
+
+
+def test_all_official_encoder_classes_are_known():
+    for name in ("CELEBAHQ", "HORSE"):
+        assert encoder_config(f"{name}Encoder", 8) == encoder_config("FFHQEncoder", 8)
+    with pytest.raises(ModelError, match=r"'CELEBA64ResNet10' \(a ResNet"):
+        encoder_config("CELEBA64ResNet10", 8)
+    with pytest.raises(ModelError, match="Known encoders: CELEBA64Encoder, FFHQEncoder"):
+        encoder_config("MyEncoder", 8)
+
+
+# heads by number at several widths
+
+
+@torch.no_grad()
+def test_heads_by_number_survive_our_formats(tmp_path, caplog):
+    settings = unet_settings("heads-at-several-widths")
+    decoder = unet_state(settings, LATENT_DIM)
+    parts = convert(settings, decoder)
+    layout = ChunkLayout.uniform(chunks=2, latent_dim=LATENT_DIM)
+    pipeline = DiTiPipeline(*parts, DDIMScheduler(), layout.to_dict())
+    pipeline.save_pretrained(tmp_path / "model")
+    parts[0].save_pretrained(tmp_path / "base" / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "base" / "scheduler")
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("diffusers").propagate = True
+        loaded = DiTiPipeline.from_pretrained(tmp_path / "model")
+        base, _ = load_base(str(tmp_path / "base"))
+    logging.getLogger("diffusers").propagate = False
+    assert "attention_heads" not in caplog.text
+    assert base.config.attention_heads == 4
+    x, t, z = torch.randn(1, 3, 16, 16), torch.tensor([300]), torch.randn(1, LATENT_DIM)
+    noise, shift = unet_forward(decoder, settings, x, t, z)
+    got = loaded.predict(x, t, z, masked=False)
+    assert distance(got.noise, noise) < 1e-5
+    assert distance(got.shift, shift) < 1e-5
+    assert distance(base(x, t).sample, noise) < 1e-5
+
+
+def test_heads_are_fixed_by_width_where_that_can_be_said():
+    def heads(name, **changes):
+        config = unet_config(unet_settings(name, **changes), 16)
+        return config["attention_head_dim"], config.get("attention_heads")
+
+    assert heads("two-levels") == (None, None)
+    assert heads("heads-new") == (8, None)
+    assert heads("head-width") == (16, None)
+    assert heads("heads-at-several-widths") == (None, 4)
+    with pytest.raises(ModelError, match=r"\[32, 64\] channels do not divide into 3 heads"):
+        heads("heads-at-several-widths", num_heads=3)
+    with pytest.raises(ModelError, match=r"\[32\] channels do not divide into heads of 64"):
+        heads("head-width", head_channel=64)
+    with pytest.raises(ModelError, match="3 attention heads do not divide a block of"):
+        unet_from_config(unet_config(unet_settings(), 16) | {"attention_heads": 3})
+
+
+# every tensor once
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return unet_settings()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"middle_block.1.qkv.bias": None}, "missing: middle_block.1.qkv.bias"),
+        ({"shift_output_blocks.1.0.emb_z_layers.1.weight": None}, "missing: shift_output_blocks.1.0.emb_z_layers.1.w"),
+        ({"label_emb.weight": None, "out.2.bias": None}, "missing: label_emb.weight, out.2.bias"),
+        ({"output_blocks.9.0.in_layers.0.weight": torch.ones(32)}, "left over: output_blocks.9.0.in_layers.0.weight"),
+        ({"input_blocks.1.0.dropout": torch.ones(1)}, "left over: input_blocks.1.0.dropout"),
+        (
+            {"middle_block.1.qkv.weight": torch.ones(192, 64)},
+            r"middle_block.1.qkv.weight is \[192, 64\] where \[192, 64, 1\] belongs",
+        ),
+        (
+            {"shift_out.2.weight": torch.ones(6, 32, 3, 3)},
+            r"shift_out.2.weight is \[6, 32, 3, 3\] where \[3, 32, 3, 3\]",
+        ),
+    ],
+)
+def test_decoder_tensors_that_do_not_fit_are_named(settings, change, says):
+    state = unet_state(settings, LATENT_DIM) | change
+    with pytest.raises(ModelError, match=f"official decoder are not those of its config; .*{says}"):
+        convert(settings, {name: tensor for name, tensor in state.items() if tensor is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"encoder.4.qkv.weight": None}, "missing: encoder.4.qkv.weight"),
+        ({"encoder.3.weight": None, "encoder.3.bias": None}, "missing: encoder.3.bias, encoder.3.weight"),
+        ({"encoder.15.weight": torch.ones(4)}, "left over: encoder.15.weight"),
+        ({"encoder.0.weight": torch.ones(64, 1, 3, 3)}, r"encoder.0.weight is \[64, 1, 3, 3\] where \[64, 3, 3, 3\]"),
+    ],
+)
+def test_encoder_tensors_that_do_not_fit_are_named(change, says):
+    state = encoder_state(64, LATENT_DIM) | change
+    with pytest.raises(ModelError, match=says):
+        encoder_from_official(
+            {name: tensor for name, tensor in state.items() if tensor is not None},
+            "CELEBA64Encoder",
+            latent_dim=LATENT_DIM,
+        )
+
+
+def test_a_config_of_another_size_is_noticed(settings):
+    with pytest.raises(ModelError, match=r"left over: input_blocks.* and \d+ more"):
+        base_from_official(unet_state(unet_settings("four-levels")), settings, 16)
+    with pytest.raises(ModelError, match=r"missing: encoder.13.bias.*left over: encoder.4.*--ddpm-config"):
+        encoder_from_official(encoder_state(64, LATENT_DIM), "FFHQEncoder", latent_dim=LATENT_DIM)
+
+
+def test_a_base_has_no_shift_branch(settings):
+    with pytest.raises(ModelError, match=r"left over: label_emb.bias"):
+        base_from_official(unet_state(settings, LATENT_DIM), settings, 16)
+
+
+def test_what_is_saved_shares_no_memory_and_half_precision_becomes_float(settings, tmp_path):
+    """Safetensors refuses tensors that share memory; the new qkv order splits into views."""
+    state = {name: tensor.half() for name, tensor in unet_state(unet_settings("heads-new")).items()}
+    unet = base_from_official(state, unet_settings("heads-new"), 16)
+    assert {p.dtype for p in unet.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in unet.parameters())
+    unet.save_pretrained(tmp_path)
+
+
+# configs
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"learn_sigma": True}, "learn_sigma"),
+        ({"num_class": 10}, "class-conditional"),
+        ({"dims": 3}, "3-dimensional"),
+        ({"channel_multiplier": [2, 4]}, r"\[64, 128\] channels wide \(base_channel 32\)"),
+        ({"base_channel": 40}, "multiples of 32"),
+        ({"base_channel": None}, "base_channel as a whole number, got None"),
+        ({"num_residual_blocks_of_a_block": 0}, "num_residual_blocks_of_a_block must be above zero"),
+        ({"channel_multiplier": "1,2"}, "channel_multiplier as a list"),
+        ({"attention_resolutions": ["a"]}, "attention_resolutions as a list of numbers"),
+        ({"num_heads": "many"}, "num_heads as a whole number"),
+    ],
+)
+def test_unets_that_cannot_be_expressed(change, says):
+    with pytest.raises(ModelError, match=says):
+        unet_config(unet_settings() | change, 16)
+
+
+def test_schedule():
+    config = {"timesteps": 200, "betas_type": "linear", "linear_beta_start": "1e-4", "linear_beta_end": 0.02}
+    betas = official_scheduler(config).betas
+    assert torch.equal(betas, torch.linspace(1e-4, 0.02, 200))
+    with pytest.raises(ModelError, match="'cosine'"):
+        official_scheduler(config | {"betas_type": "cosine"})
+    with pytest.raises(ModelError, match="linear_beta_end"):
+        official_scheduler(config | {"linear_beta_end": None})
+
+
+# chunks
+
+
+def test_chunks_of_the_official_configs():
+    uniform = official_chunks({"k": 64}, 512, 1000)
+    assert list(uniform.layout.ends) == TABLES["uniform_k64_d512"]
+    assert uniform.layout.timestep_to_chunk().tolist() == TABLES["t_to_chunk_k64"]
+    assert uniform.partition == "uniform"
+    staged = {"k": 64, "stages": "50,100,300,500,1000", "dims_per_stage": "10,25,327,100,50"}
+    assert list(official_chunks(staged, 512, 1000).layout.ends) == TABLES["balanced_k64_d512"]
+    assert official_chunks(staged, 512, 1000) == (ChunkLayout.staged(chunks=64), "staged", ())
+    for pdae in (None, {}, {"k": 1}, {"k": 1, "stages": "1000"}):
+        assert official_chunks(pdae, 512, 1000).layout == ChunkLayout.uniform(chunks=1, latent_dim=512)
+
+
+@pytest.mark.parametrize("chunks", [2, 3, 6, 7, 16, 20, 63, 100])
+def test_uniform_chunks_are_ours(chunks):
+    assert official_chunks({"k": chunks}, 512, 1000).layout == ChunkLayout.uniform(chunks=chunks, latent_dim=512)
+
+
+def test_chunks_unequal_in_time():
+    """1 chunk below t = 100, then two: the official code divides by a stage's end, so the border is at 500, not 550."""
+    config = {"k": 3, "stages": "100,1000", "k_per_stage": "1,2", "dims_per_stage": "4,12"}
+    chunks = official_chunks(config, 16, 1000)
+    assert chunks.layout == ChunkLayout(timestep_ends=(100, 500, 1000), ends=(4, 10, 16))
+    assert chunks.partition == "staged in time"
+
+
+def test_chunks_that_no_timestep_uses_are_joined():
+    """Below 500 chunks 0 and 1; above, t / 1000 * 4 begins at chunk 2 + 2."""
+    chunks = official_chunks({"k": 6, "stages": "500,1000", "k_per_stage": "2,4"}, 12, 1000)
+    assert chunks.layout == ChunkLayout(timestep_ends=(250, 500, 750, 1000), ends=(2, 4, 10, 12))
+    assert "2 of the 6 chunks" in chunks.notes[0]
+    with pytest.raises(ModelError, match="no time-step to chunk 2"):
+        official_chunks({"k": 6, "stages": "500,1000", "k_per_stage": "2,4", "dims_per_stage": "6,6"}, 12, 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"k": "many"}, "ssl_config.k should hold whole numbers"),
+        ({"k": 0}, "k = 0 does not fit"),
+        ({"k": 17}, "k = 17 does not fit 16"),
+        ({"k": 2, "dims_per_stage": "8,8"}, "no stages"),
+        ({"k": 2, "stages": "500,900", "dims_per_stage": "8,8"}, "stages must rise to 1000"),
+        ({"k": 2, "stages": "500,1000", "dims_per_stage": "8,9"}, "dims_per_stage must be 2 numbers that sum to 16"),
+        ({"k": 2, "stages": "500,1000", "k_per_stage": "1,1,1"}, "k_per_stage must be 2 numbers that sum to 2"),
+        ({"k": 2, "stages": "500,1000", "dims_per_stage": "8,x"}, "whole numbers, got 'x'"),
+    ],
+)
+def test_impossible_chunks(config, says):
+    with pytest.raises(ModelError, match=says):
+        official_chunks(config, 16, 1000)
+
+
+def test_rounding_that_loses_a_dimension_is_refused():
+    """512 / 49 * 49 is a little below 512 in floating point."""
+    with pytest.raises(ModelError, match="rounds the last chunk's end to 511"):
+        official_chunks({"k": 49}, 512, 1000)
+
+
+def test_a_stage_without_dimensions_is_no_layout():
+    with pytest.raises((ChunkError, ConfigError)):
+        official_chunks({"k": 2, "stages": "500,1000", "dims_per_stage": "0,16"}, 16, 1000)
