@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diticli.data.labels import LabelColumn, LabelTable, read_groups, read_labels
+from diticli.data.labels import LabelColumn, LabelTable, folder_labels, read_groups, read_labels, read_parts
 from diticli.errors import LabelError
 
 CELEBA = "3\nBald Smiling \n000001.jpg -1  1\n000002.jpg  1 -1\n000003.jpg -1 -1\n"
@@ -27,6 +27,70 @@ def test_celeba_list(tmp_path, ending):
     assert labels.columns["Bald"].kind == "binary"
     np.testing.assert_array_equal(labels.columns["Bald"].values, np.array([0, 1, 0], np.float32))
     assert labels.columns["Bald"].values.dtype == np.float32
+
+
+def test_celebamask_hq_joins_an_lmdbs_rows_by_number(tmp_path):
+    text = "3\nBald Smiling \n0.jpg  -1 1\n1.jpg  1 -1\n10.jpg  -1 -1\n"
+    labels = read_labels(write(tmp_path, text, "CelebAMask-HQ-attribute-anno.txt"))
+    assert labels.files == ("0.jpg", "1.jpg", "10.jpg")
+    assert labels.columns["Smiling"].values.tolist() == [1, 0, 0]
+    rows, known = labels.match([f"{i:05d}.png" for i in range(12)])
+    assert (rows.tolist(), known.tolist()) == ([0, 1, 10], [0, 1, 2])
+
+
+LFW_OFFICIAL = (
+    "# lfw_attributes.txt - attribute scores for LFW, version 1\n"
+    "#\tperson\timagenum\tMale\tBrown Hair\n"
+    "Aaron Eckhart\t1\t1.5683\t-2.5\n"
+    "Abdel Nasser Assidi\t12\t0.1\t1e-3\n"
+)
+LFW_CSV = "person,imagenum,Male,Brown Hair\nAaron Eckhart,1,1.5683,-2.5\nAbdel Nasser Assidi,12,0.1,1e-3\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LFW_OFFICIAL, LFW_OFFICIAL.replace("\n", "\r\n"), LFW_OFFICIAL.replace("\n", "\t\n"), LFW_CSV],
+    ids=["official", "crlf", "trailing tabs", "csv"],
+)
+def test_lfw_scores_name_the_files_of_lfw(tmp_path, text):
+    labels = read_labels(write(tmp_path, text, "lfw_attributes.txt"))
+    assert labels.files == (
+        "Aaron_Eckhart/Aaron_Eckhart_0001.jpg",
+        "Abdel_Nasser_Assidi/Abdel_Nasser_Assidi_0012.jpg",
+    )
+    assert list(labels.columns) == ["Male", "Brown Hair"]
+    assert {column.kind for column in labels.columns.values()} == {"number"}
+    np.testing.assert_array_equal(labels.columns["Brown Hair"].values, np.array([-2.5, 1e-3], np.float32))
+    assert labels.match(["lfw/Aaron_Eckhart/Aaron_Eckhart_0001.jpg"])[1].tolist() == [0]
+    assert labels.match(["Abdel_Nasser_Assidi_0012.png"])[1].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("Aaron Eckhart\tone\t1\t2", "line 3: no number of the person's image"),
+        ("Aaron Eckhart\t1\t1", "line 3: 2 values, but the header has 3"),
+        ("\t1\t1\t2", "line 3: no file name"),
+        ("A\t1\t1\t2\nA\t01\t1\t2", "line 4: 'A/A_0001.jpg' occurs twice"),
+        ("", "a header but no rows"),
+    ],
+)
+def test_broken_lfw_files_are_named_with_their_line(tmp_path, row, message):
+    header = "".join(LFW_OFFICIAL.splitlines(keepends=True)[:2])
+    with pytest.raises(LabelError, match=message) as caught:
+        read_labels(write(tmp_path, header + row, "lfw_attributes.txt"))
+    assert caught.value.remedy
+
+
+def test_folders_are_categories():
+    labels = folder_labels(["train/dog/1.png", "val/cat/1.png", "3.png", "cat/4.png"])
+    assert labels.columns["folder"].kind == "category"
+    assert labels.columns["folder"].values.tolist() == ["dog", "cat", "", "cat"]
+    assert labels.match(["val/cat/1.png"])[1].tolist() == [1]
+    for names in (["1.png", "2.png"], []):
+        with pytest.raises(LabelError, match="do not lie in folders") as caught:
+            folder_labels(names)
+        assert caught.value.remedy
 
 
 def test_csv_kinds_are_told_from_the_values(tmp_path):
@@ -150,6 +214,13 @@ def test_match_never_guesses_between_equal_base_names():
         assert rows.size == known.size == 0
 
 
+def test_match_by_number_only_where_the_whole_stem_is_one():
+    assert table("7.jpg", "8.jpg").match(["000008.png"])[1].tolist() == [1]
+    assert table("a7.jpg").match(["a007.png"])[0].size == 0
+    assert table("7.jpg").match(["7/x.png", "7b.png"])[0].size == 0
+    assert table("7.jpg", "07.jpg").match(["007.png"])[0].size == 0
+
+
 def test_match_of_nothing_is_empty():
     assert [part.size for part in table("a.png").match(["b.png"])] == [0, 0]
     assert [part.size for part in table("a.png").match([])] == [0, 0]
@@ -185,4 +256,34 @@ def test_broken_group_files_are_named(tmp_path, text, message):
     with pytest.raises(LabelError) as caught:
         read_groups(write(tmp_path, text))
     assert message in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n",
+        "image_id,partition\r\n000001.jpg,0\r\n000002.jpg,1\r\n000003.jpg,2\r\n",
+        "file_name\tsplit\n000001.jpg\ttrain\n000002.jpg\tValidation\n000003.jpg\tTEST\n",
+    ],
+)
+def test_parts_of_a_given_split(tmp_path, text):
+    parts = read_parts(write(tmp_path, text, "list_eval_partition.txt"))
+    assert parts == {"000001.jpg": "train", "000002.jpg": "val", "000003.jpg": "test"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("a.png 0\nb.png 3\n", "'b.png' belongs to part '3'"),
+        ("a.png 0\nb.png\n", "line 2: expected a file name and its part"),
+        ("a.png 0\na.png 1\n", "line 2: 'a.png' occurs twice"),
+    ],
+)
+def test_broken_splits_are_named(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(LabelError, match=message) as caught:
+        read_parts(path)
+    assert str(path) in caught.value.message
     assert caught.value.remedy

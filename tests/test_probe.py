@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, r2_score
 
 from diticli.analysis.probe import REGULARISATIONS, probe_features
 from diticli.analysis.probe_report import ProbeReport
-from diticli.analysis.splits import split_rows
+from diticli.analysis.splits import given_split, split_rows
 from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError, FeatureFileError, LabelError
 
@@ -235,3 +235,13 @@ def test_groups_reach_the_report() -> None:
     report = probe_features(values, columns(values, rng), ids)
     assert report.groups == 50
     assert "50 groups kept together" in report.describe_split()
+
+
+def test_a_given_split_is_used_and_said() -> None:
+    values, rng = data()
+    parts = ["test" if i < 100 else "val" if i < 250 else "train" for i in range(N)]
+    report = probe_features(values, columns(values, rng), split=given_split(parts), seed=7)
+    assert report.split == {"train": 350, "val": 150, "test": 100}
+    assert report.seed is None
+    assert report.describe_split() == "Split train / val / test: 350 / 150 / 100 rows, as given."
+    np.testing.assert_allclose(report.probe.mean, values[250:].mean(0), rtol=1e-3, atol=1e-4)

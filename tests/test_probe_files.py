@@ -131,6 +131,21 @@ def test_join_of_strangers_names_both_sides() -> None:
     assert "'z.jpg'" in caught.value.message
 
 
+def test_join_keeps_groups_and_parts_on_the_rows_that_have_both() -> None:
+    labels = LabelColumn("number", np.arange(4, dtype=np.float32))
+    table = LabelTable(("0.png", "1.png", "2.png", "3.png"), {"n": labels})
+    names = ["x/3.png", "x/2.png", "x/1.png", "x/0.png"]
+    groups = {"1.png": "b", "2.png": "c", "3.png": "d"}
+    joined = join_labels(names, table, groups, {"0.png": "train", "1.png": "val", "3.png": "test"})
+    assert joined.rows.tolist() == [0, 2]
+    assert joined.columns["n"].values.tolist() == [3, 1]
+    assert (joined.groups, joined.parts) == (("d", "b"), ("test", "val"))
+    assert (joined.without_group, joined.without_part) == (1, 1)
+    assert joined.describe().endswith("; 1 without a group left out; 1 without a part in the split left out.")
+    with pytest.raises(LabelError, match="None of the parts of the split belong"):
+        join_labels(names, table, None, {"z.png": "train"})
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """A feature file of 60 images, labels for 50 of them, and 10 groups."""
@@ -172,6 +187,39 @@ def test_command_prints_only_json_on_stdout(files: Path) -> None:
     assert shown == json.loads((files / "out" / "report.json").read_text())
     assert shown["seed"] == 4
     assert [item["name"] for item in shown["attributes"]] == ["age", "colour"]
+
+
+def test_command_takes_a_given_split(files: Path) -> None:
+    parts = "".join(f"{i:02d}.png {0 if i < 30 else 1 if i < 40 else 2}\n" for i in range(49))
+    (files / "list_eval_partition.txt").write_text(parts)
+    given = ("--split", str(files / "list_eval_partition.txt"))
+    result = run_command(files, *given, "--json")
+    assert result.exit_code == 0, result.output
+    assert "1 without a part in the split left out" in result.stderr
+    assert "30 / 10 / 9 rows, as given" in result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["split"] == {"train": 30, "val": 10, "test": 9}
+    assert shown["seed"] is None
+    assert shown["split_file"].endswith("list_eval_partition.txt")
+    crossing = run_command(files, *given, "--groups", str(files / "groups.txt"))
+    assert isinstance(crossing.exception, LabelError)
+    assert "in both train and val" in str(crossing.exception)
+    (files / "groups.txt").write_text("".join(f"{i:02d}.png {i // 10}\n" for i in range(60)))
+    agreeing = run_command(files, *given, "--groups", str(files / "groups.txt"))
+    assert agreeing.exit_code == 0, agreeing.output
+    assert "as given, 5 groups kept together" in agreeing.stderr
+
+
+def test_command_takes_folders_for_categories(tmp_path: Path) -> None:
+    values = data(90)[0]
+    with FeatureWriter(tmp_path / "feats.npy", identity="x") as writer:
+        writer.append(values, [f"{'abc'[i % 3]}/{i:02d}.png" for i in range(90)])
+        writer.finish(FeatureMeta(files=(), model_hash="abc"))
+    result = run_command(tmp_path, "--labels", "folder", "--json")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert [(item["name"], item["kind"]) for item in shown["attributes"]] == [("folder", "category")]
+    assert shown["labels"] == "folder"
 
 
 def test_command_needs_file_names(files: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diticli.analysis.splits import split_rows
+from diticli.analysis.splits import given_split, split_rows
 from diticli.errors import LabelError
 
 
@@ -46,3 +46,15 @@ def test_splits_hold_their_fractions() -> None:
         split_rows(10, groups=["a"] * 5 + ["b"] * 5)
     with pytest.raises(LabelError, match="3 groups for 10 rows"):
         split_rows(10, groups=["a", "b", "c"])
+
+
+def test_given_splits_are_taken_as_they_are() -> None:
+    parts = ["train", "test", "train", "val", "test"]
+    split = given_split(parts, groups=["a", "b", "a", "c", "b"])
+    assert [part.tolist() for part in (split.train, split.val, split.test)] == [[0, 2], [3], [1, 4]]
+    with pytest.raises(LabelError, match=r"group 'a' in both train and test"):
+        given_split(parts, groups=["a", "a", "x", "y", "z"])
+    with pytest.raises(LabelError, match=r"a part without images: train 2, val 0, test 1"):
+        given_split(["train", "train", "test"])
+    with pytest.raises(LabelError, match="Parts other than"):
+        given_split([*parts, "extra"])

@@ -155,7 +155,7 @@ def _decode(
             width, height = image.size
             if width * height > max_pixels:
                 raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
-            if crop == "center":
+            if crop == "center" or celeba_box(width, height) is None:
                 _draft(image, resolution)
             return to_square(image, resolution, crop)
     except UnreadableImageError:
@@ -206,27 +206,31 @@ def to_square(image: Image.Image, resolution: int, crop: Crop = "center") -> npt
     image.load()  # before the orientation is asked for: some formats turn themselves upright here
     transpose = _UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
-    if transpose is not None and crop != "center":
-        rgb, transpose = rgb.transpose(transpose), None
+    if crop == "celeba":
+        upright = rgb if transpose is None else rgb.transpose(transpose)
+        if square := celeba_box(*upright.size):
+            # Cut first: `resize` lets pixels beside its box bleed in, the official code does not.
+            upright = upright.crop(square)
+            return np.array(upright.resize((resolution, resolution), Image.Resampling.LANCZOS))
+    side = min(rgb.size)
     # A box centred to half a pixel commutes with the rotations, which are then cheap on the small picture.
-    box = crop_box(rgb.width, rgb.height, crop)
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    box = (left, top, left + side, top + side)
     small = rgb.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
     return np.array(small if transpose is None else small.transpose(transpose))
 
 
-def crop_box(width: int, height: int, crop: Crop = "center") -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the square that is kept of a picture of `width` x `height` pixels.
+def celeba_box(width: int, height: int) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) that the literature cuts from CelebA's aligned images, scaled to this size.
 
-    The "celeba" square is scaled to the picture and lies on whole pixels. A picture that does not have the
-    proportions of CelebA's aligned images (178x218, to a pixel of height) is cut at its centre all the same:
-    it is somebody's photo, or was cropped before.
+    None for a picture of other proportions than their 178x218 (to a pixel of height): it is somebody's photo,
+    or was cropped before.
     """
-    if crop == "celeba" and abs(width * _CELEBA_HEIGHT / _CELEBA_WIDTH - height) <= 1:
-        scale = width / _CELEBA_WIDTH
-        left, top, side = int(_CELEBA_LEFT * scale), int(_CELEBA_TOP * scale), max(1, round(_CELEBA_SIDE * scale))
-        return left, top, left + side, top + side
-    side = min(width, height)
-    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+    scale = width / _CELEBA_WIDTH
+    if abs(_CELEBA_HEIGHT * scale - height) > 1:
+        return None
+    left, top, side = int(_CELEBA_LEFT * scale), int(_CELEBA_TOP * scale), max(1, round(_CELEBA_SIDE * scale))
+    return left, top, left + side, top + side
 
 
 def _check_file(path: Path) -> None:

@@ -25,7 +25,7 @@ from diticli.data.decode import (
     find_images,
     to_square,
 )
-from diticli.data.sources import FaceImages, FolderImages, ImageSource, open_images
+from diticli.data.sources import FaceImages, FolderImages, ImageSource, LmdbImages, TarImages, open_images
 from diticli.errors import DataError
 from diticli.progress import Reporter, SilentReporter
 
@@ -35,8 +35,10 @@ __all__ = [
     "FaceImages",
     "FolderImages",
     "ImageSource",
+    "LmdbImages",
     "LoadedImages",
     "Skipped",
+    "TarImages",
     "UnreadableImageError",
     "check_skipped",
     "decode_image",

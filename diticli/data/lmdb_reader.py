@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +41,11 @@ class LmdbReader:
         """The value of a key; None when it is absent.
 
         Raises:
-            DataError: when the file cannot be read or is damaged at this key.
+            DataError: when the file cannot be read or is damaged at this key, or `lmdb` is not installed.
         """
-        import lmdb
-
-        try:
-            with self._open().begin() as transaction:
-                value: bytes | None = transaction.get(key)
-                return value
-        except lmdb.Error as error:
-            raise _damaged(self.path, error) from error
+        with self._transaction() as transaction:
+            value: bytes | None = transaction.get(key)
+            return value
 
     def first_key(self, start: bytes = b"") -> bytes | None:
         """The smallest key that is not below `start`; None when there is none.
@@ -56,15 +53,10 @@ class LmdbReader:
         Raises:
             DataError: as `get`.
         """
-        import lmdb
-
-        try:
-            with self._open().begin() as transaction:
-                cursor = transaction.cursor()
-                found = cursor.set_range(start) if start else cursor.first()
-                return bytes(cursor.key()) if found else None
-        except lmdb.Error as error:
-            raise _damaged(self.path, error) from error
+        with self._transaction() as transaction:
+            cursor = transaction.cursor()
+            found = cursor.set_range(start) if start else cursor.first()
+            return bytes(cursor.key()) if found else None
 
     @property
     def entries(self) -> int:
@@ -77,6 +69,17 @@ class LmdbReader:
         if self._environment is not None:
             self._environment.close()
             self._environment = None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[lmdb.Transaction]:
+        environment = self._open()
+        import lmdb
+
+        try:
+            with environment.begin() as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise _damaged(self.path, error) from error
 
     def _open(self) -> lmdb.Environment:
         with self._lock:

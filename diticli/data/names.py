@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diticli.errors import DataError
 
-MAX_PATHS = 1_000_000
+MAX_PATHS = 100_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 
@@ -22,7 +22,7 @@ def expand_pattern(spec: str) -> list[Path]:
     there, in sorted order.
 
     Raises:
-        DataError: when wildcards match nothing, or braces stand for more than a million paths.
+        DataError: when wildcards match nothing, or braces stand for more than `MAX_PATHS` paths.
     """
     path = Path(spec).expanduser()
     if path.exists():
