@@ -129,12 +129,12 @@ def test_edit_writes_a_strip_and_singles(run: Path, photos: Path, tmp_path: Path
 @pytest.mark.parametrize("partition", ["uniform", "staged"])
 def test_one_chunk_is_pdae(run: Path, photos: Path, tmp_path: Path, partition: str) -> None:
     model, feats, picture = tmp_path / "pdae", tmp_path / "feats.npy", tmp_path / "edit.png"
-    given = ["--base", run, "--chunks", "1", "--partition", partition]
+    given = ["--base", run, "--chunks", "1", "--partition", partition, "--set", "sample_every=0"]
+    pair = (photos / "000000.png", photos / "000001.png")
     for command in (
         ["train", "--data", "faces", "--out", model, *TINY, *given],
         ["encode", photos, "-o", feats, "--model", model],
-        ["edit", photos / "000000.png", photos / "000001.png", "--chunks", "0", "-o", picture, "--model", model]
-        + ["--steps", "3"],
+        ["edit", *pair, "--chunks", "0", "-o", picture, "--model", model, "--steps", "3"],
     ):
         result = diti(*command)
         assert result.exit_code == 0, result.output
