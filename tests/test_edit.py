@@ -30,6 +30,7 @@ class ReadablePipeline:
 
     def __init__(self):
         self.batches = []
+        self.samplers = []
 
     def preprocess(self, images):
         arrays = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in images])
@@ -38,15 +39,17 @@ class ReadablePipeline:
     def encode(self, images):
         return images[:, 0, 0, :].clone()
 
-    def invert(self, images, z, steps=100, *, callback=None):
+    def invert(self, images, z, steps=100, *, callback=None, **sampler):
         assert torch.equal(z, self.encode(images))  # each image under its own features
+        self.samplers.append(sampler)
         self.inverted_with = steps
         for step in range(steps):
             callback(step + 1, steps)
         return images.clone()
 
-    def decode(self, x_T, z, steps=100, *, callback=None):
+    def decode(self, x_T, z, steps=100, *, callback=None, **sampler):
         self.batches.append(len(z))
+        self.samplers.append(sampler)
         for step in range(steps):
             callback(step + 1, steps)
         out = torch.full_like(x_T, -1.0)
@@ -263,6 +266,17 @@ def test_bad_requests():
     assert get_args(Noise) == ("keep", "slerp", "swap", "random")
 
 
+def test_official_sampling_clamps_both_ways_and_scales_the_shift_by_the_score():
+    assert EditSettings.like_official() == EditSettings(
+        noise="slerp", invert_steps=1000, decode_steps=100, official=True
+    )
+    own, official = ReadablePipeline(), ReadablePipeline()
+    run(pipeline=own)
+    run(pipeline=official, official=True)
+    assert own.samplers == [{}, {}]
+    assert official.samplers == [{"clip": True, "shift_form": "score"}] * 2
+
+
 def test_psnr():
     black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
     assert psnr(grey, black) == pytest.approx(20 * math.log10(5))
@@ -368,6 +382,25 @@ def test_command_defaults_show_quarters_and_take_faces(command, photos, tmp_path
     assert summary["chunks"] == [[0], [1], [2], [3]]
     assert summary["alphas"] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert summary["images"] == ["a.png", "faces:3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ("keep", 100, 100, False)),
+        (("--official",), ("slerp", 1000, 100, True)),
+        (("--official", "--steps", "7", "--noise", "keep"), ("keep", 7, 7, True)),
+        (("--official", "--invert-steps", "9"), ("slerp", 9, 100, True)),
+        (("--steps", "4", "--decode-steps", "5"), ("keep", 4, 5, False)),
+    ],
+)
+def test_command_official_and_steps(command, photos, tmp_path, options, expected):
+    result = command(*photos, "-o", tmp_path / "out.png", "--json", "--chunks", "0", "--alphas", "1", *options)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert tuple(summary[key] for key in ("noise", "invert_steps", "decode_steps", "official")) == expected
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.info["diti:sampler"] == ("official" if expected[3] else "own")
 
 
 @pytest.mark.parametrize(
