@@ -44,8 +44,8 @@ class LmdbReader:
             DataError: when the file cannot be read or is damaged at this key, or `lmdb` is not installed.
         """
         with self._transaction() as transaction:
-            value: bytes | None = transaction.get(key)
-            return value
+            value = transaction.get(key)
+            return None if value is None else bytes(value)
 
     def first_key(self, start: bytes = b"") -> bytes | None:
         """The smallest key that is not below `start`; None when there is none.
