@@ -93,7 +93,7 @@ def run_demo(
     pipeline = load_pipeline(str(out), None if config.device == "auto" else config.device)
     faces = FaceImages(held_out, HELD_OUT_SEED, pipeline.resolution)
     probes = _timed(seconds, "probe", lambda: _probe_all(pipeline, config, faces, out, seconds, reporter))
-    quality = _timed(seconds, "reconstruct", lambda: _reconstruction_psnr(pipeline, faces, steps))
+    quality = _timed(seconds, "reconstruct", lambda: _reconstruction_psnr(pipeline, faces, steps, reporter))
     edits = _timed(seconds, "edit", lambda: _edit_pairs(pipeline, faces, steps, reporter))
     scores = {name: _scores(report) for name, report in probes.items()}
     result = DemoResult(
@@ -170,11 +170,18 @@ def _untrained_features(
     return np.concatenate(parts)
 
 
-def _reconstruction_psnr(pipeline: DiTiPipeline, faces: FaceImages, steps: int) -> float:
+def _reconstruction_psnr(pipeline: DiTiPipeline, faces: FaceImages, steps: int, reporter: Reporter) -> float:
     images = np.stack([faces.load(i) for i in range(min(RECONSTRUCTED, len(faces)))])
     x0 = normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
     z = pipeline.encode(x0)
-    back = pipeline.decode(pipeline.invert(x0, z, steps=steps), z, steps=steps).cpu()
+
+    def count(step: int, total: int) -> None:
+        reporter.advance()
+
+    reporter.start(f"Reconstructing {len(x0)} faces", 2 * steps, unit="steps")
+    x_T = pipeline.invert(x0, z, steps=steps, callback=count)
+    back = pipeline.decode(x_T, z, steps=steps, callback=count).cpu()
+    reporter.finish()
     return psnr(float((back - x0).square().mean()))
 
 

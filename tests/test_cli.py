@@ -177,6 +177,17 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_config_file_names_preset_and_data(run: Path, tmp_path: Path) -> None:
+    """A run's own config.json repeats it: nothing on the command line overrides it unasked."""
+    again = tmp_path / "again"
+    result = diti("train", "--config", run / "config.json", "--out", again)
+    assert result.exit_code == 0, result.output
+    saved = [json.loads((folder / "config.json").read_text())["config"] for folder in (run, again)]
+    assert saved[0] == saved[1]
+    journals = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, again)]
+    assert [json.loads(a)["loss"] for a in journals[0]] == [json.loads(b)["loss"] for b in journals[1]]
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     """A real process, a real signal; the same command then finishes."""
     out = tmp_path / "run"

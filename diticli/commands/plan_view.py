@@ -1,0 +1,54 @@
+"""How `diti train --dry-run` shows its plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from diticli.commands.console import emit_json, show_table
+
+if TYPE_CHECKING:
+    from diticli.training.plan import Plan
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """The plan as a table, or as JSON."""
+    if as_json:
+        emit_json({**asdict(plan), "seconds": plan.seconds})
+        return
+    show_table(
+        f"Plan: preset {plan.preset} on {plan.device} in {plan.precision}",
+        ["stage", "parameters", "frozen", "images", "steps", "batch", "learning rate", "images/s", "time"],
+        [
+            [
+                stage.name,
+                f"{stage.trained_parameters:,}",
+                f"{stage.frozen_parameters:,}",
+                f"{stage.images:,}",
+                f"{stage.steps:,}",
+                f"{stage.batch_size}",
+                f"{stage.learning_rate:g}",
+                f"{stage.images_per_second:,.0f}",
+                _duration(stage.seconds),
+            ]
+            for stage in plan.stages
+        ],
+    )
+    _print_summary(plan)
+
+
+def _print_summary(plan: Plan) -> None:
+    typer.echo(f"Data: {plan.data}, {plan.data_images:,} images at {plan.resolution} px")
+    beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
+    typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
+    typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
+    typer.echo(f"Total: about {_duration(plan.seconds)}, without reading images and drawing samples")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours}h" if days else f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
