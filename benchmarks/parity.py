@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from diticli.analysis.edit import Edit, EditSettings, counterfactuals
-from diticli.models.official_convert import pipeline_from_official
 from diticli.models.pipeline import DiTiPipeline
+from diticli.official.convert import pipeline_from_official
 from diticli.training.objectives import FeatureObjective
 from diticli.training.rundir import versions
 

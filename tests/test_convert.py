@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
 from diticli.errors import ModelError
-from diticli.models import official_convert
-from diticli.models.official_convert import convert, pipeline_from_official
-from diticli.models.official_files import load_checkpoint, locate
-from diticli.models.official_run import read_official
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.unet import load_base
+from diticli.official import convert as official_convert
+from diticli.official.convert import convert, pipeline_from_official
+from diticli.official.files import load_checkpoint, locate
+from diticli.official.run import read_official
 
 LATENT_DIM = 16
 SETTINGS = unet_settings(channel_multiplier=[1, 1])

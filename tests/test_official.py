@@ -20,11 +20,11 @@ from official_layout import (
 from diticli.chunks import ChunkLayout
 from diticli.errors import ChunkError, ConfigError, ModelError
 from diticli.models.heads import unet_from_config
-from diticli.models.official import base_from_official, encoder_from_official, from_official
-from diticli.models.official_chunks import official_chunks
-from diticli.models.official_config import encoder_config, official_scheduler, unet_config
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.unet import load_base
+from diticli.official.chunks import official_chunks
+from diticli.official.config import encoder_config, official_scheduler, unet_config
+from diticli.official.weights import base_from_official, encoder_from_official, from_official
 
 LATENT_DIM = 16
 TABLES = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())

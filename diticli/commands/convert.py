@@ -10,7 +10,7 @@ import typer
 from diticli.commands.options import JsonOption
 
 if TYPE_CHECKING:
-    from diticli.models.official_convert import Converted
+    from diticli.official.convert import Converted
 
 
 def convert(
@@ -44,7 +44,7 @@ def convert(
     Example: diti convert DiTi/pre-trained-dpms/ffhq128 -o bases/ffhq128
     """
     from diticli.commands.console import emit_json, reporter, say, show_table
-    from diticli.models.official_convert import convert as convert_official
+    from diticli.official.convert import convert as convert_official
 
     result = convert_official(official, out, ddpm_config=ddpm_config, ema=ema, reporter=reporter())
     if as_json:

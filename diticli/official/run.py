@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler
 
 from diticli.data.decode import Crop
 from diticli.errors import ModelError
-from diticli.models.official_chunks import OfficialChunks, official_chunks
-from diticli.models.official_config import ENCODERS, encoder_config, integer, official_scheduler
-from diticli.models.official_files import (
+from diticli.official.chunks import OfficialChunks, official_chunks
+from diticli.official.config import ENCODERS, encoder_config, integer, official_scheduler
+from diticli.official.files import (
     OfficialFiles,
     dpm_config,
     load_checkpoint,

@@ -18,8 +18,8 @@ from torch import nn
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.heads import unet_from_config
-from diticli.models.official_config import encoder_config, new_qkv_order, unet_config
 from diticli.models.shift_decoder import ShiftDecoder
+from diticli.official.config import encoder_config, new_qkv_order, unet_config
 
 StateDict = Mapping[str, torch.Tensor]
 
