@@ -30,12 +30,13 @@ def test_celeba_list(tmp_path, ending):
 
 
 def test_celebamask_hq_joins_an_lmdbs_rows_by_number(tmp_path):
-    text = "3\nBald Smiling \n0.jpg  -1 1\n1.jpg  1 -1\n10.jpg  -1 -1\n"
+    text = "4\nBald Smiling \n0.jpg  -1 1\n1.jpg  1 -1\n10.jpg  -1 -1\n10000.jpg  1 1\n"
     labels = read_labels(write(tmp_path, text, "CelebAMask-HQ-attribute-anno.txt"))
-    assert labels.files == ("0.jpg", "1.jpg", "10.jpg")
-    assert labels.columns["Smiling"].values.tolist() == [1, 0, 0]
-    rows, known = labels.match([f"{i:05d}.png" for i in range(12)])
-    assert (rows.tolist(), known.tolist()) == ([0, 1, 10], [0, 1, 2])
+    assert labels.files == ("0.jpg", "1.jpg", "10.jpg", "10000.jpg")
+    assert labels.columns["Smiling"].values.tolist() == [1, 0, 0, 1]
+    for suffix in ("png", "jpg"):  # the last is equal as it is, which must not keep the others from pairing
+        rows, known = labels.match([f"{i:05d}.{suffix}" for i in (*range(12), 10000)])
+        assert (rows.tolist(), known.tolist()) == ([0, 1, 10, 12], [0, 1, 2, 3])
 
 
 LFW_OFFICIAL = (
@@ -219,6 +220,9 @@ def test_match_by_number_only_where_the_whole_stem_is_one():
     assert table("a7.jpg").match(["a007.png"])[0].size == 0
     assert table("7.jpg").match(["7/x.png", "7b.png"])[0].size == 0
     assert table("7.jpg", "07.jpg").match(["007.png"])[0].size == 0
+    assert table("7.jpg", "07.jpg").match(["07.jpg", "7.jpg"])[1].tolist() == [1, 0]
+    assert table("b/7.jpg", "a/8.jpg").match(["a/008.jpg", "b/007.jpg"])[1].tolist() == [1, 0]
+    assert table("0.jpg").match(["000.jpg", "00a.jpg"])[0].tolist() == [0]
 
 
 def test_match_of_nothing_is_empty():

@@ -7,6 +7,7 @@ rows, table_rows = table.match(file_names)   # file_names[rows[i]] is table.file
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from diticli.errors import LabelError
 
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none"})
 _BOOLEANS = {"true": 1.0, "false": 0.0}
+
+_PADDED_NUMBER = re.compile(r"(?<![^/])0+(?=[0-9]+(\.[A-Za-z]+)?\Z)")
 
 Part = Literal["train", "val", "test"]
 _PARTS: dict[str, Part] = {
@@ -58,10 +61,11 @@ class LabelTable:
     def match(self, names: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pair image names with rows of this table.
 
-        Four ways are tried and the first that pairs anything is used for all: equal relative names; equal
+        Three ways are tried and the first that pairs anything is used for all: equal relative names; equal
         base names; equal base names without the image suffix (labels made for `.jpg`, images saved as
-        `.png`); equal numbers, where that is all there is (`0.jpg` of CelebAMask-HQ is `00000.png` of an
-        LMDB). All but the first only where they are unique, both among `names` and in the table.
+        `.png`). The latter two only where they are unique, both among `names` and in the table. Base names
+        that are nothing but a number are equal whatever zeros pad them (`0.jpg` of CelebAMask-HQ is
+        `00000.png` of an LMDB), as long as that leaves all unique.
 
         Args:
             names: image names with forward slashes, e.g. the rows of a feature file.
@@ -70,7 +74,7 @@ class LabelTable:
             Two int64 arrays of equal length, indices into `names` (increasing) and into the table; empty when
             nothing matches.
         """
-        for key in (_normal, _base, _stem, _number_of):
+        for key in (_unpadded(_normal), _normal, _unpadded(_base), _base, _unpadded(_stem), _stem):
             wanted, known = _index(names, key), _index(self.files, key)
             if wanted is None or known is None:
                 continue
@@ -236,6 +240,6 @@ def _stem(name: str) -> str:
     return os.path.splitext(base)[0] if has_image_suffix(base) else base
 
 
-def _number_of(name: str) -> str:
-    stem = _stem(name)
-    return str(int(stem)) if stem.isascii() and stem.isdecimal() and len(stem) <= 18 else stem
+def _unpadded(key: Callable[[str], str]) -> Callable[[str], str]:
+    """The key without the zeros that pad a base name which is a number."""
+    return lambda name: _PADDED_NUMBER.sub("", key(name))
