@@ -27,9 +27,7 @@ def test_base_trains_and_edits(make_unet: Callable[..., Any], tmp_path: Path, sh
     unet.save_pretrained(tmp_path / "hub" / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "hub" / "scheduler")
     size = int(unet.config.sample_size)
-    train(
-        tiny("features.images=24", **{"base_model": str(tmp_path / "hub"), "data.resolution": size}), tmp_path / "run"
-    )
+    train(tiny("features.images=24", f"data.resolution={size}", base_model=str(tmp_path / "hub")), tmp_path / "run")
     pipeline = DiTiPipeline.from_pretrained(tmp_path / "run")
     for name, value in unet.state_dict().items():
         assert value.equal(pipeline.unet.state_dict()[name]), f"{name} of the frozen base changed"
