@@ -7,6 +7,7 @@ able to choose first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +85,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(huggingface_hub, name, refuse)
     for name in ("file_exists", "model_info"):
         monkeypatch.setattr(huggingface_hub.HfApi, name, refuse)
+
+
+@pytest.fixture(scope="session")
+def official_weights() -> dict[str, Any]:
+    """Random weights of an official run, see official_runs.py."""
+    from official_runs import random_weights
+
+    return random_weights()
+
+
+@pytest.fixture
+def official_project(tmp_path: Path, official_weights: dict[str, Any]) -> tuple[Path, Path]:
+    """An official run and its pre-trained DPM, as folders."""
+    from official_runs import write_project
+
+    return write_project(tmp_path / "DiTi", official_weights)

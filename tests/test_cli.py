@@ -53,7 +53,7 @@ def feats(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["probe"], ["edit"], ["faces"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["encode"], ["probe"], ["edit"], ["convert"], ["faces"], ["demo"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\n"
