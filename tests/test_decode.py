@@ -258,3 +258,16 @@ def test_a_forbidden_file(tmp_path):
     save(tmp_path / "a.png").chmod(0)
     with pytest.raises(UnreadableImageError, match="permission denied"):
         decode_image(tmp_path / "a.png", 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "box"), [((128, 128), "center", None), ((178, 218), "celeba", (25, 57, 153, 185))]
+)
+def test_resizing_is_that_of_the_official_code(tmp_path, size, crop, box):
+    """Official features of photographs are only ours if the pixels are: cut, then Pillow's bilinear filter."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(tmp_path / "a.png")
+    expected = np.array((picture.crop(box) if box else picture).resize((64, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(to_square(picture, 64, crop), expected)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 64, crop=crop), expected)
