@@ -18,7 +18,7 @@ from PIL import Image
 
 from diticli.analysis.edit import EditResult, EditSettings, edit_pair
 from diticli.analysis.edit_pictures import edit_strip
-from diticli.analysis.encode import encode_images
+from diticli.analysis.encode import encode_with
 from diticli.analysis.label_join import join_labels
 from diticli.analysis.probe import probe_features
 from diticli.analysis.probe_files import write_report as write_probe
@@ -127,18 +127,7 @@ def _probe_all(
 ) -> dict[str, ProbeReport]:
     """The same probe on trained features, on those of the encoder before training, and on raw pixels."""
     path = out / "feats.npy"
-    encoded = encode_images(
-        pipeline.encode_uint8,
-        faces,
-        path,
-        model=pipeline.model_id,
-        model_hash=pipeline.model_hash,
-        chunk_ends=pipeline.chunks.ends,
-        timestep_ends=pipeline.chunks.timestep_ends,
-        preprocessing={"resolution": pipeline.resolution, "crop": "center square", "range": [-1, 1]},
-        batch_size=256,
-        reporter=reporter,
-    )
+    encoded = encode_with(pipeline, faces, path, batch_size=256, reporter=reporter)
     seconds["encode"] = encoded.seconds
     labels = out / "labels.csv"
     write_labels_csv(labels, HELD_OUT_SEED, range(len(faces)))

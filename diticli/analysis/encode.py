@@ -1,6 +1,6 @@
 """Batch encoding: images in, a feature file out.
 
-encode_images(pipeline.encode_uint8, open_images(["photos/"], 64), Path("feats.npy"), model_hash="...")
+encode_with(pipeline, open_images(["photos/"], pipeline.resolution), Path("feats.npy"))
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diticli.data.decode import CROP_NOTES
 from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
 from diticli.errors import DataError, ModelError
+from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -61,6 +63,21 @@ class _Batch:
     images: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+
+
+def encode_with(pipeline: DiTiPipeline, source: ImageSource, out: Path, **options: Any) -> EncodeResult:
+    """`encode_images` by a model, which fills in all that the metadata says of it; `options` as there."""
+    return encode_images(
+        pipeline.encode_uint8,
+        source,
+        out,
+        model=pipeline.model_id,
+        model_hash=pipeline.model_hash,
+        chunk_ends=pipeline.chunks.ends,
+        timestep_ends=pipeline.chunks.timestep_ends,
+        preprocessing={"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]},
+        **options,
+    )
 
 
 def encode_images(

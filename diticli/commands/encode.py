@@ -47,9 +47,8 @@ def encode(
 
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
     """
-    from diticli.analysis.encode import encode_images
+    from diticli.analysis.encode import encode_with
     from diticli.commands.console import emit_json, reporter, say
-    from diticli.data.decode import CROP_NOTES
     from diticli.data.feature_formats import check_suffix
     from diticli.data.images import open_images
     from diticli.models.locate import load_pipeline
@@ -57,15 +56,10 @@ def encode(
     check_suffix(out)
     pipeline = load_pipeline(model, device)
     source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop)
-    result = encode_images(
-        pipeline.encode_uint8,
+    result = encode_with(
+        pipeline,
         source,
         out,
-        model=pipeline.model_id,
-        model_hash=pipeline.model_hash,
-        chunk_ends=pipeline.chunks.ends,
-        timestep_ends=pipeline.chunks.timestep_ends,
-        preprocessing={"resolution": pipeline.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]},
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
         resume=not no_resume,
