@@ -7,7 +7,6 @@ float tensor [3, H, W] in [-1, 1].
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from diticli.errors import DataError
 from diticli.pictures.captions import Caption, clean
+from diticli.pictures.files import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
 Tile = Pixels | torch.Tensor
@@ -133,19 +132,7 @@ def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[st
     for key, value in (metadata or {}).items():
         info.add_text(key, clean(value))
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(beside, format="PNG", pnginfo=info)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the picture {path}: {error.strerror or error}.", remedy="Choose another place."
-        ) from error
-    return path
+    return write_atomically(path, "picture", lambda beside: picture.save(beside, format="PNG", pnginfo=info))
 
 
 def _pixels(image: Tile) -> Pixels:

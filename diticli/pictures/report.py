@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +14,7 @@ from PIL import Image
 from diticli._version import __version__
 from diticli.errors import DataError
 from diticli.pictures.captions import clean
+from diticli.pictures.files import write_atomically
 
 Cell = str | int | float | None
 
@@ -76,19 +76,7 @@ def write_report(path: Path | str, *, title: str, sections: Sequence[Section]) -
     """
     path = Path(path)
     page = _page(title, sections).encode("utf-8")
-    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_bytes(page)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the report {path}: {error.strerror or error}.", remedy="Choose another place."
-        ) from error
-    return path
+    return write_atomically(path, "report", lambda beside: beside.write_bytes(page))
 
 
 def _page(title: str, sections: Sequence[Section]) -> str:

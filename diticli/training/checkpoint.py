@@ -68,6 +68,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
 
 
+def drop_other_stages(folder: Path, stage: str) -> None:
+    """Remove what another stage left: a run killed between publishing its result and tidying up.
+
+    Left in place, checkpoints of a higher step would outlive the new stage's own.
+    """
+    for path in list_checkpoints(folder):
+        if json.loads((path / "state.json").read_text())["stage"] != stage:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, verifying every checksum.
 

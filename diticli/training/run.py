@@ -26,6 +26,7 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed, fold_seed
+from diticli.training.checkpoint import drop_other_stages
 from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
@@ -89,7 +90,6 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     images = prepare_images(config, source, run, reporter)
     journal = Journal(out, active=accelerator.is_main_process)
     worker = _Worker(config, run, accelerator, images, fingerprint, journal, reporter)
-
     try:
         with StopRequest() as stop:
             if config.ssl.only:
@@ -248,6 +248,9 @@ class _Worker:
             views_from=config.ssl.start_step,
             on_sample=look,
         )
+        if self.accelerator.is_main_process:
+            drop_other_stages(self.run.checkpoints, name)
+        self.accelerator.wait_for_everyone()
         trainer = StageTrainer(stage, self.accelerator, compile=config.compile)
         if trainer.resume():
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {stage.budget.steps:,}.")
