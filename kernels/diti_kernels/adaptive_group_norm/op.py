@@ -1,0 +1,72 @@
+"""Adaptive group norm as PyTorch operators that autograd and `torch.compile` see through.
+
+Shapes: B samples, C = C1 + C2 channels in G groups, then any spatial dims.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_group_norm_reference
+
+
+def adaptive_group_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    *,
+    skip: Tensor | None = None,
+    activation: Activation = "silu",
+) -> Tensor:
+    """y = activation(x_hat * scale + shift), where x_hat is x (and skip) normalised per sample and group.
+
+    Group norm (Wu & He, 2018), its affine, and every later modulation in one pass: fold gamma, beta and the
+    scales and shifts of time and features into `scale` and `shift` by ordinary tensor arithmetic, and autograd
+    takes their gradients apart again. Adaptive group norm: Dhariwal & Nichol, 2021, section 3.
+
+    Args:
+        x: [B, C1, *], floating point, any memory format.
+        scale: [B, C], [1, C] or [C], any floating dtype; used in float32 (float64 for float64 x).
+        shift: as scale.
+        groups: G, divides C; group g holds the channels [g C/G, (g + 1) C/G).
+        eps: added to the variance.
+        skip: None, or [B, C2, *] of x's spatial shape: the norm is that of `torch.cat([x, skip], dim=1)`.
+            Of another dtype than x, it is converted to x's.
+        activation: "silu" or "none".
+
+    Returns:
+        [B, C, *] of x's dtype and memory format.
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not belong together, an unknown activation, or a
+            DITI_KERNELS that is none of auto, triton, reference.
+        RuntimeError: when DITI_KERNELS=triton and Triton cannot run on x's device.
+    """
+    _check(x, scale, shift, groups, skip, activation)
+    return adaptive_group_norm_reference(x, scale, shift, groups, eps, skip=skip, activation=activation)
+
+
+def _check(x: Tensor, scale: Tensor, shift: Tensor, groups: int, skip: Tensor | None, activation: str) -> None:
+    """Raise ValueError unless the arguments belong together."""
+    tensors = [t for t in (x, skip, scale, shift) if t is not None]
+    if x.ndim < 2 or any(not t.is_floating_point() for t in tensors):
+        shapes = [(list(t.shape), str(t.dtype)) for t in tensors]
+        raise ValueError(f"x [B, C, *], skip, scale and shift must be floating point tensors, got {shapes}.")
+    if len({t.device for t in tensors}) > 1:
+        devices = sorted({str(t.device) for t in tensors})
+        raise ValueError(f"All tensors must lie on one device, got {devices}. Move them with .to(device).")
+    if skip is not None and (skip.ndim != x.ndim or skip.shape[0] != x.shape[0] or skip.shape[2:] != x.shape[2:]):
+        raise ValueError(f"skip must equal x in all dims but channels, got {list(skip.shape)} beside {list(x.shape)}.")
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    for name, modulation in (("scale", scale), ("shift", shift)):
+        if tuple(modulation.shape) not in ((x.shape[0], channels), (1, channels), (channels,)):
+            raise ValueError(
+                f"{name} must be [{x.shape[0]}, {channels}], [1, {channels}] or [{channels}], got "
+                f"{list(modulation.shape)}."
+            )
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups. Choose a divisor of {channels}.")
+    if activation not in ("silu", "none"):
+        raise ValueError(f"activation={activation!r} is unknown. Use 'silu' or 'none'.")
