@@ -15,9 +15,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from torch.nn import functional as F
 
 from diticli.errors import ConfigError
+from diticli.models.blocks import norm_silu, run_attention
+from diticli.models.layout import in_layout
 
 
 class SemanticEncoder(ModelMixin, ConfigMixin):
@@ -73,12 +74,12 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Features [B, D] of images [B, C, H, W] in [-1, 1]."""
-        h = x_BCHW
+        h = in_layout(x_BCHW)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             h = conv(h)
             if self.attention is not None and i == self.attention_after:
-                h = self.attention(h)
-            h = F.silu(norm(h))
+                h = run_attention(self.attention, h)
+            h = norm_silu(norm, h)
         return self.head(h.flatten(1))
 
 

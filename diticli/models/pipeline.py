@@ -213,8 +213,8 @@ class DiTiPipeline(DiffusionPipeline):
             )
         x_t, t, z = (v.to(self.device) for v in (x_t, t, z))
         z = z.to(self.unet.dtype)
-        seen = self.windows.see(z, t) if masked else self.windows.see_all(z)
-        return predict(self.unet, self.shift_decoder, x_t.to(self.unet.dtype), t, seen)[0]
+        z_mod = self.shift_decoder.project(z, t, self.windows if masked else None)
+        return predict(self.unet, self.shift_decoder, x_t.to(self.unet.dtype), t, z_mod)[0]
 
     def predict_noise(
         self, z: torch.Tensor, shift_form: str | None = None

@@ -7,14 +7,18 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.chunks import ChunkLayout
+from diticli.models.frozen import FrozenBase
 from diticli.models.unet import predict_noise, run_down_path
+
+if TYPE_CHECKING:
+    from diticli.models.shift_decoder import ShiftDecoder
 
 
 class Prediction(NamedTuple):
@@ -22,14 +26,6 @@ class Prediction(NamedTuple):
 
     noise: torch.Tensor
     shift: torch.Tensor
-
-
-class SeenFeatures(NamedTuple):
-    """Features of which each sample sees dims [0, end) and sends gradient to dims [start, end)."""
-
-    z_BD: torch.Tensor
-    start_B: torch.Tensor
-    end_B: torch.Tensor
 
 
 class ChunkWindows(nn.Module):
@@ -44,30 +40,27 @@ class ChunkWindows(nn.Module):
         self.register_buffer("visible_T", torch.from_numpy(layout.visible_dims()), persistent=False)
         self.register_buffer("own_start_T", torch.from_numpy(layout.own_start()), persistent=False)
 
-    def see(self, z_BD: torch.Tensor, t_B: torch.Tensor, *, detach_earlier: bool = False) -> SeenFeatures:
-        """m_t * z. With `detach_earlier` gradient reaches the own chunk's slice only; the value is the same."""
-        end = self.visible_T[t_B]
-        return SeenFeatures(z_BD, self.own_start_T[t_B] if detach_earlier else torch.zeros_like(end), end)
-
-    def see_all(self, z_BD: torch.Tensor) -> SeenFeatures:
-        """z without a mask."""
-        end = torch.full((len(z_BD),), self.latent_dim, device=z_BD.device)
-        return SeenFeatures(z_BD, torch.zeros_like(end), end)
-
 
 def predict(
-    unet: UNet2DModel, decoder: nn.Module, x_BCHW: torch.Tensor, t_B: torch.Tensor, *seen: SeenFeatures
+    base: UNet2DModel | FrozenBase,
+    decoder: ShiftDecoder,
+    x_BCHW: torch.Tensor,
+    t_B: torch.Tensor,
+    *z_mods: torch.Tensor,
 ) -> list[Prediction]:
     """One prediction per set of features; the frozen base runs once, without gradient.
 
     Args:
-        unet: the base, in eval mode.
-        decoder: the `ShiftDecoder` (or its DDP or compiled wrapper).
+        base: in eval mode.
+        decoder: its shift branch.
         x_BCHW: noisy images.
-        t_B: integer time-steps.
-        seen: features and what is visible of them, one or more sets.
+        t_B: integer time-steps [B], or [1] for all samples.
+        z_mods: projected features, one or more sets; see `ShiftDecoder.project`.
     """
-    with torch.no_grad():
-        down = run_down_path(unet, x_BCHW, t_B)
-        noise = predict_noise(unet, down)
-    return [Prediction(noise, decoder(down, *features)) for features in seen]
+    if isinstance(base, FrozenBase):
+        noise, down = base(x_BCHW, t_B)
+    else:
+        with torch.no_grad():
+            down = run_down_path(base, x_BCHW, t_B)
+            noise = predict_noise(base, down)
+    return [Prediction(noise, decoder(down, z_mod)) for z_mod in z_mods]

@@ -9,7 +9,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DModel
@@ -19,23 +19,19 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diti_kernels.masked_linear import masked_linear
 from torch import nn
+from torch.nn import functional as F
 
+from diticli.models.blocks import norm_silu
 from diticli.models.heads import unet_from_config
-from diticli.models.unet import DownFeatures, run_up_path
+from diticli.models.modulation import gather_weights, modulate, project_features
+from diticli.models.unet import DownFeatures, run_up_path, up_resnets
 
-
-class Conditioning(NamedTuple):
-    """What stands in for `temb` on its way through the stock diffusers blocks.
-
-    Diffusers hands `temb` to its resnets untouched, so both embeddings travel in one object.
-    """
-
-    temb: torch.Tensor
-    zemb: torch.Tensor
+if TYPE_CHECKING:
+    from diticli.models.predictor import ChunkWindows
 
 
 class ShiftResnetBlock2D(ResnetBlock2D):
-    """A `ResnetBlock2D` that is also modulated by the features.
+    """The weights of a `ResnetBlock2D` that is also modulated by the features; `ShiftDecoder` runs it.
 
     h = (1 + s_z) * TimeModulatedNorm(h) + b_z, then the activation and the second convolution, where
     TimeModulatedNorm is GroupNorm(h)(1 + s_t) + b_t (`scale_shift`) or GroupNorm(h + b_t) (`default`).
@@ -68,31 +64,6 @@ class ShiftResnetBlock2D(ResnetBlock2D):
         zero_(twin.conv2)
         return twin
 
-    def forward(self, input_tensor: torch.Tensor, temb: Conditioning, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """[B, C, H, W] -> [B, C', H', W'], modulated by both embeddings of `temb`."""
-        h = self.nonlinearity(self.norm1(owned(input_tensor)))
-        if self.upsample is not None:
-            input_tensor, h = self.upsample(input_tensor), self.upsample(h)
-        elif self.downsample is not None:
-            input_tensor, h = self.downsample(input_tensor), self.downsample(h)
-        h = self.conv1(h)
-        h = self._modulate(h, temb)
-        h = self.conv2(self.dropout(self.nonlinearity(h)))
-        if self.conv_shortcut is not None:
-            input_tensor = self.conv_shortcut(input_tensor)
-        return (input_tensor + h) / self.output_scale_factor
-
-    def _modulate(self, h: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        temb, zemb = conditioning
-        time = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))[:, :, None, None]
-        z_scale, z_shift = self.z_emb_proj(self.nonlinearity(zemb))[:, :, None, None].chunk(2, dim=1)
-        if self.time_embedding_norm == "scale_shift":
-            t_scale, t_shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + t_scale) + t_shift
-        else:
-            h = self.norm2(h + time)
-        return h * (1 + z_scale) + z_shift
-
 
 class ShiftDecoder(ModelMixin, ConfigMixin):
     """Shift branch for one base UNet.
@@ -122,25 +93,35 @@ class ShiftDecoder(ModelMixin, ConfigMixin):
         config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
         return cls(unet_config=config, latent_dim=latent_dim)
 
-    def forward(
-        self, down: DownFeatures, z_BD: torch.Tensor, start_B: torch.Tensor, end_B: torch.Tensor
+    def project(
+        self,
+        z_BD: torch.Tensor,
+        t_B: torch.Tensor,
+        windows: ChunkWindows | None,
+        detach_earlier: bool = False,
     ) -> torch.Tensor:
-        """Shift [B, C, H, W] from the base's down-path features and the leading dims [0, end) of z [B, D].
+        """All that the branch takes from the features: [B, M]. It is the same at all time-steps of a chunk.
 
-        `start` only says where gradient to z begins; see `diti_kernels.masked_linear`.
+        Args:
+            z_BD: features.
+            t_B: integer time-steps [B], or [1] for all samples.
+            windows: what each time-step sees of z; None shows it whole.
+            detach_earlier: let gradient reach the slice of z of t's own chunk only; the value is the same.
         """
-        zemb = masked_linear(z_BD, start_B, end_B, self.z_embedding.weight, self.z_embedding.bias)
-        h = run_up_path(self, owned(down.hidden), down.skips, Conditioning(down.temb, zemb))
-        return self.conv_out(self.conv_act(self.conv_norm_out(h)))
+        weight, bias = self.z_embedding.weight, self.z_embedding.bias
+        if windows is None:
+            zemb = F.linear(z_BD, weight, bias)
+        else:
+            end = windows.visible_T[t_B].expand(len(z_BD))
+            start = windows.own_start_T[t_B].expand(len(z_BD)) if detach_earlier else torch.zeros_like(end)
+            zemb = masked_linear(z_BD, start, end, weight, bias)
+        return project_features([block.z_emb_proj for block in up_resnets(self)], zemb)
 
-
-def owned(h: torch.Tensor) -> torch.Tensor:
-    """`h` as NCHW-contiguous on the CPU, unchanged elsewhere.
-
-    PyTorch's CPU group_norm backward reads invalid memory for a channels_last input without gradient under
-    trainable affine weights: exactly the shift branch's norms on frozen features.
-    """
-    return h.contiguous() if h.device.type == "cpu" else h
+    def forward(self, down: DownFeatures, z_mod_BM: torch.Tensor) -> torch.Tensor:
+        """Shift [B, C, H, W] from the base's down-path features and `project`ed features."""
+        resnets = up_resnets(self)
+        modulations = modulate(resnets, gather_weights(resnets), down.temb, z_mod_BM)
+        return self.conv_out(norm_silu(self.conv_norm_out, run_up_path(self, down.hidden, down.skips, modulations)))
 
 
 def zero_(module: nn.Module) -> None:

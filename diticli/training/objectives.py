@@ -19,6 +19,7 @@ from diticli.chunks import ChunkLayout
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.predictor import ChunkWindows, predict
 from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import estimate_noise
 from diticli.schedule import NoiseSchedule, per_sample
 
 
@@ -49,7 +50,7 @@ class NoiseObjective(nn.Module):
     def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
         """Loss [B] of images in [-1, 1] at integer time-steps."""
         x_t = self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B)
-        estimate = self.unet(x_t, t_B).sample
+        estimate = estimate_noise(self.unet, x_t, t_B)
         return (noise_BCHW - estimate.float()).square().mean(dim=(1, 2, 3))
 
     @property
@@ -101,11 +102,11 @@ class FeatureObjective(nn.Module):
         """Loss [B] of images in [-1, 1] at integer time-steps."""
         x_t = self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B)
         z = self.encoder(x0_BCHW)
-        seen = [self.windows.see(z, t_B, detach_earlier=detach) for detach in self.detach_earlier]
+        z_mods = [self.shift_decoder.project(z, t_B, self.windows, detach) for detach in self.detach_earlier]
         coefficient = per_sample(self.schedule.shift_coef, t_B)
         weight = self.schedule.loss_weight[t_B]
         total = x0_BCHW.new_zeros(len(x0_BCHW))
-        for noise, shift in predict(self.unet, self.shift_decoder, x_t, t_B, *seen):
+        for noise, shift in predict(self.unet, self.shift_decoder, x_t, t_B, *z_mods):
             estimate = noise.float() + coefficient * shift.float()
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))
         return total

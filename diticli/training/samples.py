@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 
 from diticli.chunks import ChunkLayout
 from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.models.unet import estimate_noise
 from diticli.pictures.charts import loss_by_timestep_chart
 from diticli.pictures.grids import captioned_strip, image_grid, save_png
 from diticli.sampling import ddim_decode
@@ -24,7 +25,7 @@ def base_samples(unet: UNet2DModel, schedule: NoiseSchedule, *, seed: int, path:
     device = schedule.alphas_cumprod.device
     size = int(unet.config.sample_size)
     noise = torch.randn(COUNT * 2, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
-    images = ddim_decode(lambda x, t: unet(x, t).sample.float(), noise, schedule.alphas_cumprod, steps=STEPS)
+    images = ddim_decode(lambda x, t: estimate_noise(unet, x, t).float(), noise, schedule.alphas_cumprod, steps=STEPS)
     save_png(image_grid(images.cpu(), columns=COUNT), path)
 
 

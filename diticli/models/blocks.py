@@ -1,0 +1,101 @@
+"""diffusers' blocks, run here: their modules and weights, our order of operations.
+
+What differs from their own forward is speed alone. Norm, modulation and activation are one operator; the
+concatenation with a skip is never built; maps stay channels_last; q, k and v are one product.
+
+Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from diti_kernels.adaptive_group_norm import adaptive_group_norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diticli.models.attention import attend
+from diticli.models.modulation import Modulation
+
+
+def norm_silu(norm: Any, h_BCHW: Tensor, skip: Tensor | None = None) -> Tensor:
+    """SiLU of `norm` (a `GroupNorm`) of `h`, or of `h` and `skip` side by side."""
+    return adaptive_group_norm(h_BCHW, norm.weight, norm.bias, norm.num_groups, norm.eps, skip=skip)
+
+
+def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:
+    """A residual block on `x`, or on `x` and `skip` side by side.
+
+    Args:
+        block: a `ResnetBlock2D`; one whose `conv1` is transposed upsamples with it, see `diticli.models.frozen`.
+        x_BCHW: its input.
+        modulation: of its second norm.
+        skip: of x's height and width.
+    """
+    h = norm_silu(block.norm1, x_BCHW, skip)
+    if block.upsample is not None:
+        x_BCHW = upsample(x_BCHW)
+        h = h if isinstance(block.conv1, nn.ConvTranspose2d) else upsample(h)
+    elif block.downsample is not None:
+        x_BCHW, h = F.avg_pool2d(x_BCHW, 2), F.avg_pool2d(h, 2)
+    h = block.conv1(h)
+    if modulation.offset is not None:
+        h = h + modulation.offset.to(h.dtype)[:, :, None, None]
+    norm = block.norm2
+    h = adaptive_group_norm(h, modulation.scale, modulation.shift, norm.num_groups, norm.eps)
+    h = block.conv2(block.dropout(h))
+    h = _shortcut(block, x_BCHW, skip) + h
+    return h if block.output_scale_factor == 1 else h / block.output_scale_factor
+
+
+def _shortcut(block: ResnetBlock2D, x: Tensor, skip: Tensor | None) -> Tensor:
+    conv = block.conv_shortcut
+    if conv is None:
+        return x if skip is None else torch.cat([x, skip], dim=1)
+    if skip is None:
+        return conv(x)
+    of_x, of_skip = conv.weight.split([x.shape[1], skip.shape[1]], dim=1)
+    return F.conv2d(x, of_x, conv.bias) + F.conv2d(skip, of_skip)
+
+
+def run_attention(block: Attention, x_BCHW: Tensor) -> Tensor:
+    """Self-attention over the pixels of a map, with the block's own norm and residual."""
+    B, C, H, W = x_BCHW.shape
+    h, norm = x_BCHW, block.group_norm
+    if norm is not None:
+        h = adaptive_group_norm(h, norm.weight, norm.bias, norm.num_groups, norm.eps, activation="none")
+    qkv = _qkv(block, h.permute(0, 2, 3, 1).reshape(B, H * W, C))
+    q, k, v = qkv.view(B, H * W, 3, block.heads, -1).unbind(2)
+    h = attend(q, k, v).reshape(B, H * W, -1)
+    h = block.to_out[1](block.to_out[0](h))
+    h = h.view(B, H, W, C).permute(0, 3, 1, 2)
+    h = h + x_BCHW if block.residual_connection else h
+    return h if block.rescale_output_factor == 1 else h / block.rescale_output_factor
+
+
+def _qkv(block: Attention, tokens_BMC: Tensor) -> Tensor:
+    if block.fused_projections:
+        return block.to_qkv(tokens_BMC)
+    parts = (block.to_q, block.to_k, block.to_v)
+    bias = None if block.to_q.bias is None else torch.cat([part.bias for part in parts])
+    return F.linear(tokens_BMC, torch.cat([part.weight for part in parts]), bias)
+
+
+def run_downsample(block: Downsample2D, h_BCHW: Tensor) -> Tensor:
+    """Half the height and width by a strided convolution; padding 0 pads right and below, as in the DDPM paper."""
+    return block.conv(F.pad(h_BCHW, (0, 1, 0, 1)) if block.padding == 0 else h_BCHW)
+
+
+def run_upsample(block: Upsample2D, h_BCHW: Tensor) -> Tensor:
+    """Twice the height and width, then a convolution; a transposed one does both."""
+    return block.conv(h_BCHW if block.use_conv_transpose else upsample(h_BCHW))
+
+
+def upsample(h_BCHW: Tensor) -> Tensor:
+    """Twice the height and width by repetition."""
+    return F.interpolate(h_BCHW, scale_factor=2.0, mode="nearest")
