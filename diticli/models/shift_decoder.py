@@ -112,9 +112,9 @@ class ShiftDecoder(ModelMixin, ConfigMixin):
         if windows is None:
             zemb = F.linear(z_BD, weight, bias)
         else:
-            end = windows.visible_T[t_B].expand(len(z_BD))
-            start = windows.own_start_T[t_B].expand(len(z_BD)) if detach_earlier else torch.zeros_like(end)
-            zemb = masked_linear(z_BD, start, end, weight, bias)
+            own_start_T = windows.own_start_T if detach_earlier else None
+            t_B = t_B.expand(len(z_BD))
+            zemb = masked_linear(z_BD, t_B, windows.visible_T, weight, bias, own_start_T=own_start_T)
         return project_features([block.z_emb_proj for block in up_resnets(self)], zemb)
 
     def forward(self, down: DownFeatures, z_mod_BM: torch.Tensor) -> torch.Tensor:

@@ -18,17 +18,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from diti_kernels.masked_linear import triton_kernels
 
-UNIT_STRIDES = {"stride_zd": 1, "stride_wd": 1, "stride_ge": 1}
+UNIT_STRIDES = {"stride_zd": 1, "stride_wd": 1, "stride_ge": 1, "stride_t": 1}
+INDICES = ("t_ptr", "visible_ptr", "own_start_ptr")
 VARIANTS = {
-    ("fp32", "i64"): {"HAS_BIAS": True},
-    ("bf16", "i32"): {"HAS_BIAS": False, "bias_ptr": None, **UNIT_STRIDES},
+    ("fp32", "i64"): {"HAS_BIAS": True, "HAS_OWN": True},
+    ("bf16", "i32"): {"HAS_BIAS": False, "bias_ptr": None, "HAS_OWN": False, "own_start_ptr": None, **UNIT_STRIDES},
 }
 for name in ("fwd", "bwd_dz", "bwd_dw"):
     kernel = getattr(triton_kernels, f"masked_linear_{name}_kernel")
     for (dtype, index), constants in VARIANTS.items():
         blocks = {"BLOCK_B": 32, "BLOCK_E": 32, "BLOCK_D": 64}
         fixed = {k: v for k, v in {**constants, **blocks}.items() if k in kernel.arg_names}
-        types = {k: f"*{index}" if k in ("start_ptr", "end_ptr") else f"*{dtype}" if "_ptr" in k else "i32"
+        types = {k: f"*{index}" if k in INDICES else f"*{dtype}" if "_ptr" in k else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
         assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm

@@ -1,6 +1,6 @@
 """The timestep-masked projection as PyTorch operators that autograd and `torch.compile` see through.
 
-Shapes: B samples, d feature dims, E embedding dims. The Triton kernels are imported when first launched.
+Shapes: B samples, T time-steps, d feature dims, E embedding dims. The Triton kernels are imported when first launched.
 """
 
 from __future__ import annotations
@@ -19,20 +19,30 @@ _INTERPRETER_DTYPES = _KERNEL_DTYPES[:2]  # its tl.dot multiplies the bit patter
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
-def masked_linear(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Project features of which each sample may see a prefix: `F.linear(z * mask, weight, bias)`.
+def masked_linear(
+    z: Tensor,
+    t: Tensor,
+    visible_T: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    own_start_T: Tensor | None = None,
+) -> Tensor:
+    """Project features of which each sample's time-step shows a prefix: `F.linear(z * mask[t], weight, bias)`.
 
-    Sample b sees dims [0, end_b). The gradient of z reaches dims [start_b, end_b) only: start = 0 is the
-    `cumulative` mode, the first dim of the own chunk the `detached` one. `start` changes neither the value
-    nor the gradients of weight and bias. Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 4.
+    Sample b sees dims [0, visible_T[t_b]). The gradient of z reaches all of them (the `cumulative` mode), or with
+    `own_start_T` only the dims [own_start_T[t_b], visible_T[t_b]) of the own chunk (`detached`). That changes
+    neither the value nor the gradients of weight and bias. Method: Yue et al., ICLR 2024 (arXiv 2401.11430),
+    section 4.
 
     Args:
         z: [B, d] features.
-        start: [B] int32 or int64, first dim that receives gradient. 0 <= start <= end, not checked (it would
-            wait for the device); at or past `end`, no dim does.
-        end: [B] int32 or int64, number of visible dims. Not checked; past d it means d.
+        t: [B] int32 or int64 time-steps, any strides. 0 <= t < T is not checked, which would wait for the device:
+            plain PyTorch raises or, where it is negative, counts from the end; the kernels show nothing of z.
+        visible_T: [T] int32 or int64, number of visible dims. Not checked; past d it means d.
         weight: [E, d], of z's dtype unless autocast is on.
         bias: [E] or None, of weight's dtype unless autocast is on.
+        own_start_T: [T] int32 or int64, first dim that receives gradient, or None for the first of all.
 
     Returns:
         [B, E] in the dtype of weight; under autocast in autocast's dtype, as `F.linear` does.
@@ -42,82 +52,91 @@ def masked_linear(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: T
             none of auto, triton, reference.
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on z's device.
     """
-    _check_layout(z, start, end, weight, bias)
+    _check_layout(z, t, visible_T, weight, bias, own_start_T)
     if backend_for(z) == "reference":
-        return masked_linear_reference(z, start, end, weight, bias)
+        return masked_linear_reference(z, t, visible_T, weight, bias, own_start_T=own_start_T)
     z, weight, bias = _autocast(z), _autocast(weight), None if bias is None else _autocast(bias)
     _check_kernel_dtypes(z, weight, bias)
-    return masked_linear_op(z, start, end, weight, bias)
+    return masked_linear_op(z, t, visible_T, own_start_T, weight, bias)
 
 
 @torch.library.custom_op("diti::masked_linear", mutates_args=())
-def masked_linear_op(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def masked_linear_op(
+    z: Tensor, t: Tensor, visible_T: Tensor, own_start_T: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     """Triton forward; arguments as `masked_linear`, all of one floating dtype. -> [B, E]."""
     from diti_kernels.masked_linear.triton_kernels import masked_linear_fwd_kernel as kernel
 
-    (B, D), E = z.shape, weight.shape[0]
+    (B, D), E, T = z.shape, weight.shape[0], len(visible_T)
     out = torch.empty((B, E), dtype=weight.dtype, device=z.device)
     blocks = {"BLOCK_B": _tile(B, 32), "BLOCK_E": _tile(E, 32), "BLOCK_D": _tile(D, 64)}
     grid = (_tiles(B, blocks["BLOCK_B"]), _tiles(E, blocks["BLOCK_E"]))
-    args = (z, end.contiguous(), weight, None if bias is None else bias.contiguous(), out)
-    _launch(kernel, grid, *args, B, D, E, *z.stride(), *weight.stride(), HAS_BIAS=bias is not None, **blocks)
+    args = (z, t, visible_T.contiguous(), weight, None if bias is None else bias.contiguous(), out)
+    strides = (*z.stride(), *t.stride(), *weight.stride())
+    _launch(kernel, grid, *args, B, T, D, E, *strides, HAS_BIAS=bias is not None, **blocks)
     return out
 
 
 @torch.library.custom_op("diti::masked_linear_dz", mutates_args=())
-def masked_linear_dz_op(grad: Tensor, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """Triton gradient of z: grad [B, E], start, end [B], weight [E, d] -> [B, d], zero off [start, end)."""
+def masked_linear_dz_op(
+    grad: Tensor, t: Tensor, visible_T: Tensor, own_start_T: Tensor | None, weight: Tensor
+) -> Tensor:
+    """Triton gradient of z: grad [B, E], t [B], tables [T], weight [E, d] -> [B, d], zero where none is due."""
     from diti_kernels.masked_linear.triton_kernels import masked_linear_bwd_dz_kernel as kernel
 
-    B, (E, D) = grad.shape[0], weight.shape
+    B, (E, D), T = grad.shape[0], weight.shape, len(visible_T)
     dz = torch.empty((B, D), dtype=weight.dtype, device=grad.device)
     blocks = {"BLOCK_B": _tile(B, 32), "BLOCK_E": _tile(E, 64), "BLOCK_D": _tile(D, 32)}
     grid = (_tiles(B, blocks["BLOCK_B"]), _tiles(D, blocks["BLOCK_D"]))
-    args = (grad, weight, start.contiguous(), end.contiguous(), dz)
-    _launch(kernel, grid, *args, B, D, E, *grad.stride(), *weight.stride(), **blocks)
+    args = (grad, weight, t, visible_T.contiguous(), None if own_start_T is None else own_start_T.contiguous(), dz)
+    strides = (*grad.stride(), *weight.stride(), *t.stride())
+    _launch(kernel, grid, *args, B, T, D, E, *strides, HAS_OWN=own_start_T is not None, **blocks)
     return dz
 
 
 @torch.library.custom_op("diti::masked_linear_dw", mutates_args=())
-def masked_linear_dw_op(grad: Tensor, z: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Triton gradients of weight and bias: grad [B, E], z [B, d], end [B] -> [E, d], [E]."""
+def masked_linear_dw_op(grad: Tensor, z: Tensor, t: Tensor, visible_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton gradients of weight and bias: grad [B, E], z [B, d], t [B], visible_T [T] -> [E, d], [E]."""
     from diti_kernels.masked_linear.triton_kernels import masked_linear_bwd_dw_kernel as kernel
 
-    (B, D), E = z.shape, grad.shape[1]
+    (B, D), E, T = z.shape, grad.shape[1], len(visible_T)
     dw = torch.empty((E, D), dtype=z.dtype, device=z.device)
     db = torch.empty((E,), dtype=z.dtype, device=z.device)
     blocks = {"BLOCK_B": _tile(B, 64), "BLOCK_E": _tile(E, 32), "BLOCK_D": _tile(D, 32)}
     grid = (_tiles(E, blocks["BLOCK_E"]), _tiles(D, blocks["BLOCK_D"]))
-    _launch(kernel, grid, grad, z, end.contiguous(), dw, db, B, D, E, *grad.stride(), *z.stride(), **blocks)
+    strides = (*grad.stride(), *z.stride(), *t.stride())
+    _launch(kernel, grid, grad, z, t, visible_T.contiguous(), dw, db, B, T, D, E, *strides, **blocks)
     return dw, db
 
 
 @masked_linear_op.register_fake
-def _fake(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake(
+    z: Tensor, t: Tensor, visible_T: Tensor, own_start_T: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     return weight.new_empty((z.shape[0], weight.shape[0]))
 
 
 @masked_linear_dz_op.register_fake
-def _fake_dz(grad: Tensor, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+def _fake_dz(grad: Tensor, t: Tensor, visible_T: Tensor, own_start_T: Tensor | None, weight: Tensor) -> Tensor:
     return weight.new_empty((grad.shape[0], weight.shape[1]))
 
 
 @masked_linear_dw_op.register_fake
-def _fake_dw(grad: Tensor, z: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_dw(grad: Tensor, z: Tensor, t: Tensor, visible_T: Tensor) -> tuple[Tensor, Tensor]:
     return z.new_empty((grad.shape[1], z.shape[1])), z.new_empty((grad.shape[1],))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, start, end, weight, _ = inputs
-    ctx.save_for_backward(z, start, end, weight)
+    z, t, visible_T, own_start_T, weight, _ = inputs
+    ctx.save_for_backward(z, t, visible_T, own_start_T, weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    z, start, end, weight = ctx.saved_tensors
-    wants_z, _, _, wants_weight, wants_bias = ctx.needs_input_grad
-    dz = masked_linear_dz_op(grad, start, end, weight) if wants_z else None
-    dw, db = masked_linear_dw_op(grad, z, end) if wants_weight or wants_bias else (None, None)
-    return dz, None, None, dw if wants_weight else None, db if wants_bias else None
+    z, t, visible_T, own_start_T, weight = ctx.saved_tensors
+    wants_z, *_, wants_weight, wants_bias = ctx.needs_input_grad
+    dz = masked_linear_dz_op(grad, t, visible_T, own_start_T, weight) if wants_z else None
+    dw, db = masked_linear_dw_op(grad, z, t, visible_T) if wants_weight or wants_bias else (None, None)
+    return dz, None, None, None, dw if wants_weight else None, db if wants_bias else None
 
 
 masked_linear_op.register_autograd(_backward, setup_context=_setup_context)
@@ -149,21 +168,25 @@ def _autocast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check_layout(z: Tensor, start: Tensor, end: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_layout(
+    z: Tensor, t: Tensor, visible_T: Tensor, weight: Tensor, bias: Tensor | None, own_start_T: Tensor | None
+) -> None:
     """Raise ValueError unless shapes, index dtypes and devices belong together."""
     B, E = z.shape[0], weight.shape[0]
     if z.ndim != 2 or weight.ndim != 2 or z.shape[1] != weight.shape[1]:
         raise ValueError(f"z [B, d] and weight [E, d] expected, got {list(z.shape)} and {list(weight.shape)}.")
-    if start.shape != (B,) or end.shape != (B,):
-        raise ValueError(
-            f"start and end must hold one integer for each of {B} samples, got the shapes "
-            f"{list(start.shape)} and {list(end.shape)}."
-        )
+    if t.shape != (B,):
+        raise ValueError(f"t must hold one time-step for each of {B} samples, got the shape {list(t.shape)}.")
     if bias is not None and bias.shape != (E,):
         raise ValueError(f"bias must have the shape [{E}] of weight's rows, got {list(bias.shape)}.")
-    if start.dtype not in _INDEX_DTYPES or end.dtype not in _INDEX_DTYPES:
-        raise ValueError(f"start and end must be int32 or int64, got {start.dtype} and {end.dtype}.")
-    devices = {str(t.device) for t in (z, start, end, weight, bias) if t is not None}
+    tables = [table for table in (visible_T, own_start_T) if table is not None]
+    if visible_T.ndim != 1 or any(table.shape != visible_T.shape for table in tables):
+        shapes = " and ".join(str(list(table.shape)) for table in tables)
+        raise ValueError(f"The tables must hold one integer for each time-step, [T], got the shapes {shapes}.")
+    if any(index.dtype not in _INDEX_DTYPES for index in (t, *tables)):
+        dtypes = ", ".join(str(index.dtype) for index in (t, *tables))
+        raise ValueError(f"t and the tables must be int32 or int64, got {dtypes}.")
+    devices = {str(x.device) for x in (z, t, *tables, weight, bias) if x is not None}
     if len(devices) > 1:
         raise ValueError(f"All tensors must lie on one device, got {sorted(devices)}. Move them with .to(device).")
 

@@ -5,7 +5,8 @@ The mask lives only in the predicates of loads and stores. Every output tile bel
 sums over its whole inner dimension in a fixed order: no atomics, so two runs agree bit for bit. Sums are
 fp32, offsets 64-bit. fp32 inputs are multiplied in IEEE fp32, as `F.linear` does by default, never in TF32.
 
-Shapes: B samples, D feature dims, E embedding dims; z [B, D], weight [E, D], grad and out [B, E].
+Shapes: B samples, T time-steps, D feature dims, E embedding dims; z [B, D], t [B], tables [T], weight [E, D],
+grad and out [B, E]. A time-step outside [0, T) shows nothing, rather than reading what lies beside the table.
 """
 
 from __future__ import annotations
@@ -15,20 +16,28 @@ import triton.language as tl
 
 
 @triton.jit
+def _time_of(t_ptr, rows, stride_t, B, T):
+    """Time-steps of `rows`, and which of them are rows with a time-step of the table."""
+    t = tl.load(t_ptr + rows * stride_t, mask=rows < B, other=0).to(tl.int64)
+    return t, (rows < B) & (t >= 0) & (t < T)
+
+
+@triton.jit
 def masked_linear_fwd_kernel(
-    z_ptr, end_ptr, weight_ptr, bias_ptr, out_ptr,
-    B, D, E,
-    stride_zb, stride_zd, stride_we, stride_wd,
+    z_ptr, t_ptr, visible_ptr, weight_ptr, bias_ptr, out_ptr,
+    B, T, D, E,
+    stride_zb, stride_zd, stride_t, stride_we, stride_wd,
     HAS_BIAS: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out[b, e] = sum over dims < end_b of z[b, dim] weight[e, dim], plus bias[e].
+    """out[b, e] = sum over dims < visible[t_b] of z[b, dim] weight[e, dim], plus bias[e].
 
     Grid: tiles of B, tiles of E.
     """
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E).to(tl.int64)
-    end = tl.minimum(tl.load(end_ptr + rows, mask=rows < B, other=0), D)
+    t, known = _time_of(t_ptr, rows, stride_t, B, T)
+    end = tl.minimum(tl.load(visible_ptr + t, mask=known, other=0), D)
     acc = tl.zeros((BLOCK_B, BLOCK_E), dtype=tl.float32)
     for first in range(0, tl.max(end, axis=0), BLOCK_D):
         dims = first + tl.arange(0, BLOCK_D).to(tl.int64)
@@ -54,20 +63,22 @@ def masked_linear_fwd_kernel(
 
 @triton.jit
 def masked_linear_bwd_dz_kernel(
-    grad_ptr, weight_ptr, start_ptr, end_ptr, dz_ptr,
-    B, D, E,
-    stride_gb, stride_ge, stride_we, stride_wd,
+    grad_ptr, weight_ptr, t_ptr, visible_ptr, own_start_ptr, dz_ptr,
+    B, T, D, E,
+    stride_gb, stride_ge, stride_we, stride_wd, stride_t,
+    HAS_OWN: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dz[b, dim] = sum over e of grad[b, e] weight[e, dim] where start_b <= dim < end_b, else 0.
+    """dz[b, dim] = sum over e of grad[b, e] weight[e, dim] where own_start[t_b] <= dim < visible[t_b], else 0.
 
     Grid: tiles of B, tiles of D.
     """
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
-    start = tl.load(start_ptr + rows, mask=rows < B, other=0)
-    end = tl.load(end_ptr + rows, mask=rows < B, other=0)
-    own = (dims[None, :] >= start[:, None]) & (dims[None, :] < end[:, None])
+    t, known = _time_of(t_ptr, rows, stride_t, B, T)
+    own = dims[None, :] < tl.load(visible_ptr + t, mask=known, other=0)[:, None]
+    if HAS_OWN:
+        own = own & (dims[None, :] >= tl.load(own_start_ptr + t, mask=known, other=0)[:, None])
     acc = tl.zeros((BLOCK_B, BLOCK_D), dtype=tl.float32)
     # A tile without a single own dim has nothing to sum: its zeros are stored at once.
     last = tl.where(tl.max(tl.max(own.to(tl.int32), axis=1), axis=0) > 0, E, 0)
@@ -93,12 +104,12 @@ def masked_linear_bwd_dz_kernel(
 
 @triton.jit
 def masked_linear_bwd_dw_kernel(
-    grad_ptr, z_ptr, end_ptr, dw_ptr, db_ptr,
-    B, D, E,
-    stride_gb, stride_ge, stride_zb, stride_zd,
+    grad_ptr, z_ptr, t_ptr, visible_ptr, dw_ptr, db_ptr,
+    B, T, D, E,
+    stride_gb, stride_ge, stride_zb, stride_zd, stride_t,
     BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dw[e, dim] = sum over b with dim < end_b of grad[b, e] z[b, dim]; db[e] = sum of grad[b, e].
+    """dw[e, dim] = sum over b with dim < visible[t_b] of grad[b, e] z[b, dim]; db[e] = sum of grad[b, e].
 
     Grid: tiles of E, tiles of D. The programs of the first tile of D also write db.
     """
@@ -108,7 +119,8 @@ def masked_linear_bwd_dw_kernel(
     db = tl.zeros((BLOCK_E,), dtype=tl.float32)
     for first in range(0, B, BLOCK_B):
         rows = first + tl.arange(0, BLOCK_B).to(tl.int64)
-        end = tl.minimum(tl.load(end_ptr + rows, mask=rows < B, other=0), D)
+        t, known = _time_of(t_ptr, rows, stride_t, B, T)
+        end = tl.minimum(tl.load(visible_ptr + t, mask=known, other=0), D)
         grad_t = tl.load(
             grad_ptr + rows[None, :] * stride_gb + cols[:, None] * stride_ge,
             mask=(rows[None, :] < B) & (cols[:, None] < E),
