@@ -5,9 +5,16 @@ Shapes: B samples, C = C1 + C2 channels in G groups, then any spatial dims.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_group_norm_reference
+from diti_kernels.adaptive_group_norm.eager import folded_group_norm
+from diti_kernels.adaptive_group_norm.layout import from_rows, to_rows
+from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_group_norm_reference, concatenate
+from diti_kernels.adaptive_group_norm.registration import adaptive_group_norm_op
+from diti_kernels.dispatch import backend_for
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def adaptive_group_norm(
@@ -37,7 +44,8 @@ def adaptive_group_norm(
         activation: "silu" or "none".
 
     Returns:
-        [B, C, *] of x's dtype and memory format.
+        [B, C, *] of x's dtype and memory format. Differentiable; twice only where the definition itself runs, see
+        README.md.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not belong together, an unknown activation, or a
@@ -45,7 +53,36 @@ def adaptive_group_norm(
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on x's device.
     """
     _check(x, scale, shift, groups, skip, activation)
-    return adaptive_group_norm_reference(x, scale, shift, groups, eps, skip=skip, activation=activation)
+    backend = backend_for(x)
+    if backend == "reference" and _definition_serves(x):
+        return adaptive_group_norm_reference(x, scale, shift, groups, eps, skip=skip, activation=activation)
+    if x.dtype not in _KERNEL_DTYPES:
+        raise ValueError(
+            f"The Triton kernels take x in {list(map(str, _KERNEL_DTYPES))}, got {x.dtype}. Convert it, or set "
+            "DITI_KERNELS=reference."
+        )
+    scale, shift = (m.float().expand(x.shape[0], m.shape[-1]).contiguous() for m in (scale, shift))
+    if backend == "reference" and _folding_serves(x):
+        h = x if skip is None else concatenate(x, skip)
+        return folded_group_norm(h, scale, shift, groups, eps, activation == "silu")
+    skip_rows = None if skip is None else to_rows(skip.to(x.dtype))
+    arguments = (scale, shift, groups, eps, activation == "silu", backend == "triton")
+    return from_rows(adaptive_group_norm_op(to_rows(x), skip_rows, *arguments)[0], x)
+
+
+def _definition_serves(x: Tensor) -> bool:
+    """Whether plain PyTorch means the definition: where a compiler fuses it, and for what the others do not take.
+
+    Inductor's C++ reduces channels_last input slower than the written-out form, so that stays even when compiled.
+    """
+    if x.dtype not in _KERNEL_DTYPES or x.numel() == 0:
+        return True
+    return torch.compiler.is_compiling() and (x.device.type != "cpu" or x.is_contiguous())
+
+
+def _folding_serves(x: Tensor) -> bool:
+    """Whether PyTorch's own group norm takes x with a float32 affine as it lies in memory."""
+    return x.is_contiguous() and (x.device.type == "cpu" or x.dtype == torch.float32)
 
 
 def _check(x: Tensor, scale: Tensor, shift: Tensor, groups: int, skip: Tensor | None, activation: str) -> None:

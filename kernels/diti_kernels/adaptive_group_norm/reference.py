@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diti_kernels.adaptive_group_norm.layout import is_channels_last, like_channels_last
+
 Activation = Literal["silu", "none"]
 
 
@@ -29,7 +31,7 @@ def adaptive_group_norm_reference(
     Statistics take two passes, and the mean is subtracted before anything is multiplied: E[x^2] - E[x]^2 and
     x * a + b both lose all digits where the mean is much larger than the standard deviation.
     """
-    h = x if skip is None else torch.cat([x, skip.to(x.dtype)], dim=1)
+    h = x if skip is None else concatenate(x, skip)
     grouped = h.to(working_dtype(x)).unflatten(1, (groups, -1))
     dims = tuple(range(2, grouped.ndim))
     centred = grouped - grouped.mean(dims, keepdim=True)
@@ -37,6 +39,12 @@ def adaptive_group_norm_reference(
     normalised = (centred * torch.rsqrt(variance + eps)).flatten(1, 2)
     modulated = normalised * per_channel(scale, normalised) + per_channel(shift, normalised)
     return (F.silu(modulated) if activation == "silu" else modulated).to(x.dtype)
+
+
+def concatenate(x: Tensor, skip: Tensor) -> Tensor:
+    """[B, C1, *], [B, C2, *] -> [B, C1 + C2, *] of x's dtype and memory format."""
+    skip = skip.to(x.dtype)
+    return torch.cat([x, like_channels_last(skip) if is_channels_last(x) else skip], dim=1)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
