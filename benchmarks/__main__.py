@@ -1,0 +1,51 @@
+"""`python -m benchmarks train|encode|edit|kernels|all`; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from diticli.errors import DiTiError
+
+PARTS = {
+    "train": "a training step: the official code, ours, and ours with each feature off",
+    "encode": "images to features: the official encoder and ours, resident and from JPEGs",
+    "edit": "counterfactuals of a pair: the official 1000 + 100 steps and ours",
+    "kernels": "each operation against plain PyTorch",
+    "all": "everything, each part in a process of its own, within a time limit",
+}
+
+
+def main() -> int:
+    """Parse, import the one part that is wanted, run it."""
+    if len(sys.argv) > 1 and sys.argv[1] == "kernels":
+        # It has a command line of its own.
+        from benchmarks import kernels
+
+        sys.argv = ["python -m benchmarks kernels", *sys.argv[2:]]
+        return kernels.main() or 0
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    for name, text in PARTS.items():
+        part = parts.add_parser(name, help=text)
+        if name == wanted:
+            module = importlib.import_module("benchmarks." + ("everything" if name == "all" else name))
+            part.description, part.formatter_class = module.__doc__, argparse.RawDescriptionHelpFormatter
+            part.add_argument("--official", type=Path, default=None, help="a checkout of the official code")
+            part.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+            part.add_argument("--out", type=Path, default=None, help="JSON file; for `all` a folder")
+            module.add_arguments(part)
+    options = parser.parse_args()
+    try:
+        module.main(options)
+    except DiTiError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Where and with what a measurement was taken, and how fast that device multiplies."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diticli.training.rundir import versions
+
+# Dense matrix throughput in TFLOP/s from the vendors' data sheets, by part of the device's name.
+DATASHEET = {
+    "H200": {"bf16": 989.0, "tf32": 495.0, "fp32": 67.0},
+    "H100 PCIe": {"bf16": 756.0, "tf32": 378.0, "fp32": 51.0},
+    "H100": {"bf16": 989.0, "tf32": 495.0, "fp32": 67.0},
+    "A100": {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5},
+}
+
+
+def collect(device: torch.device) -> dict[str, Any]:
+    """Date, command, device, threads and versions."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "load_average_at_start": os.getloadavg()[0],
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("DITI_", "OMP_", "TRITON_"))},
+        "versions": versions(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the processor with its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def synchroniser(device: torch.device) -> Callable[[], None]:
+    """What waits for the device."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+@functools.cache
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of the largest of ten square matrix products, in "bf16", "tf32" or "fp32"."""
+    size = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    wait, best, before = synchroniser(device), 0.0, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        for _ in range(10):
+            wait()
+            started = time.perf_counter()
+            a @ b
+            wait()
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    return best
+
+
+def datasheet_peak(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that the vendor states for dense products; None for a device not listed."""
+    name = device_name(device)
+    found = next((rates for part, rates in DATASHEET.items() if all(word in name for word in part.split())), None)
+    return None if found is None else found[precision] * 1e12
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """JSON, put in place whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(result, indent=1) + "\n")
+    beside.replace(path)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())

@@ -1,0 +1,303 @@
+"""A whole training step of stage 2, the official code's and ours, on the same weights and images.
+
+    python -m benchmarks train --official ~/DiTi --cases celeba64:128 --device cuda --out train.json
+
+Sides: A0 the official code as shipped (fp32; PyTorch's default of TF32 in convolutions), A1 with bf16 autocast, A2
+with its own --compile, A3 tuned by us (bf16, channels_last, fused Adam, foreach average, no reading of losses), ours,
+and ours with each feature switched off in turn. A step is forward, backward, Adam and moving average; drawing
+time-steps and noise is part of it on both sides. Before that, losses and gradients of both sides are compared, in both
+gradient modes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.agreement import Errors, Gate, compare, exact_fp32
+from benchmarks.cases import CASES, Case, pictures, random_pipeline
+from benchmarks.comparison import Candidate, compare_sides, report
+from benchmarks.facts import collect, synchroniser, write
+from benchmarks.official_side import OfficialModel, OfficialTrainer, in_our_names, load_code
+from benchmarks.our_side import OurTrainer
+from benchmarks.table import ratio_text
+from benchmarks.timing import Side, measure
+from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.official.convert import pipeline_from_official
+
+OURS = "ours"
+MODES = {"base": "cumulative", "stop_grad": "detached"}
+CHECK_IMAGES = 8
+DRAWS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One case as it is measured."""
+
+    case: Case
+    batch_size: int
+    device: torch.device
+    pipeline: Callable[[], DiTiPipeline]
+    model: OfficialModel | None
+    images: torch.Tensor
+    precision: str
+    compile: bool
+
+    def ours(self, *, batch_size: int = 0, **changes: Any) -> OurTrainer:
+        """Our trainer, with one thing changed."""
+        options = {"precision": self.precision, "compile": self.compile} | changes
+        size = min(batch_size or self.batch_size, len(self.images))
+        return OurTrainer(self.case, self.pipeline(), self.images[:size], self.device, batch_size=size, **options)
+
+    def official(self, **options: Any) -> OfficialTrainer:
+        """The official trainer."""
+        assert self.model is not None
+        return OfficialTrainer(self.model, self.device, **{"batch_size": self.batch_size} | options)
+
+
+def check_agreement(setting: Setting) -> Gate:
+    """Losses and gradients of both gradient modes in fp32 and, where we train in it, in bf16."""
+    gate = Gate()
+    if setting.model is None:
+        return _check_against_reference(setting, gate)
+    for theirs, ours in MODES.items():
+        with exact_fp32():
+            right = _official_gradients(setting, theirs, "fp32")
+            gate.check_fp32(f"fp32 {ours}", _our_errors(setting, right, gradient=ours, precision="fp32", compile=False))
+        if setting.precision == "bf16":
+            own = _errors(_official_gradients(setting, theirs, "bf16"), right)
+            gate.check_bf16(f"bf16 {ours}", _our_errors(setting, right, gradient=ours), own)
+    return gate
+
+
+def _check_against_reference(setting: Setting, gate: Gate) -> Gate:
+    """Without the official code: our step against itself in fp32, uncompiled, by the reference operations."""
+    with exact_fp32():
+        plain = setting.ours(
+            batch_size=CHECK_IMAGES, precision="fp32", compile=False, environment={"DITI_KERNELS": "reference"}
+        )
+        right = [plain.gradients(*_draw(setting, draw)) for draw in range(DRAWS)]
+        gate.check_fp32("fp32 against reference operations", _our_errors(setting, right, precision="fp32"))
+    return gate
+
+
+_Gradients = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def _draw(setting: Setting, draw: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x0, t, noise), exactly as the official loss draws them after `torch.manual_seed(draw)`."""
+    x0 = normalise(setting.images[:CHECK_IMAGES].to(setting.device))
+    torch.manual_seed(draw)
+    t = torch.randint(0, 1000, (len(x0),), device=setting.device, dtype=torch.long)
+    return x0, t, torch.randn_like(x0)
+
+
+def _official_gradients(setting: Setting, mode: str, precision: str) -> list[_Gradients]:
+    trainer, found = setting.official(mode=mode, precision=precision), []
+    for draw in range(DRAWS):
+        x0 = _draw(setting, draw)[0]
+        torch.manual_seed(draw)
+        losses, encoder, decoder = trainer.gradients(x0)
+        found.append((losses, in_our_names(setting.case, encoder, decoder)))
+    return found
+
+
+def _our_errors(setting: Setting, right: list[_Gradients], **changes: Any) -> Errors:
+    trainer = setting.ours(batch_size=CHECK_IMAGES, **changes)
+    return _errors([trainer.gradients(*_draw(setting, draw)) for draw in range(DRAWS)], right)
+
+
+def _errors(got: list[_Gradients], right: list[_Gradients]) -> Errors:
+    """Errors over all draws together."""
+    losses = [torch.cat([found[0] for found in side]) for side in (got, right)]
+    gradients = [
+        {name: torch.stack([found[1][name] for found in side]) for name in right[0][1]} for side in (got, right)
+    ]
+    return compare(losses[0], gradients[0], losses[1], gradients[1])
+
+
+def candidates(setting: Setting, *, features: bool, compiled: bool) -> tuple[list[Candidate], dict[str, str]]:
+    """The sides, most important first, and those that this device has no use for."""
+    device, skipped = setting.device, {}
+    images, x0 = setting.images.to(device), normalise(setting.images.to(device))
+    tf32 = "tf32" if device.type == "cuda" else "fp32"
+
+    def theirs(**options: Any) -> Callable[[], Callable[[], None]]:
+        return lambda: functools.partial(setting.official(**options).step, x0)
+
+    def ours(**changes: Any) -> Callable[[], Callable[[], None]]:
+        return lambda: functools.partial(setting.ours(**changes).step, images)
+
+    sides = [Candidate(name=OURS, build=ours(), note=_what(setting), precision=setting.precision)]
+    if setting.model is not None:
+        sides += [
+            Candidate(name="A0", build=theirs(), note="official as shipped", precision=tf32),
+            Candidate(name="A1", build=theirs(precision="bf16"), note="official, bf16 autocast", precision="bf16"),
+            Candidate(
+                name="A3", build=theirs(precision="bf16", tuned=True), note="official, tuned by us", precision="bf16"
+            ),
+        ]
+        if compiled:
+            sides += [Candidate(name="A2", build=theirs(compiled=True), note="official, its --compile", precision=tf32)]
+        else:
+            skipped["A2"] = "compiling it takes longer than this run may (--compiled measures it)"
+    if features:
+        for name, note, changes, why_not in _switches(setting):
+            if why_not:
+                skipped[name] = why_not
+                continue
+            precision = changes.get("precision", setting.precision)
+            precision = tf32 if precision == "fp32" else precision
+            sides.append(Candidate(name=name, build=ours(**changes), note=note, precision=precision))
+        sides.append(
+            Candidate(
+                name="plain Adam",
+                build=_plain_adam(setting, images),
+                note="ours, Adam not fused",
+                precision=setting.precision,
+            )
+        )
+    return sides, skipped
+
+
+def _switches(setting: Setting) -> list[tuple[str, str, dict[str, Any], str]]:
+    """(name, note, what changes, why it is not measured): ours with one feature off."""
+    gpu = setting.device.type == "cuda"
+    bf16 = setting.precision == "bf16"
+    return [
+        ("no compile", "ours, eager", {"compile": False}, "" if setting.compile else "ours is not compiled here"),
+        (
+            "reference ops",
+            "ours, DITI_KERNELS=reference",
+            {"environment": {"DITI_KERNELS": "reference"}},
+            "" if gpu else "the CPU has no other",
+        ),
+        ("sdpa", "ours, DITI_ATTENTION=sdpa", {"environment": {"DITI_ATTENTION": "sdpa"}}, ""),
+        ("fp32", "ours, fp32", {"precision": "fp32"}, "" if bf16 else "ours is fp32 here"),
+    ]
+
+
+def _plain_adam(setting: Setting, images: torch.Tensor) -> Callable[[], Callable[[], None]]:
+    def build() -> Callable[[], None]:
+        trainer = setting.ours()
+        trainer.unfuse_optimizer()
+        return functools.partial(trainer.step, images)
+
+    return build
+
+
+def _what(setting: Setting) -> str:
+    return f"ours: {setting.precision}" + (", compiled" if setting.compile else "")
+
+
+def count_flops(setting: Setting) -> float:
+    """Floating-point operations of one official step's products and convolutions (two per multiply-add)."""
+    count = min(2, setting.batch_size)
+    x0 = normalise(setting.images[:count].to(setting.device))
+    if setting.model is None:
+        return 0.0
+    with FlopCounterMode(display=False) as counter:
+        setting.official().losses(x0)[0].backward()
+    return float(counter.get_total_flops()) / count * setting.batch_size
+
+
+def with_loader(setting: Setting, *, rounds: int, steps: int, budget: float) -> tuple[str, dict[str, Any]]:
+    """Our training loop with its feed against the bare step on resident images."""
+    trainer, images = setting.ours(), setting.images.to(setting.device)
+
+    def bare() -> None:
+        for _ in range(steps):
+            trainer.step(images)
+
+    def looped() -> None:
+        trainer.run_with_loader(steps)
+
+    sides = [Side(name="step only", run=bare), Side(name="with loader", run=looped)]
+    wait = synchroniser(setting.device)
+    timings = measure(sides, rounds=rounds, budget_seconds=budget, control="step only", synchronise=wait)
+    ratio = timings.ratio("step only", "with loader")
+    text = f"with-loader rate / step-only rate: {ratio_text(ratio)}"
+    text += "" if timings.trustworthy else " (NOT TRUSTWORTHY: control failed)"
+    return text, timings.to_dict() | {"rate_with_loader_by_step_only": ratio.to_dict(), "steps_per_run": steps}
+
+
+def measure_case(case: Case, batch_size: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All of one case; prints its table."""
+    gpu = device.type == "cuda"
+    precision = resolve_precision(options.precision, device)
+    compile = gpu if options.compile == "auto" else options.compile == "on"
+    compiled = options.compiled or gpu
+    with tempfile.TemporaryDirectory() as temporary:
+        model = None if options.official is None else OfficialModel(load_code(options.official), case)
+        folder = None if model is None else model.save(Path(temporary) / "run")
+        setting = Setting(
+            case=case,
+            batch_size=batch_size,
+            device=device,
+            pipeline=lambda: random_pipeline(case) if folder is None else pipeline_from_official(folder),
+            model=model,
+            images=pictures(case, batch_size),
+            precision=precision,
+            compile=compile,
+        )
+        gate = check_agreement(setting)
+        flops = count_flops(setting)
+        sides, skipped = candidates(setting, features=not options.brief, compiled=compiled)
+        comparison = compare_sides(
+            sides,
+            device,
+            rounds=options.rounds,
+            inner=4 if gpu else 1,
+            warmup=2 if gpu else 1,
+            budget_seconds=options.budget,
+            control=OURS,
+            skipped=skipped,
+        )
+        text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images", flops=flops)
+        print(f"\n{case.name}, batch {batch_size}: {flops / batch_size / 1e9:.1f} GFLOP an image\n{text}", flush=True)
+        del comparison, sides
+        steps = 20 if gpu else 2
+        text, loader = with_loader(setting, rounds=8, steps=steps, budget=options.budget / 3)
+        print(text, flush=True)
+    return {"batch_size": batch_size, "gflop_per_image": flops / batch_size / 1e9, **result, "loader": loader}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options beside --official, --device and --out."""
+    parser.add_argument("--cases", nargs="+", default=None, metavar="CASE:BATCH", help=", ".join(CASES))
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="ours; auto: on a GPU")
+    parser.add_argument("--compiled", action="store_true", help="measure A2 on a CPU too")
+    parser.add_argument("--brief", action="store_true", help="no switching off of features")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds of timed rounds per case")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure every case; the file is written after each."""
+    device = resolve_device(options.device)
+    _prepare(device)
+    default = ["celeba64:128", "ffhq128:64"] if device.type == "cuda" else ["small64:16", "celeba64:4"]
+    result: dict[str, Any] = {"what": "training step of stage 2", **collect(device), "cases": {}}
+    for text in options.cases or default:
+        name, _, batch = text.partition(":")
+        result["cases"][text] = measure_case(CASES[name], int(batch or 32), options, device)
+        if options.out is not None:
+            write(options.out, result)
+
+
+def _prepare(device: torch.device) -> None:
+    """Process-wide settings of both sides: the official trainer's cudnn.benchmark, and room for many graphs."""
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.accumulated_recompile_limit = 512
