@@ -23,7 +23,7 @@ def folded_group_norm(h: Tensor, scale: Tensor, shift: Tensor, groups: int, eps:
     Sample and channel become one dim: group norm over B * G groups, whose affine is the modulation.
     """
     B, C = h.shape[:2]
-    flat = h.reshape(1, B * C, -1)
+    flat = h.reshape(1, B * C, -1).contiguous()
     size, all_groups = flat.shape[2], B * groups
     y = torch.native_group_norm(flat, scale.reshape(-1), shift.reshape(-1), 1, B * C, size, all_groups, eps)[0]
     y = y.reshape(h.shape)
@@ -35,8 +35,8 @@ def forward_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, N, C1], skip [B, N, C2], scale, shift [B, C] float32 -> out [B, N, C], mean and 1/std [B, G]."""
     B, N, C = x.shape[0], x.shape[1], scale.shape[1]
-    out = x.new_empty((B, N, C))
-    mean, rstd = (scale.new_empty((B, groups)) for _ in range(2))
+    out = torch.empty((B, N, C), dtype=x.dtype, device=x.device)
+    mean, rstd = (torch.empty((B, groups), dtype=scale.dtype, device=x.device) for _ in range(2))
     for part in _blocks(x.device, B, N * C):
         h = _gather(x[part], None if skip is None else skip[part])
         mean[part] = _group_mean(h.sum(1), groups, N)
@@ -61,9 +61,9 @@ def backward_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad [B, N, C] -> gradients of x, skip, scale, shift; `wants` says whether x's and skip's are (else empty)."""
     (B, N, C1), C = x.shape, scale.shape[1]
-    dx = x.new_empty((B, N, C1) if wants[0] else 0)
-    dskip = x.new_empty((B, N, C - C1) if wants[1] else 0)
-    dscale, dshift = torch.empty_like(scale), torch.empty_like(shift)
+    dx = torch.empty((B, N, C1) if wants[0] else (0,), dtype=x.dtype, device=x.device)
+    dskip = torch.empty((B, N, C - C1) if wants[1] else (0,), dtype=x.dtype, device=x.device)
+    dscale, dshift = (torch.empty((B, C), dtype=scale.dtype, device=x.device) for _ in range(2))
     for part in _blocks(x.device, B, N * C):
         h = _gather(x[part], None if skip is None else skip[part])
         one_over_std = _spread(rstd[part], C)

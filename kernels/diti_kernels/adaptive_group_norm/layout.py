@@ -5,6 +5,8 @@ Shapes: B samples, C channels, N = product of the spatial dims.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -20,7 +22,7 @@ def like_channels_last(x: Tensor) -> Tensor:
 
 def to_rows(x: Tensor) -> Tensor:
     """[B, C, *] -> contiguous [B, N, C]: a view of a channels_last tensor, a copy of any other."""
-    return x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).contiguous()
+    return x.movedim(1, -1).reshape(x.shape[0], math.prod(x.shape[2:]), x.shape[1]).contiguous()
 
 
 def from_rows(rows: Tensor, like: Tensor) -> Tensor:

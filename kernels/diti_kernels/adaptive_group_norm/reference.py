@@ -44,7 +44,7 @@ def adaptive_group_norm_reference(
 def concatenate(x: Tensor, skip: Tensor) -> Tensor:
     """[B, C1, *], [B, C2, *] -> [B, C1 + C2, *] of x's dtype and memory format."""
     skip = skip.to(x.dtype)
-    return torch.cat([x, like_channels_last(skip) if is_channels_last(x) else skip], dim=1)
+    return torch.cat([x, like_channels_last(skip) if is_channels_last(x) else skip.contiguous()], dim=1)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
