@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, r2_score
 from diticli.analysis.probe import REGULARISATIONS, probe_features
 from diticli.analysis.probe_report import ProbeReport
 from diticli.analysis.splits import given_split, split_rows
+from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError, FeatureFileError, LabelError
 
@@ -52,7 +53,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def report() -> ProbeReport:
     values, rng = data()
-    return probe_features(values, columns(values, rng), seed=3, model_hash="abc")
+    return probe_features(values, columns(values, rng), seed=3, meta=FeatureMeta(files=(), model_hash="abc"))
 
 
 def test_report_scores_what_the_saved_probe_predicts(report: ProbeReport) -> None:

@@ -59,7 +59,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def report() -> ProbeReport:
     values, rng = data()
-    return probe_features(values, columns(values, rng), seed=3, model_hash="abc")
+    return probe_features(values, columns(values, rng), seed=3, meta=FeatureMeta(files=(), model_hash="abc"))
 
 
 def test_probe_round_trip_and_directions(report: ProbeReport, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_command_needs_file_names(files: Path) -> None:
 
 def test_report_is_json_and_reproducible(report: ProbeReport, tmp_path: Path) -> None:
     values, rng = data()
-    again = probe_features(values, columns(values, rng), seed=3, model_hash="abc")
+    again = probe_features(values, columns(values, rng), seed=3, meta=FeatureMeta(files=(), model_hash="abc"))
     assert again.to_dict() == report.to_dict()
     facts = write_report(report, tmp_path / "deep" / "probe", {"labels": "x.csv"})
     assert json.loads((tmp_path / "deep" / "probe" / "report.json").read_text()) == json.loads(json.dumps(facts))

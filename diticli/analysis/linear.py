@@ -11,7 +11,7 @@ Shape suffixes: N rows, D features, R coordinates (rank), C outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,19 @@ class FeatureSpace:
         axes = _axes if count >= width else _axes_of_few
         basis, variances = axes(values, train, mean, std)
         return cls(mean=mean, std=std, basis=basis, variances=variances)
+
+    def standardise(self, coordinates_NR: FloatArray) -> FloatArray:
+        """Standardised rows [N, D] again, from their coordinates."""
+        return coordinates_NR @ self.basis.T.astype(np.float32)
+
+    def restrict(self, dims: Sequence[int]) -> FeatureSpace:
+        """The space of features that are 0 outside `dims`; its axes have entries there only."""
+        own = self.basis[list(dims)]
+        variances, axes = np.linalg.eigh((own * self.variances) @ own.T)
+        kept = variances > _RANK_TOLERANCE * variances[-1]
+        basis = np.zeros((len(self.mean), int(kept.sum())))
+        basis[list(dims)] = axes[:, kept]
+        return replace(self, basis=basis, variances=variances[kept])
 
     def project(self, values: FloatArray, rows: Rows) -> FloatArray:
         """Coordinates [len(rows), R] of standardised rows."""

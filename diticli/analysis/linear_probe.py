@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,20 +54,41 @@ class LinearProbe:
         """Outputs [N, A] for features [N, d]."""
         return np.asarray((values - self.mean) / self.std @ self.weights.T + self.bias, dtype=np.float32)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """[A] what each row is called: its attribute, or "attribute=class" for a class."""
+        return tuple(f"{n}={c}" if c else n for n, c in zip(self.names, self.classes, strict=True))
+
+    def row_of(self, label: str) -> int:
+        """Row of an attribute, or of a class written as "attribute=class".
+
+        Raises:
+            LabelError: when there is none; suggests similar names.
+        """
+        labels = self.labels
+        if label in labels:
+            return labels.index(label)
+        of_attribute = [other for other, name in zip(labels, self.names, strict=True) if name == label]
+        raise LabelError(
+            f"The probe has no attribute {label!r}.",
+            remedy=f"Choose one of {', '.join(of_attribute or _similar(label, labels) or labels)}.",
+        )
+
     def direction(self, name: str, class_name: str = "") -> FloatArray:
         """[d] direction of an attribute (of one class, for a category) in standardised feature space.
 
-        For attribute editing (arXiv 2401.11430, section 5): z' + s * sqrt(d) * w / ||w||, then denormalise.
+        For attribute editing (arXiv 2401.11430, section 5): z' + s * sqrt(d) * w / ||w||, then denormalise;
+        `diticli.analysis.directions.Directions` does that.
 
         Raises:
             LabelError: when the probe has no such row.
         """
-        for row, known in enumerate(zip(self.names, self.classes, strict=True)):
-            if known == (name, class_name):
-                return self.weights[row]
-        known_names = [f"{n}={c}" if c else n for n, c in zip(self.names, self.classes, strict=True)]
-        asked = f"{name}={class_name}" if class_name else name
-        raise LabelError(f"The probe has no attribute {asked!r}.", remedy=f"Choose one of {', '.join(known_names)}.")
+        return self.weights[self.row_of(f"{name}={class_name}" if class_name else name)]
+
+
+def _similar(label: str, labels: Sequence[str]) -> list[str]:
+    by_lower = {other.lower(): other for other in labels}
+    return [by_lower[found] for found in get_close_matches(label.lower(), by_lower, n=3)]
 
 
 def save_probe(probe: LinearProbe, path: Path) -> None:
@@ -94,24 +118,32 @@ def load_probe(path: Path) -> LinearProbe:
         with safe_open(path, framework="numpy") as file:
             meta = json.loads((file.metadata() or {})[_META_KEY])
             tensors = {key: file.get_tensor(key) for key in _TENSORS}
-        probe = LinearProbe(
+        return checked_probe(
             **tensors,
             names=tuple(map(str, meta["names"])),
             kinds=tuple(map(str, meta["kinds"])),
             classes=tuple(map(str, meta["classes"])),
             model_hash=str(meta["model_hash"]),
         )
-        _check(probe)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FeatureFileError(
             f"{path} is missing or no probe ({error}).", remedy="Make it with `diti probe ... -o DIR`."
         ) from error
-    return probe
 
 
-def _check(probe: LinearProbe) -> None:
+def checked_probe(**parts: Any) -> LinearProbe:
+    """A `LinearProbe` of these fields, e.g. from a file.
+
+    Raises:
+        ValueError: when they do not fit together.
+        TypeError: when one is missing or unknown.
+    """
+    probe = LinearProbe(**parts)
+    if probe.weights.ndim != 2:
+        raise ValueError("the weights are no matrix")
     rows, width = probe.weights.shape
     shapes = [probe.bias.shape, probe.mean.shape, probe.std.shape]
     counts = {len(probe.names), len(probe.kinds), len(probe.classes)}
     if shapes != [(rows,), (width,), (width,)] or counts != {rows} or not (probe.std > 0).all():
         raise ValueError("its parts do not fit together")
+    return probe

@@ -1,43 +1,33 @@
 """Linear probes on cached features: how linearly do they tell each attribute?
 
 report = probe_features(features.values, columns, groups)      # the evaluation of arXiv 2401.11430, section 5
-report.means["binary"]["average_precision"]; save_probe(report.probe, Path("probe.safetensors"))
+report.means["binary"]["average_precision"]; save_directions(report.directions, Path("probe"))
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from diticli.analysis.linear import FeatureSpace, LinearFit, fit_path
+from diticli.analysis.directions import Directions
+from diticli.analysis.linear import FeatureSpace
 from diticli.analysis.linear_probe import LinearProbe
-from diticli.analysis.probe_report import AttributeReport, ProbeReport, SkippedAttribute, mean_scores
-from diticli.analysis.probe_targets import Target, TargetColumn, UnfitError, loss_of, make_target
+from diticli.analysis.probe_fit import REGULARISATIONS, Choice, batches, fit_targets
+from diticli.analysis.probe_mask import MaskedFit, ProbeRows, fit_masked
+from diticli.analysis.probe_report import AttributeReport, MaskedScore, ProbeReport, SkippedAttribute, mean_scores
+from diticli.analysis.probe_targets import Target, TargetColumn, UnfitError, make_target
+from diticli.analysis.promask import MaskSettings
 from diticli.analysis.splits import FRACTIONS, Split, split_rows
+from diticli.chunks import ChunkLayout
+from diticli.data.features import FeatureMeta
 from diticli.errors import LabelError
 from diticli.progress import Reporter, SilentReporter
 
 FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
-
-REGULARISATIONS: tuple[float, ...] = tuple(float(10.0**power) for power in range(1, -6, -1))
-"""Grid of `LinearFit.reg`, strongest first: fits start from the one before, ties go to the stronger."""
-_PATIENCE = 2
-_TOGETHER = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Choice:
-    """The fit that the validation rows chose for one target."""
-
-    merit: float
-    reg: float
-    weights: DoubleArray
-    bias: DoubleArray
 
 
 def probe_features(
@@ -49,7 +39,9 @@ def probe_features(
     split: Split | None = None,
     seed: int = 0,
     fractions: Sequence[float] = FRACTIONS,
-    model_hash: str = "",
+    meta: FeatureMeta | None = None,
+    mask: MaskSettings | None = None,
+    device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
 ) -> ProbeReport:
     """Train and score a linear probe for every column.
@@ -59,6 +51,9 @@ def probe_features(
     (accuracy). The validation rows choose the regularisation; nothing is refitted on them. Rows of unknown
     value are left out, attribute by attribute.
 
+    With `mask`, the training rows also choose a few dimensions for each attribute (see
+    `diticli.analysis.promask`), and a second classifier is fitted on them alone.
+
     Args:
         values: float32 [N, d], may be a memory map; one float32 copy of the used rows is made.
         columns: M labels each, for the used rows.
@@ -67,11 +62,13 @@ def probe_features(
         split: of the used rows; None draws one from `groups`, `seed` and `fractions`.
         seed: of the drawn split.
         fractions: of train, validation and test.
-        model_hash: goes into the probe.
+        meta: of the feature file: model and chunks go into the directions.
+        mask: learn which few dimensions tell each attribute, fit on them as well, and compare.
+        device: where masks are learned.
         reporter: receiver of progress.
 
     Raises:
-        ConfigError: impossible fractions or seed.
+        ConfigError: impossible fractions or seed, or a mask of more dims than vary.
         LabelError: columns of another length, too few rows or groups, or no column that can be probed.
         FeatureFileError: features that are all constant.
     """
@@ -82,13 +79,21 @@ def probe_features(
     split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
     targets, skipped = _targets(columns, split)
     space = FeatureSpace.fit(values, rows[split.train])
-    parts = {part: space.project(values, rows[index]) for part, index in vars(split).items()}
+    table = ProbeRows(
+        split=split,
+        space=space,
+        parts={part: space.project(values, rows[index]) for part, index in vars(split).items()},
+    )
     reporter.start("Probing", len(targets) * len(REGULARISATIONS), unit="fits")
-    choices: dict[str, _Choice] = {}
-    for together in _batches(targets):
-        choices |= _fit(together, split, space, parts, reporter)
+    choices: dict[str, Choice] = {}
+    for together in batches(targets):
+        choices |= fit_targets(together, split, space, table.parts, reporter)
     reporter.finish()
-    attributes = tuple(_report(target, choices[target.name], split, parts["test"]) for target in targets)
+    few: dict[str, MaskedFit] = {}
+    if mask is not None:
+        few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
+    directions = _directions(targets, choices, few, space, meta or FeatureMeta(files=()))
+    attributes = tuple(_report(t, choices[t.name], table, few.get(t.name), directions.layout) for t in targets)
     return ProbeReport(
         attributes=attributes,
         skipped=skipped,
@@ -97,7 +102,7 @@ def probe_features(
         groups=None if groups is None else len(set(groups)),
         seed=seed if drawn else None,
         latent_dim=values.shape[1],
-        probe=_linear_probe(targets, choices, space, model_hash),
+        directions=directions,
     )
 
 
@@ -126,55 +131,10 @@ def _targets(columns: Mapping[str, TargetColumn], split: Split) -> tuple[list[Ta
     return targets, tuple(skipped)
 
 
-def _batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
-    """Targets that are fitted together: of one kind, a bounded number; a category alone."""
-    for kind, size in (("binary", _TOGETHER), ("number", _TOGETHER), ("category", 1)):
-        alike = [target for target in targets if target.kind == kind]
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
-def _fit(
-    targets: Sequence[Target],
-    split: Split,
-    space: FeatureSpace,
-    parts: Mapping[str, FloatArray],
-    reporter: Reporter,
-) -> dict[str, _Choice]:
-    """Go down the path until no target has gained for two steps: the weakest regularisations cost most."""
-    choices: dict[str, _Choice] = {}
-    loss = loss_of(targets, split.train)
-    done = idle = 0
-    for fit in fit_path(parts["train"], space.variances, loss, REGULARISATIONS):
-        idle = 0 if _choose(targets, fit, split.val, parts["val"], choices) else idle + 1
-        done += 1
-        reporter.advance(len(targets))
-        if idle == _PATIENCE:
-            break
-    reporter.advance(len(targets) * (len(REGULARISATIONS) - done))
-    return choices
-
-
-def _choose(
-    targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArray, choices: dict[str, _Choice]
-) -> bool:
-    """Put the targets for which `fit` is the best so far into `choices`; whether there was one."""
-    outputs = fit.predict(val)
-    start, gained = 0, False
-    for target in targets:
-        own = slice(start, start := start + target.width)
-        merit = target.merit(rows, outputs[:, own])
-        if target.name not in choices or merit > choices[target.name].merit:
-            choices[target.name] = _choice(fit, own, merit)
-            gained = True
-    return gained
-
-
-def _choice(fit: LinearFit, own: slice, merit: float) -> _Choice:
-    return _Choice(merit=merit, reg=fit.reg, weights=fit.weights[:, own].copy(), bias=fit.bias[own].copy())
-
-
-def _report(target: Target, choice: _Choice, split: Split, test: FloatArray) -> AttributeReport:
-    score = target.score(split.test, test @ choice.weights.astype(np.float32) + choice.bias)
+def _report(
+    target: Target, choice: Choice, rows: ProbeRows, few: MaskedFit | None, layout: ChunkLayout | None
+) -> AttributeReport:
+    score = choice.score(target, rows.split.test, rows.parts["test"])
     return AttributeReport(
         name=target.name,
         kind=target.kind,
@@ -182,18 +142,57 @@ def _report(target: Target, choice: _Choice, split: Split, test: FloatArray) -> 
         value=score.value,
         base_rate=score.base_rate,
         extras=score.extras | target.extras,
-        n_train=len(target.known(split.train)),
-        n_val=len(target.known(split.val)),
-        n_test=len(target.known(split.test)),
+        n_train=len(target.known(rows.split.train)),
+        n_val=len(target.known(rows.split.val)),
+        n_test=len(target.known(rows.split.test)),
         regularisation=choice.reg,
+        masked=None if few is None else _masked_score(few, layout),
+    )
+
+
+def _masked_score(few: MaskedFit, layout: ChunkLayout | None) -> MaskedScore:
+    ends = layout.ends if layout else ()
+    chunks = np.searchsorted(ends, few.dims, side="right")
+    return MaskedScore(
+        dims=few.dims,
+        value=few.score.value,
+        extras=few.score.extras,
+        by_weight=few.by_weight.value,
+        by_weight_extras=few.by_weight.extras,
+        per_chunk=tuple(np.bincount(chunks, minlength=len(ends)).tolist()) if layout else (),
+    )
+
+
+def _directions(
+    targets: Sequence[Target],
+    choices: Mapping[str, Choice],
+    few: Mapping[str, MaskedFit],
+    space: FeatureSpace,
+    meta: FeatureMeta,
+) -> Directions:
+    known = bool(meta.chunk_ends and meta.timestep_ends)
+    masked = None
+    if few:
+        spaces = {name: fit.space for name, fit in few.items()}
+        masked = _linear_probe(targets, {name: fit.choice for name, fit in few.items()}, spaces, meta.model_hash)
+    return Directions(
+        full=_linear_probe(targets, choices, dict.fromkeys(choices, space), meta.model_hash),
+        masked=masked,
+        chosen={name: fit.dims for name, fit in few.items()},
+        layout=ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends) if known else None,
+        model=meta.model,
     )
 
 
 def _linear_probe(
-    targets: Sequence[Target], choices: Mapping[str, _Choice], space: FeatureSpace, model_hash: str
+    targets: Sequence[Target],
+    choices: Mapping[str, Choice],
+    spaces: Mapping[str, FeatureSpace],
+    model_hash: str,
 ) -> LinearProbe:
     """All models in standardised feature space; a number's row predicts the number itself."""
-    weights = [(space.basis @ choices[t.name].weights).T * t.scale for t in targets]
+    space = spaces[targets[0].name]
+    weights = [(spaces[t.name].basis @ choices[t.name].weights).T * t.scale for t in targets]
     bias = [choices[t.name].bias * t.scale + t.offset for t in targets]
     return LinearProbe(
         weights=np.concatenate(weights).astype(np.float32),

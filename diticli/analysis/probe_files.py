@@ -1,4 +1,4 @@
-"""What a probe leaves behind: `report.json` and `probe.safetensors` in one folder."""
+"""What a probe leaves behind in one folder: the report, the classifiers, the directions to edit along."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diticli._version import __version__
+from diticli.analysis.directions import save_directions
 from diticli.analysis.linear_probe import save_probe
 from diticli.analysis.probe_report import ProbeReport
 from diticli.errors import DataError
@@ -18,7 +19,7 @@ PROBE_NAME = "probe.safetensors"
 
 
 def write_report(report: ProbeReport, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write both files, each by a rename; returns what `report.json` holds.
+    """Write all files, each by a rename; returns what `report.json` holds.
 
     Args:
         report: of `probe_features`.
@@ -38,4 +39,5 @@ def write_report(report: ProbeReport, folder: Path, facts: Mapping[str, Any]) ->
     except OSError as error:
         raise DataError(f"Cannot write into {folder} ({error}).", remedy="Name another folder.") from error
     save_probe(report.probe, folder / PROBE_NAME)
+    save_directions(report.directions, folder)
     return data

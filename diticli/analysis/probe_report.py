@@ -8,8 +8,30 @@ from typing import Any
 
 import numpy as np
 
+from diticli.analysis.directions import Directions
 from diticli.analysis.linear_probe import LinearProbe
 from diticli.analysis.probe_targets import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedScore:
+    """How well an attribute can be read off a few dimensions, on the same test rows.
+
+    Attributes:
+        dims: the dimensions that the mask chose, ascending.
+        value: the attribute's metric, of a classifier fitted on these dimensions alone.
+        extras: other metrics, as for the full classifier.
+        by_weight: the metric of a classifier on as many dimensions, those of the largest full weights.
+        by_weight_extras: its other metrics.
+        per_chunk: how many of `dims` each chunk owns; empty when the chunks are unknown.
+    """
+
+    dims: tuple[int, ...]
+    value: float
+    extras: dict[str, float]
+    by_weight: float
+    by_weight_extras: dict[str, float]
+    per_chunk: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +49,7 @@ class AttributeReport:
         n_val: likewise.
         n_test: likewise.
         regularisation: chosen on the validation rows: loss + regularisation / 2 * ||w||^2.
+        masked: scores with few dimensions, where a mask was learned.
     """
 
     name: str
@@ -39,6 +62,7 @@ class AttributeReport:
     n_val: int
     n_test: int
     regularisation: float
+    masked: MaskedScore | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +81,13 @@ class ProbeReport:
     Attributes:
         attributes: in the order of the labels.
         skipped: attributes that could not be probed.
-        means: by kind, the mean of the metric, the base rate and every extra metric, and the count.
+        means: by kind, the mean of the metric, the base rate and every extra metric, and the count; with masks also
+            of masked_* and by_weight_* metrics.
         split: rows of train, val and test.
         groups: number of groups kept together, or None.
         seed: of the split; None for a given one.
         latent_dim: d.
-        probe: the models, trained on the training rows only.
+        directions: the models, trained on the training rows only, to move features with.
     """
 
     attributes: tuple[AttributeReport, ...]
@@ -72,11 +97,16 @@ class ProbeReport:
     groups: int | None
     seed: int | None
     latent_dim: int
-    probe: LinearProbe = field(repr=False)
+    directions: Directions = field(repr=False)
+
+    @property
+    def probe(self) -> LinearProbe:
+        """The models on all dimensions, to predict with."""
+        return self.directions.full
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without the weights."""
-        facts = {key: value for key, value in vars(self).items() if key != "probe"}
+        facts = {key: value for key, value in vars(self).items() if key != "directions"}
         for key in ("attributes", "skipped"):
             facts[key] = [asdict(item) for item in facts[key]]
         return facts
@@ -94,8 +124,18 @@ def mean_scores(attributes: Sequence[AttributeReport]) -> dict[str, dict[str, fl
     means: dict[str, dict[str, float]] = {}
     for kind in dict.fromkeys(item.kind for item in attributes):
         alike = [item for item in attributes if item.kind == kind]
-        rows = [{item.metric: item.value, "base_rate": item.base_rate} | item.extras for item in alike]
+        rows = [_all_scores(item) for item in alike]
         metrics = [key for key in rows[0] if not key.endswith(("_out", "classes"))]
         means[kind] = {key: float(np.mean([row[key] for row in rows])) for key in metrics}
         means[kind]["attributes"] = len(alike)
     return means
+
+
+def _all_scores(item: AttributeReport) -> dict[str, float]:
+    scores = {item.metric: item.value, "base_rate": item.base_rate} | item.extras
+    if item.masked is None:
+        return scores
+    masked = {item.metric: item.masked.value} | item.masked.extras
+    by_weight = {item.metric: item.masked.by_weight} | item.masked.by_weight_extras
+    scores |= {f"masked_{key}": value for key, value in masked.items()}
+    return scores | {f"by_weight_{key}": value for key, value in by_weight.items()}

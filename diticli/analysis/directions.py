@@ -1,0 +1,229 @@
+"""Attribute directions: where to move features so that a picture smiles more, all or in some chunks only.
+
+directions = load_directions(Path("probe"))                      # what `diti probe ... -o probe` left
+directions.check_model(pipeline.model_hash)
+z = directions.move(pipeline.encode(x0), "Smiling", 0.3, dims="learned")
+
+Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 5, after Preechakul et al., CVPR 2022 (Diff-AE): on
+standardised features z' = (z - mean) / std, move by amount * sqrt(d) * w / ||w|| along a linear classifier's
+weight w, then undo the standardisation. A move by 1 is one standard deviation in the root mean square of all d
+dimensions; a direction that is held to fewer dimensions is as long, so each of these moves further.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diticli.analysis.direction_files import read_parts, write_parts
+from diticli.analysis.linear_probe import LinearProbe
+from diticli.chunks import ChunkLayout
+from diticli.errors import ChunkError, ConfigError, LabelError, ModelError
+
+FloatArray = npt.NDArray[np.float32]
+Dims = Sequence[int] | Literal["learned"]
+
+MAX_AMOUNT = 10.0
+"""Beyond it the average dimension would lie ten standard deviations off, where no decoder has seen any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """Directions of all attributes of a probe.
+
+    An attribute is named as in the labels, a class of a category as "attribute=class". A positive amount moves
+    towards 1, towards larger numbers, or towards the class.
+
+    Attributes:
+        full: classifiers on all dimensions, with the standardisation.
+        masked: classifiers on the dimensions that `--mask-dims` chose (weights are 0 elsewhere), or None.
+        chosen: these dimensions, ascending, by attribute.
+        layout: chunks of the model, or None when unknown.
+        model: id of the model whose features these are; "" when unknown.
+    """
+
+    full: LinearProbe
+    masked: LinearProbe | None = None
+    chosen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    layout: ChunkLayout | None = None
+    model: str = ""
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """What can be moved."""
+        return self.full.labels
+
+    @property
+    def latent_dim(self) -> int:
+        """d."""
+        return len(self.full.mean)
+
+    def check_model(self, model_hash: str, model: str = "") -> None:
+        """Refuse a model other than the one whose features were probed; unknown hashes pass.
+
+        Raises:
+            ModelError: when both hashes are known and differ.
+        """
+        own = self.full.model_hash
+        if own and model_hash and own != model_hash:
+            raise ModelError(
+                f"These directions belong to the features of another model: {self.model or 'unnamed'} "
+                f"(hash {own}), not {model or 'this one'} (hash {model_hash}).",
+                remedy="Run `diti encode` with this model and `diti probe` on its features.",
+            )
+
+    def learned_dims(self, attribute: str) -> tuple[int, ...]:
+        """Dimensions chosen for an attribute, ascending; all classes of a category share them.
+
+        Raises:
+            LabelError: for an unknown attribute, or when the probe learned no masks.
+        """
+        row = self.full.row_of(attribute)
+        if self.masked is None:
+            raise LabelError("This probe chose no dimensions.", remedy="Run `diti probe` with --mask-dims N.")
+        return self.chosen[self.full.names[row]]
+
+    def vector(
+        self,
+        attribute: str,
+        *,
+        dims: Dims | None = None,
+        chunks: Sequence[int] | None = None,
+        layout: ChunkLayout | None = None,
+    ) -> FloatArray:
+        """The move of amount 1 in standardised features: float32 [d] of length sqrt(d).
+
+        Args:
+            attribute: one of `attributes`.
+            dims: "learned" takes the classifier of the learned mask; indices keep only these weights of the full
+                classifier; None keeps all.
+            chunks: also keep only the dimensions of these chunks.
+            layout: the chunks' dimensions; None takes the layout of the probed features.
+
+        Raises:
+            LabelError: for an unknown attribute, or learned dims that there are not.
+            ConfigError: for dims outside 0..d-1, or when no dimension with a weight is left.
+            ChunkError: for chunks outside the layout, without a layout, or with one of another width.
+        """
+        row = self.full.row_of(attribute)
+        if isinstance(dims, str):
+            self.learned_dims(attribute)
+        probe = self.masked if isinstance(dims, str) and self.masked is not None else self.full
+        weights = probe.weights[row].astype(np.float64)
+        if dims is not None and not isinstance(dims, str):
+            weights = np.where(self._dim_mask(dims), weights, 0.0)
+        if chunks is not None:
+            weights = np.where(self._chunk_mask(chunks, layout or self.layout), weights, 0.0)
+        length = np.linalg.norm(weights)
+        if not length > 0:
+            raise ConfigError(
+                f"No dimension that tells {attribute!r} is left{_where(dims, chunks)}.",
+                remedy="Allow more chunks or dims.",
+            )
+        return np.asarray(weights * (math.sqrt(self.latent_dim) / length), dtype=np.float32)
+
+    def move(
+        self,
+        z_BD: torch.Tensor,
+        attribute: str,
+        amount: float | torch.Tensor,
+        *,
+        dims: Dims | None = None,
+        chunks: Sequence[int] | None = None,
+        layout: ChunkLayout | None = None,
+    ) -> torch.Tensor:
+        """Move features along an attribute.
+
+        Args:
+            z_BD: [B, d] features as the encoder gives them (not standardised), any floating dtype and device.
+            attribute: one of `attributes`.
+            amount: how far, for all rows or [B] one for each; -`MAX_AMOUNT`..`MAX_AMOUNT`. Papers show -0.3..0.3.
+            dims: see `vector`.
+            chunks: see `vector`.
+            layout: see `vector`.
+
+        Returns:
+            [B, d] of the dtype and on the device of `z_BD`; dimensions that do not move keep their bits.
+
+        Raises:
+            LabelError, ConfigError, ChunkError: as `vector`.
+            ConfigError: for features of another width, or amounts out of range or of another number.
+        """
+        if z_BD.dim() != 2 or z_BD.shape[1] != self.latent_dim:
+            raise ConfigError(
+                f"Features of shape {list(z_BD.shape)} cannot move along directions of {self.latent_dim} dims.",
+                remedy="Give [B, d] features of the model that was probed.",
+            )
+        amounts = _checked_amounts(amount, len(z_BD))
+        vector = self.vector(attribute, dims=dims, chunks=chunks, layout=layout)
+        # ((z - mean) / std + v) * std + mean = z + v * std, which moves nothing by rounding
+        step = torch.from_numpy(vector * self.full.std).to(z_BD.device)
+        return (z_BD.float() + amounts.to(z_BD.device)[:, None] * step).to(z_BD.dtype)
+
+    def _dim_mask(self, dims: Sequence[int]) -> npt.NDArray[np.bool_]:
+        outside = [dim for dim in dims if not 0 <= dim < self.latent_dim]
+        if outside:
+            raise ConfigError(
+                f"Dimension {outside[0]} does not exist: the features have {self.latent_dim}.",
+                remedy=f"Use dims within 0-{self.latent_dim - 1}.",
+            )
+        return np.isin(np.arange(self.latent_dim), list(dims))
+
+    def _chunk_mask(self, chunks: Sequence[int], layout: ChunkLayout | None) -> npt.NDArray[np.bool_]:
+        if layout is None:
+            raise ChunkError("The chunks of these features are unknown.", remedy="Probe features of `diti encode`.")
+        if layout.latent_dim != self.latent_dim:
+            raise ChunkError(
+                f"A layout of {layout.latent_dim} dims does not fit directions of {self.latent_dim}.",
+                remedy="Use the layout of the model that was probed.",
+            )
+        outside = [chunk for chunk in chunks if not 0 <= chunk < layout.chunks]
+        if outside:
+            raise ChunkError(
+                f"Chunk {outside[0]} does not exist: this model has {layout.chunks} chunks.",
+                remedy=f"Use chunks within 0-{layout.chunks - 1}.",
+            )
+        return layout.dim_mask(chunks)
+
+
+def save_directions(directions: Directions, folder: Path | str) -> None:
+    """Write `directions.safetensors` and `directions.json` into `folder`, made when missing.
+
+    Raises:
+        DataError: when they cannot be written.
+    """
+    write_parts(Path(folder), **vars(directions))
+
+
+def load_directions(folder: Path | str) -> Directions:
+    """Read the directions that `diti probe ... -o FOLDER` left.
+
+    Raises:
+        FeatureFileError: when they are missing, damaged, or the two files are not of one probe.
+    """
+    return Directions(**read_parts(Path(folder)))
+
+
+def _checked_amounts(amount: float | torch.Tensor, count: int) -> torch.Tensor:
+    amounts = torch.as_tensor(amount, dtype=torch.float32).reshape(-1)
+    if len(amounts) not in (1, count):
+        raise ConfigError(f"{len(amounts)} amounts for {count} rows.", remedy="Give one, or one for each row.")
+    bad = amounts[~(amounts.abs() <= MAX_AMOUNT)]
+    if len(bad):
+        raise ConfigError(
+            f"The amount {float(bad[0]):g} is out of range.",
+            remedy=f"Use -{MAX_AMOUNT:g} to {MAX_AMOUNT:g}; 0.3 is a clear change, 1 a strong one.",
+        )
+    return amounts
+
+
+def _where(dims: Dims | None, chunks: Sequence[int] | None) -> str:
+    chosen = "" if dims is None else " among the learned dims" if isinstance(dims, str) else f" in dims {list(dims)}"
+    return chosen + (f" in chunks {list(chunks)}" if chunks is not None else "")

@@ -1,0 +1,100 @@
+"""Fits of a probe's targets along the path of regularisations; the validation rows choose one for each target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli.analysis.linear import FeatureSpace, LinearFit, fit_path
+from diticli.analysis.metrics import Score
+from diticli.analysis.probe_targets import Target, loss_of
+from diticli.analysis.splits import Split
+from diticli.progress import Reporter
+
+FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+REGULARISATIONS: tuple[float, ...] = tuple(float(10.0**power) for power in range(1, -6, -1))
+"""Grid of `LinearFit.reg`, strongest first: fits start from the one before, ties go to the stronger."""
+_PATIENCE = 2
+_TOGETHER = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The fit that the validation rows chose for one target, in the axes of a `FeatureSpace`.
+
+    Attributes:
+        merit: of the validation rows.
+        reg: regularisation.
+        weights: [R, width].
+        bias: [width].
+    """
+
+    merit: float
+    reg: float
+    weights: DoubleArray
+    bias: DoubleArray
+
+    def score(self, target: Target, rows: Rows, coordinates_NR: FloatArray) -> Score:
+        """Score of this fit on `rows`, whose coordinates are given."""
+        return target.score(rows, coordinates_NR @ self.weights.astype(np.float32) + self.bias)
+
+
+def batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
+    """Targets that are fitted together: of one kind, a bounded number; a category alone."""
+    for kind, size in (("binary", _TOGETHER), ("number", _TOGETHER), ("category", 1)):
+        alike = [target for target in targets if target.kind == kind]
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def fit_targets(
+    targets: Sequence[Target],
+    split: Split,
+    space: FeatureSpace,
+    parts: Mapping[str, FloatArray],
+    reporter: Reporter,
+) -> dict[str, Choice]:
+    """Fit targets of one kind together.
+
+    Goes down the path until no target has gained for two steps: the weakest regularisations cost most.
+
+    Args:
+        targets: as `batches` puts them together.
+        split: rows that train and rows that choose.
+        space: axes of the coordinates.
+        parts: coordinates of the rows of each part of `split`.
+        reporter: advanced by one for each target and regularisation.
+    """
+    choices: dict[str, Choice] = {}
+    loss = loss_of(targets, split.train)
+    done = idle = 0
+    for fit in fit_path(parts["train"], space.variances, loss, REGULARISATIONS):
+        idle = 0 if _choose(targets, fit, split.val, parts["val"], choices) else idle + 1
+        done += 1
+        reporter.advance(len(targets))
+        if idle == _PATIENCE:
+            break
+    reporter.advance(len(targets) * (len(REGULARISATIONS) - done))
+    return choices
+
+
+def _choose(targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArray, choices: dict[str, Choice]) -> bool:
+    """Put the targets for which `fit` is the best so far into `choices`; whether there was one."""
+    outputs = fit.predict(val)
+    start, gained = 0, False
+    for target in targets:
+        own = slice(start, start := start + target.width)
+        merit = target.merit(rows, outputs[:, own])
+        if target.name not in choices or merit > choices[target.name].merit:
+            choices[target.name] = _choice(fit, own, merit)
+            gained = True
+    return gained
+
+
+def _choice(fit: LinearFit, own: slice, merit: float) -> Choice:
+    return Choice(merit=merit, reg=fit.reg, weights=fit.weights[:, own].copy(), bias=fit.bias[own].copy())
