@@ -62,7 +62,7 @@ def pictures(pipeline: DiTiPipeline, golden: Golden) -> dict[str, float]:
     edits = [Edit("a", tuple(range(low, high)), alpha) for alpha in golden["edit.alphas"].tolist()]
     invert_steps, decode_steps = golden["ddim.steps"].tolist()
     settings = EditSettings.like_official(invert_steps=invert_steps, decode_steps=decode_steps)
-    inverted = pipeline.invert(golden["x0"][:2], golden["z"][:2], invert_steps, clip=True, shift_form="score")
+    inverted = pipeline.invert(golden["x0"][:2], golden["z"][:2], invert_steps, solver="ddim", shift_form="score")
     found = {"ddim.inverted": deviation(inverted, golden["ddim.inverted"])}
     for name, x_T in (("", golden["ddim.inverted"]), (" (end to end)", inverted)):
         pipeline.invert = lambda *arguments, x_T=x_T, **options: x_T  # type: ignore[method-assign]

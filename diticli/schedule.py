@@ -78,8 +78,14 @@ class NoiseSchedule(nn.Module):
         return -(1 - per_sample(self.alphas_cumprod, t_B)).sqrt()
 
     def log_snr(self) -> torch.Tensor:
-        """Half log signal-to-noise ratio, log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)), [T]."""
-        return 0.5 * torch.log(self.alphas_cumprod / (1 - self.alphas_cumprod))
+        """`half_log_snr` of every time-step, [T]."""
+        return half_log_snr(self.alphas_cumprod)
+
+
+def half_log_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """lambda = log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)), half the log signal-to-noise ratio; the time in which the
+    solvers of Lu et al. (2022, arXiv 2206.00927, section 3.1) step."""
+    return 0.5 * torch.log(alphas_cumprod / (1 - alphas_cumprod))
 
 
 def per_sample(values_T: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:

@@ -110,13 +110,13 @@ def test_the_two_modes_differ_where_they_should(golden):
 
 def test_inversion(pipeline, golden):
     steps = int(golden["ddim.steps"][0])
-    x_T = pipeline.invert(golden["x0"][:2], golden["z"][:2], steps=steps, clip=True)
+    x_T = pipeline.invert(golden["x0"][:2], golden["z"][:2], steps=steps, solver="ddim", clip=True)
     assert distance(x_T, golden["ddim.inverted"]) < 1e-3
 
 
 def test_reconstruction(pipeline, golden):
     steps = int(golden["ddim.steps"][1])
-    images = pipeline.decode(golden["ddim.inverted"], golden["z"][:2], steps=steps, clip=True)
+    images = pipeline.decode(golden["ddim.inverted"], golden["z"][:2], steps=steps, solver="ddim", clip=True)
     assert distance(images, golden["ddim.reconstructed"]) < 1e-3
 
 
@@ -131,7 +131,7 @@ def test_edit(pipeline, golden, layout):
     n = len(alphas)
     z = mix_chunks(z_a.expand(n, -1), z_b.expand(n, -1), layout, range(low, high), alphas)
     x_T = slerp(x_a.expand(n, -1, -1, -1), x_b.expand(n, -1, -1, -1), alphas)
-    images = pipeline.decode(x_T, z, steps=int(golden["ddim.steps"][1]), clip=True)
+    images = pipeline.decode(x_T, z, steps=int(golden["ddim.steps"][1]), solver="ddim", clip=True)
     assert distance(images, golden["edit.images"]) < 1e-3
     assert distance(images[:1], golden["ddim.reconstructed"][:1]) < 1e-3  # alpha 0 changes nothing
     assert distance(golden["edit.images"][2:], golden["edit.images"][:1]) > 0.1  # alpha 1 does
@@ -140,7 +140,7 @@ def test_edit(pipeline, golden, layout):
 def test_edit_would_notice_one_chunk_too_many(pipeline, golden, layout):
     low, high = golden["edit.chunks"].tolist()
     z = mix_chunks(golden["z"][:1], golden["z"][1:2], layout, range(low, high + 1), 1.0)
-    images = pipeline.decode(golden["ddim.inverted"][1:2], z, steps=int(golden["ddim.steps"][1]), clip=True)
+    images = pipeline.decode(golden["ddim.inverted"][1:2], z, steps=int(golden["ddim.steps"][1]), solver="ddim", clip=True)
     assert distance(images, golden["edit.images"][2:]) > 0.01
 
 

@@ -15,7 +15,7 @@ def knows_the_image(x0):
     """The exact noise when x_0 is known: x_t = sqrt(bar) x_0 + sqrt(1 - bar) noise."""
 
     def predict(x, t):
-        bar = BAR[t].view(-1, 1, 1, 1)
+        bar = BAR[t]
         return (x - bar.sqrt() * x0) / (1 - bar).sqrt()
 
     return predict
@@ -23,7 +23,7 @@ def knows_the_image(x0):
 
 def gaussian(x, t):
     """The exact expected noise of images drawn from N(0, SPREAD^2)."""
-    bar = BAR[t].view(-1, 1, 1, 1)
+    bar = BAR[t]
     return (1 - bar).sqrt() * x / (bar * SPREAD**2 + 1 - bar)
 
 
@@ -107,9 +107,8 @@ def test_callback_and_model_are_called_once_a_step_in_order(walk, steps, made):
 
     walk(model, images(), BAR, steps=steps, callback=lambda *report: reports.append(report))
     assert reports == [(done, made) for done in range(1, made + 1)]
-    assert all(t.shape == (2,) and t.dtype == torch.long and (t == t[0]).all() for t in seen)
-    times = [int(t[0]) for t in seen]
-    assert times == (ddim_timesteps(1000, steps) if walk is ddim_invert else ddim_timesteps(1000, steps)[::-1])
+    assert all(type(t) is int for t in seen)
+    assert seen == (ddim_timesteps(1000, steps) if walk is ddim_invert else ddim_timesteps(1000, steps)[::-1])
 
 
 @pytest.mark.parametrize("walk", [ddim_invert, ddim_decode])

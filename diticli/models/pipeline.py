@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,8 @@ from diticli.models.heads import restore_heads
 from diticli.models.hub import check_index, first_line, local_folder
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.sampling import StepCallback, ddim_decode, ddim_invert
+from diticli.models.shifted_noise import ShiftedNoise
+from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
 from diticli.schedule import NoiseSchedule
 
 # model_index.json then names our parts as ["diticli", "SemanticEncoder"], wherever they live in the package.
@@ -206,61 +207,80 @@ class DiTiPipeline(DiffusionPipeline):
         Raises:
             ModelError: for an encoder alone.
         """
-        if self.unet is None or self.shift_decoder is None:
-            raise ModelError(
-                "This model is an encoder alone: it was trained by a self-supervised loss, without a base.",
-                remedy="It can encode and be probed. To predict or edit, use a model trained without --ssl-only.",
-            )
+        unet, shift_decoder = self._denoisers()
         x_t, t, z = (v.to(self.device) for v in (x_t, t, z))
-        z = z.to(self.unet.dtype)
-        z_mod = self.shift_decoder.project(z, t, self.windows if masked else None)
-        return predict(self.unet, self.shift_decoder, x_t.to(self.unet.dtype), t, z_mod)[0]
+        z_mod = shift_decoder.project(z.to(unet.dtype), t, self.windows if masked else None)
+        return predict(unet, shift_decoder, x_t.to(unet.dtype), t, z_mod)[0]
 
-    def predict_noise(
-        self, z: torch.Tensor, shift_form: str | None = None
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z, for the samplers.
+    def predict_noise(self, z: torch.Tensor, shift_form: str | None = None) -> ShiftedNoise:
+        """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z [B, D], for the samplers.
 
         `shift_form` stands in for the model's own, here and in `invert` and `decode`.
+
+        Raises:
+            ModelError: for an encoder alone.
         """
         form = shift_form or self.config.shift_form
-
-        def shifted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            noise, shift = self.predict(x, t, z)
-            return noise.float() + self.schedule.shift_scale(t, form) * shift.float()
-
-        return shifted
+        return ShiftedNoise(*self._denoisers(), self.schedule, self.chunks, self.windows, z.to(self.device), form)
 
     @torch.no_grad()
     def invert(
         self,
         images: Images,
         z: torch.Tensor,
-        steps: int = 100,
-        clip: bool = True,
+        steps: int = DEFAULT_STEPS,
+        *,
+        solver: Solver = DEFAULT_SOLVER,
+        clip: bool | None = None,
         callback: StepCallback | None = None,
         shift_form: str | None = None,
     ) -> torch.Tensor:
-        """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back."""
+        """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back.
+
+        Args:
+            images: PIL images or a float tensor [B, 3, R, R] in [-1, 1].
+            z: features [B, D].
+            steps: number of steps, see `diticli.sampling.solvers`.
+            solver: "dpm" or "ddim" (as the official code).
+            clip: clamp the predicted x_0 at every step; None takes the solver's own default.
+            callback: called as (steps done, steps in all) after each step.
+            shift_form: "score" or "posterior" in place of the model's own.
+
+        Raises:
+            ConfigError: for another shape or value range, an unknown solver, or an impossible number of steps.
+            ModelError: for an encoder alone.
+        """
         x0 = self._as_tensor(images).to(self.device)
-        bar = self.schedule.alphas_cumprod
-        noise = self.predict_noise(z.to(self.device), shift_form)
-        return ddim_invert(noise, x0, bar, steps=steps, clip=clip, callback=callback)
+        noise, bar = self.predict_noise(z, shift_form), self.schedule.alphas_cumprod
+        return invert(noise, x0, bar, steps=steps, solver=solver, clip=clip, callback=callback)
 
     @torch.no_grad()
     def decode(
         self,
         x_T: torch.Tensor,
         z: torch.Tensor,
-        steps: int = 100,
-        clip: bool = True,
+        steps: int = DEFAULT_STEPS,
+        *,
+        solver: Solver = DEFAULT_SOLVER,
+        clip: bool | None = None,
         callback: StepCallback | None = None,
         shift_form: str | None = None,
     ) -> torch.Tensor:
-        """Images [B, 3, R, R] in [-1, 1] from noise x_T under features z."""
-        bar = self.schedule.alphas_cumprod
-        noise, x_T = self.predict_noise(z.to(self.device), shift_form), x_T.to(self.device).float()
-        return ddim_decode(noise, x_T, bar, steps=steps, clip=clip, callback=callback)
+        """Images [B, 3, R, R], about [-1, 1] (within it where clamped), from noise x_T under features z.
+
+        Arguments and errors as `invert`.
+        """
+        noise, bar = self.predict_noise(z, shift_form), self.schedule.alphas_cumprod
+        x_T = x_T.to(self.device).float()
+        return decode(noise, x_T, bar, steps=steps, solver=solver, clip=clip, callback=callback)
+
+    def _denoisers(self) -> tuple[UNet2DModel, ShiftDecoder]:
+        if self.unet is None or self.shift_decoder is None:
+            raise ModelError(
+                "This model is an encoder alone: it was trained by a self-supervised loss, without a base.",
+                remedy="It can encode and be probed. To predict or edit, use a model trained without --ssl-only.",
+            )
+        return self.unet, self.shift_decoder
 
     def _as_tensor(self, images: Images) -> torch.Tensor:
         if not isinstance(images, torch.Tensor):

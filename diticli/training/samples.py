@@ -25,7 +25,11 @@ def base_samples(unet: UNet2DModel, schedule: NoiseSchedule, *, seed: int, path:
     device = schedule.alphas_cumprod.device
     size = int(unet.config.sample_size)
     noise = torch.randn(COUNT * 2, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
-    images = ddim_decode(lambda x, t: estimate_noise(unet, x, t).float(), noise, schedule.alphas_cumprod, steps=STEPS)
+
+    def noise_estimate(x: torch.Tensor, t: int) -> torch.Tensor:
+        return estimate_noise(unet, x, torch.tensor([t], device=device)).float()
+
+    images = ddim_decode(noise_estimate, noise, schedule.alphas_cumprod, steps=STEPS)
     save_png(image_grid(images.cpu(), columns=COUNT), path)
 
 

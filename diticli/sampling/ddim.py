@@ -8,15 +8,13 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 
 from diticli.errors import ConfigError
-
-NoisePredictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-StepCallback = Callable[[int, int], None]
+from diticli.sampling.types import NoisePredictor, StepCallback
 
 
 def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
@@ -42,7 +40,7 @@ def ddim_invert(
     """Deterministic noise x_T [B, C, H, W] that decodes back to the images x_0 in [-1, 1].
 
     Args:
-        predict_noise: (x_t, t [B]) -> noise estimate.
+        predict_noise: (x_t, t) -> noise estimate.
         x0_BCHW: images.
         alphas_cumprod: [T].
         steps: number of steps, see `ddim_timesteps`.
@@ -82,9 +80,8 @@ def _walk(
     callback: StepCallback | None,
 ) -> torch.Tensor:
     for done, (t, bar_next) in enumerate(path, start=1):
-        t_B = torch.full((len(x),), t, dtype=torch.long, device=x.device)
         bar = alphas_cumprod[t]
-        noise = predict_noise(x, t_B)
+        noise = predict_noise(x, t)
         x0 = (1 / bar).sqrt() * x - (1 / bar - 1).sqrt() * noise
         if clip:
             x0 = x0.clamp(-1, 1)

@@ -1,0 +1,16 @@
+"""Which solver, and how many steps, where nobody says otherwise. Imports no torch: help texts show these.
+
+Chosen from the curve of `benchmarks/reconstruction.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Solver = Literal["dpm", "ddim"]
+DEFAULT_SOLVER: Solver = "dpm"
+DEFAULT_STEPS = 20
+"""From image to noise, and as many back."""
+DEFAULT_CLIP: dict[Solver, bool] = {"dpm": False, "ddim": True}
+"""Whether the predicted x_0 is clamped to [-1, 1]. DDIM's round trip is best with both directions clamped, and the
+official code clamps; the multistep solver is accurate enough to follow the path itself, which clamping leaves."""

@@ -1,0 +1,13 @@
+"""What samplers take: a noise predictor, and a callback told of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+# (x_t [B, C, H, W], time-step of all samples) -> noise estimate [B, C, H, W]. The time-step is a Python int, so that
+# a predictor can look things up by it without waiting for a GPU.
+NoisePredictor = Callable[[torch.Tensor, int], torch.Tensor]
+# (steps done, steps in all)
+StepCallback = Callable[[int, int], None]
