@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from diticli.commands.convert import convert
 from diticli.commands.demo import demo
+from diticli.commands.doctor import doctor
 from diticli.commands.edit import edit
 from diticli.commands.encode import encode
 from diticli.commands.faces import faces
@@ -63,5 +64,5 @@ def _root(
     """
 
 
-for _command in (train, encode, probe, edit, convert, faces, demo):
+for _command in (train, encode, probe, edit, convert, faces, demo, doctor):
     app.command()(_command)

@@ -1,0 +1,128 @@
+"""What `diti doctor` tells: the software and hardware found here, and what this package makes of them.
+
+No heavy import at the top: it has to answer where PyTorch is missing or broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from diticli.models.compile_trial import CompileTrial
+from diticli.models.findings import Finding
+
+# Package -> what has to be importable of it; diffusers itself loads nothing until asked.
+NEEDED = {
+    "torch": "torch",
+    "diffusers": "diffusers.models.unets.unet_2d",
+    "accelerate": "accelerate",
+    "numpy": "numpy",
+    "safetensors": "safetensors.torch",
+}
+OPTIONAL = {
+    "triton": "Without it there are no fused kernels and torch.compile has no GPU code: pip install triton.",
+    "xformers": "Without it attention on a GPU is PyTorch's own: pip install xformers.",
+}
+LOW_DISK_GIB = 5
+COMPILE_SECONDS = 8.0
+
+
+def diagnose(device: str | None = None) -> list[Finding]:
+    """All findings for `device` (cpu, cuda, cuda:N; None takes CUDA where there is one).
+
+    Takes the time of importing PyTorch and diffusers, and at most `COMPILE_SECONDS` beside it.
+
+    Raises:
+        DeviceError: for a device that this machine does not have.
+    """
+    trial = CompileTrial(device, COMPILE_SECONDS)
+    try:
+        findings = list(_software())
+        if not any(f.status == "broken" for f in findings):
+            findings += _with_torch(device)
+            findings.append(_compilation(trial))
+    finally:
+        trial.stop()
+    return findings + list(_storage())
+
+
+def _with_torch(name: str | None) -> Iterator[Finding]:
+    from diticli.models.device import resolve_device
+    from diticli.models.doctor_hardware import hardware
+    from diticli.models.doctor_speed import speed
+
+    device = resolve_device(name)
+    yield from hardware()
+    yield from speed(device)
+
+
+def _compilation(trial: CompileTrial) -> Finding:
+    works, message = trial.result()
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+    if works:
+        return Finding(topic="compile", name="torch.compile", value=message)
+    if not compiler:
+        remedy = "Install a C++ compiler (apt install g++), or train without --set compile=true."
+    elif works is None:
+        remedy = "Ask again when the machine is less busy, or just try --set compile=true."
+    else:
+        remedy = "Train without --set compile=true."
+    return Finding(topic="compile", name="torch.compile", value=message, status="note", remedy=remedy)
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding(topic="software", name="python", value=f"{platform.python_version()} ({sys.executable})")
+    for package, module in NEEDED.items():
+        yield _importable(package, module)
+    for package, remedy in OPTIONAL.items():
+        try:
+            yield Finding(topic="software", name=package, value=version(package))
+        except PackageNotFoundError:
+            yield Finding(topic="software", name=package, value="not installed", status="note", remedy=remedy)
+
+
+def _importable(package: str, module: str) -> Finding:
+    try:
+        importlib.import_module(module)
+        return Finding(topic="software", name=package, value=version(package))
+    except PackageNotFoundError:
+        return Finding(topic="software", name=package, value="of unknown version")
+    except (ImportError, OSError, RuntimeError, ValueError, AttributeError) as error:
+        value = f"cannot be imported: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        remedy = f"Install it anew: pip install --force-reinstall {package}."
+        return Finding(topic="software", name=package, value=value, status="broken", remedy=remedy)
+
+
+def _storage() -> Iterator[Finding]:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free / 2**30
+    value = f"{free:,.1f} GiB free in {here}"
+    if not os.access(here, os.W_OK):
+        remedy = "Go to a folder that is yours, or name one with --out."
+        yield Finding(topic="storage", name="disk", value=f"{here} cannot be written", status="note", remedy=remedy)
+    elif free < LOW_DISK_GIB:
+        remedy = "A run keeps several copies of its weights: make room, or name another disk with --out."
+        yield Finding(topic="storage", name="disk", value=value, status="note", remedy=remedy)
+    else:
+        yield Finding(topic="storage", name="disk", value=value)
+    yield from _hub_cache()
+
+
+def _hub_cache() -> Iterator[Finding]:
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return
+    folder = Path(HF_HUB_CACHE)
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if os.access(existing, os.W_OK):
+        yield Finding(topic="storage", name="hugging face cache", value=f"{folder} can be written")
+        return
+    value, remedy = f"{folder} cannot be written", "Set HF_HOME to a folder that is yours."
+    yield Finding(topic="storage", name="hugging face cache", value=value, status="note", remedy=remedy)

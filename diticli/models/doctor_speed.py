@@ -1,0 +1,66 @@
+"""What `diti doctor` tells of precision, kernels and attention: the choices that decide the speed."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator
+
+import diti_kernels
+import torch
+
+from diticli.errors import DiTiError
+from diticli.models.attention import attention_choice
+from diticli.models.attention_shapes import AttentionShape, preset_attentions
+from diticli.models.device import resolve_precision
+from diticli.models.findings import Finding
+from diticli.settings import preset_names
+
+
+def speed(device: torch.device) -> Iterator[Finding]:
+    """Device and precision, the kernels' implementation, and the operator of every attention of the presets."""
+    yield from _precision(device)
+    yield from _kernels(device)
+    yield from _attention(device)
+
+
+def _precision(device: torch.device) -> Iterator[Finding]:
+    precision = resolve_precision("auto", device)
+    reason = "the hardware computes in it" if precision == "bf16" else "the hardware is slow in bf16"
+    yield Finding(topic="speed", name="device", value=str(device))
+    yield Finding(topic="speed", name="precision auto", value=f"{precision} ({reason})")
+
+
+def _kernels(device: torch.device) -> Iterator[Finding]:
+    for operation in (module.name for module in pkgutil.iter_modules(diti_kernels.__path__) if module.ispkg):
+        try:
+            backend, reason = diti_kernels.decide(device.type)
+            yield Finding(topic="speed", name=f"kernel {operation}", value=f"{backend} ({reason})")
+        except (ValueError, RuntimeError) as error:
+            wrong, _, remedy = str(error).partition(". ")
+            yield Finding(topic="speed", name=f"kernel {operation}", value=wrong, status="broken", remedy=remedy)
+
+
+def _attention(device: torch.device) -> Iterator[Finding]:
+    users: dict[AttentionShape, list[str]] = {}
+    for preset in preset_names():
+        for shape in preset_attentions(preset):
+            users.setdefault(shape, []).append(preset)
+    try:
+        for shape, presets in users.items():
+            heads = f"{shape.heads} head{'s' * (shape.heads != 1)} of {shape.head_dim}, {shape.tokens} tokens"
+            name = f"{', '.join(presets)}: {shape.network}, {heads}"
+            yield Finding(topic="attention", name=name, value=_operators(device, *shape[1:]))
+    except DiTiError as error:
+        yield Finding(topic="attention", name="attention", value=error.message, status="broken", remedy=error.remedy)
+
+
+def _operators(device: torch.device, tokens: int, heads: int, head_dim: int, batch: int) -> str:
+    """What runs with and without a gradient, and why."""
+    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
+    trained, frozen = (
+        attention_choice(device, dtype, tokens=tokens, heads=heads, head_dim=head_dim, batch=batch, gradient=gradient)
+        for gradient in (True, False)
+    )
+    if trained == frozen:
+        return f"{trained.name} ({trained.reason})"
+    return f"trained {trained.name} ({trained.reason}), else {frozen.name} ({frozen.reason})"
