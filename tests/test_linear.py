@@ -41,6 +41,7 @@ def test_space_is_an_orthonormal_view_of_standardised_features(width: int) -> No
     values[:, 1] = 7.0
     space, projected, standard = standard_space(values)
     assert space.std[1] == 1
+    assert (space.basis[1] == 0).all()
     np.testing.assert_allclose(space.mean, values.mean(0, dtype=np.float64), rtol=1e-9)
     rank = space.basis.shape[1]
     assert rank <= min(199, width)
@@ -88,3 +89,19 @@ def test_category_path_matches_scikit_learn() -> None:
         exact = LogisticRegression(C=1 / (fit.reg * 260), tol=1e-10, max_iter=10_000)
         exact.fit(standard[40:], codes[40:])
         np.testing.assert_allclose((space.basis @ fit.weights).T, exact.coef_, atol=2e-3)
+
+
+def test_restricted_space_is_that_of_the_chosen_features_alone() -> None:
+    values, rng = data(300)
+    space, projected, standard = standard_space(values)
+    np.testing.assert_allclose(space.standardise(projected), standard, atol=2e-3)
+    dims = [1, 4, 7]
+    own = space.restrict(dims)
+    assert (np.delete(own.basis, dims, axis=0) == 0).all()
+    few = (projected @ (space.basis.T @ own.basis)).astype(np.float32)
+    np.testing.assert_allclose(few.var(axis=0, dtype=np.float64), own.variances, rtol=1e-3)
+    truth = standard @ rng.normal(size=(D, 1))
+    fit = next(iter(fit_path(few, own.variances, SquaredLoss(truth), [0.01])))
+    exact = Ridge(alpha=0.01 * 300).fit(standard[:, dims], truth[:, 0])
+    np.testing.assert_allclose((own.basis @ fit.weights)[dims, 0], exact.coef_, atol=2e-3)
+    assert fit.bias[0] == pytest.approx(exact.intercept_, abs=1e-3)

@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 import torch
 import typer
+from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
+from diticli.analysis.directions import load_directions
 from diticli.analysis.label_join import join_labels
 from diticli.analysis.linear_probe import LinearProbe, load_probe, save_probe
 from diticli.analysis.probe import probe_features
 from diticli.analysis.probe_files import write_report
 from diticli.analysis.probe_report import ProbeReport
+from diticli.analysis.promask import MaskSettings
+from diticli.analysis.splits import split_rows
 from diticli.commands.probe import probe
 from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn, LabelTable
-from diticli.errors import DataError, FeatureFileError, LabelError
+from diticli.errors import ConfigError, DataError, FeatureFileError, LabelError
 
 N, D = 600, 12
 
@@ -208,6 +212,59 @@ def test_command_takes_a_given_split(files: Path) -> None:
     agreeing = run_command(files, *given, "--groups", str(files / "groups.txt"))
     assert agreeing.exit_code == 0, agreeing.output
     assert "as given, 5 groups kept together" in agreeing.stderr
+
+
+def test_command_learns_masks_and_shows_them_beside_the_full_scores(files: Path) -> None:
+    result = run_command(files, "--mask-dims", "3", "--mask-steps", "40", "--device", "cpu", "--seed", "1")
+    assert result.exit_code == 0, result.output
+    assert "3 dims" in result.stdout
+    assert "3 by weight" in result.stdout
+    shown = json.loads((files / "out" / "report.json").read_text())
+    directions = load_directions(files / "out")
+    for item in shown["attributes"]:
+        few = item["masked"]
+        assert (len(few["dims"]), few["per_chunk"]) == (3, [])
+        assert tuple(few["dims"]) == directions.chosen[item["name"]]
+        assert math.isfinite(few["value"])
+        assert math.isfinite(few["by_weight"])
+    assert "masked_r2" in shown["means"]["number"]
+    assert shown["means"]["category"]["masked_accuracy"] == shown["attributes"][1]["masked"]["value"]
+    assert directions.full.model_hash == "abc"
+    many = run_command(files, "--mask-dims", "13")
+    assert isinstance(many.exception, ConfigError)
+    alone = run_command(files, "--mask-steps", "50")
+    assert isinstance(alone.exception, ConfigError)
+    assert "--mask-dims" in str(alone.exception)
+
+
+def test_masked_scores_are_those_of_the_saved_masked_classifiers() -> None:
+    values, rng = data()
+    labels = columns(values, rng)
+    ends = FeatureMeta(files=(), chunk_ends=(5, 12), timestep_ends=(400, 1000))
+    mask = MaskSettings(dims=4, steps=100, batch_size=256)
+    report = probe_features(values, labels, seed=3, mask=mask, meta=ends)
+    full = probe_features(values, labels, seed=3)
+    assert [item.value for item in report.attributes] == [item.value for item in full.attributes]
+    test, probe = split_rows(N, seed=3).test, report.directions.masked
+    assert probe is not None
+    outputs = probe.predict(values[test])
+    for row, (name, kind) in enumerate(zip(probe.names, probe.kinds, strict=True)):
+        few = next(item.masked for item in report.attributes if item.name == name)
+        assert few is not None
+        assert set(np.flatnonzero(probe.weights[row])) <= set(few.dims)
+        assert few.per_chunk == (sum(dim < 5 for dim in few.dims), sum(dim >= 5 for dim in few.dims))
+        if kind == "number":
+            r = np.corrcoef(labels[name].values[test], outputs[:, row])[0, 1]
+            assert few.value == pytest.approx(r, abs=1e-3)
+        if kind == "binary":
+            assert few.value == pytest.approx(
+                average_precision_score(labels[name].values[test], outputs[:, row]), abs=1e-3
+            )
+    means = report.means["binary"]
+    assert means["by_weight_average_precision"] <= 1
+    assert means["masked_average_precision"] == pytest.approx(
+        np.mean([i.masked.value for i in report.attributes if i.kind == "binary" and i.masked])
+    )
 
 
 def test_command_takes_folders_for_categories(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from diticli.errors import ChunkError, ConfigError, LabelError, ModelError
 FloatArray = npt.NDArray[np.float32]
 Dims = Sequence[int] | Literal["learned"]
 
+_NO_WEIGHT = 1e-6
 MAX_AMOUNT = 10.0
 """Beyond it the average dimension would lie ten standard deviations off, where no decoder has seen any."""
 
@@ -117,12 +118,13 @@ class Directions:
             self.learned_dims(attribute)
         probe = self.masked if isinstance(dims, str) and self.masked is not None else self.full
         weights = probe.weights[row].astype(np.float64)
+        floor = _NO_WEIGHT * np.linalg.norm(weights)
         if dims is not None and not isinstance(dims, str):
             weights = np.where(self._dim_mask(dims), weights, 0.0)
         if chunks is not None:
             weights = np.where(self._chunk_mask(chunks, layout or self.layout), weights, 0.0)
         length = np.linalg.norm(weights)
-        if not length > 0:
+        if not length > floor:
             raise ConfigError(
                 f"No dimension that tells {attribute!r} is left{_where(dims, chunks)}.",
                 remedy="Allow more chunks or dims.",

@@ -39,7 +39,7 @@ class FeatureSpace:
         mean: [D] mean of each feature.
         std: [D] standard deviation; 1 where a feature is constant.
         basis: [D, R] orthonormal axes in standardised space. Directions that no training row has are
-            left out: an L2-regularised model has no weight there.
+            left out: an L2-regularised model has no weight there. Constant features have none at all.
         variances: [R] variance of the training rows along each axis.
     """
 
@@ -68,6 +68,7 @@ class FeatureSpace:
         std = np.where(constant, 1.0, std)
         axes = _axes if count >= width else _axes_of_few
         basis, variances = axes(values, train, mean, std)
+        basis[constant] = 0.0  # not the rounding of its mean, which a restricted direction would blow up
         return cls(mean=mean, std=std, basis=basis, variances=variances)
 
     def standardise(self, coordinates_NR: FloatArray) -> FloatArray:

@@ -84,6 +84,8 @@ class MaskSettings:
                 f"The pruning from {self.prune_start} to {self.prune_end} of the steps runs backwards or outside 0..1.",
                 remedy="Use e.g. 0.1 and 0.4.",
             )
+        if not 0 < self.coldest <= 1:
+            raise ConfigError(f"The temperature {self.coldest} is not above 0 and at most 1.", remedy="Use e.g. 0.03.")
 
     def temperature(self, step: int) -> float:
         """Temperature of the Gumbel-sigmoid at `step`."""
