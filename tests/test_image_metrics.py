@@ -11,15 +11,16 @@ def images(*shape, seed=0):
     return torch.empty(*(shape or (3, 3, 16, 20))).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
 
 
-def by_scipy(a, b, data_range=2.0):
+def by_scipy(a, b):
     """The same formula as scikit-image writes it (gaussian_weights=True, use_sample_covariance=False)."""
 
     def blur(x):
         return gaussian_filter(x, sigma=1.5, truncate=3.5)
 
+    a, b = (a + 1) / 2, (b + 1) / 2
     ux, uy = blur(a), blur(b)
     vx, vy, vxy = blur(a * a) - ux * ux, blur(b * b) - uy * uy, blur(a * b) - ux * uy
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     values = ((2 * ux * uy + c1) * (2 * vxy + c2)) / ((ux**2 + uy**2 + c1) * (vx + vy + c2))
     return values[5:-5, 5:-5].mean()
 

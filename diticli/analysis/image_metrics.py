@@ -14,8 +14,7 @@ from diticli.schedule import psnr
 __all__ = ["psnr", "ssim"]
 
 WINDOW, SIGMA = 11, 1.5
-_RANGE = 2.0  # of images in [-1, 1]
-_C1, _C2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
+_C1, _C2 = 0.01**2, 0.03**2
 
 
 def ssim(a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
@@ -33,7 +32,8 @@ def ssim(a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
             f"{list(a_BCHW.shape)} and {list(b_BCHW.shape)}.",
             remedy="Compare images of one size.",
         )
-    a, b = a_BCHW.double(), b_BCHW.double()
+    # Its comparison of brightness is made for values that are never negative: [0, 1].
+    a, b = (a_BCHW.double() + 1) / 2, (b_BCHW.double() + 1) / 2
     mean_a, mean_b, aa, bb, ab = (_blur(x) for x in (a, b, a * a, b * b, a * b))
     variances, covariance = aa - mean_a**2 + bb - mean_b**2, ab - mean_a * mean_b
     numerator = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
