@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,16 +54,22 @@ def compare_sides(
     warmup: int = 2,
     budget_seconds: float,
     control: str,
+    build_seconds: float = math.inf,
     skipped: dict[str, str] | None = None,
 ) -> Comparison:
     """Build every candidate, measure those that work, and on a GPU their peak memory.
 
     Args:
         inner: runs between two readings of the clock.
+        build_seconds: candidates whose turn comes later (building one may mean compiling it) are not measured.
         others: see `benchmarks.timing.measure`.
     """
     skipped, resident, sides = dict(skipped or {}), {}, []
+    started = time.monotonic()
     for candidate in candidates:
+        if time.monotonic() - started > build_seconds:
+            skipped[candidate.name] = f"out of time: {build_seconds:.0f} s were meant for building the sides"
+            continue
         before = _allocated(device)
         try:
             run = candidate.build()

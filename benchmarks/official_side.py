@@ -2,8 +2,8 @@
 
 The code is not part of this repository; `--official PATH` says where a checkout lies. Nothing of it is changed. Its
 trainer needs NCCL and a GPU, so the trainer's own few calls (zero_grad, loss, backward, Adam, moving average) are made
-here, on its modules. Two things that it does are left out, both in its favour: the DistributedDataParallel wrapper,
-and the pass of two augmented views of 512 images through the encoder, whose loss its configs weight by zero.
+here, on its modules. Left out, all in its favour: the DistributedDataParallel wrapper, the pass of two augmented views
+of 512 images through the encoder, whose loss its configs weight by zero, and progress bars.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import contextlib
 import copy
 import importlib
 import math
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +53,13 @@ def load_code(path: Path) -> OfficialCode:
             f"{path} is no checkout of the official DiTi code: it has no model/unet/shift_unet.py.",
             remedy="Clone it outside this repository and pass that folder as --official.",
         )
-    os.environ.setdefault("TQDM_DISABLE", "1")
     with _importable(path):
         try:
             masks = importlib.import_module("eval.src.masked_diffusion")
+            sampling = importlib.import_module("model.diffusion.gaussian_diffusion")
+            sampling.tqdm = _without_bar  # type: ignore[attr-defined]
             return OfficialCode(
-                diffusion=importlib.import_module("model.diffusion").GaussianDiffusion,
+                diffusion=sampling.GaussianDiffusion,
                 decoder=importlib.import_module("model.unet").ShiftUNet,
                 encoders=importlib.import_module("model.representation.encoder"),
                 uniform_masks=masks.uni_masks,
@@ -69,6 +69,11 @@ def load_code(path: Path) -> OfficialCode:
             raise OfficialCodeError(
                 f"The official code in {path} cannot be imported: {error}.", remedy="Install what it needs."
             ) from error
+
+
+def _without_bar(steps: Iterable[Any], **options: Any) -> Iterable[Any]:
+    """Its sampler's progress bar, which would write into the tables."""
+    return steps
 
 
 @contextlib.contextmanager
@@ -147,7 +152,7 @@ class OfficialTrainer:
         self.diffusion = model.code.diffusion(DIFFUSION, device=device)
         layout = torch.channels_last if tuned and device.type == "cuda" else torch.preserve_format
         self.encoder, self.decoder = (
-            copy.deepcopy(part).to(device, memory_format=layout) for part in (model.encoder, model.decoder)
+            in_layout(copy.deepcopy(part), device, layout) for part in (model.encoder, model.decoder)
         )
         self.average = [copy.deepcopy(part).requires_grad_(False).eval() for part in (self.decoder, self.encoder)]
         pairs = zip((self.decoder, self.encoder), self.average, strict=True)
@@ -213,6 +218,15 @@ class OfficialTrainer:
         ]
         self.optimizer.zero_grad()
         return elements.detach().float().mean(dim=(1, 2, 3)), named[0], named[1]
+
+
+def in_layout(module: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    """The module on a device in a memory format; its `View` before the linear layer is handed contiguous maps."""
+    for part in module.modules():
+        if type(part).__name__ == "View":
+            part.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
+    module.to(device)
+    return module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def in_our_names(case: Case, encoder: dict[str, torch.Tensor], decoder: dict[str, torch.Tensor]) -> dict[str, Any]:

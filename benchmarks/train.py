@@ -15,115 +15,24 @@ import argparse
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.agreement import Errors, Gate, compare, exact_fp32
 from benchmarks.cases import CASES, Case, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report
 from benchmarks.facts import collect, synchroniser, write
-from benchmarks.official_side import OfficialModel, OfficialTrainer, in_our_names, load_code
-from benchmarks.our_side import OurTrainer
+from benchmarks.official_side import OfficialModel, load_code
+from benchmarks.step_agreement import Setting, check_agreement
 from benchmarks.table import ratio_text
 from benchmarks.timing import Side, measure
 from diticli.models.device import resolve_device, resolve_precision
-from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.models.pipeline import normalise
 from diticli.official.convert import pipeline_from_official
 
 OURS = "ours"
-MODES = {"base": "cumulative", "stop_grad": "detached"}
-CHECK_IMAGES = 8
-DRAWS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One case as it is measured."""
-
-    case: Case
-    batch_size: int
-    device: torch.device
-    pipeline: Callable[[], DiTiPipeline]
-    model: OfficialModel | None
-    images: torch.Tensor
-    precision: str
-    compile: bool
-
-    def ours(self, *, batch_size: int = 0, **changes: Any) -> OurTrainer:
-        """Our trainer, with one thing changed."""
-        options = {"precision": self.precision, "compile": self.compile} | changes
-        size = min(batch_size or self.batch_size, len(self.images))
-        return OurTrainer(self.case, self.pipeline(), self.images[:size], self.device, batch_size=size, **options)
-
-    def official(self, **options: Any) -> OfficialTrainer:
-        """The official trainer."""
-        assert self.model is not None
-        return OfficialTrainer(self.model, self.device, **{"batch_size": self.batch_size} | options)
-
-
-def check_agreement(setting: Setting) -> Gate:
-    """Losses and gradients of both gradient modes in fp32 and, where we train in it, in bf16."""
-    gate = Gate()
-    if setting.model is None:
-        return _check_against_reference(setting, gate)
-    for theirs, ours in MODES.items():
-        with exact_fp32():
-            right = _official_gradients(setting, theirs, "fp32")
-            gate.check_fp32(f"fp32 {ours}", _our_errors(setting, right, gradient=ours, precision="fp32", compile=False))
-        if setting.precision == "bf16":
-            own = _errors(_official_gradients(setting, theirs, "bf16"), right)
-            gate.check_bf16(f"bf16 {ours}", _our_errors(setting, right, gradient=ours), own)
-    return gate
-
-
-def _check_against_reference(setting: Setting, gate: Gate) -> Gate:
-    """Without the official code: our step against itself in fp32, uncompiled, by the reference operations."""
-    with exact_fp32():
-        plain = setting.ours(
-            batch_size=CHECK_IMAGES, precision="fp32", compile=False, environment={"DITI_KERNELS": "reference"}
-        )
-        right = [plain.gradients(*_draw(setting, draw)) for draw in range(DRAWS)]
-        gate.check_fp32("fp32 against reference operations", _our_errors(setting, right, precision="fp32"))
-    return gate
-
-
-_Gradients = tuple[torch.Tensor, dict[str, torch.Tensor]]
-
-
-def _draw(setting: Setting, draw: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(x0, t, noise), exactly as the official loss draws them after `torch.manual_seed(draw)`."""
-    x0 = normalise(setting.images[:CHECK_IMAGES].to(setting.device))
-    torch.manual_seed(draw)
-    t = torch.randint(0, 1000, (len(x0),), device=setting.device, dtype=torch.long)
-    return x0, t, torch.randn_like(x0)
-
-
-def _official_gradients(setting: Setting, mode: str, precision: str) -> list[_Gradients]:
-    trainer, found = setting.official(mode=mode, precision=precision), []
-    for draw in range(DRAWS):
-        x0 = _draw(setting, draw)[0]
-        torch.manual_seed(draw)
-        losses, encoder, decoder = trainer.gradients(x0)
-        found.append((losses, in_our_names(setting.case, encoder, decoder)))
-    return found
-
-
-def _our_errors(setting: Setting, right: list[_Gradients], **changes: Any) -> Errors:
-    trainer = setting.ours(batch_size=CHECK_IMAGES, **changes)
-    return _errors([trainer.gradients(*_draw(setting, draw)) for draw in range(DRAWS)], right)
-
-
-def _errors(got: list[_Gradients], right: list[_Gradients]) -> Errors:
-    """Errors over all draws together."""
-    losses = [torch.cat([found[0] for found in side]) for side in (got, right)]
-    gradients = [
-        {name: torch.stack([found[1][name] for found in side]) for name in right[0][1]} for side in (got, right)
-    ]
-    return compare(losses[0], gradients[0], losses[1], gradients[1])
 
 
 def candidates(setting: Setting, *, features: bool, compiled: bool) -> tuple[list[Candidate], dict[str, str]]:
@@ -260,6 +169,7 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             inner=4 if gpu else 1,
             warmup=2 if gpu else 1,
             budget_seconds=options.budget,
+            build_seconds=options.build,
             control=OURS,
             skipped=skipped,
         )
@@ -281,6 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--brief", action="store_true", help="no switching off of features")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of timed rounds per case")
+    parser.add_argument("--build", type=float, default=600.0, help="seconds to build and compile the sides of a case")
 
 
 def main(options: argparse.Namespace) -> None:
