@@ -8,7 +8,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K ch
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -20,12 +20,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diticli.models.attention import attend
+from diticli.models.layout import after_norm, for_norm
 from diticli.models.modulation import Modulation
 
 
 def norm_silu(norm: Any, h_BCHW: Tensor, skip: Tensor | None = None) -> Tensor:
     """SiLU of `norm` (a `GroupNorm`) of `h`, or of `h` and `skip` side by side."""
-    return adaptive_group_norm(h_BCHW, norm.weight, norm.bias, norm.num_groups, norm.eps, skip=skip)
+    return _normalise(norm, h_BCHW, norm.weight, norm.bias, skip)
+
+
+def _normalise(
+    norm: nn.GroupNorm,
+    h: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    skip: Tensor | None = None,
+    activation: Literal["silu", "none"] = "silu",
+) -> Tensor:
+    h, skip = for_norm(h), None if skip is None else for_norm(skip)
+    return after_norm(adaptive_group_norm(h, scale, shift, norm.num_groups, norm.eps, skip=skip, activation=activation))
 
 
 def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:
@@ -46,8 +59,7 @@ def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, ski
     h = block.conv1(h)
     if modulation.offset is not None:
         h = h + modulation.offset.to(h.dtype)[:, :, None, None]
-    norm = block.norm2
-    h = adaptive_group_norm(h, modulation.scale, modulation.shift, norm.num_groups, norm.eps)
+    h = _normalise(block.norm2, h, modulation.scale, modulation.shift)
     h = block.conv2(block.dropout(h))
     h = _shortcut(block, x_BCHW, skip) + h
     return h if block.output_scale_factor == 1 else h / block.output_scale_factor
@@ -68,7 +80,7 @@ def run_attention(block: Attention, x_BCHW: Tensor) -> Tensor:
     B, C, H, W = x_BCHW.shape
     h, norm = x_BCHW, block.group_norm
     if norm is not None:
-        h = adaptive_group_norm(h, norm.weight, norm.bias, norm.num_groups, norm.eps, activation="none")
+        h = _normalise(norm, h, norm.weight, norm.bias, activation="none")
     qkv = _qkv(block, h.permute(0, 2, 3, 1).reshape(B, H * W, C))
     q, k, v = qkv.view(B, H * W, 3, block.heads, -1).unbind(2)
     h = attend(q, k, v).reshape(B, H * W, -1)
