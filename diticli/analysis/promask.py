@@ -141,7 +141,8 @@ def learn_masks(
             remedy=f"Use at most {len(varying)}.",
         )
     x_ND = torch.from_numpy(np.ascontiguousarray(standard_ND[:, varying])).to(device)
-    scores_AD = _learn(x_ND, _Objective(targets, x_ND.device), settings, seed, reporter).cpu().numpy()
+    learner = _Learner(x_ND, _Objective(targets, x_ND.device), settings, seed)
+    scores_AD = _learn(learner, settings.steps, reporter).cpu().numpy()
     scores = np.zeros((len(targets), standard_ND.shape[1]), dtype=np.float32)
     scores[:, varying] = scores_AD
     best = varying[np.argsort(-scores_AD, axis=1, kind="stable")[:, : settings.dims]]
@@ -171,36 +172,52 @@ def sample_masks(scores_AD: torch.Tensor, temperature: float, samples: int, gene
     return ((kept.logit() + noise) / temperature).sigmoid()
 
 
-def _learn(
-    x_ND: torch.Tensor, objective: _Objective, settings: MaskSettings, seed: int, reporter: Reporter
-) -> torch.Tensor:
-    count, width = x_ND.shape
-    generator = torch.Generator(device=x_ND.device).manual_seed(seed)
-    owner_R = objective.owner
-    scores = torch.ones(objective.attributes, width, device=x_ND.device, requires_grad=True)
-    weights = torch.zeros(len(owner_R), width, device=x_ND.device, requires_grad=True)
-    bias = torch.zeros(len(owner_R), device=x_ND.device, requires_grad=True)
-    optimizer = torch.optim.Adam(
-        [{"params": [weights, bias], "lr": settings.weight_lr}, {"params": [scores], "lr": settings.score_lr}]
-    )
-    share = max(1, min(settings.batch_size, count) // settings.samples)
-    reporter.start("Learning masks", settings.steps, unit="steps")
-    with torch.enable_grad():
-        for step in range(settings.steps):
-            rows = torch.randint(count, (settings.samples * share,), generator=generator, device=x_ND.device)
-            masks_SAD = sample_masks(scores, settings.temperature(step), settings.samples, generator)
-            batch_SBD = x_ND[rows].view(settings.samples, share, width)
-            outputs_SBR = batch_SBD @ (masks_SAD[:, owner_R] * weights).transpose(1, 2) + bias
-            optimizer.zero_grad()
-            objective(outputs_SBR.flatten(0, 1), rows).backward()
-            optimizer.step()
-            with torch.no_grad():
-                scores.copy_(project_scores(scores, settings.budget(step + 1, width)))
-            if (step + 1) % _REPORT_EVERY == 0:
-                reporter.advance(_REPORT_EVERY)
-    reporter.advance(settings.steps % _REPORT_EVERY)
+class _Learner:
+    """Scores, and the classifier that is trained with them."""
+
+    def __init__(self, x_ND: torch.Tensor, objective: _Objective, settings: MaskSettings, seed: int) -> None:
+        width, outputs, device = x_ND.shape[1], len(objective.owner), x_ND.device
+        self.x_ND, self.objective, self.settings = x_ND, objective, settings
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.scores = torch.ones(objective.attributes, width, device=device, requires_grad=True)
+        self.weights = torch.zeros(outputs, width, device=device, requires_grad=True)
+        self.bias = torch.zeros(outputs, device=device, requires_grad=True)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [self.weights, self.bias], "lr": settings.weight_lr},
+                {"params": [self.scores], "lr": settings.score_lr},
+            ]
+        )
+
+    def step(self, step: int) -> None:
+        """One batch, one step of both, and the scores back within the budget."""
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            self._loss(self.settings.temperature(step)).backward()
+        self.optimizer.step()
+        budget = self.settings.budget(step + 1, self.scores.shape[1])
+        with torch.no_grad():
+            self.scores.copy_(project_scores(self.scores, budget))
+
+    def _loss(self, temperature: float) -> torch.Tensor:
+        samples, (count, width) = self.settings.samples, self.x_ND.shape
+        share = max(1, min(self.settings.batch_size, count) // samples)
+        rows = torch.randint(count, (samples * share,), generator=self.generator, device=self.x_ND.device)
+        masks_SAD = sample_masks(self.scores, temperature, samples, self.generator)
+        weights_SRD = masks_SAD[:, self.objective.owner] * self.weights
+        outputs_SBR = self.x_ND[rows].view(samples, share, width) @ weights_SRD.transpose(1, 2) + self.bias
+        return self.objective(outputs_SBR.flatten(0, 1), rows)
+
+
+def _learn(learner: _Learner, steps: int, reporter: Reporter) -> torch.Tensor:
+    reporter.start("Learning masks", steps, unit="steps")
+    for step in range(steps):
+        learner.step(step)
+        if (step + 1) % _REPORT_EVERY == 0:
+            reporter.advance(_REPORT_EVERY)
+    reporter.advance(steps % _REPORT_EVERY)
     reporter.finish()
-    return scores.detach()
+    return learner.scores.detach()
 
 
 class _Objective:
