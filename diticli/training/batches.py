@@ -1,6 +1,6 @@
 """Which images make up step n, and the randomness that step n uses: both functions of (seed, step) alone.
 
-Nothing here keeps state between steps, so a resumed run, or one on another number of processes, sees the
+Images stay uint8 until they lie on the device. Nothing here keeps state between steps, so a resumed run, or one on another number of processes, sees the
 same images, time-steps and noise.
 
 Legend of shape suffixes: B batch, C channels, H height, W width, N images.
@@ -21,6 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, check_skipped
 from diticli.models.pipeline import normalise
+from diticli.models.transfer import fits, prefetched, upload, uploaded
+
+RESIDENT_SHARE = 0.25
+"""Images stay on a GPU where they take at most this share of its free memory; activations need the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +64,50 @@ class DataOrder:
 class ImageFeed(Protocol):
     """Delivers uint8 batches [B, C, H, W] in the order of a `DataOrder`, from some step on."""
 
-    def batches(self, order: DataOrder, first_step: int, last_step: int, share: Share) -> Iterator[torch.Tensor]:
-        """One local batch per step in [first_step, last_step)."""
+    def batches(
+        self, order: DataOrder, first_step: int, last_step: int, share: Share, device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """One local batch on `device` per step in [first_step, last_step); the host does not wait for the device."""
 
 
 class MemoryFeed:
-    """Images decoded once and kept as uint8 [N, C, H, W]."""
+    """Images decoded once and kept as uint8 [N, C, H, W], on the GPU where they fit.
 
-    def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
+    Where they do not, a thread gathers batches into pinned memory, and they are copied ahead of their use.
+
+    Args:
+        images_NHWC: the images.
+        resident_share: of a GPU's free memory that they may take for the length of a run.
+    """
+
+    def __init__(self, images_NHWC: npt.NDArray[np.uint8], resident_share: float = RESIDENT_SHARE) -> None:
         self.images_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))
+        self.resident_share = resident_share
+        self._resident = self.images_NCHW
 
-    def batches(self, order: DataOrder, first_step: int, last_step: int, share: Share) -> Iterator[torch.Tensor]:
+    def batches(
+        self, order: DataOrder, first_step: int, last_step: int, share: Share, device: torch.device
+    ) -> Iterator[torch.Tensor]:
         """See `ImageFeed.batches`."""
-        for step in range(first_step, last_step):
-            yield self.images_NCHW[torch.from_numpy(order.batch(step)[share.of(order.batch_size)])]
+        rows = (
+            torch.from_numpy(order.batch(step)[share.of(order.batch_size)]) for step in range(first_step, last_step)
+        )
+        images_NCHW = self._on(device)
+        if images_NCHW.device.type == device.type:
+            yield from (images_NCHW.index_select(0, upload(chosen, device)) for chosen in rows)
+        else:
+            yield from uploaded(prefetched(_gather_pinned(images_NCHW, chosen) for chosen in rows), device)
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        """All images on `device` where they fit, else on the host."""
+        if self._resident.device.type != device.type and fits(self.images_NCHW.nbytes, device, self.resident_share):
+            self._resident = self.images_NCHW.to(device)
+        return self._resident if self._resident.device.type == device.type else self.images_NCHW
+
+
+def _gather_pinned(images_NCHW: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    shape = (len(rows), *images_NCHW.shape[1:])
+    return torch.index_select(images_NCHW, 0, rows, out=torch.empty(shape, dtype=torch.uint8, pin_memory=True))
 
 
 class StreamFeed:
@@ -91,7 +125,9 @@ class StreamFeed:
         self.source, self.workers, self.skipped_list = source, workers, skipped_list
         self._skipped: dict[str, Skipped] = {}
 
-    def batches(self, order: DataOrder, first_step: int, last_step: int, share: Share) -> Iterator[torch.Tensor]:
+    def batches(
+        self, order: DataOrder, first_step: int, last_step: int, share: Share, device: torch.device
+    ) -> Iterator[torch.Tensor]:
         """See `ImageFeed.batches`.
 
         Raises:
@@ -103,18 +139,21 @@ class StreamFeed:
             batch_sampler=steps,
             num_workers=self.workers,
             collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
         )
-        for images, skipped in loader:
-            if skipped:
-                self._note(skipped)
-            yield images
+        yield from uploaded(self._noting(loader), device)
 
     def first(self, count: int) -> torch.Tensor:
         """The first `count` readable images, uint8 [B, C, H, W]."""
         decoded = _Decoded(self.source)
         return torch.stack([decoded[i][0] for i in range(min(count, len(self.source)))])
+
+    def _noting(self, loader: DataLoader[_Batch]) -> Iterator[torch.Tensor]:
+        for images, skipped in loader:
+            if skipped:
+                self._note(skipped)
+            yield images
 
     def _note(self, skipped: list[Skipped]) -> None:
         new = {item.file: item for item in skipped if item.file not in self._skipped}

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 
 from diticli.config import StageConfig
 from diticli.errors import TrainingDivergedError
-from diticli.progress import Reporter
+from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
 from diticli.training.checkpoint import (
@@ -27,6 +27,7 @@ from diticli.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from diticli.training.compilation import compiler_for
 from diticli.training.journal import Journal
 from diticli.training.objectives import Objective, StepLosses
 from diticli.training.stopping import StopRequest, TrainingInterrupted
@@ -61,9 +62,18 @@ class Stage:
 
 
 class StageTrainer:
-    """State of a stage in progress: weights, moving average, optimizer and running totals."""
+    """State of a stage in progress: weights, moving average, optimizer and running totals.
 
-    def __init__(self, stage: Stage, accelerator: Accelerator, *, compile: bool = False) -> None:
+    Args:
+        stage: what is trained.
+        accelerator: device, precision and processes.
+        compile: compile the parts of the objective; their weights keep their names.
+        reporter: told where that fails.
+    """
+
+    def __init__(
+        self, stage: Stage, accelerator: Accelerator, *, compile: bool = False, reporter: Reporter | None = None
+    ) -> None:
         self.stage, self.accelerator = stage, accelerator
         self.step = 0
         self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
@@ -73,7 +83,7 @@ class StageTrainer:
         self.ema = EMAModel(self.averaged, decay=stage.budget.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         if compile:
-            stage.objective.compile()
+            stage.objective.compile_parts(compiler_for(reporter or SilentReporter()))
         self.module, self.optimizer = accelerator.prepare(stage.objective, self.optimizer)
         self.totals = Totals(accelerator, stage.objective.timesteps)
 
@@ -196,8 +206,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     done = trainer.step * budget.batch_size
     reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images", done=done)
     started, first_step = time.perf_counter(), trainer.step
-    for batch in stage.feed.batches(order, trainer.step, budget.steps, share):
-        images = batch.to(accelerator.device, non_blocking=True)
+    for images in stage.feed.batches(order, trainer.step, budget.steps, share, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
         trainer.train_step(draw_inputs(stage.objective, noise, views, trainer.step, images))
         last = trainer.step == budget.steps

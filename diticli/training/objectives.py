@@ -1,8 +1,8 @@
 """The losses of both stages, as modules whose forward returns one loss per image.
 
-A module per stage keeps the loop blind to the method, and lets DDP and torch.compile wrap the whole step. Its
+A module per stage keeps the loop blind to the method, and lets DDP wrap the whole step. Its
 forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, and `views_2BCHW` where there are
-views.
+views. `compile_parts` exchanges the parts of forward for compiled ones; modules, weights and their names stay.
 
 Legend of shape suffixes: B batch, C channels, H height, W width.
 """
@@ -17,10 +17,12 @@ from torch import nn
 
 from diticli.chunks import ChunkLayout
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.predictor import ChunkWindows, predict
+from diticli.models.frozen import FrozenBase
+from diticli.models.predictor import ChunkWindows
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.unet import estimate_noise
+from diticli.models.unet import DownFeatures, estimate_noise, predict_noise, run_down_path
 from diticli.schedule import NoiseSchedule, per_sample
+from diticli.training.compilation import Compiler, Part
 
 
 class StepLosses(NamedTuple):
@@ -46,9 +48,18 @@ class NoiseObjective(nn.Module):
         super().__init__()
         self.unet = unet
         self.schedule = schedule
+        self._part: Part = self._losses
+
+    def compile_parts(self, compiler: Compiler) -> None:
+        """Compile the loss as one training graph."""
+        self._part = compiler("base's training graph", self._losses)
 
     def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
         """Loss [B] of images in [-1, 1] at integer time-steps."""
+        losses_B: torch.Tensor = self._part(x0_BCHW, t_B, noise_BCHW)
+        return losses_B
+
+    def _losses(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
         x_t = self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B)
         estimate = estimate_noise(self.unet, x_t, t_B)
         return (noise_BCHW - estimate.float()).square().mean(dim=(1, 2, 3))
@@ -71,13 +82,13 @@ class FeatureObjective(nn.Module):
     t's own chunk (same value), `dual` is the sum of both.
 
     Args:
-        unet: the base; kept frozen and in eval mode.
+        unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
     """
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | FrozenBase,
         encoder: SemanticEncoder,
         shift_decoder: ShiftDecoder,
         schedule: NoiseSchedule,
@@ -91,6 +102,13 @@ class FeatureObjective(nn.Module):
         self.schedule = schedule
         self.windows = ChunkWindows(layout)
         self.detach_earlier = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
+        self._frozen_part: Part = self._look
+        self._trained_part: Part = self._losses
+
+    def compile_parts(self, compiler: Compiler) -> None:
+        """Compile the frozen base as inference, apart from encoder, shift decoder and loss as one training graph."""
+        self._frozen_part = compiler("frozen base", self._look)
+        self._trained_part = compiler("features' training graph", self._losses)
 
     def train(self, mode: bool = True) -> Self:
         """Switch encoder and shift decoder; the base stays in eval mode."""
@@ -100,14 +118,35 @@ class FeatureObjective(nn.Module):
 
     def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
         """Loss [B] of images in [-1, 1] at integer time-steps."""
+        noise, down = self._frozen_part(x0_BCHW, t_B, noise_BCHW)
+        losses_B: torch.Tensor = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down)
+        return losses_B
+
+    def _look(
+        self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
+    ) -> tuple[torch.Tensor, DownFeatures]:
         x_t = self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B)
+        if isinstance(self.unet, FrozenBase):
+            return self.unet(x_t, t_B)
+        with torch.no_grad():
+            down = run_down_path(self.unet, x_t, t_B)
+            return predict_noise(self.unet, down), down
+
+    def _losses(
+        self,
+        x0_BCHW: torch.Tensor,
+        t_B: torch.Tensor,
+        noise_BCHW: torch.Tensor,
+        base_BCHW: torch.Tensor,
+        down: DownFeatures,
+    ) -> torch.Tensor:
         z = self.encoder(x0_BCHW)
-        z_mods = [self.shift_decoder.project(z, t_B, self.windows, detach) for detach in self.detach_earlier]
         coefficient = per_sample(self.schedule.shift_coef, t_B)
         weight = self.schedule.loss_weight[t_B]
         total = x0_BCHW.new_zeros(len(x0_BCHW))
-        for noise, shift in predict(self.unet, self.shift_decoder, x_t, t_B, *z_mods):
-            estimate = noise.float() + coefficient * shift.float()
+        for detach in self.detach_earlier:
+            shift = self.shift_decoder(down, self.shift_decoder.project(z, t_B, self.windows, detach))
+            estimate = base_BCHW.float() + coefficient * shift.float()
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))
         return total
 
@@ -135,6 +174,12 @@ class JointObjective(nn.Module):
         self.features = features
         self.head = head
         self.weight = weight
+        self._view_part: Part = self._embed
+
+    def compile_parts(self, compiler: Compiler) -> None:
+        """Compile the parts of stage 2's loss, and the encoder on views; the heads wait for other processes."""
+        self.features.compile_parts(compiler)
+        self._view_part = compiler("encoder on views", self._embed)
 
     def forward(
         self,
@@ -147,8 +192,12 @@ class JointObjective(nn.Module):
         noise_B = self.features(x0_BCHW, t_B, noise_BCHW)
         if views_2BCHW is None:
             return StepLosses(noise_B, noise_B, None)
-        ssl_B = _compare_views(self.encoder, self.head, views_2BCHW)
+        ssl_B = _compare_views(self._view_part, self.head, views_2BCHW)
         return StepLosses(noise_B + self.weight * ssl_B, noise_B, ssl_B)
+
+    def _embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        features_BD: torch.Tensor = self.encoder(images_BCHW)
+        return features_BD
 
     @property
     def timesteps(self) -> int:
@@ -186,11 +235,20 @@ class EncoderObjective(nn.Module):
         self.encoder = encoder
         self.head = head
         self.weight = weight
+        self._view_part: Part = self._embed
+
+    def compile_parts(self, compiler: Compiler) -> None:
+        """Compile the encoder; the heads wait for other processes."""
+        self._view_part = compiler("encoder on views", self._embed)
 
     def forward(self, views_2BCHW: torch.Tensor) -> StepLosses:
         """Losses [B] of two views of each image."""
-        ssl_B = _compare_views(self.encoder, self.head, views_2BCHW)
+        ssl_B = _compare_views(self._view_part, self.head, views_2BCHW)
         return StepLosses(self.weight * ssl_B, None, ssl_B)
+
+    def _embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        features_BD: torch.Tensor = self.encoder(images_BCHW)
+        return features_BD
 
     @property
     def timesteps(self) -> int:
@@ -202,8 +260,8 @@ class EncoderObjective(nn.Module):
         return {"encoder": self.encoder}
 
 
-def _compare_views(encoder: nn.Module, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
-    first, second = encoder(views_2BCHW.flatten(0, 1)).chunk(2)
+def _compare_views(encode: Part, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
+    first, second = encode(views_2BCHW.flatten(0, 1)).chunk(2)
     losses: torch.Tensor = head(first, second)
     return losses
 

@@ -112,9 +112,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     precision = "bf16" if config.precision == "bf16" else "no"
     # Before its first step the head takes no part, and DDP must not wait for it.
     late_head = config.ssl.active and config.ssl.start_step > 0
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if late_head else []
+    # Buffers are constants, and batch norm's running statistics, which only the main process saves.
+    sharing = DistributedDataParallelKwargs(
+        find_unused_parameters=late_head, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
     _forget_other_accelerator(config.device, precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu", kwargs_handlers=handlers)
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu", kwargs_handlers=[sharing])
     for name, stage in (("base", config.base), ("features", config.features)):
         if stage.batch_size % accelerator.num_processes:
             raise ConfigError(
@@ -251,7 +254,7 @@ class _Worker:
         if self.accelerator.is_main_process:
             drop_other_stages(self.run.checkpoints, name)
         self.accelerator.wait_for_everyone()
-        trainer = StageTrainer(stage, self.accelerator, compile=config.compile)
+        trainer = StageTrainer(stage, self.accelerator, compile=config.compile is True, reporter=self.reporter)
         if trainer.resume():
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {stage.budget.steps:,}.")
         run_stage(trainer, self.journal, self.reporter, stop)
