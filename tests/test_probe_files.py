@@ -220,6 +220,7 @@ def test_command_learns_masks_and_shows_them_beside_the_full_scores(files: Path)
     assert "3 dims" in result.stdout
     assert "3 by weight" in result.stdout
     shown = json.loads((files / "out" / "report.json").read_text())
+    assert (shown["mask"]["dims"], shown["mask"]["steps"]) == (3, 40)
     directions = load_directions(files / "out")
     for item in shown["attributes"]:
         few = item["masked"]
@@ -232,6 +233,7 @@ def test_command_learns_masks_and_shows_them_beside_the_full_scores(files: Path)
     assert directions.full.model_hash == "abc"
     many = run_command(files, "--mask-dims", "13")
     assert isinstance(many.exception, ConfigError)
+    assert "13 dims" in str(many.exception)
     alone = run_command(files, "--mask-steps", "50")
     assert isinstance(alone.exception, ConfigError)
     assert "--mask-dims" in str(alone.exception)

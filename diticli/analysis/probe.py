@@ -7,6 +7,7 @@ report.means["binary"]["average_precision"]; save_directions(report.directions, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from diticli.analysis.promask import MaskSettings
 from diticli.analysis.splits import FRACTIONS, Split, split_rows
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta
-from diticli.errors import LabelError
+from diticli.errors import ConfigError, LabelError
 from diticli.progress import Reporter, SilentReporter
 
 FloatArray = npt.NDArray[np.float32]
@@ -75,6 +76,11 @@ def probe_features(
     reporter = reporter or SilentReporter()
     rows = np.arange(len(values)) if rows is None else rows
     _check_lengths(columns, len(rows))
+    if mask is not None and mask.dims > values.shape[1]:
+        raise ConfigError(
+            f"A mask of {mask.dims} dims does not fit features of {values.shape[1]}.",
+            remedy=f"Use at most {values.shape[1]}.",
+        )
     drawn = split is None
     split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
     targets, skipped = _targets(columns, split)
@@ -102,6 +108,7 @@ def probe_features(
         groups=None if groups is None else len(set(groups)),
         seed=seed if drawn else None,
         latent_dim=values.shape[1],
+        mask=None if mask is None else asdict(mask),
         directions=directions,
     )
 

@@ -87,6 +87,7 @@ class ProbeReport:
         groups: number of groups kept together, or None.
         seed: of the split; None for a given one.
         latent_dim: d.
+        mask: settings of the learned masks, or None.
         directions: the models, trained on the training rows only, to move features with.
     """
 
@@ -97,6 +98,7 @@ class ProbeReport:
     groups: int | None
     seed: int | None
     latent_dim: int
+    mask: dict[str, float] | None
     directions: Directions = field(repr=False)
 
     @property
