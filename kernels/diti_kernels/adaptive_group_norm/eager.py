@@ -1,6 +1,6 @@
 """Adaptive group norm in plain PyTorch without `torch.compile`: few passes over memory, little kept for backward.
 
-Two forms, because PyTorch's own kernels are fast in one memory format only (README.md has the comparison):
+Two forms, because PyTorch's own group norm is only sound and fast for contiguous input (README.md says why):
 contiguous tensors go through its fused group norm, channels_last ones through gradients written out here, which
 keep the input and two statistics per group. Every formula is derived in README.md.
 
