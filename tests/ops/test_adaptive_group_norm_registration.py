@@ -8,7 +8,7 @@ from diti_kernels.adaptive_group_norm import adaptive_group_norm
 from diti_kernels.adaptive_group_norm.launch import plan
 from diti_kernels.adaptive_group_norm.layout import to_rows
 from diti_kernels.adaptive_group_norm.registration import adaptive_group_norm_backward_op, adaptive_group_norm_op
-from norm_cases import FORMATS, assert_near, make_case, run
+from norm_cases import assert_near, make_case, run
 from op_sites import Site
 from torch import Tensor
 
