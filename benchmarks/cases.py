@@ -25,7 +25,8 @@ from diticli.official.chunks import official_chunks
 from diticli.official.config import encoder_config, official_scheduler, unet_config
 from diticli.settings import build_config
 
-DIFFUSION = {"timesteps": 1000, "betas_type": "linear", "linear_beta_start": 1e-4, "linear_beta_end": 0.02}
+TIMESTEPS = 1000
+DIFFUSION = {"timesteps": TIMESTEPS, "betas_type": "linear", "linear_beta_start": 1e-4, "linear_beta_end": 0.02}
 PAPER_CHUNKS = {"k": 64, "stages": "50,100,300,500,1000", "dims_per_stage": "10,25,327,100,50"}
 SEED = 0
 
@@ -156,7 +157,7 @@ def random_pipeline(case: Case) -> DiTiPipeline:
             SemanticEncoder(**encoder_config(case.encoder, case.latent_dim)),
             shift,
             DDIMScheduler.from_config(official_scheduler(DIFFUSION).config),
-            official_chunks(case.chunks, case.latent_dim, int(DIFFUSION["timesteps"])).layout.to_dict(),
+            official_chunks(case.chunks, case.latent_dim, TIMESTEPS).layout.to_dict(),
         )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.cases import DIFFUSION, SEED, Case
+from benchmarks.cases import DIFFUSION, SEED, TIMESTEPS, Case
 from diticli.errors import DiTiError
 from diticli.official.weights import from_official
 
@@ -118,7 +118,7 @@ class OfficialModel:
             prefix, own = self.code.staged_masks(k, d, device, self.case.chunks)
         else:
             prefix, own = self.code.uniform_masks(k, d, device)
-        timesteps = int(DIFFUSION["timesteps"])
+        timesteps = TIMESTEPS
         chunk_T = torch.tensor([int(float(t) / (float(timesteps) / k)) for t in range(timesteps)], device=device)
         return chunk_T, prefix, own, prefix - own
 
@@ -229,10 +229,12 @@ def in_layout(module: nn.Module, device: torch.device, layout: torch.memory_form
     return module.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def in_our_names(case: Case, encoder: dict[str, torch.Tensor], decoder: dict[str, torch.Tensor]) -> dict[str, Any]:
+def in_our_names(
+    case: Case, encoder: dict[str, torch.Tensor], decoder: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Gradients in official names -> in ours. Converting only renames and splits, so it holds for gradients too."""
     _, enc, shift = from_official(
         encoder, decoder, case.denoise_fn, encoder_model=case.encoder, latent_dim=case.latent_dim
     )
-    parts = {"encoder": enc, "shift_decoder": shift}
+    parts: dict[str, nn.Module] = {"encoder": enc, "shift_decoder": shift}
     return {f"{part}.{name}": p.detach() for part, m in parts.items() for name, p in m.named_parameters()}

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from benchmarks.cases import SEED, Case
 from diticli.models.attention import use_fast_attention
 from diticli.models.pipeline import DiTiPipeline
-from diticli.progress import SilentReporter
+from diticli.progress import Reporter, SilentReporter
 from diticli.training.batches import MemoryFeed, Share, StepNoise
 from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
@@ -36,8 +36,11 @@ class OurTrainer:
         device: where it runs.
         batch_size: images a step.
         precision: "fp32" or "bf16".
+        compile: as `diti train --compile`.
         gradient: "cumulative", "detached" or "dual".
+        frozen_copy: False computes the base by the UNet itself instead of its inference copy.
         environment: variables (DITI_KERNELS, ...) that hold while it is built and while it runs.
+        reporter: told where compiling fails, which makes the side another one than its name says.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class OurTrainer:
         precision: str,
         compile: bool = False,
         gradient: str = "cumulative",
+        frozen_copy: bool = True,
         environment: Mapping[str, str] | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self.environment, self.precision = dict(environment or {}), precision
         self.batch_size, self.device = batch_size, device
@@ -64,6 +69,8 @@ class OurTrainer:
             scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
             objective = build_objective(config, pipeline.unet, scheduler, accelerator)
             assert isinstance(objective, FeatureObjective)
+            if not frozen_copy:
+                objective.unet = pipeline.unet.requires_grad_(False).eval()
             objective.encoder.load_state_dict(pipeline.encoder.state_dict())
             assert pipeline.shift_decoder is not None
             objective.shift_decoder.load_state_dict(pipeline.shift_decoder.state_dict())
@@ -83,7 +90,7 @@ class OurTrainer:
                 checkpoints=Path(os.devnull),
                 identity="",
             )
-            self.trainer = StageTrainer(stage, accelerator, compile=compile)
+            self.trainer = StageTrainer(stage, accelerator, compile=compile, reporter=reporter)
         self.objective = objective
         if self.environment:
             _distinguish(objective)
@@ -115,7 +122,10 @@ class OurTrainer:
             with self.trainer.accelerator.autocast():
                 losses = StepLosses.of(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
             self.trainer.accelerator.backward(losses.mean())
-        parts = {"encoder": self.objective.encoder, "shift_decoder": self.objective.shift_decoder}
+        parts: dict[str, torch.nn.Module] = {
+            "encoder": self.objective.encoder,
+            "shift_decoder": self.objective.shift_decoder,
+        }
         found = {
             f"{part}.{name}": torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
             for part, module in parts.items()
@@ -141,6 +151,18 @@ class OurTrainer:
             journal = Journal(Path(folder), active=False)
             run_stage(trainer, journal, SilentReporter(), StopRequest())
         self.objective.train()
+
+
+class Heard(SilentReporter):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        """See `Reporter.warn`."""
+        if message not in self.warnings:
+            self.warnings.append(message)
 
 
 def _networks(objective: FeatureObjective, pipeline: DiTiPipeline) -> list[torch.nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from benchmarks.agreement import Errors, Gate, compare, exact_fp32
 from benchmarks.cases import Case
 from benchmarks.official_side import OfficialModel, OfficialTrainer, in_our_names
-from benchmarks.our_side import OurTrainer
+from benchmarks.our_side import Heard, OurTrainer
 from diticli.models.pipeline import DiTiPipeline, normalise
 
 MODES = {"base": "cumulative", "stop_grad": "detached"}
@@ -31,12 +31,20 @@ class Setting:
     images: torch.Tensor
     precision: str
     compile: bool
+    heard: Heard = field(default_factory=Heard)
 
     def ours(self, *, batch_size: int = 0, **changes: Any) -> OurTrainer:
         """Our trainer, with one thing changed."""
-        options = {"precision": self.precision, "compile": self.compile} | changes
+        options: dict[str, Any] = {
+            "precision": self.precision,
+            "compile": self.compile,
+            "reporter": self.heard,
+            **changes,
+        }
         size = min(batch_size or self.batch_size, len(self.images))
-        return OurTrainer(self.case, self.pipeline(), self.images[:size], self.device, batch_size=size, **options)
+        return OurTrainer(
+            self.case, self.pipeline(), self.images[:size], self.device, batch_size=size, **options | changes
+        )
 
     def official(self, **options: Any) -> OfficialTrainer:
         """The official trainer."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diti_kernels.dispatch import decide
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import CASES, Case, pictures, random_pipeline
@@ -81,19 +82,19 @@ def candidates(setting: Setting, *, features: bool, compiled: bool) -> tuple[lis
 
 def _switches(setting: Setting) -> list[tuple[str, str, dict[str, Any], str]]:
     """(name, note, what changes, why it is not measured): ours with one feature off."""
-    gpu = setting.device.type == "cuda"
-    bf16 = setting.precision == "bf16"
+    triton, bf16 = decide(setting.device.type).backend == "triton", setting.precision == "bf16"
+    reference, sdpa = {"DITI_KERNELS": "reference"}, {"DITI_ATTENTION": "sdpa"}
     return [
+        ("no frozen copy", "ours, base computed by the UNet itself", {"frozen_copy": False}, ""),
         ("no compile", "ours, eager", {"compile": False}, "" if setting.compile else "ours is not compiled here"),
-        (
-            "reference ops",
-            "ours, DITI_KERNELS=reference",
-            {"environment": {"DITI_KERNELS": "reference"}},
-            "" if gpu else "the CPU has no other",
-        ),
-        ("sdpa", "ours, DITI_ATTENTION=sdpa", {"environment": {"DITI_ATTENTION": "sdpa"}}, ""),
+        ("reference ops", _as(reference), {"environment": reference}, "" if triton else "no kernel runs here anyway"),
+        ("sdpa", _as(sdpa), {"environment": sdpa}, ""),
         ("fp32", "ours, fp32", {"precision": "fp32"}, "" if bf16 else "ours is fp32 here"),
     ]
+
+
+def _as(environment: dict[str, str]) -> str:
+    return "ours, " + ", ".join(f"{name}={value}" for name, value in environment.items())
 
 
 def _plain_adam(setting: Setting, images: torch.Tensor) -> Callable[[], Callable[[], None]]:
@@ -179,7 +180,10 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
         steps = 20 if gpu else 2
         text, loader = with_loader(setting, rounds=8, steps=steps, budget=options.budget / 3)
         print(text, flush=True)
-    return {"batch_size": batch_size, "gflop_per_image": flops / batch_size / 1e9, **result, "loader": loader}
+        for warning in setting.heard.warnings:
+            print(f"warning: {warning}", flush=True)
+        result |= {"loader": loader, "warnings": setting.heard.warnings}
+    return {"batch_size": batch_size, "gflop_per_image": flops / batch_size / 1e9, **result}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

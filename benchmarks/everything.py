@@ -1,0 +1,160 @@
+"""All measurements, each part in a process of its own and within a time limit, so that no part can cost the others.
+
+    python -m benchmarks all --official ~/DiTi --out benchmarks/results
+
+Takes under 9 minutes on a GPU and under 10 on two quiet processor cores, where sizes are smaller. It leaves
+DATE-DEVICE-PART.json for every part and DATE-DEVICE-tables.md in the folder. A part that fails or runs out of time is
+named at the end, and the exit status is 1; what it had finished by then is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.facts import device_name
+from diticli.models.device import resolve_device
+
+DEFAULT_OUT = Path("benchmarks/results")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One process.
+
+    Attributes:
+        name: of its files.
+        arguments: of `python -m benchmarks`.
+        limit: seconds after which it is ended.
+        official: whether it takes --official.
+        device: whether it takes --device.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    limit: float
+    official: bool = True
+
+
+def _part(name: str, limit: float, text: str, *, official: bool = True) -> Part:
+    return Part(name=name, arguments=tuple(text.split()), limit=limit, official=official)
+
+
+GPU = (
+    _part("train-celeba64", 190, "train --cases celeba64:128 --build 85 --budget 45 --rounds 15"),
+    _part("train-ffhq128", 130, "train --cases ffhq128:64 --build 45 --budget 35 --rounds 12 --brief"),
+    _part("encode", 50, "encode --cases celeba64:1024 --budget 8 --jpegs 4096"),
+    _part("edit", 100, "edit --cases celeba64 --scale 0.1 --budget 45 --rounds 8"),
+    _part("kernels", 60, "kernels", official=False),
+)
+CPU = (
+    _part("train-small64", 110, "train --cases small64:16 --budget 50 --rounds 12"),
+    _part("train-celeba64", 220, "train --cases celeba64:4 --budget 90 --rounds 10 --brief"),
+    _part("encode", 60, "encode --cases celeba64:128 --budget 10 --jpegs 768"),
+    _part("edit", 120, "edit --cases small64 --scale 0.02 --budget 60 --rounds 8"),
+    _part("kernels", 80, "kernels", official=False),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended; `problem` is empty when all went well."""
+
+    part: Part
+    seconds: float
+    problem: str
+
+
+def run_part(part: Part, command: list[str], log: Path) -> Outcome:
+    """Run one part, showing its output and adding it to `log`."""
+    started = time.monotonic()
+    shown = " ".join(command[1:])
+    print(f"\n## {part.name}: python {shown}", flush=True)
+    with log.open("a") as file:
+        file.write(f"\n## {part.name}\n\n`python {shown}`\n\n")
+        file.flush()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+            problem = _follow(process, part.limit, file)
+        file.write(f"\n{problem}\n" if problem else "")
+    return Outcome(part, time.monotonic() - started, problem)
+
+
+def _follow(process: subprocess.Popen[str], limit: float, file: object) -> str:
+    """Copy the output until the process ends or its time is up."""
+    import threading
+
+    def copy() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            file.write(line)  # type: ignore[attr-defined]
+
+    reader = threading.Thread(target=copy, daemon=True)
+    reader.start()
+    problem = ""
+    try:
+        if status := process.wait(timeout=limit):
+            problem = f"ended with status {status}"
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        problem = f"ran out of its {limit:.0f} s"
+    reader.join(timeout=5)
+    return problem
+
+
+def command_of(part: Part, options: argparse.Namespace, device: torch.device, out: Path) -> list[str]:
+    """The command line of a part."""
+    command = [sys.executable, "-m", "benchmarks", *part.arguments, "--device", device.type, "--out", str(out)]
+    if part.official and options.official is not None:
+        command += ["--official", str(options.official)]
+    if part.name == "edit" and options.model is not None:
+        command += ["--model", options.model]
+    return command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options beside --official, --device and --out."""
+    parser.add_argument("--model", default=None, help="a trained model, for the quality of both ways of editing")
+    parser.add_argument("--only", nargs="+", default=None, metavar="PART", help="some of the parts, by name")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Run the parts of this device one after the other.
+
+    Raises:
+        SystemExit: with status 1 when a part failed.
+    """
+    device = resolve_device(options.device)
+    parts = GPU if device.type == "cuda" else CPU
+    out = options.out or DEFAULT_OUT
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.date.today().isoformat()}-{_slug(device)}"
+    log = out / f"{stem}-tables.md"
+    log.write_text(f"# Benchmarks on {device_name(device)}, {datetime.date.today().isoformat()}\n")
+    outcomes = [
+        run_part(part, command_of(part, options, device, out / f"{stem}-{part.name}.json"), log)
+        for part in parts
+        if options.only is None or part.name in options.only
+    ]
+    print(f"\n{sum(o.seconds for o in outcomes):.0f} s in all; results in {out}/{stem}-*")
+    failed = [o for o in outcomes if o.problem]
+    for outcome in failed:
+        print(f"{outcome.part.name} {outcome.problem}", file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
+
+
+def _slug(device: torch.device) -> str:
+    """`cpu`, or the GPU's name in lower case with dashes."""
+    if device.type == "cpu":
+        return "cpu"
+    words = device_name(device).lower().replace("nvidia", "").split()
+    return "-".join(words)

@@ -1,0 +1,294 @@
+"""The benchmarks' own arithmetic: what a ratio is, when it may be believed, and when it is not shown at all."""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.agreement import Gate, compare
+from benchmarks.cases import CASES, pictures, random_pipeline
+from benchmarks.comparison import Candidate, compare_sides, report, verdict
+from benchmarks.everything import CPU, GPU, Part, command_of, run_part
+from benchmarks.official_side import OfficialCodeError, OfficialModel, load_code
+from benchmarks.step_agreement import Setting, check_agreement
+from benchmarks.table import cell, ratio_text, render
+from benchmarks.timing import TWIN, Ratio, Side, measure, median_interval, quantile
+from diticli.official.convert import pipeline_from_official
+
+CPU_DEVICE = torch.device("cpu")
+
+
+class Machine:
+    """A clock that runs only while sides do; `drift` slows the machine down more and more."""
+
+    def __init__(self, *, noise: float = 0.0, drift: float = 0.0, seed: int = 0) -> None:
+        self.now, self.noise, self.drift, self.random = 0.0, noise, drift, random.Random(seed)
+        self.calls: list[str] = []
+
+    def side(self, name: str, seconds: float) -> Side:
+        def run() -> None:
+            self.calls.append(name)
+            self.now += seconds * (1 + self.drift * self.now) * self.random.lognormvariate(0, self.noise)
+
+        return Side(name=name, run=run)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def timed(machine, *sides, rounds=40, **options):
+    return measure([machine.side(*side) for side in sides], rounds=rounds, clock=machine.clock, **options)
+
+
+def test_a_known_ratio_lies_within_its_interval_and_the_control_passes():
+    timings = timed(Machine(noise=0.02), ("slow", 3.0), ("fast", 1.0), control="fast")
+    ratio = timings.ratio("slow", "fast")
+    assert ratio.low < 3.0 < ratio.high
+    assert ratio.high - ratio.low < 0.1
+    assert timings.trustworthy
+
+
+def test_drift_of_the_machine_does_not_touch_the_ratio():
+    timings = timed(Machine(drift=0.02), ("slow", 2.0), ("fast", 1.0), control="fast")
+    assert max(timings.seconds["fast"]) > 2 * min(timings.seconds["fast"])
+    assert timings.ratio("slow", "fast").median == pytest.approx(2.0, rel=0.1)
+
+
+def test_every_side_runs_once_a_round_in_changing_order():
+    machine = Machine()
+    timed(machine, ("a", 1.0), ("b", 1.0), ("c", 1.0), rounds=20, warmup=2)
+    warm, rounds = machine.calls[:6], [tuple(machine.calls[i : i + 3]) for i in range(6, 66, 3)]
+    assert warm == ["a", "a", "b", "b", "c", "c"]
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len(set(rounds)) > 3
+
+
+def test_a_machine_that_is_too_noisy_fails_the_control():
+    timings = timed(Machine(noise=0.8, seed=3), ("side", 1.0), rounds=6, control="side")
+    assert not timings.trustworthy
+    gate = Gate()
+    gate.check("loss", 0.0, 1.0)
+    assert verdict(timings, gate).startswith("NOT TRUSTWORTHY")
+
+
+def test_without_a_control_nothing_is_trustworthy():
+    assert not timed(Machine(), ("side", 1.0)).trustworthy
+
+
+def test_a_side_that_fails_costs_only_itself():
+    def broken() -> None:
+        raise RuntimeError("out of memory\nmore")
+
+    machine = Machine()
+    timings = measure(
+        [Side(name="broken", run=broken), machine.side("good", 1.0)], rounds=3, control="broken", clock=machine.clock
+    )
+    assert set(timings.seconds) == {"good"}
+    assert timings.failures == {"broken": "RuntimeError: out of memory"}
+    with pytest.raises(ValueError, match="Every side failed"):
+        measure([Side(name="broken", run=broken)], rounds=3)
+    with pytest.raises(ValueError, match="distinct names"):
+        measure([machine.side("x", 1), machine.side("x", 1)], rounds=3)
+
+
+def test_the_budget_ends_the_rounds_but_three_are_made():
+    assert len(timed(Machine(), ("side", 1.0), rounds=100, budget_seconds=10).seconds["side"]) == 10
+    assert len(timed(Machine(), ("side", 1.0), rounds=100, budget_seconds=0).seconds["side"]) == 3
+
+
+@pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (20, 6), (30, 10)])
+def test_the_interval_is_the_textbook_one(n, rank):
+    """Ranks of the 95 % interval of a median, e.g. Conover, Practical Nonparametric Statistics, table A3."""
+    interval = median_interval(list(range(1, n + 1)))
+    assert (interval.low, interval.high) == (rank, n + 1 - rank)
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says():
+    source = random.Random(0)
+    hits = 0
+    for _ in range(400):
+        found = median_interval([source.lognormvariate(0, 1) for _ in range(15)])
+        hits += found.low <= 1.0 <= found.high
+    assert hits / 400 >= 0.93
+
+
+def test_five_rounds_have_no_interval():
+    found = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.median == 3.0
+    assert found.to_dict() == {"median": 3.0, "low": None, "high": None}
+    assert ratio_text(found) == "3.000 [too few rounds]"
+
+
+def test_quantiles():
+    values = [random.Random(1).random() for _ in range(17)]
+    assert quantile(values, 0.5) == statistics.median(values)
+    assert quantile([1.0, 2.0], 0.2) == pytest.approx(1.2)
+
+
+def test_table():
+    text = render(["side", "ms"], [["ours", 1.2345], ["a longer name", None]])
+    assert text.splitlines() == [
+        "| side          |   ms |",
+        "|---------------|-----:|",
+        "| ours          | 1.23 |",
+        "| a longer name |    - |",
+    ]
+    assert [cell(v) for v in (0.0, 12345.6, 1e-7, float("inf"), 3)] == ["0", "12,346", "1.0e-07", "inf", "3"]
+    assert ratio_text(Ratio(3.0, 2.9, 3.1)) == "3.000 [2.900, 3.100]"
+    with pytest.raises(ValueError, match="2 cells"):
+        render(["side", "ms"], [["only one"]])
+
+
+def measured(*, passed: bool):
+    gate = Gate()
+    gate.check("loss", 1e-5 if passed else 1e-2, 1e-4)
+    sides = [
+        Candidate(name=name, build=lambda: lambda: sum(range(20_000)) and None, note=name) for name in ("ours", "A0")
+    ]
+    comparison = compare_sides(sides, CPU_DEVICE, rounds=6, budget_seconds=5, control="ours")
+    return report(comparison, gate, CPU_DEVICE, ours="ours", units=8, unit="images")
+
+
+def test_no_speed_up_is_shown_or_written_when_the_sides_disagree():
+    text, result = measured(passed=False)
+    assert "No speed-up: loss 1.0e-02 > 1.0e-04." in text
+    assert all(row.split("|")[5].strip() == "-" for row in text.splitlines() if row.startswith(("| ours", "| A0")))
+    assert not result["speed_up_of_ours"]
+    assert not result["speed_up_untrusted"]
+    assert set(result["sides"]) == {"ours", "A0", "ours" + TWIN}
+
+
+def test_speed_ups_are_shown_when_they_agree():
+    text, result = measured(passed=True)
+    shown = result["speed_up_of_ours"] or result["speed_up_untrusted"]
+    assert shown["ours"]["median"] == 1.0
+    assert set(shown) == {"ours", "A0"}
+    assert (result["speed_up_of_ours"] is None) == ("NOT TRUSTWORTHY" in text)
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_candidate_that_cannot_be_built_or_comes_too_late_is_named():
+    def broken():
+        raise MemoryError("too big")
+
+    good = Candidate(name="good", build=lambda: lambda: None, note="")
+    bad = Candidate(name="bad", build=broken, note="")
+    found = compare_sides([good, bad], CPU_DEVICE, rounds=3, budget_seconds=1, control="good")
+    assert found.skipped == {"bad": "MemoryError: too big"}
+    with pytest.raises(ValueError, match="Every side failed"):
+        compare_sides([good], CPU_DEVICE, rounds=3, budget_seconds=1, control="good", build_seconds=-1)
+
+
+def test_a_gate_without_checks_or_with_a_nan_stays_shut():
+    gate = Gate()
+    assert not gate.passed
+    assert "were not compared" in gate.refusal()
+    assert not gate.check("loss", float("nan"), 1.0)
+    assert not gate.passed
+
+
+def test_errors_of_gradients():
+    right = {"a": torch.full((100,), 1.0), "b": torch.full((4,), 1e-6)}
+    got = {"a": right["a"] * 1.001, "b": right["b"] * 2}
+    errors = compare(torch.tensor([1.0, 1.0]), got, torch.tensor([1.0, 2.0]), right)
+    assert errors.gradient == pytest.approx(1e-3, rel=1e-3)
+    assert errors.loss == pytest.approx(1 / 5**0.5)
+    assert (errors.worst_name, errors.worst_tensor) == ("a", pytest.approx(1e-3, rel=1e-3))  # b is next to nothing
+    with pytest.raises(ValueError, match="Different parameters"):
+        compare(torch.ones(1), {}, torch.ones(1), right)
+    with pytest.raises(ValueError, match="Different parameters"):
+        compare(torch.ones(1), right, torch.ones(1), {"a": right["a"]})
+
+
+@pytest.fixture
+def setting():
+    case = CASES["tiny64"]
+    return Setting(
+        case=case,
+        batch_size=2,
+        device=CPU_DEVICE,
+        pipeline=lambda: random_pipeline(case),
+        model=None,
+        images=pictures(case, 2),
+        precision="fp32",
+        compile=False,
+    )
+
+
+def test_our_step_agrees_with_itself_and_a_wrong_one_is_refused(setting):
+    assert check_agreement(setting).passed
+
+    def wrong():
+        pipeline = random_pipeline(setting.case)
+        calls.append(None)
+        if len(calls) > 1:  # the first one is taken as right
+            pipeline.shift_decoder.conv_out.weight.data.mul_(1.01)
+        return pipeline
+
+    calls: list[None] = []
+    gate = check_agreement(replace(setting, pipeline=wrong))
+    assert not gate.passed
+    assert gate.refusal().startswith("No speed-up: fp32")
+
+
+def test_a_step_trains_and_the_loop_goes_on_from_it(setting):
+    trainer = setting.ours()
+    before = trainer.objective.encoder.head.weight.detach().clone()
+    trainer.step(setting.images)
+    assert trainer.trainer.step == 1
+    assert not torch.equal(before, trainer.objective.encoder.head.weight)
+    trainer.run_with_loader(1)
+    assert trainer.trainer.step == 2
+
+
+@pytest.mark.skipif("DITI_OFFICIAL" not in os.environ, reason="DITI_OFFICIAL names no checkout of the official code")
+def test_our_step_agrees_with_the_official_one(setting, tmp_path):
+    model = OfficialModel(load_code(Path(os.environ["DITI_OFFICIAL"])), setting.case)
+    folder = model.save(tmp_path / "run")
+    gate = check_agreement(replace(setting, model=model, pipeline=lambda: pipeline_from_official(folder)))
+    assert gate.passed, gate.refusal()
+    assert len(gate.checks) == 6
+
+
+def test_a_folder_without_the_official_code_is_refused(tmp_path):
+    with pytest.raises(OfficialCodeError, match="no checkout of the official DiTi code"):
+        load_code(tmp_path)
+
+
+def test_the_limits_of_all_parts_keep_the_promise():
+    assert sum(part.limit for part in GPU) <= 540
+    assert sum(part.limit for part in CPU) <= 600
+    options = argparse.Namespace(official=Path("there"), model="runs/demo")
+    commands = {part.name: command_of(part, options, CPU_DEVICE, Path("x.json")) for part in CPU}
+    assert commands["encode"][-2:] == ["--official", "there"]
+    assert "--official" not in commands["kernels"]
+    assert commands["edit"][-2:] == ["--model", "runs/demo"]
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [("print('fine')", ""), ("raise SystemExit(3)", "ended with status 3"), ("import time; time.sleep(9)", "ran out")],
+)
+def test_a_part_that_fails_or_hangs_is_named(tmp_path, code, problem):
+    part = Part(name="part", arguments=(), limit=1.0)
+    outcome = run_part(part, [sys.executable, "-c", code], tmp_path / "log.md")
+    assert outcome.problem.startswith(problem)
+    assert bool(outcome.problem) == bool(problem)
+    assert (problem or "fine") in (tmp_path / "log.md").read_text()
+
+
+def test_help_names_every_part():
+    command = [sys.executable, "-m", "benchmarks"]
+    root = Path(__file__).parent.parent
+    shown = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert all(part in shown for part in ("train", "encode", "edit", "kernels", "all"))
