@@ -224,8 +224,9 @@ class RunConfig:
     """Arithmetic of the forward and backward passes; auto takes bf16 where the device has it."""
     device: str = "auto"
     """`cpu`, `cuda`, or auto."""
-    compile: bool = False
-    """Compile the training step with torch.compile."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile the training step with torch.compile; auto: on a GPU, and on a CPU for runs of so many steps that it
+    pays (see `diticli.training.compilation`)."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 1000

@@ -86,8 +86,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return from_dict(cast(type, kind), value, prefix=f"{key}.")
     origin = get_origin(kind)
     if origin is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(f"{key} is one of {', '.join(get_args(kind))}; got {value!r}.")
+        if not any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
+            raise ConfigError(f"{key} is one of {', '.join(map(_spelt, get_args(kind)))}; got {value!r}.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or not all(_is_int(v) for v in value):
@@ -102,6 +102,11 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, kind):
         raise ConfigError(f"{key} is a {kind.__name__}, got {value!r}.")
     return value
+
+
+def _spelt(value: Any) -> str:
+    """A choice as TOML and JSON write it, without quotes."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_int(value: Any) -> bool:

@@ -19,7 +19,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         emit_json({**asdict(plan), "seconds": plan.seconds})
         return
     show_table(
-        f"Plan: preset {plan.preset} on {plan.device} in {plan.precision}",
+        f"Plan: preset {plan.preset} on {plan.device} in {plan.precision}, {_compiled(plan)}",
         ["stage", "parameters", "frozen", "images", "steps", "batch", "learning rate", "images/s", "time"],
         [
             [
@@ -45,6 +45,12 @@ def _print_summary(plan: Plan) -> None:
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
     typer.echo(f"Total: about {_duration(plan.seconds)}, without reading images and drawing samples")
+
+
+def _compiled(plan: Plan) -> str:
+    if not plan.compile:
+        return "not compiled"
+    return f"compiled ({_duration(sum(stage.compile_seconds for stage in plan.stages))}, within the times below)"
 
 
 def _duration(seconds: float) -> str:

@@ -94,7 +94,7 @@ def train(
         from diticli.commands.plan_view import show_plan
         from diticli.training.plan import make_plan
 
-        show_plan(make_plan(settings), as_json=json_)
+        show_plan(make_plan(settings, reporter=reporter()), as_json=json_)
         return
     target = out or Path("runs") / f"{_run_name(settings.data.source)}-{settings.preset}"
     say(f"Preset {settings.preset}, run directory {target}.")

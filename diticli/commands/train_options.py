@@ -208,7 +208,7 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the training step with torch.compile.",
+        help="Compile the training step with torch.compile. Default: where it pays, as on a GPU.",
         show_default=False,
         rich_help_panel=MACHINE,
     ),

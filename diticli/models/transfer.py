@@ -7,7 +7,7 @@ computes waits for their event. On a CPU there is nothing to copy, and everythin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -28,6 +28,8 @@ def prefetched(items: Iterator[_Item], depth: int = DEPTH) -> Iterator[_Item]:
             yield item  # type: ignore[misc]  # not `end`
     finally:
         pool.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()
 
 
 def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -43,7 +45,7 @@ def uploaded(batches: Iterator[torch.Tensor], device: torch.device, depth: int =
     Args:
         batches: host tensors; pinned ones are copied as they lie.
         device: a CPU passes them through.
-        depth: copies under way beside the batch that is in use.
+        depth: batches on the device at a time, the one in use included.
     """
     if device.type != "cuda":
         yield from batches
@@ -89,7 +91,7 @@ def _pinned(host: torch.Tensor) -> torch.Tensor:
 
 
 def _send(batch: torch.Tensor, stream: torch.cuda.Stream) -> tuple[torch.Tensor, torch.cuda.Event]:
-    # Memory that the caching allocator hands out on this stream is free of kernels of any other stream.
+    # Allocated on the copying stream: memory of the computing one may still be read by kernels under way.
     with torch.cuda.stream(stream):
         copy = _pinned(batch).to(stream.device, non_blocking=True)
     return copy, stream.record_event()

@@ -1,7 +1,7 @@
 """Which images make up step n, and the randomness that step n uses: both functions of (seed, step) alone.
 
-Images stay uint8 until they lie on the device. Nothing here keeps state between steps, so a resumed run, or one on another number of processes, sees the
-same images, time-steps and noise.
+Images stay uint8 until they lie on the device. Nothing here keeps state between steps, so a resumed run, or one on
+another number of processes, sees the same images, time-steps and noise.
 
 Legend of shape suffixes: B batch, C channels, H height, W width, N images.
 """

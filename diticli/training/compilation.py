@@ -18,6 +18,21 @@ Compiler = Callable[[str, Part], Part]
 """(name for people, function) -> the same function, faster."""
 
 
+CPU_STEPS = 50_000
+"""Steps from which a run on a CPU is compiled."""
+
+
+def compile_pays(config: RunConfig, device: torch.device) -> bool:
+    """What `compile = "auto"` means: yes on a GPU, on a CPU for runs of at least `CPU_STEPS` steps.
+
+    The steps are those of all stages that the run trains.
+    """
+    if device.type == "cuda":
+        return True
+    trains_base = not config.base_model and not config.ssl.only
+    return config.features.steps + (config.base.steps if trains_base else 0) >= CPU_STEPS
+
+
 class CompiledPart:
     """A function, compiled as one graph when it is first called.
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from diffusers import UNet2DModel
 
 from diticli.config import RunConfig
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.unet import load_base
+from diticli.progress import Reporter
 from diticli.schedule import NoiseSchedule
-from diticli.training.batches import Share, StepNoise
-from diticli.training.loop import draw_inputs
-from diticli.training.objectives import NoiseObjective, Objective, StepLosses
+from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
+from diticli.training.loop import Stage, StageTrainer, draw_inputs
+from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.run import make_accelerator, open_source, resolve
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
@@ -37,11 +40,13 @@ class StagePlan:
     frozen_parameters: int
     images_per_second: float
     """Measured on random images, without reading."""
+    compile_seconds: float
+    """What the first step took beyond the others, where it is compiled; else 0."""
 
     @property
     def seconds(self) -> float:
         """Estimated duration."""
-        return self.images / self.images_per_second
+        return self.images / self.images_per_second + self.compile_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,8 @@ class Plan:
     preset: str
     device: str
     precision: str
+    compile: bool
+    """Whether the step is compiled, in the run as in the timed steps."""
     data: str
     data_images: int
     resolution: int
@@ -68,8 +75,12 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Build the networks, time a few steps of each stage, write nothing.
+def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
+    """Build the networks, time a few steps of each stage as a run takes them, write nothing.
+
+    Args:
+        config: settings.
+        reporter: told where the step cannot be compiled.
 
     Raises:
         DiTiError: as `train` would.
@@ -86,12 +97,14 @@ def make_plan(config: RunConfig) -> Plan:
     else:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
         base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
-        stages.append(_time_stage("base", base, config, accelerator))
-    stages.append(_time_stage(STAGE, build_objective(config, unet, scheduler, accelerator), config, accelerator))
+        stages.append(_plan_stage("base", base, None, config, accelerator, reporter))
+    features = build_objective(config, unet, scheduler, accelerator)
+    stages.append(_plan_stage(STAGE, features, unet, config, accelerator, reporter))
     return Plan(
         preset=config.preset,
         device=config.device,
         precision=config.precision,
+        compile=config.compile is True,
         data=config.data.source,
         data_images=len(source),
         resolution=config.data.resolution,
@@ -103,48 +116,76 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def _time_stage(name: str, objective: Objective, config: RunConfig, accelerator: Accelerator) -> StagePlan:
+def _plan_stage(
+    name: str,
+    objective: Objective,
+    frozen: UNet2DModel | None,
+    config: RunConfig,
+    accelerator: Accelerator,
+    reporter: Reporter | None,
+) -> StagePlan:
     budget = config.base if name == "base" else config.features
-    objective.to(accelerator.device).train()
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.0, fused=True)
-    local = budget.batch_size // accelerator.num_processes
-    shape = (local, 3, config.data.resolution, config.data.resolution)
-    images = torch.randint(256, shape, dtype=torch.uint8, device=accelerator.device)
-    views = step_views(config, accelerator) if name == STAGE else None
-    noise = StepNoise(
-        seed=0,
-        stage=name,
-        timesteps=objective.timesteps,
-        batch_size=budget.batch_size,
-        flip=config.data.horizontal_flip,
-        share=Share(rank=accelerator.process_index, world=accelerator.num_processes),
-    )
-    for step in range(WARM_STEPS + TIMED_STEPS):
-        if step == WARM_STEPS:
-            _wait(accelerator.device)
-            started = time.perf_counter()
-        with accelerator.autocast():
-            losses = StepLosses.of(objective(**draw_inputs(objective, noise, views, step, images)))
-        losses.total_B.mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    _wait(accelerator.device)
-    seconds = time.perf_counter() - started
+    trainer = _trainer(name, objective, config, accelerator, reporter)
+    first, usual = _time_steps(trainer)
     return StagePlan(
         name=name,
         images=budget.steps * budget.batch_size,
         steps=budget.steps,
         batch_size=budget.batch_size,
         learning_rate=budget.peak_learning_rate,
-        trained_parameters=_count(objective, trained=True),
-        frozen_parameters=_count(objective, trained=False),
-        images_per_second=TIMED_STEPS * budget.batch_size / seconds,
+        trained_parameters=sum(p.numel() for p in trainer.parameters),
+        frozen_parameters=0 if frozen is None else sum(p.numel() for p in frozen.parameters()),
+        images_per_second=budget.batch_size / usual,
+        compile_seconds=max(0.0, first - usual) if config.compile is True else 0.0,
     )
 
 
-def _count(module: nn.Module, *, trained: bool) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
+def _trainer(
+    name: str, objective: Objective, config: RunConfig, accelerator: Accelerator, reporter: Reporter | None
+) -> StageTrainer:
+    """A trainer on random images; nothing is read or written."""
+    budget = config.base if name == "base" else config.features
+    shape = (budget.batch_size, config.data.resolution, config.data.resolution, 3)
+    stage = Stage(
+        name=name,
+        objective=objective.train(),
+        budget=budget,
+        feed=MemoryFeed(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)),
+        images=budget.batch_size,
+        seed=0,
+        flip=config.data.horizontal_flip,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        sample_every=0,
+        checkpoints=Path(),
+        identity="",
+        views=step_views(config, accelerator) if name == STAGE else None,
+    )
+    return StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
+
+
+def _time_steps(trainer: StageTrainer) -> tuple[float, float]:
+    """Seconds of the first step, and of one of the timed steps."""
+    stage, device = trainer.stage, trainer.accelerator.device
+    size = stage.budget.batch_size
+    share = Share(rank=trainer.accelerator.process_index, world=trainer.accelerator.num_processes)
+    order = DataOrder(stage.images, size, seed=0)
+    noise = StepNoise(
+        seed=0,
+        stage=stage.name,
+        timesteps=stage.objective.timesteps,
+        batch_size=size,
+        flip=stage.flip,
+        share=share,
+    )
+    marks = [time.perf_counter()]
+    for images in stage.feed.batches(order, 0, WARM_STEPS + TIMED_STEPS, share, device):
+        trainer.train_step(draw_inputs(stage.objective, noise, stage.views, trainer.step, images))
+        if trainer.step in (1, WARM_STEPS, WARM_STEPS + TIMED_STEPS):
+            _wait(device)
+            marks.append(time.perf_counter())
+    started, first, warm, end = marks
+    return first - started, (end - warm) / TIMED_STEPS
 
 
 def _wait(device: torch.device) -> None:

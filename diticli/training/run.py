@@ -27,6 +27,7 @@ from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed, fold_seed
 from diticli.training.checkpoint import drop_other_stages
+from diticli.training.compilation import compile_pays
 from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
@@ -52,7 +53,12 @@ def resolve(config: RunConfig) -> RunConfig:
         DeviceError: for a device or precision it does not have.
     """
     device = resolve_device(config.device)
-    return replace(config, device=device.type, precision=resolve_precision(config.precision, device))
+    return replace(
+        config,
+        device=device.type,
+        precision=resolve_precision(config.precision, device),
+        compile=compile_pays(config, device) if config.compile == "auto" else config.compile,
+    )
 
 
 def open_source(config: RunConfig) -> ImageSource:
