@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from diticli.analysis.directions import MAX_AMOUNT, Directions, load_directions, save_directions
 from diticli.analysis.probe import probe_features
 from diticli.analysis.promask import MaskSettings
+from diticli.analysis.splits import split_rows
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn
@@ -103,6 +105,26 @@ def test_restricted_to_chunks_dims_and_learned_dims(directions: Directions, z: t
     assert set(np.flatnonzero(directions.vector("Smiling", chunks=[0], layout=other))) <= set(range(6))
 
 
+def test_patterns_are_how_features_go_with_the_output(directions: Directions, z: torch.Tensor, tmp_path: Path) -> None:
+    values, _ = data()
+    train = split_rows(N, seed=0).train
+    outputs = directions.full.predict(values[train])
+    x = (values[train] - directions.full.mean) / directions.full.std
+    expected = (outputs - outputs.mean(axis=0)).T @ x / len(train)
+    for row, label in enumerate(directions.attributes):
+        vector = directions.vector(label, along="pattern")
+        scale = np.sqrt(D) / np.linalg.norm(expected[row])
+        np.testing.assert_allclose(vector, expected[row] * scale, atol=1e-2)
+    assert set(np.flatnonzero(directions.vector("Smiling", dims="learned", along="pattern"))) == {1, 6}
+    save_directions(directions, tmp_path)
+    moved = load_directions(tmp_path).move(z, "Age", 0.2, along="pattern", chunks=[0])
+    assert torch.equal(moved, directions.move(z, "Age", 0.2, along="pattern", chunks=[0]))
+    with pytest.raises(ConfigError, match="cannot go along 'gradient'"):
+        directions.vector("Age", along="gradient")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no patterns"):
+        replace(directions, patterns=None).vector("Age", along="pattern")
+
+
 def test_amounts_and_dtypes(directions: Directions, z: torch.Tensor) -> None:
     amounts = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
     moved = directions.move(z, "Age", amounts)
@@ -132,7 +154,7 @@ def test_unknown_attributes_suggest_near_ones(directions: Directions, z: torch.T
 def test_restrictions_that_cannot_be(directions: Directions) -> None:
     with pytest.raises(ConfigError, match=r"No dimension that tells 'Smiling' is left in dims \[5\]"):
         directions.vector("Smiling", dims=[5])
-    with pytest.raises(ConfigError, match=r"among the learned dims in chunks \[2\]"):
+    with pytest.raises(ConfigError, match=r"in dims \[1, 6\] in chunks \[2\]"):
         directions.vector("Smiling", dims="learned", chunks=[2])
     with pytest.raises(ConfigError, match="is left in chunks"):
         directions.vector("Smiling", chunks=[])

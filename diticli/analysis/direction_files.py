@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -32,6 +33,7 @@ def write_parts(
     full: LinearProbe,
     masked: LinearProbe | None,
     chosen: Mapping[str, tuple[int, ...]],
+    patterns: npt.NDArray[np.float32] | None,
     layout: ChunkLayout | None,
     model: str,
 ) -> None:
@@ -43,6 +45,8 @@ def write_parts(
     tensors = {key: getattr(full, key) for key in _FULL}
     if masked is not None:
         tensors |= {f"masked_{key}": getattr(masked, key) for key in _MASKED}
+    if patterns is not None:
+        tensors["patterns"] = patterns
     data = save({key: np.ascontiguousarray(value, dtype=np.float32) for key, value in tensors.items()})
     facts = {
         "format": FORMAT,
@@ -102,8 +106,13 @@ def _parts(facts: dict[str, Any], data: bytes) -> dict[str, Any]:
     masked = None
     if "masked_weights" in tensors:
         masked = checked_probe(**common, **{key: tensors[f"masked_{key}"] for key in _MASKED})
+    full = checked_probe(**common, **{key: tensors[key] for key in _MASKED})
+    patterns = tensors.get("patterns")
+    if patterns is not None and patterns.shape != full.weights.shape:
+        raise ValueError("the patterns do not fit the weights")
     return {
-        "full": checked_probe(**common, **{key: tensors[key] for key in _MASKED}),
+        "full": full,
+        "patterns": patterns,
         "masked": masked,
         "chosen": {str(name): tuple(map(int, dims)) for name, dims in facts["chosen_dims"].items()},
         "layout": ChunkLayout.from_dict(facts["chunks"]) if facts["chunks"] else None,

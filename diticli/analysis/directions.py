@@ -8,6 +8,10 @@ Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 5, after Preechakul et
 standardised features z' = (z - mean) / std, move by amount * sqrt(d) * w / ||w|| along a linear classifier's
 weight w, then undo the standardisation. A move by 1 is one standard deviation in the root mean square of all d
 dimensions; a direction that is held to fewer dimensions is as long, so each of these moves further.
+
+A weight is a filter: where features are correlated it also points along what must be subtracted to read the
+attribute. `along="pattern"` moves along the covariance of features and classifier output instead, which is how
+features change where the attribute does (Haufe et al., NeuroImage 2014, eq. 6).
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from diticli.errors import ChunkError, ConfigError, LabelError, ModelError
 
 FloatArray = npt.NDArray[np.float32]
 Dims = Sequence[int] | Literal["learned"]
+Along = Literal["weight", "pattern"]
 
 _NO_WEIGHT = 1e-6
 MAX_AMOUNT = 10.0
@@ -46,6 +51,7 @@ class Directions:
         full: classifiers on all dimensions, with the standardisation.
         masked: classifiers on the dimensions that `--mask-dims` chose (weights are 0 elsewhere), or None.
         chosen: these dimensions, ascending, by attribute.
+        patterns: float32 [A, d] covariance of each standardised feature with each row's output in `full`, or None.
         layout: chunks of the model, or None when unknown.
         model: id of the model whose features these are; "" when unknown.
     """
@@ -53,6 +59,7 @@ class Directions:
     full: LinearProbe
     masked: LinearProbe | None = None
     chosen: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    patterns: FloatArray | None = None
     layout: ChunkLayout | None = None
     model: str = ""
 
@@ -98,6 +105,7 @@ class Directions:
         dims: Dims | None = None,
         chunks: Sequence[int] | None = None,
         layout: ChunkLayout | None = None,
+        along: Along = "weight",
     ) -> FloatArray:
         """The move of amount 1 in standardised features: float32 [d] of length sqrt(d).
 
@@ -107,19 +115,19 @@ class Directions:
                 classifier; None keeps all.
             chunks: also keep only the dimensions of these chunks.
             layout: the chunks' dimensions; None takes the layout of the probed features.
+            along: "weight" as in the paper, or "pattern"; with learned dims the pattern keeps these dims.
 
         Raises:
             LabelError: for an unknown attribute, or learned dims that there are not.
-            ConfigError: for dims outside 0..d-1, or when no dimension with a weight is left.
+            ConfigError: for dims outside 0..d-1, or when no dimension with a weight is left, or patterns
+                that there are not.
             ChunkError: for chunks outside the layout, without a layout, or with one of another width.
         """
-        row = self.full.row_of(attribute)
-        if isinstance(dims, str):
-            self.learned_dims(attribute)
-        probe = self.masked if isinstance(dims, str) and self.masked is not None else self.full
-        weights = probe.weights[row].astype(np.float64)
+        weights = self._start(attribute, dims, along).astype(np.float64)
         floor = _NO_WEIGHT * np.linalg.norm(weights)
-        if dims is not None and not isinstance(dims, str):
+        if isinstance(dims, str):
+            dims = self.learned_dims(attribute)
+        if dims is not None:
             weights = np.where(self._dim_mask(dims), weights, 0.0)
         if chunks is not None:
             weights = np.where(self._chunk_mask(chunks, layout or self.layout), weights, 0.0)
@@ -140,6 +148,7 @@ class Directions:
         dims: Dims | None = None,
         chunks: Sequence[int] | None = None,
         layout: ChunkLayout | None = None,
+        along: Along = "weight",
     ) -> torch.Tensor:
         """Move features along an attribute.
 
@@ -150,6 +159,7 @@ class Directions:
             dims: see `vector`.
             chunks: see `vector`.
             layout: see `vector`.
+            along: see `vector`.
 
         Returns:
             [B, d] of the dtype and on the device of `z_BD`; dimensions that do not move keep their bits.
@@ -164,10 +174,21 @@ class Directions:
                 remedy="Give [B, d] features of the model that was probed.",
             )
         amounts = _checked_amounts(amount, len(z_BD))
-        vector = self.vector(attribute, dims=dims, chunks=chunks, layout=layout)
+        vector = self.vector(attribute, dims=dims, chunks=chunks, layout=layout, along=along)
         # ((z - mean) / std + v) * std + mean = z + v * std, which moves nothing by rounding
         step = torch.from_numpy(vector * self.full.std).to(z_BD.device)
         return (z_BD.float() + amounts.to(z_BD.device)[:, None] * step).to(z_BD.dtype)
+
+    def _start(self, attribute: str, dims: Dims | None, along: Along) -> FloatArray:
+        """The unrestricted direction [d]."""
+        row = self.full.row_of(attribute)
+        if along not in ("weight", "pattern"):
+            raise ConfigError(f"A move cannot go along {along!r}.", remedy="Use weight or pattern.")
+        if along == "weight":
+            return self.masked.weights[row] if isinstance(dims, str) and self.masked else self.full.weights[row]
+        if self.patterns is None:
+            raise ConfigError("These directions have no patterns.", remedy="Run `diti probe` again.")
+        return self.patterns[row]
 
     def _dim_mask(self, dims: Sequence[int]) -> npt.NDArray[np.bool_]:
         outside = [dim for dim in dims if not 0 <= dim < self.latent_dim]
@@ -227,5 +248,5 @@ def _checked_amounts(amount: float | torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _where(dims: Dims | None, chunks: Sequence[int] | None) -> str:
-    chosen = "" if dims is None else " among the learned dims" if isinstance(dims, str) else f" in dims {list(dims)}"
+    chosen = "" if dims is None else f" in dims {list(dims)}"
     return chosen + (f" in chunks {list(chunks)}" if chunks is not None else "")

@@ -186,9 +186,16 @@ def _directions(
         full=_linear_probe(targets, choices, dict.fromkeys(choices, space), meta.model_hash),
         masked=masked,
         chosen={name: fit.dims for name, fit in few.items()},
+        patterns=_patterns(targets, choices, space),
         layout=ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends) if known else None,
         model=meta.model,
     )
+
+
+def _patterns(targets: Sequence[Target], choices: Mapping[str, Choice], space: FeatureSpace) -> FloatArray:
+    """Covariance [A, d] of standardised features and each model's output over the training rows."""
+    patterns = [((space.basis * space.variances) @ choices[t.name].weights).T * t.scale for t in targets]
+    return np.concatenate(patterns).astype(np.float32)
 
 
 def _linear_probe(
