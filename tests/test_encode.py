@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from diticli.analysis.encode import EncodeResult, encode_images
-from diticli.chunks import ChunkLayout
+from diticli.analysis import encode as encode_module
+from diticli.analysis.batch_encoder import BatchEncoder
+from diticli.analysis.encode import EncodeResult, _batches, encode_images
 from diticli.commands.encode import encode
 from diticli.data.features import read_features
 from diticli.data.images import UnreadableImageError
@@ -225,43 +227,112 @@ def test_unknown_suffix_before_any_work(tmp_path: Path) -> None:
     assert source.loaded == []
 
 
-class FakePipeline:
-    resolution = 4
-    crop = "center"
-    model_id = "fake"
-    model_hash = "0123"
-    chunks = ChunkLayout.uniform(chunks=3, latent_dim=3)
+@pytest.fixture
+def command(make_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """(*arguments) -> what `encode` did with a tiny model; `.asked` and `.pipeline` beside it."""
+    pipeline, asked = make_pipeline(), []
 
-    def encode_uint8(self, images: torch.Tensor) -> torch.Tensor:
-        return channel_means(images)
-
-
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(5):
-        Image.new("RGB", (9, 6), (i, 50, 100)).save(tmp_path / f"{i}.png")
-    (tmp_path / "bad.jpg").write_bytes(b"")
-    asked: list[tuple[str | None, str | None]] = []
-
-    def load(model: str | None, device: str | None) -> FakePipeline:
+    def load(model: str | None, device: str | None) -> Any:
         asked.append((model, device))
-        return FakePipeline()
+        return pipeline
 
     monkeypatch.setattr("diticli.models.locate.load_pipeline", load)
     app = typer.Typer()
     app.command()(encode)
+
+    def invoke(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [*map(str, arguments), "--model", "m", "--device", "cpu"])
+
+    invoke.asked, invoke.pipeline = asked, pipeline  # type: ignore[attr-defined]
+    return invoke
+
+
+def test_command(tmp_path: Path, command: Any) -> None:
+    pictures = [Image.new("RGB", (9, 6), (40 * i, 50, 100)) for i in range(5)]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.jpg").write_bytes(b"")
     out = tmp_path / "out" / "feats.npz"
-    given = [str(tmp_path), "-o", str(out), "--model", "m", "--device", "cpu", "--batch-size", "2", "--json"]
-    result = CliRunner().invoke(app, given)
+    result = command(tmp_path, "-o", out, "--batch-size", 2, "--precision", "fp32", "--json")
     assert result.exit_code == 0, result.output
-    assert asked == [("m", "cpu")]
+    assert command.asked == [("m", "cpu")]
     shown = json.loads(result.stdout)
-    assert (shown["rows"], shown["dim"], shown["out"]) == (5, 3, str(out))
+    assert (shown["rows"], shown["dim"], shown["out"]) == (5, 16, str(out))
     assert shown["skipped"][0]["file"] == "bad.jpg"
     features = read_features(out)
-    np.testing.assert_array_equal(features.values[:, 0], np.arange(5))
+    np.testing.assert_allclose(features.values, command.pipeline.encode(pictures), rtol=1e-5, atol=1e-6)
     assert features.meta is not None
-    assert features.meta.chunk_ends == FakePipeline.chunks.ends
-    assert features.meta.preprocessing["resolution"] == 4
-    result = CliRunner().invoke(app, [str(tmp_path), "-o", str(tmp_path / "x.csv")])
+    assert features.meta.chunk_ends == command.pipeline.chunks.ends
+    assert (features.meta.preprocessing["resolution"], features.meta.preprocessing["precision"]) == (16, "fp32")
+    result = command(tmp_path, "-o", tmp_path / "x.csv")
     assert isinstance(result.exception, FeatureFileError)
-    assert len(asked) == 1
+    assert len(command.asked) == 1
+
+
+def test_rows_of_another_precision_are_not_continued(tmp_path: Path, command: Any) -> None:
+    out = tmp_path / "feats.npy"
+    encode_on_first = command.pipeline.encoder.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(command.pipeline.encoder), "forward", _failing_after(2, encode_on_first))
+        assert isinstance(command("faces:8:0", "-o", out, "--batch-size", 2, "--precision", "fp32").exception, OSError)
+    result = command("faces:8:0", "-o", out, "--batch-size", 2, "--precision", "bf16", "--json")
+    assert json.loads(result.stdout)["resumed"] == 0
+    features = read_features(out)
+    assert features.meta is not None
+    assert features.meta.preprocessing["precision"] == "bf16"
+
+
+def _failing_after(calls: int, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def forward(self: Any, images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise OSError("unplugged")
+        return function(images)
+
+    return forward
+
+
+def test_batch_encoder_is_the_encoder(make_pipeline: Callable[..., Any]) -> None:
+    pipeline = make_pipeline()
+    before = {name: value.clone() for name, value in pipeline.encoder.state_dict().items()}
+    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8)
+    wanted = pipeline.encode_uint8(images)
+    exact, rough = (BatchEncoder(pipeline.encoder, precision)(images) for precision in ("fp32", "bf16"))
+    torch.testing.assert_close(exact, wanted, rtol=1e-5, atol=1e-6)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = pipeline.encode_uint8(images)
+    # Its error must not exceed that of the autocast under which such an encoder was trained, but for chance.
+    assert (rough - wanted).norm() < 1.5 * (autocast - wanted).norm()
+    after = pipeline.encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
+    assert not pipeline.encoder.head._forward_pre_hooks
+    assert all(p.requires_grad for p in pipeline.encoder.parameters())
+
+
+def test_what_was_computed_is_written_whatever_ends_the_run(tmp_path: Path) -> None:
+    """The order of a GPU, one batch ahead of the file, on a CPU that poses as one."""
+    rows, waiting = [], []
+
+    class Rows:
+        def take(self, batch: Any, arriving: Any) -> None:
+            rows.append(batch.files)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        waiting.append(len(rows))
+        if len(waiting) == 4:
+            raise KeyboardInterrupt
+        return channel_means(images)
+
+    class Device:
+        type = "cuda"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_module, "upload", lambda tensor, device: tensor)
+        batches = _batches(FakeImages(10), range(10), 2, 0)
+        with pytest.raises(KeyboardInterrupt):
+            encode_module._encode_all(encode, batches, Rows(), Device())  # type: ignore[arg-type]
+    assert waiting == [0, 0, 1, 2], "each batch is launched before the one ahead of it is waited for"
+    assert rows == [[f"{i:03d}.png", f"{i + 1:03d}.png"] for i in (0, 2, 4)]

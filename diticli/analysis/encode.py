@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,18 +18,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diticli.analysis.batch_encoder import BatchEncoder
+from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES
 from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
 from diticli.errors import DataError, ModelError
 from diticli.models.pipeline import DiTiPipeline
+from diticli.models.transfer import Download, prefetched, upload
 from diticli.progress import Reporter, SilentReporter
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 [B, 3, R, R] -> float [B, d]."""
+"""uint8 [B, 3, R, R] -> float [B, d], on any device; of a GPU it should not wait."""
 
 _NAMED = 3
+_COMPILED_FROM = 200_000
+"""Images from which compiling the encoder for a GPU can be worth its time: fewer are over in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +71,34 @@ class _Batch:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def encode_with(pipeline: DiTiPipeline, source: ImageSource, out: Path, **options: Any) -> EncodeResult:
-    """`encode_images` by a model, which fills in all that the metadata says of it; `options` as there."""
+def encode_with(
+    pipeline: DiTiPipeline, source: ImageSource, out: Path, *, precision: Precision = "auto", **options: Any
+) -> EncodeResult:
+    """`encode_images` by a model, which fills in all that the metadata says of it; `options` as there.
+
+    Args:
+        pipeline: the model, on the device that encodes.
+        source: the images.
+        out: the feature file.
+        precision: of the arithmetic, see `BatchEncoder`; the file is float32 in any case, and its metadata says it.
+
+    Raises:
+        DeviceError: when bf16 is asked for on a GPU without it.
+        DiTiError: as `encode_images`.
+    """
+    compile = pipeline.device.type == "cuda" and len(source) >= _COMPILED_FROM
+    encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=options.get("reporter"))
+    facts = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
     return encode_images(
-        pipeline.encode_uint8,
+        encoder,
         source,
         out,
         model=pipeline.model_id,
         model_hash=pipeline.model_hash,
         chunk_ends=pipeline.chunks.ends,
         timestep_ends=pipeline.chunks.timestep_ends,
-        preprocessing={"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]},
+        preprocessing=facts | {"precision": encoder.precision},
+        device=encoder.device,
         **options,
     )
 
@@ -94,9 +117,13 @@ def encode_images(
     workers: int | None = None,
     resume: bool = True,
     checkpoint_seconds: float = 5.0,
+    device: torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> EncodeResult:
     """Encode every readable image of `source` into the feature file `out`.
+
+    Reading, encoding and writing overlap: threads decode the next batches, and on a GPU a batch is written while
+    the next one is computed.
 
     Interrupted by Ctrl-C or a kill, it leaves `out.partial`; the same call goes on from there.
 
@@ -114,6 +141,7 @@ def encode_images(
         workers: decoding threads, see `iter_decoded`.
         resume: False starts again in any case.
         checkpoint_seconds: how much work a kill may cost.
+        device: where `encode` takes its images; None leaves them on the CPU.
         reporter: receiver of progress.
 
     Raises:
@@ -137,7 +165,10 @@ def encode_images(
     )
     with FeatureWriter(out, identity=_identity(source, meta), resume=resume) as writer:
         _announce(writer, source, reporter)
-        _encode_all(encode, source, writer, batch_size, workers, checkpoint_seconds, reporter)
+        reporter.start("Encoding", len(source) - writer.resumed, unit="images")
+        batches = prefetched(_batches(source, range(writer.resumed, len(source)), batch_size, workers))
+        _encode_all(encode, batches, _Rows(writer, reporter, checkpoint_seconds), device or torch.device("cpu"))
+        reporter.finish()
         if not writer.files:
             writer.discard()
             raise DataError(
@@ -172,25 +203,52 @@ def _announce(writer: FeatureWriter, source: ImageSource, reporter: Reporter) ->
         reporter.warn("The partial file of another model or other images is replaced.")
 
 
-def _encode_all(
-    encode: Encode,
-    source: ImageSource,
-    writer: FeatureWriter,
-    batch_size: int,
-    workers: int | None,
-    checkpoint_seconds: float,
-    reporter: Reporter,
-) -> None:
-    reporter.start("Encoding", len(source) - writer.resumed, unit="images")
-    saved = time.monotonic()
-    for batch in _batches(source, range(writer.resumed, len(source)), batch_size, workers):
-        values = _encode_batch(encode, batch, writer.dim)
-        writer.append(values, batch.files, batch.skipped)
-        if time.monotonic() - saved >= checkpoint_seconds:
-            writer.checkpoint()
-            saved = time.monotonic()
-        reporter.advance(len(batch.files) + len(batch.skipped))
-    reporter.finish()
+class _Rows:
+    """Takes batches in order and writes what became of them.
+
+    Args:
+        writer: of the feature file.
+        reporter: receiver of progress.
+        checkpoint_seconds: time between checkpoints of the file.
+    """
+
+    def __init__(self, writer: FeatureWriter, reporter: Reporter, checkpoint_seconds: float) -> None:
+        self.writer, self.reporter, self.checkpoint_seconds = writer, reporter, checkpoint_seconds
+        self._saved = time.monotonic()
+
+    def take(self, batch: _Batch, arriving: Download | None) -> None:
+        """Append a batch, whose features may still be arriving; None without images."""
+        if arriving is None:
+            values = np.empty((0, self.writer.dim), dtype=np.float32)
+        else:
+            values = _checked(arriving.wait(), batch, self.writer.dim)
+        self.writer.append(values, batch.files, batch.skipped)
+        if time.monotonic() - self._saved >= self.checkpoint_seconds:
+            self.writer.checkpoint()
+            self._saved = time.monotonic()
+        self.reporter.advance(len(batch.files) + len(batch.skipped))
+
+
+def _encode_all(encode: Encode, batches: Iterator[_Batch], rows: _Rows, device: torch.device) -> None:
+    """Keeps a GPU one batch ahead of the file; what is computed is written, whatever ends the loop."""
+    ahead = 1 if device.type == "cuda" else 0
+    under_way: deque[tuple[_Batch, Download | None]] = deque()
+    try:
+        for batch in batches:
+            under_way.append((batch, _launch(encode, batch, device)))
+            if len(under_way) > ahead:
+                rows.take(*under_way.popleft())
+    finally:
+        while under_way:
+            rows.take(*under_way.popleft())
+
+
+def _launch(encode: Encode, batch: _Batch, device: torch.device) -> Download | None:
+    if not batch.images:
+        return None
+    images_BHWC = upload(torch.from_numpy(np.stack(batch.images)), device)
+    with torch.no_grad():
+        return Download(encode(images_BHWC.permute(0, 3, 1, 2)).float())
 
 
 def _batches(source: ImageSource, indices: range, batch_size: int, workers: int | None) -> Iterator[_Batch]:
@@ -209,13 +267,8 @@ def _batches(source: ImageSource, indices: range, batch_size: int, workers: int 
         yield batch
 
 
-def _encode_batch(encode: Encode, batch: _Batch, dim: int) -> npt.NDArray[np.float32]:
-    """Float32 [B, d], checked."""
-    if not batch.images:
-        return np.empty((0, dim), dtype=np.float32)
-    images_BHWC = torch.from_numpy(np.stack(batch.images))
-    with torch.no_grad():
-        features = encode(images_BHWC.permute(0, 3, 1, 2).contiguous()).float().cpu()
+def _checked(features: torch.Tensor, batch: _Batch, dim: int) -> npt.NDArray[np.float32]:
+    """Float32 [B, d], or an error that names what is wrong."""
     if features.ndim != 2 or len(features) != len(batch.images) or (dim and features.shape[1] != dim):
         raise ModelError(
             f"The encoder gave {list(features.shape)} for {len(batch.images)} images.",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from diticli.commands.options import BatchSizeOption, CropOption, DeviceOption, JsonOption, ModelOption, WorkersOption
+from diticli.commands.train_options import Precision
+
+if TYPE_CHECKING:
+    from diticli.config import Precision as Arithmetic
 
 DEFAULT_BATCH = 128
 
@@ -29,6 +33,10 @@ def encode(
     crop: CropOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH,
     device: DeviceOption = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Arithmetic; auto takes bf16 where the hardware computes in it. The file is float32."),
+    ] = Precision.auto,
     workers: WorkersOption = None,
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Start again even where an interrupted run left its rows.")
@@ -60,6 +68,7 @@ def encode(
         pipeline,
         source,
         out,
+        precision=cast("Arithmetic", precision.value),
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
         resume=not no_resume,

@@ -16,13 +16,14 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.chunks import ChunkLayout
+from diticli.models.compiled import Part
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase
 from diticli.models.predictor import ChunkWindows
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import DownFeatures, estimate_noise, predict_noise, run_down_path
 from diticli.schedule import NoiseSchedule, per_sample
-from diticli.training.compilation import Compiler, Part
+from diticli.training.compilation import Compiler
 
 
 class StepLosses(NamedTuple):

@@ -1,0 +1,85 @@
+"""The encoder as batch encoding runs it: a copy in one precision, compiled where asked.
+
+Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from diticli.config import Precision
+from diticli.models.compiled import CompiledPart, Part
+from diticli.models.device import resolve_precision
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.pipeline import normalise
+from diticli.progress import Reporter, SilentReporter
+
+
+class BatchEncoder:
+    """uint8 images -> float32 features, on the encoder's device.
+
+    In bf16 convolutions and attention compute in bf16, norms and the head's sums in float32; the features of a
+    trained faces32 encoder then differ from its float32 ones by 0.09 % of their norm (training's own autocast: by
+    0.19 %), at 2.0 to 2.3 times the speed on a CPU that has bf16.
+
+    Args:
+        encoder: left as it is; later changes of its weights are not seen.
+        precision: auto takes bf16 where the hardware computes in it.
+        compile: with torch.compile, for batches of the first one's size.
+        reporter: told where that fails.
+
+    Attributes:
+        device: of the encoder.
+        precision: "fp32" or "bf16".
+
+    Raises:
+        DeviceError: when bf16 is asked for on a GPU without it.
+    """
+
+    def __init__(
+        self,
+        encoder: SemanticEncoder,
+        precision: Precision = "auto",
+        *,
+        compile: bool = False,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.device = encoder.device
+        self.precision = resolve_precision(precision, self.device)
+        self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._encoder = _inference_copy(encoder, self._dtype)
+        self._compiled: Part | None = (
+            CompiledPart("encoder", self._features, reporter or SilentReporter()) if compile else None
+        )
+        self._compiled_size = 0
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Features [B, D], float32 on the device, of uint8 images [B, 3, R, R]; does not wait for the device."""
+        images_BCHW = images_BCHW.to(self.device, non_blocking=True)
+        self._compiled_size = self._compiled_size or len(images_BCHW)
+        if self._compiled is None or len(images_BCHW) != self._compiled_size:
+            return self._features(images_BCHW)
+        features_BD: torch.Tensor = self._compiled(images_BCHW)
+        return features_BD
+
+    def _features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        features_BD: torch.Tensor = self._encoder(normalise(images_BCHW).to(self._dtype))
+        return features_BD
+
+
+def _inference_copy(encoder: SemanticEncoder, dtype: torch.dtype) -> SemanticEncoder:
+    """Convolutions and attention in `dtype`; the head in float32, for the result is not rounded to bf16 then."""
+    twin = copy.deepcopy(encoder).requires_grad_(False).eval()
+    for module in twin.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module is not twin.head:
+            module.to(dtype)
+    twin.head.register_forward_pre_hook(_in_float32)
+    return twin.to(memory_format=torch.channels_last)
+
+
+def _in_float32(head: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (arguments[0].float(),)
