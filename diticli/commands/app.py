@@ -13,6 +13,7 @@ from diticli.commands.demo import demo
 from diticli.commands.doctor import doctor
 from diticli.commands.edit import edit
 from diticli.commands.encode import encode
+from diticli.commands.evaluate import evaluate
 from diticli.commands.faces import faces
 from diticli.commands.failure import explain, explain_interrupt
 from diticli.commands.probe import probe
@@ -64,5 +65,5 @@ def _root(
     """
 
 
-for _command in (train, encode, probe, edit, convert, faces, demo, doctor):
+for _command in (train, encode, probe, edit, evaluate, convert, faces, demo, doctor):
     app.command()(_command)

@@ -123,6 +123,37 @@ def bar_table_chart(
     return _chart(path, draw, (7.2, 1.2 + len(names) * (0.12 + 0.15 * len(series))))
 
 
+def heatmap_chart(
+    path: Path | str,
+    values: Sequence[Sequence[float]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+) -> Path:
+    """Write a PNG of numbers in coloured cells, rows from top to bottom; colours run from -1 over 0 to 1.
+
+    Raises:
+        ValueError: when the values are not one per row and column.
+    """
+    grid = np.asarray(values, dtype=float)
+    if grid.shape != (len(rows), len(columns)):
+        raise ValueError(f"{len(rows)} x {len(columns)} values expected, got {list(grid.shape)}.")
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(grid):
+            text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if abs(value) > 0.6 else "k")
+        axes.set_xticks(np.arange(len(columns)), [_plain(name) for name in columns], rotation=35, ha="right")
+        axes.set_yticks(np.arange(len(rows)), [_plain(name) for name in rows])
+        axes.set_title(_plain(title))
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+
+    return _chart(path, draw, (2.2 + 0.55 * len(columns), 1.6 + 0.34 * len(rows)))
+
+
 def _chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

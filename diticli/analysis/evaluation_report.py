@@ -1,0 +1,131 @@
+"""Faithfulness as tables, a heatmap, JSON and one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diticli._version import __version__
+from diticli.analysis.evaluation import Faithfulness
+from diticli.analysis.faithfulness import to_json
+from diticli.analysis.judged_images import JudgedImages
+from diticli.analysis.reader import AttributeReader
+from diticli.pictures.charts import heatmap_chart
+from diticli.pictures.files import write_atomically
+from diticli.pictures.report import Cell, Section, write_report
+
+Table = tuple[list[str], list[list[Cell]]]
+READABLE = 0.5
+"""Attributes that the reader tells worse than this judge nothing."""
+
+
+def chunk_text(chunks: Sequence[int]) -> str:
+    """Consecutive chunks as a range."""
+    return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
+
+
+def swap_table(result: Faithfulness) -> Table:
+    """One row per set of chunks: share of each attribute's difference, other change, drift, PSNR to the truth."""
+    names = list(result.swaps[0].shares) if result.swaps else []
+    truth = any(score.drift is not None for score in result.swaps)
+    columns = ["chunks", "time-steps", *names, "other change"]
+    rows: list[list[Cell]] = []
+    for score in result.swaps:
+        row: list[Cell] = [chunk_text(score.chunks), f"{score.timesteps[0]}-{score.timesteps[1] - 1}"]
+        row += [score.shares[name].value for name in names]
+        row.append(float(np.mean(list(score.unexplained.values()))))
+        rows.append(row + ([score.drift, score.truth_psnr, score.still_psnr] if truth else []))
+    return columns + (["drift", "dB to truth", "dB unedited"] if truth else []), rows
+
+
+def move_table(result: Faithfulness) -> Table:
+    """One row per attribute: change of itself, mean and largest change of another one, selectivity, drift."""
+    columns = ["attribute", "itself", "others, mean", "others, largest", "which", "selectivity", "drift"]
+    rows: list[list[Cell]] = []
+    for score in result.moves:
+        leak = score.change.leakage
+        worst = max(leak, key=lambda name: abs(leak[name]), default="")
+        row: list[Cell] = [score.attribute, score.change.target, score.change.mean_leakage]
+        rows.append([*row, leak.get(worst), worst, score.change.selectivity, score.drift])
+    return columns, rows
+
+
+def write_evaluation(
+    results: Sequence[Faithfulness], reader: AttributeReader, judged: JudgedImages, out: Path
+) -> dict[str, Any]:
+    """Write evaluation.json, a heatmap per model and report.html into `out`; returns what the JSON holds.
+
+    Raises:
+        DataError: when `out` cannot be written.
+    """
+    facts = {
+        "images": judged.name,
+        "reader": {"learned_from": len(judged.learn_NCHW), "reliability": to_json(reader.reliability)},
+        "unreadable": unreadable(reader),
+        "models": [to_json(result) for result in results],
+        "version": __version__,
+    }
+    text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
+    write_atomically(out / "evaluation.json", "evaluation", lambda path: path.write_text(text, encoding="utf-8"))
+    sections = [_reader_section(reader, judged)]
+    for index, result in enumerate(results):
+        sections += _model_sections(result, out / f"shares-{index}.png")
+    write_report(out / "report.html", title="Faithfulness of edits", sections=sections)
+    return facts
+
+
+def unreadable(reader: AttributeReader) -> list[str]:
+    """Attributes that the reader cannot judge."""
+    return [name for name, score in reader.reliability.items() if score < READABLE]
+
+
+def _reader_section(reader: AttributeReader, judged: JudgedImages) -> Section:
+    poor = unreadable(reader)
+    text = (
+        f"A small network learned to read the attributes from {len(judged.learn_NCHW):,} images ({judged.name}), "
+        "without knowing any of the models. On images that it never saw: R2 of a number, 2 (AUC - 0.5) of a binary "
+        "attribute."
+    )
+    if poor:
+        text += f"\n\nIt reads these too badly to judge them: {', '.join(poor)}."
+    rows: list[list[Cell]] = [[name, score] for name, score in reader.reliability.items()]
+    return Section(title="The reader", text=text, table=(["attribute", "reliability"], rows))
+
+
+def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
+    swaps, moves = swap_table(result), move_table(result)
+    names = list(result.swaps[0].shares) if result.swaps else []
+    sections = []
+    if result.swaps:
+        heatmap_chart(
+            picture,
+            [[score.shares[name].value for name in names] for score in result.swaps],
+            rows=[f"{chunk_text(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
+            columns=names,
+            title="Share of the difference carried over by exchanging chunks",
+        )
+        text = (
+            f"{result.images} images in pairs, inverted and decoded in {result.facts['steps']} steps each; "
+            f"reconstruction {result.reconstruction_psnr:.1f} dB. Share: slope of the change on the difference to the "
+            "partner, 0 nothing, 1 all of it. Other change: root mean square of what is no step towards the partner, "
+            "in standard deviations."
+        )
+        if result.swaps[0].drift is not None:
+            text += (
+                " Drift: mean change in grey levels of the pixels that a perfect exchange of the moved attributes "
+                "leaves alone; dB to truth: edits against the drawing of that perfect exchange, and what doing nothing "
+                "would score."
+            )
+        sections.append(Section(title=f"{result.model}: exchanged chunks", text=text, picture=picture, table=swaps))
+    if result.moves:
+        text = (
+            f"Each image moved by {result.facts['amount']:g} both ways along the direction of a linear probe; half "
+            "the mean difference, in standard deviations. Selectivity: share of the attribute itself in the sum of all "
+            "changes."
+        )
+        sections.append(Section(title=f"{result.model}: moved attributes", text=text, table=moves))
+    return sections

@@ -1,0 +1,286 @@
+"""Faithfulness: the scores on cases whose answer is known, the reader, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from diticli.analysis.evaluation import EvaluationSettings, evaluate_model
+from diticli.analysis.faithfulness import Change, change, drift_outside, to_json, transferred, unexplained
+from diticli.analysis.judged_images import JudgedImages, judged_faces, judged_folder
+from diticli.analysis.reader import AttributeReader, ReadAttribute, train_reader
+from diticli.chunks import ChunkLayout
+from diticli.commands.app import app
+from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
+from diticli.errors import ConfigError
+from diticli.progress import SilentReporter
+
+SIDE = 32
+
+
+def readings(seed: int = 0, pairs: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    before = np.random.default_rng(seed).normal(size=(2 * pairs, 3))
+    return before, before[np.arange(2 * pairs) ^ 1]
+
+
+def test_a_share_is_the_part_of_the_difference_that_was_carried_over() -> None:
+    before, other = readings()
+    wanted = np.array([0.0, 0.5, 1.0])
+    shares = transferred(before, before + wanted * (other - before), other)
+    assert [s.value for s in shares] == pytest.approx(wanted)
+    assert all(s.low == pytest.approx(s.value) and s.high == pytest.approx(s.value) for s in shares)
+
+
+def test_the_interval_of_a_share_covers_the_truth_and_shrinks_with_more_pairs() -> None:
+    widths = []
+    for pairs in (20, 500):
+        before, other = readings(pairs=pairs)
+        noise = np.random.default_rng(1).normal(size=before.shape)
+        share = transferred(before, before + 0.5 * (other - before) + noise, other)[0]
+        assert share.low < 0.5 < share.high
+        widths.append(share.high - share.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_a_change_that_is_no_step_towards_the_partner_is_unexplained() -> None:
+    before, other = readings(pairs=2000)
+    after = before + 0.5 * (other - before)
+    after[:, 1] += np.random.default_rng(2).choice([-0.3, 0.3], size=len(after))
+    noise = unexplained(before, after, other, transferred(before, after, other))
+    assert noise[0] == pytest.approx(0, abs=1e-9)
+    assert noise[1] == pytest.approx(0.3, rel=0.02)
+
+
+def test_attributes_that_pairs_share_have_no_share() -> None:
+    same = np.ones((8, 1))
+    assert transferred(same, same + 1, same)[0].value == 0.0
+
+
+def test_a_move_changes_its_target_and_leaks_into_others() -> None:
+    low, high = np.tile([-0.5, 0.1, 0.0], (5, 1)), np.tile([0.5, -0.1, 0.0], (5, 1))
+    moved = change(low, high, ["a", "b", "c"], "a")
+    assert moved.target == pytest.approx(0.5)
+    assert moved.leakage == pytest.approx({"b": -0.1, "c": 0.0})
+    assert moved.mean_leakage == pytest.approx(0.05)
+    assert moved.selectivity == pytest.approx(0.5 / 0.6)
+
+
+def test_a_move_that_changes_nothing_has_no_selectivity() -> None:
+    assert Change(target=0.0, leakage={"b": 0.0}).selectivity == 0.0
+
+
+def test_drift_looks_only_at_pixels_that_should_not_change() -> None:
+    before, after = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)
+    inside = np.zeros((2, 4, 4), bool)
+    inside[:, :2] = True
+    after[:, :2] = 200
+    assert drift_outside(before, after, inside) == 0.0
+    after[:, 3] = 10
+    assert drift_outside(before, after, inside) == pytest.approx(5.0)
+    assert np.isnan(drift_outside(before, after, np.ones_like(inside)))
+
+
+def test_json_has_no_nan() -> None:
+    assert to_json({"a": float("nan"), "b": (1.0, Change(target=1.0, leakage={}))})["a"] is None
+
+
+@pytest.fixture(scope="module")
+def faces() -> JudgedImages:
+    return judged_faces(SIDE, learn=600, pairs=4, reporter=SilentReporter())
+
+
+@pytest.fixture(scope="module")
+def small() -> JudgedImages:
+    return judged_faces(16, learn=600, pairs=1, reporter=SilentReporter())
+
+
+def test_judged_faces_are_neither_those_to_learn_from_nor_those_of_training(faces: JudgedImages) -> None:
+    learnt = {image.numpy().tobytes() for image in faces.learn_NCHW}
+    trained = {render_face(row, SIDE).transpose(2, 0, 1).tobytes() for row in sample_factors(0, range(50))}
+    judged = {image.numpy().tobytes() for image in faces.judge_NCHW}
+    assert not judged & learnt
+    assert not judged & trained
+    drawn = faces.drawn(lambda factors: factors)
+    assert (drawn.transpose(0, 3, 1, 2) == faces.judge_NCHW.numpy()).all()
+
+
+def test_a_reader_learns_what_can_be_seen_and_says_what_it_cannot_read(small: JudgedImages) -> None:
+    labels = {name: small.labels[name] for name in ("background_hue", "hat")}
+    noise = np.random.default_rng(0).random(len(small.learn_NCHW))
+    reader = train_reader(small.learn_NCHW, {**labels, "nothing": ("number", noise)}, epochs=6, batch_size=32)
+    assert reader.reliability["background_hue"] > 0.8
+    assert reader.reliability["hat"] > 0.9
+    assert reader.reliability["nothing"] < 0.2
+    assert not reader.training
+
+
+def test_a_reader_is_the_same_for_the_same_seed_and_leaves_the_global_one_alone(small: JudgedImages) -> None:
+    labels = {"hat": small.labels["hat"]}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = (train_reader(small.learn_NCHW[:200], labels, epochs=1, seed=3) for _ in range(2))
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_reader_skips_unknown_labels(small: JudgedImages) -> None:
+    kind, values = small.labels["background_hue"]
+    holes = values.astype(float).copy()
+    holes[::2] = np.nan
+    reader = train_reader(small.learn_NCHW, {"background_hue": (kind, holes)}, epochs=6, batch_size=32)
+    assert reader.reliability["background_hue"] > 0.6
+
+
+@pytest.mark.parametrize("count", [0, 199])
+def test_too_few_images_teach_no_reader(faces: JudgedImages, count: int) -> None:
+    with pytest.raises(ConfigError, match="at least 200"):
+        train_reader(faces.learn_NCHW[:count], {"hat": ("binary", np.zeros(count))})
+
+
+def test_a_constant_attribute_cannot_be_read(faces: JudgedImages) -> None:
+    with pytest.raises(ConfigError, match="'hat' has the same value"):
+        train_reader(faces.learn_NCHW, {"hat": ("binary", np.zeros(len(faces.learn_NCHW)))})
+
+
+class DrawingPipeline:
+    """A perfect editor: features are the true factors, one chunk each, and decoding draws them."""
+
+    model_id, model_hash = "drawn", "0"
+    chunks = ChunkLayout.uniform(chunks=len(FACTORS), latent_dim=len(FACTORS))
+
+    def __init__(self, judged: JudgedImages) -> None:
+        self.judged = judged
+        self.seen: dict[bytes, np.ndarray] = {}
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        count = len(self.judged.judge_NCHW)
+        return torch.from_numpy(self.judged.factors if len(images) == count else sample_factors(2, range(len(images))))
+
+    def invert(self, images: torch.Tensor, z: torch.Tensor, **_: Any) -> torch.Tensor:
+        return images
+
+    def decode(self, x_T: torch.Tensor, z: torch.Tensor, **_: Any) -> torch.Tensor:
+        images = torch.from_numpy(np.stack([render_face(row, SIDE) for row in z.numpy()])).permute(0, 3, 1, 2)
+        x = images.float().div(127.5).sub(1.0)
+        self.seen |= {image.numpy().tobytes(): row for image, row in zip(x, z.numpy(), strict=True)}
+        return x
+
+
+def oracle(pipeline: DrawingPipeline) -> Any:
+    """Reads the very factors that an image was drawn from, in units of their range."""
+    attributes = [ReadAttribute(name=f.name, kind=f.kind, mean=0, std=1) for f in FACTORS]
+    spans = np.array([f.high - f.low for f in FACTORS])
+    truth = {
+        image.numpy().tobytes(): row
+        for image, row in zip(
+            pipeline.judged.judge_NCHW.float().div(127.5).sub(1.0), pipeline.judged.factors, strict=True
+        )
+    }
+
+    def read(images: torch.Tensor) -> np.ndarray:
+        known = truth | pipeline.seen
+        return np.stack([known[image.numpy().tobytes()] for image in images]) / spans
+
+    return SimpleNamespace(attributes=attributes, read=read)
+
+
+def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: JudgedImages) -> None:
+    pipeline = DrawingPipeline(faces)
+    sets = [(6,), (0, 2), tuple(range(13))]
+    result = evaluate_model(pipeline, faces, oracle(pipeline), sets, moves=False)  # type: ignore[arg-type]
+    names = [f.name for f in FACTORS]
+    for score in result.swaps:
+        for index, name in enumerate(names):
+            assert score.shares[name].value == pytest.approx(float(index in score.chunks), abs=1e-6)
+            assert score.unexplained[name] == pytest.approx(0, abs=1e-6)
+        assert score.truth_psnr == float("inf")
+        assert score.drift is None or np.isnan(score.drift) or score.drift == 0.0
+    assert result.swaps[1].moved == ("background_hue", "skin")
+    assert result.swaps[1].still_psnr is not None
+    assert result.swaps[1].still_psnr < 30
+    assert result.swaps[1].timesteps == (0, 231)
+    assert max(result.reading_error.values()) == 0.0
+
+
+def test_moves_are_measured_along_fitted_directions(faces: JudgedImages) -> None:
+    pipeline = DrawingPipeline(faces)
+    settings = EvaluationSettings(amount=0.1)
+    result = evaluate_model(pipeline, faces, oracle(pipeline), [(0,)], settings=settings)  # type: ignore[arg-type]
+    scores = {score.attribute: score for score in result.moves}
+    assert set(scores) == {f.name for f in FACTORS}
+    hue = scores["background_hue"].change
+    assert hue.target > 0.05
+    assert hue.selectivity > 0.8
+
+
+def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", 60, SIDE)
+    split = judged_folder(
+        str(tmp_path / "faces"),
+        tmp_path / "faces" / "labels.csv",
+        SIDE,
+        learn=30,
+        pairs=10,
+        crop="center",
+        seed=0,
+        reporter=SilentReporter(),
+    )
+    assert (len(split.learn_NCHW), len(split.judge_NCHW)) == (30, 20)
+    assert split.factors is None
+    assert all(len(column.values) == 30 for column in split.columns.values())
+    with pytest.raises(ConfigError, match="too few for 20 pairs"):
+        judged_folder(
+            str(tmp_path / "faces"),
+            tmp_path / "faces" / "labels.csv",
+            SIDE,
+            learn=30,
+            pairs=20,
+            crop="center",
+            seed=0,
+            reporter=SilentReporter(),
+        )
+
+
+def test_the_command_writes_a_report_for_every_model(make_pipeline: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_pipeline().save_pretrained(str(tmp_path / name))
+    arguments = [
+        "evaluate",
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+        "--pairs",
+        "4",
+        "--learn",
+        "200",
+        "--epochs",
+        "1",
+    ]
+    arguments += ["--steps", "2", "--no-moves", "--json", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told == json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [len(model["swaps"]) for model in told["models"]] == [5, 5]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("exchanged chunks") >= 2
+    assert (tmp_path / "out" / "shares-1.png").is_file()
+
+
+def test_labels_and_data_belong_together(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "--data", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "labels" in result.output
+
+
+def test_reader_shapes() -> None:
+    attributes = [ReadAttribute(name="a", kind="number", mean=0.0, std=1.0)]
+    for side in (16, 32, 48, 64):
+        assert AttributeReader(attributes, side)(torch.zeros(2, 3, side, side)).shape == (2, 1)
