@@ -155,7 +155,7 @@ class Directions:
         Args:
             z_BD: [B, d] features as the encoder gives them (not standardised), any floating dtype and device.
             attribute: one of `attributes`.
-            amount: how far, for all rows or [B] one for each; -`MAX_AMOUNT`..`MAX_AMOUNT`. Papers show -0.3..0.3.
+            amount: how far, for all rows or [B] one for each; -`MAX_AMOUNT`..`MAX_AMOUNT`. The official sampler uses -0.3..0.3.
             dims: see `vector`.
             chunks: see `vector`.
             layout: see `vector`.
@@ -242,7 +242,7 @@ def _checked_amounts(amount: float | torch.Tensor, count: int) -> torch.Tensor:
     if len(bad):
         raise ConfigError(
             f"The amount {float(bad[0]):g} is out of range.",
-            remedy=f"Use -{MAX_AMOUNT:g} to {MAX_AMOUNT:g}; 0.3 is a clear change, 1 a strong one.",
+            remedy=f"Use -{MAX_AMOUNT:g} to {MAX_AMOUNT:g}; start with 0.3.",
         )
     return amounts
 
