@@ -155,7 +155,8 @@ class Directions:
         Args:
             z_BD: [B, d] features as the encoder gives them (not standardised), any floating dtype and device.
             attribute: one of `attributes`.
-            amount: how far, for all rows or [B] one for each; -`MAX_AMOUNT`..`MAX_AMOUNT`. The official sampler uses -0.3..0.3.
+            amount: how far, for all rows or [B] one for each; -`MAX_AMOUNT`..`MAX_AMOUNT`. The official sampler
+                uses -0.3..0.3.
             dims: see `vector`.
             chunks: see `vector`.
             layout: see `vector`.
