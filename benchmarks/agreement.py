@@ -61,11 +61,6 @@ class Gate:
         for what in ("loss", "gradient", "worst_tensor"):
             self.check(f"{name}: {what}", getattr(errors, what), FP32_LIMIT)
 
-    def check_bf16(self, name: str, ours: Errors, theirs: Errors) -> None:
-        """Losses and gradients at most twice as far off as the official code's own autocast."""
-        for what in ("loss", "gradient"):
-            self.check(f"{name}: {what}", getattr(ours, what), BF16_FACTOR * getattr(theirs, what))
-
     def refusal(self) -> str:
         """Why no speed-up is printed; empty when it may be."""
         if self.passed:

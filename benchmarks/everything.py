@@ -48,18 +48,19 @@ def _part(name: str, limit: float, text: str, *, official: bool = True) -> Part:
 
 
 GPU = (
-    _part("train-celeba64", 190, "train --cases celeba64:128 --build 85 --budget 45 --rounds 15"),
-    _part("train-ffhq128", 130, "train --cases ffhq128:64 --build 45 --budget 35 --rounds 12 --brief"),
-    _part("encode", 50, "encode --cases celeba64:1024 --budget 8 --jpegs 4096"),
-    _part("edit", 100, "edit --cases celeba64 --scale 0.1 --budget 45 --rounds 8"),
-    _part("kernels", 60, "kernels", official=False),
+    _part("train-celeba64", 170, "train --cases celeba64:128 --build 70 --budget 30 --rounds 12 --brief"),
+    _part("train-features", 70, "train --cases celeba64:128 --compile off --budget 20 --rounds 12 --eager"),
+    _part("train-ffhq128", 130, "train --cases ffhq128:64 --build 45 --budget 25 --rounds 12 --brief"),
+    _part("encode", 35, "encode --cases celeba64:1024 --budget 5 --jpegs 2048"),
+    _part("edit", 75, "edit --cases celeba64 --scale 0.1 --budget 35 --rounds 8"),
+    _part("kernels", 60, "kernels --budget 45", official=False),
 )
 CPU = (
     _part("train-small64", 110, "train --cases small64:16 --budget 50 --rounds 12"),
     _part("train-celeba64", 220, "train --cases celeba64:4 --budget 90 --rounds 10 --brief"),
     _part("encode", 60, "encode --cases celeba64:128 --budget 10 --jpegs 768"),
     _part("edit", 120, "edit --cases small64 --scale 0.02 --budget 60 --rounds 8"),
-    _part("kernels", 80, "kernels", official=False),
+    _part("kernels", 80, "kernels --budget 60", official=False),
 )
 
 

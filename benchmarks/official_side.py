@@ -111,16 +111,16 @@ class OfficialModel:
         torch.save(weights, folder / "checkpoint.pt")
         return folder
 
-    def masks(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def masks(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Chunk of a time-step [T], and prefix, own and earlier dims of a chunk [K, d]."""
         k, d = int(self.case.chunks["k"]), self.case.latent_dim
-        if "dims_per_stage" in self.case.chunks:
-            prefix, own = self.code.staged_masks(k, d, device, self.case.chunks)
+        if "dims_per_stage" in self.case.chunks:  # on the CPU: it reads thousands of single numbers
+            prefix, own = self.code.staged_masks(k, d, "cpu", self.case.chunks)
         else:
-            prefix, own = self.code.uniform_masks(k, d, device)
-        timesteps = TIMESTEPS
-        chunk_T = torch.tensor([int(float(t) / (float(timesteps) / k)) for t in range(timesteps)], device=device)
-        return chunk_T, prefix, own, prefix - own
+            prefix, own = self.code.uniform_masks(k, d, "cpu")
+        chunk_T = torch.tensor([int(float(t) / (float(TIMESTEPS) / k)) for t in range(TIMESTEPS)])
+        tables = (chunk_T, prefix, own, prefix - own)
+        return tuple(table.to(device) for table in tables)
 
 
 class OfficialTrainer:
@@ -186,7 +186,7 @@ class OfficialTrainer:
     def step(self, x0: torch.Tensor) -> None:
         """Forward, backward, Adam, moving average, and the reading of losses that its trainer does in every step."""
         self.encoder.train()
-        self.decoder.set_train_mode()
+        self.decoder.set_train_mode()  # type: ignore[operator]
         self.optimizer.zero_grad()
         loss, elements, t = self.losses(x0)
         if not self.tuned:

@@ -116,11 +116,15 @@ class OurTrainer:
         with self.active():
             self.trainer.train_step(draw_inputs(self.objective, self.noise, None, self.trainer.step, images))
 
+    def losses(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Losses [B], through the same wrapped module that `step` runs."""
+        with self.active(), self.trainer.accelerator.autocast():
+            return StepLosses.of(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
+
     def gradients(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Losses [B] and gradients by name, through the same wrapped module that `step` runs."""
+        """Losses [B] and gradients by name."""
+        losses = self.losses(x0, t, noise)
         with self.active():
-            with self.trainer.accelerator.autocast():
-                losses = StepLosses.of(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
             self.trainer.accelerator.backward(losses.mean())
         parts: dict[str, torch.nn.Module] = {
             "encoder": self.objective.encoder,

@@ -34,6 +34,7 @@ from diticli.models.pipeline import normalise
 from diticli.official.convert import pipeline_from_official
 
 OURS = "ours"
+Save = Callable[[dict[str, Any]], None]
 
 
 def candidates(setting: Setting, *, features: bool, compiled: bool) -> tuple[list[Candidate], dict[str, str]]:
@@ -57,10 +58,14 @@ def candidates(setting: Setting, *, features: bool, compiled: bool) -> tuple[lis
                 name="A3", build=theirs(precision="bf16", tuned=True), note="official, tuned by us", precision="bf16"
             ),
         ]
+    if setting.compile:
+        eager = Candidate(name="no compile", build=ours(compile=False), note="ours, eager", precision=setting.precision)
+        sides.append(eager)
+    if setting.model is not None:
         if compiled:
             sides += [Candidate(name="A2", build=theirs(compiled=True), note="official, its --compile", precision=tf32)]
         else:
-            skipped["A2"] = "compiling it takes longer than this run may (--compiled measures it)"
+            skipped["A2"] = "not asked for: compiling it takes minutes on a CPU (--compiled)"
     if features:
         for name, note, changes, why_not in _switches(setting):
             if why_not:
@@ -86,7 +91,6 @@ def _switches(setting: Setting) -> list[tuple[str, str, dict[str, Any], str]]:
     reference, sdpa = {"DITI_KERNELS": "reference"}, {"DITI_ATTENTION": "sdpa"}
     return [
         ("no frozen copy", "ours, base computed by the UNet itself", {"frozen_copy": False}, ""),
-        ("no compile", "ours, eager", {"compile": False}, "" if setting.compile else "ours is not compiled here"),
         ("reference ops", _as(reference), {"environment": reference}, "" if triton else "no kernel runs here anyway"),
         ("sdpa", _as(sdpa), {"environment": sdpa}, ""),
         ("fp32", "ours, fp32", {"precision": "fp32"}, "" if bf16 else "ours is fp32 here"),
@@ -141,12 +145,12 @@ def with_loader(setting: Setting, *, rounds: int, steps: int, budget: float) -> 
     return text, timings.to_dict() | {"rate_with_loader_by_step_only": ratio.to_dict(), "steps_per_run": steps}
 
 
-def measure_case(case: Case, batch_size: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All of one case; prints its table."""
+def measure_case(case: Case, batch_size: int, options: argparse.Namespace, device: torch.device, save: Save) -> None:
+    """All of one case; prints its table, and saves what there is before the loader is measured, and after."""
     gpu = device.type == "cuda"
     precision = resolve_precision(options.precision, device)
     compile = gpu if options.compile == "auto" else options.compile == "on"
-    compiled = options.compiled or gpu
+    compiled = options.compiled or (gpu and not options.eager)
     with tempfile.TemporaryDirectory() as temporary:
         model = None if options.official is None else OfficialModel(load_code(options.official), case)
         folder = None if model is None else model.save(Path(temporary) / "run")
@@ -176,14 +180,15 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images", flops=flops)
         print(f"\n{case.name}, batch {batch_size}: {flops / batch_size / 1e9:.1f} GFLOP an image\n{text}", flush=True)
+        result = {"batch_size": batch_size, "gflop_per_image": flops / batch_size / 1e9, **result}
+        save(result)
         del comparison, sides
         steps = 20 if gpu else 2
         text, loader = with_loader(setting, rounds=8, steps=steps, budget=options.budget / 3)
         print(text, flush=True)
         for warning in setting.heard.warnings:
             print(f"warning: {warning}", flush=True)
-        result |= {"loader": loader, "warnings": setting.heard.warnings}
-    return {"batch_size": batch_size, "gflop_per_image": flops / batch_size / 1e9, **result}
+        save(result | {"loader": loader, "warnings": setting.heard.warnings})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="ours; auto: on a GPU")
     parser.add_argument("--compiled", action="store_true", help="measure A2 on a CPU too")
+    parser.add_argument("--eager", action="store_true", help="leave out A2 on a GPU too")
     parser.add_argument("--brief", action="store_true", help="no switching off of features")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of timed rounds per case")
@@ -206,9 +212,13 @@ def main(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"what": "training step of stage 2", **collect(device), "cases": {}}
     for text in options.cases or default:
         name, _, batch = text.partition(":")
-        result["cases"][text] = measure_case(CASES[name], int(batch or 32), options, device)
-        if options.out is not None:
-            write(options.out, result)
+
+        def save(found: dict[str, Any], text: str = text) -> None:
+            result["cases"][text] = found
+            if options.out is not None:
+                write(options.out, result)
+
+        measure_case(CASES[name], int(batch or 32), options, device, save)
 
 
 def _prepare(device: torch.device) -> None:
