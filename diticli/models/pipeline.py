@@ -18,15 +18,17 @@ from PIL import Image
 from torch import nn
 
 from diticli.chunks import ChunkLayout
+from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES, Crop, to_square
 from diticli.errors import ConfigError, ModelError
+from diticli.models.device import resolve_precision
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.heads import restore_heads
 from diticli.models.hub import check_index, first_line, local_folder
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.shifted_noise import ShiftedNoise
-from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
+from diticli.models.shifted_noise import FrozenPair, ShiftedNoise, weights_state
+from diticli.sampling import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
 from diticli.schedule import NoiseSchedule
 
 # model_index.json then names our parts as ["diticli", "SemanticEncoder"], wherever they live in the package.
@@ -79,6 +81,7 @@ class DiTiPipeline(DiffusionPipeline):
         self.schedule = NoiseSchedule.from_scheduler(scheduler)
         self.windows = ChunkWindows(self.chunks)
         self.model_id = ""
+        self._copies: tuple[Any, FrozenPair] | None = None
         self._check()
         if unet is not None:
             restore_heads(unet)
@@ -212,16 +215,22 @@ class DiTiPipeline(DiffusionPipeline):
         z_mod = shift_decoder.project(z.to(unet.dtype), t, self.windows if masked else None)
         return predict(unet, shift_decoder, x_t.to(unet.dtype), t, z_mod)[0]
 
-    def predict_noise(self, z: torch.Tensor, shift_form: str | None = None) -> ShiftedNoise:
+    def predict_noise(
+        self, z: torch.Tensor, shift_form: str | None = None, precision: Precision = "fp32"
+    ) -> ShiftedNoise:
         """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z [B, D], for the samplers.
 
-        `shift_form` stands in for the model's own, here and in `invert` and `decode`.
+        Args:
+            z: features [B, D].
+            shift_form: stands in for the model's own, here and in `invert` and `decode`.
+            precision: in which the networks compute; the estimate is float32 all the same.
 
         Raises:
+            DeviceError: for bf16 on a GPU without it.
             ModelError: for an encoder alone.
         """
-        form = shift_form or self.config.shift_form
-        return ShiftedNoise(*self._denoisers(), self.schedule, self.chunks, self.windows, z.to(self.device), form)
+        pair, form = self._frozen(precision), shift_form or self.config.shift_form
+        return ShiftedNoise(pair, self.schedule, self.chunks, self.windows, z.to(self.device), form)
 
     @torch.no_grad()
     def invert(
@@ -234,6 +243,7 @@ class DiTiPipeline(DiffusionPipeline):
         clip: bool | None = None,
         callback: StepCallback | None = None,
         shift_form: str | None = None,
+        precision: Precision | None = None,
     ) -> torch.Tensor:
         """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back.
 
@@ -245,13 +255,16 @@ class DiTiPipeline(DiffusionPipeline):
             clip: clamp the predicted x_0 at every step; None takes the solver's own default.
             callback: called as (steps done, steps in all) after each step.
             shift_form: "score" or "posterior" in place of the model's own.
+            precision: in which the networks compute; None takes the solver's own default.
 
         Raises:
             ConfigError: for another shape or value range, an unknown solver, or an impossible number of steps.
+            DeviceError: for bf16 on a GPU without it.
             ModelError: for an encoder alone.
         """
         x0 = self._as_tensor(images).to(self.device)
-        noise, bar = self.predict_noise(z, shift_form), self.schedule.alphas_cumprod
+        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION[solver])
+        bar = self.schedule.alphas_cumprod
         return invert(noise, x0, bar, steps=steps, solver=solver, clip=clip, callback=callback)
 
     @torch.no_grad()
@@ -265,14 +278,27 @@ class DiTiPipeline(DiffusionPipeline):
         clip: bool | None = None,
         callback: StepCallback | None = None,
         shift_form: str | None = None,
+        precision: Precision | None = None,
     ) -> torch.Tensor:
         """Images [B, 3, R, R], about [-1, 1] (within it where clamped), from noise x_T under features z.
 
         Arguments and errors as `invert`.
         """
-        noise, bar = self.predict_noise(z, shift_form), self.schedule.alphas_cumprod
+        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION[solver])
+        bar = self.schedule.alphas_cumprod
         x_T = x_T.to(self.device).float()
         return decode(noise, x_T, bar, steps=steps, solver=solver, clip=clip, callback=callback)
+
+    def _frozen(self, precision: Precision) -> FrozenPair:
+        """Inference copies of base and shift branch, made again only after either has changed."""
+        parts = self._denoisers()
+        lower = parts[0].dtype if parts[0].dtype != torch.float32 else torch.bfloat16
+        whole = parts[0].dtype == torch.float32 and resolve_precision(precision, self.device) == "fp32"
+        dtype = torch.float32 if whole else lower
+        state = (dtype, self.device, weights_state(parts))
+        if self._copies is None or self._copies[0] != state:
+            self._copies = state, FrozenPair.of(*parts, dtype)
+        return self._copies[1]
 
     def _denoisers(self) -> tuple[UNet2DModel, ShiftDecoder]:
         if self.unet is None or self.shift_decoder is None:

@@ -5,26 +5,47 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from diticli.chunks import ChunkLayout
 from diticli.models.frozen import FrozenBase
-from diticli.models.predictor import ChunkWindows, predict
+from diticli.models.frozen_shift import FrozenShift
+from diticli.models.predictor import ChunkWindows
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
+
+
+class FrozenPair(NamedTuple):
+    """Inference copies of a base and its shift branch, in one dtype."""
+
+    base: FrozenBase
+    shift: FrozenShift
+
+    @classmethod
+    def of(cls, unet: UNet2DModel, decoder: ShiftDecoder, dtype: torch.dtype) -> FrozenPair:
+        """Copies of both, which are left as they are."""
+        if unet.dtype != torch.float32:
+            unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
+        devices = [unet.device] if unet.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
+            return cls(FrozenBase(unet, dtype), FrozenShift(decoder, dtype))
 
 
 class ShiftedNoise:
     """(x_t, t) -> eps + c_t G(x_t, t, m_t z), [B, C, H, W] in float32 (DiTi, arXiv 2401.11430, eq. 6).
 
-    What the shift decoder takes from the features is the same at all time-steps of a chunk, so that it is computed
+    What the shift branch takes from the features is the same at all time-steps of a chunk, so that it is computed
     when a walk enters a chunk and kept until it leaves.
 
     Args:
-        base: the frozen base.
-        decoder: its shift branch.
-        schedule: on the device of both.
+        pair: base and shift branch.
+        schedule: on their device.
         layout: which chunk a time-step belongs to.
         windows: what a time-step sees of the features, on the same device.
         z_BD: features on the same device.
@@ -33,22 +54,20 @@ class ShiftedNoise:
 
     def __init__(
         self,
-        base: UNet2DModel | FrozenBase,
-        decoder: ShiftDecoder,
+        pair: FrozenPair,
         schedule: NoiseSchedule,
         layout: ChunkLayout,
         windows: ChunkWindows,
         z_BD: torch.Tensor,
         form: str,
     ) -> None:
-        self._base, self._decoder, self._windows = base, decoder, windows
-        self._z_BD = z_BD.to(decoder.dtype)
+        self._pair, self._windows, self._z_BD = pair, windows, z_BD
         # Rows of these are views: no step uploads a number.
         self._t_T = torch.arange(schedule.timesteps, device=z_BD.device)
         self._scale_T = schedule.shift_scale(self._t_T, form)
         self._chunk_T = layout.timestep_to_chunk().tolist()
         self._chunk = -1
-        self._z_mod_BM = self._z_BD
+        self._z_mod_BM = z_BD
 
     @torch.no_grad()
     def __call__(self, x_BCHW: torch.Tensor, t: int) -> torch.Tensor:
@@ -56,6 +75,12 @@ class ShiftedNoise:
         now = self._t_T[t : t + 1]
         if self._chunk_T[t] != self._chunk:
             self._chunk = self._chunk_T[t]
-            self._z_mod_BM = self._decoder.project(self._z_BD, now, self._windows)
-        noise, shift = predict(self._base, self._decoder, x_BCHW.to(self._base.dtype), now, self._z_mod_BM)[0]
-        return noise.float() + self._scale_T[t] * shift.float()
+            self._z_mod_BM = self._pair.shift.project(self._z_BD, now, self._windows)
+        noise, down = self._pair.base(x_BCHW, now)
+        return noise.float() + self._scale_T[t] * self._pair.shift(down, self._z_mod_BM).float()
+
+
+def weights_state(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
+    """Which tensors the modules hold, and how often each was written to: equal as long as nothing has changed."""
+    parameters = (p for module in modules for p in module.parameters())
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)

@@ -10,7 +10,7 @@ Names load on first use: the defaults alone import no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diticli.sampling.defaults import DEFAULT_CLIP, DEFAULT_SOLVER, DEFAULT_STEPS, Solver
+from diticli.sampling.defaults import DEFAULT_CLIP, DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver
 
 if TYPE_CHECKING:
     from diticli.sampling.ddim import ddim_decode, ddim_invert, ddim_timesteps
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_CLIP",
+    "DEFAULT_PRECISION",
     "DEFAULT_SOLVER",
     "DEFAULT_STEPS",
     "NoisePredictor",
