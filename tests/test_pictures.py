@@ -7,9 +7,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from diticli.chunks import ChunkLayout
-from diticli.errors import DataError
+from diticli.errors import ConfigError, DataError
+from diticli.pictures.animation import save_animation, with_slider
 from diticli.pictures.captions import Caption, clean
 from diticli.pictures.charts import bar_table_chart, line_chart, loss_by_timestep_chart
+from diticli.pictures.differences import difference_gain, difference_map, scale_text
 from diticli.pictures.grids import captioned_strip, image_grid, save_png, to_uint8
 
 
@@ -177,3 +179,70 @@ def test_empty_captions_take_no_room():
     tile = np.zeros((96, 96, 3), np.uint8)
     plain = captioned_strip([[tile]], row_captions=[""], column_captions=[""])
     assert plain.size == (96 + 2 * 12, 96 + 2 * 12)
+
+
+def test_cells_have_captions_below_and_groups_stand_apart():
+    cells = [[tile(7), tile(9)], [tile(7), None]]
+    arguments = {"row_captions": ["", ""], "column_captions": ["", ""]}
+    plain = captioned_strip(cells, **arguments)
+    apart = captioned_strip(cells, **arguments, groups={0, 1})
+    below = captioned_strip(cells, **arguments, cell_captions=[["41.2 dB", ""], ["", "exact"]])
+    assert apart.height == plain.height + 12
+    assert below.height > plain.height + 2 * 10
+    for strip in (apart, below):
+        pixels = np.asarray(strip)
+        assert (pixels == 7).all(axis=-1).sum() == 2 * 96 * 96  # whole, and no ink on them
+        assert (pixels == 9).all(axis=-1).sum() == 96 * 96
+    with pytest.raises(ValueError, match="caption"):
+        captioned_strip(cells, **arguments, cell_captions=[["", ""]])
+
+
+def test_difference_maps_are_black_where_nothing_changed():
+    image = tile(100)
+    image[0, 0] = 110
+    shown = difference_map(image, tile(100), 16)
+    assert (shown[1:] < 6).all()
+    assert shown[0, 0].astype(int).sum() > 300
+    assert np.array_equal(difference_map(image, tile(100), 32)[0, 0], difference_map(tile(255), tile(0), 1)[0, 0])
+
+
+@pytest.mark.parametrize(("step", "gain"), [(0, 32), (5, 32), (20, 8), (100, 2), (255, 1)])
+def test_gain_is_what_the_largest_differences_allow(step, gain):
+    assert difference_gain([(tile(step), tile(0)), (tile(0), tile(0))]) == gain
+    assert f"×{gain}" in scale_text(gain)
+    assert difference_gain([]) == 32
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_animations_rest_at_both_ends_and_carry_text(tmp_path, suffix):
+    frames = [with_slider(Image.new("RGB", (40, 30), (60 * i, 0, 0)), f"α {i}", i / 3) for i in range(4)]
+    path = save_animation(frames, tmp_path / "new" / f"x{suffix}", {"diti:images": "ü"})
+    with Image.open(path) as image:
+        assert image.n_frames == 6
+        assert image.size == frames[0].size
+        durations = []
+        for i in range(6):
+            image.seek(i)
+            image.load()
+            durations.append(image.info["duration"])
+        assert durations[0] == durations[3] == 900
+        assert len(set(durations) - {900}) == 1
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    one = save_animation(frames[:1], tmp_path / f"one{suffix}")
+    assert one.is_file()
+
+
+def test_webp_keeps_every_pixel(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    path = save_animation([noise, Image.new("RGB", (30, 20))], tmp_path / "x.webp")
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(noise))
+
+
+def test_other_animations_are_refused(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        save_animation([Image.new("RGB", (4, 4))], tmp_path / "x.mp4")
+    assert caught.value.remedy
+    (tmp_path / "x.gif").mkdir()
+    with pytest.raises(DataError):
+        save_animation([Image.new("RGB", (4, 4))], tmp_path / "x.gif")

@@ -3,73 +3,46 @@
 Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 5.2. Both images are encoded and inverted to the
 noise x_T under their own features; then chosen slices of the features are mixed and the result is decoded.
 
+result = edit_pair(pipeline, anna, ben, [pipeline.chunks.parse("10-20")], (0.0, 0.5, 1.0))
+edit_strip(result).save("edit.png")      # diticli.analysis.edit_pictures
+
 Legend of shape suffixes: N batch, D latent dim, R resolution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
+from diticli.analysis.edit_engine import (
+    EditablePipeline,
+    Inputs,
+    Latents,
+    StepCounter,
+    batch_of,
+    decode_all,
+    drawn_noise,
+    invert_all,
+)
 from diticli.analysis.edit_settings import EditSettings, Noise
+from diticli.analysis.edit_sheet import Sheet
 from diticli.analysis.mixing import alpha_text, check_chunks, mix_chunks, slerp
 from diticli.chunks import ChunkLayout
 from diticli.errors import ConfigError
-from diticli.pictures.grids import Pixels, to_uint8
+from diticli.pictures.tiles import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = get_args(Side)
 
 __all__ = ["SIDES", "Edit", "EditResult", "EditSettings", "Noise", "Side", "counterfactuals", "edit_pair", "psnr"]
-
-
-class EditablePipeline(Protocol):
-    """What editing needs of a `DiTiPipeline`."""
-
-    chunks: ChunkLayout
-
-    @property
-    def model_hash(self) -> str:
-        """Fingerprint of the weights."""
-
-    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """PIL images -> [N, 3, R, R] in [-1, 1]."""
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, 3, R, R] -> features [N, D]."""
-
-    def invert(
-        self,
-        images: torch.Tensor,
-        z: torch.Tensor,
-        steps: int = ...,
-        clip: bool = ...,
-        callback: StepCallback | None = ...,
-        shift_form: str | None = ...,
-    ) -> torch.Tensor:
-        """Images and their features -> x_T [N, 3, R, R]."""
-
-    def decode(
-        self,
-        x_T: torch.Tensor,
-        z: torch.Tensor,
-        steps: int = ...,
-        clip: bool = ...,
-        callback: StepCallback | None = ...,
-        shift_form: str | None = ...,
-    ) -> torch.Tensor:
-        """x_T and features -> images [N, 3, R, R] in [-1, 1]."""
-
-
-StepCallback = Callable[[int, int], None]
 
 
 class Edit(NamedTuple):
@@ -118,17 +91,20 @@ class EditResult:
 
     def to_metadata(self) -> dict[str, str]:
         """Text that lets a picture be made again; PNG text chunks hold it."""
-        settings = self.settings
         return {
             "diti:model": self.model_hash,
             "diti:images": " | ".join(self.names),
             "diti:chunks": " | ".join(self.layout.describe(chunks) for chunks in self.chunk_sets),
             "diti:alphas": ",".join(alpha_text(alpha) for alpha in self.alphas),
-            "diti:noise": settings.noise + (f" (seed {settings.seed})" if settings.noise == "random" else ""),
-            "diti:steps": f"invert {settings.invert_steps}, decode {settings.decode_steps}",
-            "diti:sampler": "official" if settings.official else "own",
+            **self.settings.describe(),
             "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
         }
+
+    def sheet(self) -> Sheet:
+        """Rows of pictures: both directions for every chunk set."""
+        from diticli.analysis.edit_pair_sheet import pair_sheet
+
+        return pair_sheet(self)
 
 
 def psnr(image: Pixels, reference: Pixels) -> float:
@@ -154,36 +130,26 @@ def edit_pair(
         pipeline: a `DiTiPipeline`.
         image_a: PIL image, cropped and resized as in training.
         image_b: as `image_a`.
-        chunk_sets: each set of chunks is exchanged by itself.
+        chunk_sets: each set of chunks is exchanged by itself; see `diticli.analysis.edit_grid` for whole partitions.
         alphas: strengths; 0 is the image itself, 1 the other's chunks.
-        settings: steps, noise, batch size.
+        settings: solver, steps, noise, batch size.
         names: what to call A and B.
-        reporter: told of every DDIM step.
+        reporter: told of every solver step.
 
     Raises:
         ChunkError: for an empty set or a chunk that the model lacks.
         ConfigError: without chunk sets or alphas, or for more steps than the model has time-steps.
     """
     settings, reporter = settings or EditSettings(), reporter or SilentReporter()
-    if not chunk_sets or not alphas:
-        raise ConfigError("An edit needs at least one set of chunks and one alpha.")
-    for chunks in chunk_sets:
-        check_chunks(chunks, pipeline.chunks)
-    edits = [Edit(side, tuple(chunks), alpha) for chunks in chunk_sets for side in SIDES for alpha in alphas]
-    edits = list(dict.fromkeys(edits))
-    changed = [edit for edit in edits if not _changes_nothing(edit, settings)]
+    edits = plan_edits(chunk_sets, alphas, pipeline.chunks)
     x0 = pipeline.preprocess([image_a, image_b])
-    z, images = counterfactuals(pipeline, x0, changed, settings=settings, reporter=reporter)
-    decoded = to_uint8(images)
-    originals, reconstructions = to_uint8(x0), decoded[:2]
-    pictures = dict(zip(changed, decoded[2:], strict=True))
-    return EditResult(
+    z, images = counterfactuals(pipeline, x0, to_decode(edits, settings), settings=settings, reporter=reporter)
+    return assemble(
+        edits,
+        to_uint8(x0),
+        to_uint8(images),
+        z,
         names=names,
-        originals=originals,
-        reconstructions=reconstructions,
-        edits={edit: pictures.get(edit, reconstructions[SIDES.index(edit.side)]) for edit in edits},
-        z=z.float().cpu().numpy(),
-        psnr=(psnr(reconstructions[0], originals[0]), psnr(reconstructions[1], originals[1])),
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
         settings=settings,
@@ -204,8 +170,8 @@ def counterfactuals(
         pipeline: a `DiTiPipeline`.
         x0: A and B, [2, 3, R, R] in [-1, 1].
         edits: what to decode beside both reconstructions.
-        settings: steps, noise, batch size.
-        reporter: told of every DDIM step.
+        settings: solver, steps, noise, batch size.
+        reporter: told of every solver step.
 
     Returns:
         Features [2, D], and images [2 + len(edits), 3, R, R] on the CPU: both reconstructions, then the edits.
@@ -215,72 +181,89 @@ def counterfactuals(
         ConfigError: for more steps than the model has time-steps.
     """
     reporter = reporter or SilentReporter()
-    with torch.inference_mode():
-        z = pipeline.encode(x0)
-        count = _Counter(reporter, "Inverting", 1)
-        x_T = pipeline.invert(x0, z, steps=settings.invert_steps, callback=count, **settings.sampler())
-        count.close()
-        return z, _decode(pipeline, z, x_T, edits, settings, reporter)
-
-
-def _changes_nothing(edit: Edit, settings: EditSettings) -> bool:
-    """At alpha 0 features and noise are the image's own: that is the reconstruction, decoded already."""
-    return edit.alpha == 0 and settings.noise in ("keep", "slerp")
-
-
-def _decode(
-    pipeline: EditablePipeline,
-    z: torch.Tensor,
-    x_T: torch.Tensor,
-    edits: Sequence[Edit],
-    settings: EditSettings,
-    reporter: Reporter,
-) -> torch.Tensor:
-    """Images [2 + len(edits), 3, R, R]: reconstructions, then edits; in as few batches as can be."""
-    jobs: list[Edit | Side] = [*SIDES, *edits]
-    batches = [jobs[i : i + settings.batch_size] for i in range(0, len(jobs), settings.batch_size)]
-    count = _Counter(reporter, f"Decoding {len(jobs)} images", len(batches))
-    images = []
-    for batch in batches:
-        pairs = [_inputs(job, z, x_T, pipeline.chunks, settings) for job in batch]
-        noise, features = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        decoded = pipeline.decode(noise, features, steps=settings.decode_steps, callback=count, **settings.sampler())
-        images.append(decoded.float().cpu())
+    size = batch_of(pipeline, x0, settings)
+    count = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
+    latents = invert_all(pipeline, x0, settings, count)
     count.close()
-    return torch.cat(images)
+    jobs = len(edits) + len(SIDES)
+    count = StepCounter(reporter, f"Decoding {jobs} images", math.ceil(jobs / size))
+    inputs = pair_inputs(latents, (0, 1), edits, pipeline.chunks, settings)
+    images = torch.stack(list(decode_all(pipeline, inputs, settings, size, count)))
+    count.close()
+    return latents.z, images
 
 
-def _inputs(
-    job: Edit | Side, z: torch.Tensor, x_T: torch.Tensor, layout: ChunkLayout, settings: EditSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_T [1, 3, R, R] and features [1, D] of one picture."""
-    own = SIDES.index(job.side if isinstance(job, Edit) else job)
-    mine, other = slice(own, own + 1), slice(1 - own, 2 - own)
-    if not isinstance(job, Edit):
-        return x_T[mine], z[mine]
-    features = mix_chunks(z[mine], z[other], layout, job.chunks, job.alpha)
-    if settings.noise == "slerp":
-        return slerp(x_T[mine], x_T[other], job.alpha), features
-    if settings.noise == "random":
-        generator = torch.Generator().manual_seed(settings.seed)
-        draw = torch.randn(x_T[mine].shape, generator=generator)
-        return draw.to(x_T), features
-    return x_T[other if settings.noise == "swap" else mine], features
+def plan_edits(chunk_sets: Sequence[tuple[int, ...]], alphas: Sequence[float], layout: ChunkLayout) -> list[Edit]:
+    """Both directions of every chunk set at every alpha, without repeats.
+
+    Raises:
+        ChunkError: for an empty set or a chunk that the model lacks.
+        ConfigError: without chunk sets or alphas.
+    """
+    if not chunk_sets or not alphas:
+        raise ConfigError(
+            "An edit needs at least one set of chunks and one alpha.", remedy="E.g. [(0, 1)] and [0.5, 1.0]."
+        )
+    for chunks in chunk_sets:
+        check_chunks(chunks, layout)
+    edits = [Edit(side, tuple(chunks), alpha) for chunks in chunk_sets for side in SIDES for alpha in alphas]
+    return list(dict.fromkeys(edits))
 
 
-class _Counter:
-    """A step callback that shows several runs of the sampler as one task."""
+def to_decode(edits: Sequence[Edit], settings: EditSettings) -> list[Edit]:
+    """Those that differ from a reconstruction: at alpha 0 features and (mostly) noise are the image's own."""
+    return [edit for edit in edits if edit.alpha != 0 or settings.noise not in ("keep", "slerp")]
 
-    def __init__(self, reporter: Reporter, title: str, runs: int) -> None:
-        self._reporter, self._title, self._runs = reporter, title, runs
-        self._started = False
 
-    def __call__(self, step: int, total: int) -> None:
-        if not self._started:
-            self._reporter.start(self._title, total * self._runs, "steps")
-            self._started = True
-        self._reporter.advance(1)
+def pair_inputs(
+    latents: Latents, rows: tuple[int, int], edits: Sequence[Edit], layout: ChunkLayout, settings: EditSettings
+) -> Iterator[Inputs]:
+    """What to decode for one pair: both reconstructions, then the edits.
 
-    def close(self) -> None:
-        if self._started:
-            self._reporter.finish()
+    Args:
+        latents: of all images.
+        rows: where A and B are in them.
+        edits: see `to_decode`.
+        layout: of the model.
+        settings: says which noise.
+    """
+    for row in rows:
+        yield latents.x_T[row], latents.z[row]
+    for edit in edits:
+        own, other = rows if edit.side == "a" else rows[::-1]
+        mine, theirs = slice(own, own + 1), slice(other, other + 1)
+        z = mix_chunks(latents.z[mine], latents.z[theirs], layout, edit.chunks, edit.alpha)[0]
+        drawn = drawn_noise(latents.x_T[own], settings)
+        if drawn is not None:
+            yield drawn, z
+        elif settings.noise == "slerp":
+            yield slerp(latents.x_T[mine], latents.x_T[theirs], edit.alpha)[0], z
+        else:
+            yield latents.x_T[other if settings.noise == "swap" else own], z
+
+
+def assemble(
+    edits: Sequence[Edit],
+    originals: Pixels,
+    decoded: Pixels,
+    z: torch.Tensor,
+    *,
+    names: tuple[str, str],
+    layout: ChunkLayout,
+    model_hash: str,
+    settings: EditSettings,
+) -> EditResult:
+    """The result of one pair from what `pair_inputs` was decoded to, uint8 [2 + edits, R, R, 3]."""
+    reconstructions = decoded[:2]
+    pictures = dict(zip(to_decode(edits, settings), decoded[2:], strict=True))
+    return EditResult(
+        names=names,
+        originals=originals,
+        reconstructions=reconstructions,
+        edits={edit: pictures.get(edit, reconstructions[SIDES.index(edit.side)]) for edit in edits},
+        z=z.float().cpu().numpy(),
+        psnr=(psnr(reconstructions[0], originals[0]), psnr(reconstructions[1], originals[1])),
+        layout=layout,
+        model_hash=model_hash,
+        settings=settings,
+    )

@@ -1,73 +1,99 @@
-"""An `EditResult` as one captioned strip, and as single files."""
+"""A sheet of edits as one captioned strip, as single files, and as an animation."""
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from diticli.analysis.edit import SIDES, Edit, EditResult, Side
-from diticli.analysis.mixing import alpha_text
-from diticli.chunks import ChunkLayout
-from diticli.pictures.grids import Pixels, captioned_strip, save_png
+from diticli.analysis.edit_sheet import Cell, Sheet, SheetRow, Shown
+from diticli.pictures.animation import save_animation, with_slider
+from diticli.pictures.differences import difference_gain, difference_map, scale_text
+from diticli.pictures.grids import save_png
+from diticli.pictures.strips import captioned_strip
+from diticli.pictures.tiles import Pixels
 
-MAX_NAME = 80  # characters of a file name that may go to the list of chunks
+MOVING, FEW = 192, 4
+"""Animated pictures are so many pixels wide where there are so few of them."""
 
 
-def edit_strip(result: EditResult, *, scale: int | None = None) -> Image.Image:
-    """Two rows a chunk set: A with B's chunks, and B with A's.
+def edit_strip(result: Shown, *, scale: int | None = None, difference: bool = False) -> Image.Image:
+    """All rows of a result as one picture; the inputs are framed.
 
-    Columns: the original, its reconstruction, the edits by rising alpha, and the image the chunks come from.
-    The inputs are framed.
+    Args:
+        result: of `edit_pair`, `edit_attribute` or `reconstruct`.
+        scale: integer magnification (default: the smallest that makes images 96 px high and wide).
+        difference: below each row, how far every edit is from the reconstruction, and that from the original.
     """
-    rows: list[list[Pixels | None]] = []
-    captions = []
-    for chunks in result.chunk_sets:
-        for own, side in enumerate(SIDES):
-            edits = [result.edits[Edit(side, chunks, alpha)] for alpha in result.alphas]
-            rows.append([result.originals[own], result.reconstructions[own], *edits, result.originals[1 - own]])
-            mine, other = "AB"[own], "BA"[own]
-            what = result.layout.describe(chunks).replace("(t ", "(t\N{NO-BREAK SPACE}")
-            captions.append(f"{mine} + {other}'s {what}")
-    columns = ["original", "reconstruction", *(f"α {alpha_text(a)}" for a in result.alphas), "chunks from"]
-    last = len(columns) - 1
+    sheet = result.sheet()
+    rows = _with_differences(sheet) if difference else list(sheet.rows)
+    cells = [row.cells for row in rows]
+    captions = [[cell.caption for cell in row] for row in cells]
     return captioned_strip(
-        rows,
-        row_captions=captions,
-        column_captions=columns,
-        title=_title(result),
+        [[cell.picture if cell.picture.size else None for cell in row] for row in cells],
+        row_captions=[row.caption for row in rows],
+        column_captions=sheet.columns,
+        cell_captions=captions if any(map(any, captions)) else None,
+        title=sheet.title,
         scale=scale,
-        mark={(r, c) for r in range(len(rows)) for c in (0, last)},
+        mark={(r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if cell.framed},
+        groups={r for r, row in enumerate(rows) if row.begins},
     )
 
 
-def write_separate(result: EditResult, folder: Path | str) -> list[Path]:
+def write_separate(result: Shown, folder: Path | str, metadata: Mapping[str, str] | None = None) -> list[Path]:
     """Write single PNGs such as `a_original.png`, `a_reconstruction.png`, `b_chunks10-20_alpha0.50.png`.
 
     Raises:
         DataError: when the folder cannot be written.
     """
-    pictures: dict[str, Pixels] = {}
-    for own, side in enumerate(SIDES):
-        pictures[f"{side}_original"] = result.originals[own]
-        pictures[f"{side}_reconstruction"] = result.reconstructions[own]
-    for edit, picture in result.edits.items():
-        pictures[_file_name(edit, result.layout)] = picture
-    metadata = result.to_metadata()
-    return [save_png(picture, Path(folder) / f"{name}.png", metadata) for name, picture in pictures.items()]
+    sheet = result.sheet()
+    pictures = {cell.stem: cell.picture for row in sheet.rows for cell in row.cells}
+    text = {**sheet.metadata, **(metadata or {})}
+    return [save_png(picture, Path(folder) / f"{stem}.png", text) for stem, picture in sorted(pictures.items())]
 
 
-def _title(result: EditResult) -> str:
-    quality = [f"{value:.1f} dB" if value < 1000 else "exact" for value in result.psnr]
-    images = (f"{letter} = {name}" for letter, name in zip("AB", result.names, strict=True))
-    text = f"{', '.join(images)}. Reconstruction: {quality[0]} and {quality[1]} PSNR."
-    return f"{text} x_T: {result.settings.noise}."
+def write_animation(result: Shown, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a .webp or .gif that runs through the strengths forth and back, both directions side by side.
+
+    Raises:
+        ConfigError: for another suffix.
+        DataError: when the file cannot be written.
+    """
+    sheet = result.sheet()
+    last = max(1, len(sheet.moving) - 1)
+    frames = [
+        with_slider(_frame(sheet, column), sheet.columns[column], i / last) for i, column in enumerate(sheet.moving)
+    ]
+    return save_animation(frames, path, {**sheet.metadata, **(metadata or {})})
 
 
-def _file_name(edit: Edit, layout: ChunkLayout) -> str:
-    side: Side = edit.side
-    runs = layout.describe(edit.chunks).split()[1]
-    if len(runs) > MAX_NAME:
-        runs = f"{edit.chunks[0]}-{edit.chunks[-1]}-{len(edit.chunks)}of-{zlib.crc32(runs.encode()):08x}"
-    return f"{side}_chunks{runs}_alpha{alpha_text(edit.alpha)}"
+def _frame(sheet: Sheet, column: int) -> Image.Image:
+    across = list(dict.fromkeys(row.across for row in sheet.rows))
+    down = list(dict.fromkeys(row.down for row in sheet.rows))
+    pictures: list[list[Pixels | None]] = [[None] * len(across) for _ in down]
+    for row in sheet.rows:
+        pictures[down.index(row.down)][across.index(row.across)] = row.cells[column].picture
+    side = sheet.rows[0].cells[column].picture.shape[0]
+    scale = max(1, round(MOVING / side)) if len(down) * len(across) <= FEW else None
+    return captioned_strip(pictures, row_captions=down, column_captions=across, scale=scale)
+
+
+def _with_differences(sheet: Sheet) -> list[SheetRow]:
+    """Each row, and below it the maps of its cells, all at one magnification."""
+    compared = [cell for row in sheet.rows for cell in row.cells if cell.against is not None]
+    gain = difference_gain((cell.picture, cell.against) for cell in compared if cell.against is not None)
+    caption = f"difference {scale_text(gain)}"
+    rows = []
+    for row in sheet.rows:
+        maps = tuple(_difference(cell, gain) for cell in row.cells)
+        rows += [replace(row, begins=True), SheetRow(caption=caption, cells=maps)]
+    return rows
+
+
+def _difference(cell: Cell, gain: int) -> Cell:
+    if cell.against is None:
+        return Cell(picture=cell.picture[:0], stem="")
+    return Cell(picture=difference_map(cell.picture, cell.against, gain), stem="")

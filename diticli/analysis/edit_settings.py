@@ -1,4 +1,4 @@
-"""How a pair of images is edited."""
+"""How images are edited: noise, solver, steps, batches."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from diticli.errors import ConfigError
+from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver
 
-Noise = Literal["keep", "slerp", "swap", "random"]
+Noise = Literal["keep", "slerp", "swap", "random", "mean"]
+PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
+"""Pixels of the images that are sampled together by default: 64 images of 32 px on a CPU, 64 of 128 px on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings:
-    """How a pair is edited.
+    """How images are edited.
 
     Attributes:
-        noise: x_T of an edit. "keep": the edited image's own, so that only the chosen chunks differ from its
-            reconstruction (abduction, action, prediction: the counterfactual in Pearl's sense). "slerp": on
-            the sphere from the own to the other's by alpha, as in the paper's figures; smoother, but whatever
-            x_T holds follows too. "swap": the other's. "random": one seeded draw for all, which shows what
-            the features say by themselves.
-        invert_steps: DDIM steps from image to noise.
-        decode_steps: DDIM steps from noise to image.
+        noise: x_T of an edit. "keep": the edited image's own, inferred by inversion, so that only the features
+            differ from its reconstruction (abduction, action, prediction: the counterfactual in Pearl's sense).
+            "slerp": on the sphere from the own to the other image's by alpha, as in the paper's figures; smoother,
+            but whatever x_T holds follows too. "swap": the other's. "random": one seeded draw for all, which
+            shows what the features say by themselves. "mean": zeros, the mean of all noise.
+        solver: "dpm" (second order, few steps), or "ddim" (which needs about 100).
+        invert_steps: steps from image to noise.
+        decode_steps: steps from noise to image.
         seed: of the "random" noise; the rest is deterministic.
-        batch_size: images decoded together.
+        batch_size: images sampled together; None chooses by resolution and device.
         official: sample as the official code does, whatever the model's own choice: the predicted x_0 clamped to
             [-1, 1] in the inversion too, and the shift in the score form. See `like_official`.
 
@@ -32,27 +36,51 @@ class EditSettings:
     """
 
     noise: Noise = "keep"
-    invert_steps: int = 100
-    decode_steps: int = 100
+    solver: Solver = DEFAULT_SOLVER
+    invert_steps: int = DEFAULT_STEPS
+    decode_steps: int = DEFAULT_STEPS
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int | None = None
     official: bool = False
 
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
             raise ConfigError(f"There is no noise mode {self.noise!r}.", remedy=f"Choose {', '.join(get_args(Noise))}.")
+        if self.solver not in get_args(Solver):
+            raise ConfigError(f"There is no solver {self.solver!r}.", remedy=f"Choose {', '.join(get_args(Solver))}.")
         for name in ("invert_steps", "decode_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.", remedy="Give 1 or more.")
         if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"The seed must be between 0 and 2^63 - 1, got {self.seed}.")
+            raise ConfigError(f"The seed must be between 0 and 2^63 - 1, got {self.seed}.", remedy="Choose another.")
 
     @classmethod
     def like_official(cls, **changes: Any) -> Self:
-        """The choices of the official counterfactual generation: 1000 and 100 steps, noise on the sphere."""
-        chosen: dict[str, Any] = {"noise": "slerp", "invert_steps": 1000, "decode_steps": 100, "official": True}
+        """The choices of the official counterfactual generation: DDIM, 1000 and 100 steps, noise on the sphere."""
+        chosen: dict[str, Any] = {
+            "noise": "slerp",
+            "solver": "ddim",
+            "invert_steps": 1000,
+            "decode_steps": 100,
+            "official": True,
+        }
         return cls(**chosen | changes)
 
     def sampler(self) -> dict[str, Any]:
         """Arguments of `DiTiPipeline.invert` and `decode` beside the steps."""
-        return {"clip": True, "shift_form": "score"} if self.official else {}
+        return {"solver": self.solver} | ({"clip": True, "shift_form": "score"} if self.official else {})
+
+    def batch_at(self, resolution: int, device: str) -> int:
+        """Images to sample together at `resolution` on a device of type `device`."""
+        pixels = PIXELS_A_BATCH.get(device, PIXELS_A_BATCH["cpu"])
+        return self.batch_size or min(256, max(4, pixels // resolution**2))
+
+    def describe(self) -> dict[str, str]:
+        """Entries of a picture's metadata that let it be made again."""
+        return {
+            "diti:noise": self.noise + (f" (seed {self.seed})" if self.noise == "random" else ""),
+            "diti:solver": self.solver,
+            "diti:steps": f"invert {self.invert_steps}, decode {self.decode_steps}",
+            "diti:sampler": "official" if self.official else "own",
+        }

@@ -88,6 +88,15 @@ def parse_alphas(spec: str) -> tuple[float, ...]:
     Raises:
         ConfigError: for anything else, numbers beyond ±5, or more than 50 of them.
     """
+    return parse_numbers(spec, "alpha", ALPHA_LIMIT, remedy="0 is the image itself, 1 has the other's chunks.")
+
+
+def parse_numbers(spec: str, what: str, limit: float, *, remedy: str) -> tuple[float, ...]:
+    """Numbers within ±`limit`, see `parse_alphas`; `what` names one of them in errors, `remedy` says what they mean.
+
+    Raises:
+        ConfigError: as `parse_alphas`.
+    """
     try:
         if ":" in spec:
             start, stop, number = spec.split(":")
@@ -97,17 +106,14 @@ def parse_alphas(spec: str) -> tuple[float, ...]:
             count = len(ends)
     except ValueError as error:
         raise ConfigError(
-            f"Cannot read the alphas {spec!r}.",
+            f"Cannot read the {what}s {spec!r}.",
             remedy="Write start:stop:count like 0:1:5, or a list like 0,0.5,1.",
         ) from error
     if not 1 <= count <= MAX_ALPHAS:
-        raise ConfigError(f"{count} alphas were asked for.", remedy=f"Ask for 1 to {MAX_ALPHAS}.")
+        raise ConfigError(f"{count} {what}s were asked for.", remedy=f"Ask for 1 to {MAX_ALPHAS}.")
     for value in ends:
-        if not abs(value) <= ALPHA_LIMIT:  # also NaN
-            raise ConfigError(
-                f"Alpha {value:g} lies outside ±{ALPHA_LIMIT:g}.",
-                remedy="0 is the image itself, 1 has the other's chunks.",
-            )
+        if not abs(value) <= limit:  # also NaN
+            raise ConfigError(f"The {what} {value:g} lies outside ±{limit:g}.", remedy=remedy)
     values = np.linspace(ends[0], ends[1], count).tolist() if ":" in spec else ends
     return tuple(dict.fromkeys(round(value, 4) + 0.0 for value in values))  # + 0.0: no -0.0
 

@@ -1,0 +1,35 @@
+"""How long will a table of pairs take? Measured by two steps of one batch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from diticli.analysis.edit_engine import EditablePipeline, batch_of
+from diticli.analysis.edit_many_files import Plan
+from diticli.analysis.edit_settings import EditSettings
+
+PROBED_STEPS = 2
+
+
+def seconds_for(pipeline: EditablePipeline, plan: Plan, settings: EditSettings) -> float:
+    """Seconds of sampling that are left; an estimate that leaves out reading and writing."""
+    invert, decode = plan.pictures
+    if not decode:
+        return 0.0
+    side = getattr(pipeline, "resolution", 0)
+    x = torch.zeros(1, 3, side, side)
+    size = min(decode, batch_of(pipeline, x, settings))
+    short = replace(settings, invert_steps=PROBED_STEPS, decode_steps=PROBED_STEPS)
+    z = torch.zeros(size, pipeline.chunks.latent_dim)
+    noise = torch.zeros(size, 3, side, side)
+    took = []
+    with torch.inference_mode():
+        for _ in range(2):  # the first run warms up
+            began = time.perf_counter()
+            pipeline.decode(noise, z, steps=PROBED_STEPS, **short.sampler()).cpu()
+            took.append(time.perf_counter() - began)
+    each = took[-1] / (PROBED_STEPS * size)
+    return each * (invert * settings.invert_steps + decode * settings.decode_steps)

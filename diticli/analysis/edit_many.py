@@ -1,0 +1,197 @@
+"""Many pairs at once: batches full across pairs, memory bounded, finished pairs kept, failures set aside.
+
+report = edit_many(pipeline, read_pairs(Path("pairs.csv")), Path("edits"), options=ManyOptions(...))
+
+Pairs are taken a window at a time. All images of a window are inverted together and all its edits decoded
+together; a pair is written as soon as its last picture is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from diticli.analysis.edit import assemble, pair_inputs, to_decode
+from diticli.analysis.edit_engine import EditablePipeline, Inputs, Latents, batch_of, decode_all, invert_all
+from diticli.analysis.edit_inputs import read_source, source_name
+from diticli.analysis.edit_many_files import (
+    ManyOptions,
+    Plan,
+    Planned,
+    plan_pairs,
+    prepare_folder,
+    write_failed,
+    write_pair,
+)
+from diticli.analysis.edit_table import PairRow
+from diticli.data.decode import Crop
+from diticli.errors import DiTiError
+from diticli.pictures.tiles import to_uint8
+from diticli.progress import Reporter, SilentReporter
+
+WINDOW = 32
+_READERS = 4
+
+
+class ManyPipeline(EditablePipeline, Protocol):
+    """What editing many pairs needs of a `DiTiPipeline`."""
+
+    @property
+    def resolution(self) -> int:
+        """R."""
+
+    @property
+    def crop(self) -> Crop:
+        """Which square of a picture is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyReport:
+    """What became of the pairs.
+
+    Attributes:
+        written: names of the pairs edited now.
+        skipped: names of those that were finished before.
+        failed: (pair, reason) of those that could not be edited.
+    """
+
+    written: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failed: tuple[tuple[PairRow, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: names, and the failures by name."""
+        failed = {row.name: reason for row, reason in self.failed}
+        return {"written": list(self.written), "skipped": list(self.skipped), "failed": failed}
+
+
+def edit_many(
+    pipeline: ManyPipeline,
+    rows: Sequence[PairRow],
+    out: Path,
+    *,
+    options: ManyOptions | None = None,
+    reporter: Reporter | None = None,
+) -> ManyReport:
+    """Edit every pair and write OUT/NAME.png, skipping those whose file was made from the same images and settings.
+
+    What cannot be edited is listed in OUT/failed.csv with the reason. After an interruption the same call goes on.
+
+    Args:
+        pipeline: a `DiTiPipeline`.
+        rows: the pairs, of `read_pairs`.
+        out: folder, made when missing.
+        options: chunk sets, alphas, settings and outputs of the pairs that name none.
+        reporter: told of every picture inverted or decoded.
+
+    Raises:
+        ChunkError, ConfigError: for options that suit no pair, e.g. more steps than the model has time-steps.
+        DataError: when the folder cannot be written.
+    """
+    options, reporter = options or ManyOptions(), reporter or SilentReporter()
+    prepare_folder(out)
+    plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
+    failed = list(plan.failed)
+    window = options.window or WINDOW
+    reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
+    written: list[str] = []
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="edit") as pool:
+        for start in range(0, len(plan.todo), window):
+            pairs = plan.todo[start : start + window]
+            for pair, reason in _edit_window(pipeline, plan, pairs, options, pool, reporter):
+                if reason is None:
+                    written.append(pair.row.name)
+                else:
+                    failed.append((pair.row, reason))
+                    reporter.warn(f"{pair.row.name}: {reason}")
+    reporter.finish()
+    write_failed(failed, out)
+    return ManyReport(written=tuple(written), skipped=plan.finished, failed=tuple(failed))
+
+
+def _edit_window(
+    pipeline: ManyPipeline,
+    plan: Plan,
+    pairs: Sequence[Planned],
+    options: ManyOptions,
+    pool: ThreadPoolExecutor,
+    reporter: Reporter,
+) -> Iterator[tuple[Planned, str | None]]:
+    """Each pair once it is written (None) or has failed (the reason)."""
+    images, unreadable = _read_images(pipeline, pairs, options, pool)
+    ready = [pair for pair in pairs if pair.row.a in images and pair.row.b in images]
+    for pair in pairs:
+        if pair not in ready:
+            reporter.advance(pair.cost)
+            yield pair, unreadable.get(pair.row.a) or unreadable[pair.row.b]
+    if not ready:
+        return
+    sources = list(dict.fromkeys(source for pair in ready for source in (pair.row.a, pair.row.b)))
+    latents = invert_all(pipeline, pipeline.preprocess([images[source] for source in sources]), options.settings)
+    reporter.advance(2 * len(ready))
+    place = {source: i for i, source in enumerate(sources)}
+    places = [(place[pair.row.a], place[pair.row.b]) for pair in ready]
+    batch = batch_of(pipeline, latents.x0, options.settings)
+    decoded = decode_all(pipeline, _inputs(latents, ready, places, pipeline, options), options.settings, batch)
+    writing = []
+    for pair, at in zip(ready, places, strict=True):
+        pictures = to_uint8(torch.stack(list(islice(decoded, pair.pictures))))
+        result = assemble(
+            pair.edits,
+            to_uint8(latents.x0[list(at)]),
+            pictures,
+            latents.z[list(at)],
+            names=(source_name(pair.row.a), source_name(pair.row.b)),
+            layout=pipeline.chunks,
+            model_hash=plan.model_hash,
+            settings=options.settings,
+        )
+        writing.append((pair, pool.submit(write_pair, result, pair, plan, options)))
+        reporter.advance(pair.pictures, pair=pair.row.name)
+    for pair, future in writing:
+        try:
+            future.result()
+        except DiTiError as error:
+            yield pair, str(error)
+        else:
+            yield pair, None
+
+
+def _read_images(
+    pipeline: ManyPipeline, pairs: Sequence[Planned], options: ManyOptions, pool: ThreadPoolExecutor
+) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """Images by source, and why others cannot be read."""
+
+    def read(source: str) -> Image.Image | DiTiError:
+        try:
+            return read_source(source, pipeline.resolution, pipeline.crop, seed=options.settings.seed)
+        except DiTiError as error:
+            return error
+
+    sources = list(dict.fromkeys(source for pair in pairs for source in (pair.row.a, pair.row.b)))
+    images, unreadable = {}, {}
+    for source, found in zip(sources, pool.map(read, sources), strict=True):
+        if isinstance(found, DiTiError):
+            unreadable[source] = str(found)
+        else:
+            images[source] = found
+    return images, unreadable
+
+
+def _inputs(
+    latents: Latents,
+    pairs: Sequence[Planned],
+    places: Sequence[tuple[int, int]],
+    pipeline: EditablePipeline,
+    options: ManyOptions,
+) -> Iterator[Inputs]:
+    for pair, rows in zip(pairs, places, strict=True):
+        edits = to_decode(pair.edits, options.settings)
+        yield from pair_inputs(latents, rows, edits, pipeline.chunks, options.settings)

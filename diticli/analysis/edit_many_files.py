@@ -1,0 +1,215 @@
+"""What editing many pairs reads and writes: which pairs are left, their outputs, and the list of failures."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diticli.analysis.edit import SIDES, Edit, EditResult, plan_edits, to_decode
+from diticli.analysis.edit_grid import OVERVIEW_ROWS, grouped
+from diticli.analysis.edit_inputs import check_source, source_digest
+from diticli.analysis.edit_pictures import edit_strip, write_animation, write_separate
+from diticli.analysis.edit_settings import EditSettings
+from diticli.analysis.edit_table import COLUMNS, PairRow
+from diticli.analysis.mixing import parse_alphas
+from diticli.chunks import ChunkLayout
+from diticli.errors import DataError, DiTiError
+from diticli.pictures.files import write_atomically
+from diticli.pictures.grids import save_png
+
+FAILED_NAME = "failed.csv"
+_KEY = "diti:key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyOptions:
+    """What to do with pairs that do not say it themselves.
+
+    Attributes:
+        chunk_sets: each is exchanged by itself; () for the quarters of all chunks.
+        alphas: strengths.
+        settings: solver, steps, noise, batch size.
+        difference: add difference maps.
+        separate: also write single images into FOLDER/NAME/.
+        animate: also write an animation NAME.webp or NAME.gif: the suffix, or "" for none.
+        window: pairs whose images are in memory together; None for the default.
+        metadata: goes into every picture, e.g. the command line.
+    """
+
+    chunk_sets: Sequence[tuple[int, ...]] = ()
+    alphas: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    settings: EditSettings = field(default_factory=EditSettings)
+    difference: bool = False
+    separate: Path | None = None
+    animate: str = ""
+    window: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A pair to edit.
+
+    Attributes:
+        row: of the table.
+        edits: all of them.
+        pictures: how many to decode.
+    """
+
+    row: PairRow
+    edits: tuple[Edit, ...]
+    pictures: int
+
+    @property
+    def cost(self) -> int:
+        """Pictures to invert and to decode."""
+        return len(SIDES) + self.pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done, what is finished, and what cannot be done.
+
+    Attributes:
+        out: folder of the outputs.
+        model_hash: fingerprint of the model.
+        todo: pairs to edit.
+        finished: names of those whose output is there.
+        failed: (pair, reason) of those whose chunks, alphas or images cannot be.
+    """
+
+    out: Path
+    model_hash: str
+    todo: tuple[Planned, ...]
+    finished: tuple[str, ...]
+    failed: tuple[tuple[PairRow, str], ...]
+
+    @property
+    def pictures(self) -> tuple[int, int]:
+        """How many to invert and to decode."""
+        return len(SIDES) * len(self.todo), sum(pair.pictures for pair in self.todo)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers, and the failures by name."""
+        invert, decode = self.pictures
+        failed = {row.name: reason for row, reason in self.failed}
+        counts = {"todo": len(self.todo), "finished": len(self.finished), "invert": invert, "decode": decode}
+        return counts | {"failed": failed}
+
+
+def plan_pairs(rows: Sequence[PairRow], out: Path, layout: ChunkLayout, model_hash: str, options: ManyOptions) -> Plan:
+    """Sort the pairs into those to edit, those that are finished, and those that cannot be edited."""
+    todo, finished, failed = [], [], []
+    for row in rows:
+        try:
+            pair = _planned(row, layout, options)
+            for source in (row.a, row.b):
+                check_source(source)
+            done = _is_finished(pair, out, model_hash, options)
+        except DiTiError as error:
+            failed.append((row, str(error)))
+            continue
+        if done:
+            finished.append(row.name)
+        else:
+            todo.append(pair)
+    return Plan(out=out, model_hash=model_hash, todo=tuple(todo), finished=tuple(finished), failed=tuple(failed))
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder, and see that it can be written before minutes of sampling.
+
+    Raises:
+        DataError: when it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise DataError(f"Cannot write to {out}: {error.strerror}.", remedy="Choose another place.") from error
+
+
+def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptions) -> None:
+    """Write all outputs of a pair; the strip comes last, so that its presence means that the others are there.
+
+    Raises:
+        DataError: when one cannot be written.
+    """
+    name = pair.row.name
+    metadata = {**options.metadata, _KEY: _key(pair, plan.model_hash, options)}
+    if options.separate:
+        write_separate(result, options.separate / name, metadata)
+    if options.animate:
+        write_animation(result, plan.out / f"{name}{options.animate}", metadata)
+    strip = edit_strip(result, difference=options.difference)
+    save_png(strip, _picture(plan.out, pair.row), result.to_metadata() | metadata)
+
+
+def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:
+    """Write failed.csv, a table that can be mended and edited again; remove it when there is nothing to list.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    path = out / FAILED_NAME
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    for row, reason in failed:
+        files = {side: _absolute(getattr(row, side)) for side in ("a", "b")}
+        writer.writerow(row.to_dict() | files | {"error": " ".join(reason.split())})
+    data = text.getvalue().encode("utf-8", "replace")
+    write_atomically(path, "list of failures", lambda beside: beside.write_bytes(data))
+
+
+def _planned(row: PairRow, layout: ChunkLayout, options: ManyOptions) -> Planned:
+    sets = [layout.parse(spec) for spec in row.chunks.split(";") if spec.strip()] if row.chunks else []
+    alphas = parse_alphas(row.alphas) if row.alphas else options.alphas
+    edits = plan_edits(sets or options.chunk_sets or grouped(layout, OVERVIEW_ROWS), alphas, layout)
+    return Planned(row=row, edits=tuple(edits), pictures=len(SIDES) + len(to_decode(edits, options.settings)))
+
+
+def _absolute(source: str) -> str:
+    return source if source.startswith("faces:") else str(Path(source).absolute())
+
+
+def _picture(out: Path, row: PairRow) -> Path:
+    return out / f"{row.name}.png"
+
+
+def _key(pair: Planned, model_hash: str, options: ManyOptions) -> str:
+    """Fingerprint of everything that decides what the pair's outputs look like."""
+    settings = asdict(options.settings)
+    del settings["batch_size"]
+    digests = []
+    for source in (pair.row.a, pair.row.b):
+        try:
+            digests.append(source_digest(source, seed=options.settings.seed))
+        except OSError as error:
+            raise DataError(f"Cannot read {source}: {error.strerror}.", remedy="Repair or remove it.") from error
+    outputs = [options.difference, str(options.separate or ""), options.animate]
+    facts = [model_hash, settings, [list(edit) for edit in pair.edits], digests, outputs]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _is_finished(pair: Planned, out: Path, model_hash: str, options: ManyOptions) -> bool:
+    """Whether the strip is there and was made from the same images in the same way."""
+    try:
+        with Image.open(_picture(out, pair.row), formats=["PNG"]) as image:
+            found = image.info.get(_KEY)
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return found is not None and found == _key(pair, model_hash, options)

@@ -1,0 +1,130 @@
+"""What the kinds of `diti edit` share: settings, inputs, and writing what came out."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from diticli._version import __version__
+from diticli.commands.edit_request import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from diticli.analysis.edit_settings import EditSettings
+    from diticli.analysis.edit_sheet import Shown
+    from diticli.chunks import ChunkLayout
+    from diticli.models.pipeline import DiTiPipeline
+
+DDIM_STEPS = 100
+
+
+def settings_of(request: Request) -> EditSettings:
+    """How to sample, from the options."""
+    from diticli.analysis.edit_settings import EditSettings
+
+    steps = DDIM_STEPS if request.solver == "ddim" and not request.official else None
+    given = {
+        "noise": None if request.kind == "reconstruct" else request.noise,
+        "solver": request.solver,
+        "invert_steps": request.invert_steps or steps,
+        "decode_steps": request.decode_steps or steps,
+        "batch_size": request.batch_size,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if request.kind == "attribute" and request.official:
+        chosen.setdefault("noise", "keep")
+    return (EditSettings.like_official if request.official else EditSettings)(seed=request.seed, **chosen)
+
+
+def load(request: Request) -> DiTiPipeline:
+    """The model."""
+    from diticli.models.locate import load_pipeline
+
+    return load_pipeline(request.model, request.device)
+
+
+def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:
+    """The sets that were asked for; none for the default."""
+    from diticli.analysis.edit_grid import stages
+
+    if request.grid:
+        return list(dict.fromkeys([*stages(layout), tuple(range(layout.chunks))]))
+    return [layout.parse(spec) for spec in request.chunks]
+
+
+def read_images(request: Request, pipeline: DiTiPipeline) -> list[Image.Image]:
+    """All images, as the model sees them."""
+    from diticli.analysis.edit_inputs import read_source
+
+    return [read_source(s, pipeline.resolution, pipeline.crop, seed=request.seed) for s in request.sources]
+
+
+def names_of(request: Request) -> list[str]:
+    """What to call them."""
+    from diticli.analysis.edit_inputs import source_name
+
+    return [source_name(source) for source in request.sources]
+
+
+def finish(
+    request: Request,
+    result: Shown,
+    settings: EditSettings,
+    facts: dict[str, Any],
+    quality: tuple[float, ...],
+    *,
+    sheet: Shown | None = None,
+) -> None:
+    """Write all pictures, and say so.
+
+    Args:
+        request: says where.
+        result: what to show.
+        settings: how it was made.
+        facts: of this kind of edit, for --json.
+        quality: PSNR of the reconstructions.
+        sheet: for the strip, when it is laid out in another way.
+    """
+    from diticli.analysis.edit_pictures import edit_strip, write_animation, write_separate
+    from diticli.analysis.edit_sheet import decibels
+    from diticli.commands.console import emit_json, say
+    from diticli.pictures.grids import save_png
+
+    metadata = provenance()
+    out = request.target
+    strip = edit_strip(sheet or result, difference=request.difference)
+    save_png(strip, out, {**result.sheet().metadata, **metadata})
+    singles = write_separate(result, request.separate, metadata) if request.separate else []
+    if request.animate:
+        write_animation(result, request.animate, metadata)
+    if request.as_json:
+        written = {
+            "out": str(out),
+            "separate": [str(path) for path in singles],
+            "animation": str(request.animate) if request.animate else None,
+            "solver": settings.solver,
+            "invert_steps": settings.invert_steps,
+            "decode_steps": settings.decode_steps,
+            "official": settings.official,
+        }
+        emit_json(written | facts)
+        return
+    known = f" (reconstruction {', '.join(decibels(value) for value in quality[:4])})" if quality else ""
+    say(f"Wrote {out}{known}.")
+    if request.animate:
+        say(f"Wrote {request.animate}.")
+    if singles:
+        say(f"Wrote {len(singles)} single images to {request.separate}.")
+
+
+def provenance() -> dict[str, str]:
+    """The exact command line, and by which version."""
+    return {"diti:version": __version__, "diti:command": shlex.join(["diti", *sys.argv[1:]])}
+
+
+def number(value: float) -> float | None:
+    """A PSNR for JSON, which has no infinity."""
+    return round(value, 3) if math.isfinite(value) else None

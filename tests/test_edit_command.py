@@ -1,0 +1,243 @@
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+from readable_pipeline import SIZE, A, B, ReadablePipeline
+
+from diticli.analysis.directions import Directions, save_directions
+from diticli.analysis.linear_probe import LinearProbe
+from diticli.errors import ChunkError, ConfigError, DataError, FeatureFileError, LabelError, ModelError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The edit command as the command line runs it, on the readable pipeline."""
+    typer_testing = pytest.importorskip("typer.testing")
+    import typer
+
+    from diticli.commands.edit import edit
+
+    loaded = []
+    locate = ModuleType("diticli.models.locate")
+    locate.load_pipeline = lambda model, device: loaded.append((model, device)) or ReadablePipeline()
+    monkeypatch.setitem(sys.modules, "diticli.models.locate", locate)
+    app = typer.Typer()
+    app.command()(edit)
+
+    def call(*arguments):
+        result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+        result.loaded = list(loaded)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path):
+    A.save(tmp_path / "a.png")
+    B.save(tmp_path / "b.png")
+    return tmp_path / "a.png", tmp_path / "b.png"
+
+
+def test_command_writes_strip_and_singles(command, photos, tmp_path):
+    out, singles = tmp_path / "new" / "out.png", tmp_path / "singles"
+    options = ("--chunks", "1-2", "-o", out, "--alphas", "1", "--steps", "2", "--separate", singles, "--json")
+    result = command(*photos, *options, "--model", "m", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.loaded == [("m", "cpu")]
+    with Image.open(out) as image:
+        assert image.info["diti:images"] == "a.png | b.png"
+        assert image.info["diti:steps"] == "invert 2, decode 2"
+    summary = json.loads(result.stdout)
+    assert summary["chunks"] == [[1, 2]]
+    assert summary["psnr_db"] == [None, None]
+    assert (singles / "a_chunks1-2_alpha1.00.png").is_file()
+    assert len(summary["separate"]) == len(list(singles.iterdir())) == 6
+
+
+def test_command_defaults_show_quarters_and_take_faces(command, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(ReadablePipeline, "resolution", 16)  # preprocess makes it 8
+    result = command(photos[0], "faces:3", "-o", tmp_path / "out.png", "--steps", "1", "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["chunks"] == [[0], [1], [2], [3]]
+    assert summary["alphas"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert summary["images"] == ["a.png", "faces:3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ("keep", 20, 20, False)),
+        (("--solver", "ddim"), ("keep", 100, 100, False)),
+        (("--official",), ("slerp", 1000, 100, True)),
+        (("--official", "--steps", "7", "--noise", "keep"), ("keep", 7, 7, True)),
+        (("--official", "--invert-steps", "9"), ("slerp", 9, 100, True)),
+        (("--steps", "4", "--decode-steps", "5"), ("keep", 4, 5, False)),
+    ],
+)
+def test_command_official_and_steps(command, photos, tmp_path, options, expected):
+    result = command(*photos, "-o", tmp_path / "out.png", "--json", "--chunks", "0", "--alphas", "1", *options)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert tuple(summary[key] for key in ("noise", "invert_steps", "decode_steps", "official")) == expected
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.info["diti:sampler"] == ("official" if expected[3] else "own")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (("missing.png", "b.png"), DataError, "missing.png does not exist"),
+        ((".", "b.png"), DataError, "is a folder"),
+        (("faces:x", "b.png"), ConfigError, "faces:x"),
+        (("a.png", "b.png", "--alphas", "0:1"), ConfigError, "0:1"),
+        (("a.png", "b.png", "--noise", "loud"), ConfigError, "loud"),
+        (("a.png", "b.png", "-o", "out.jpg"), ConfigError, "out.jpg"),
+        (("a.png", "b.png", "-o", "a.png"), ConfigError, "one of the images"),
+        (("a.png", "b.png", "-o", "b.png/out.png"), DataError, "b.png"),
+        (("a.png", "b.png", "--separate", "a.png"), DataError, "a.png"),
+        (("a.png", "b.png", "-o", "/proc/out.png"), DataError, "/proc"),
+        (("a.png", "b.png", "-o", "."), DataError, "-o names a folder"),
+        (("a.png",), ConfigError, "1 image is no pair"),
+        (("a.png", "b.png", "a.png"), ConfigError, "3 images are no pair"),
+        (("a.png", "b.png", "--animate", "out.mp4"), ConfigError, "out.mp4"),
+        (("a.png", "b.png", "--animate", "a.png"), ConfigError, "a.png"),
+        (("a.png", "b.png", "--grid", "--chunks", "1"), ConfigError, "--grid"),
+        (("a.png", "b.png", "--official", "--solver", "dpm"), ConfigError, "ddim"),
+        (("a.png", "b.png", "--solver", "euler"), ConfigError, "euler"),
+        (("a.png", "b.png", "--dims", "4"), ConfigError, "--dims"),
+        (("a.png", "b.png", "--dry-run"), ConfigError, "--dry-run"),
+        (("a.png", "--reconstruct", "--attribute", "hat"), ConfigError, "--reconstruct"),
+        (("a.png", "--reconstruct", "--noise", "swap"), ConfigError, "swap"),
+        (("a.png", "--reconstruct", "--alphas", "1"), ConfigError, "--alphas"),
+        (("a.png", "--attribute", "hat", "--amount", "99"), ConfigError, "99"),
+        (("a.png", "--attribute", "hat", "--probe", "nowhere"), FeatureFileError, "nowhere"),
+        (("pairs.csv",), DataError, "pairs.csv does not exist"),
+        (("pairs.csv", "a.png"), ConfigError, "comes alone"),
+        (("pairs.csv", "--reconstruct"), ConfigError, "pairs.csv is a table"),
+    ],
+)
+def test_mistakes_are_named_before_a_model_is_loaded(command, photos, monkeypatch, arguments, error, says):
+    monkeypatch.chdir(photos[0].parent)
+    result = command(*arguments)
+    assert isinstance(result.exception, error)
+    assert says in str(result.exception)
+    assert result.exception.remedy
+    assert result.loaded == []
+
+
+def test_chunks_outside_the_model_and_unreadable_images(command, photos, tmp_path):
+    result = command(*photos, "--chunks", "2-4", "-o", tmp_path / "out.png")
+    assert isinstance(result.exception, ChunkError)
+    assert "0-3" in str(result.exception)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(photos[0]).read_bytes()[:45])
+    result = command(photos[0], broken, "-o", tmp_path / "out.png")
+    assert isinstance(result.exception, DataError)
+    assert "broken.png" in str(result.exception)
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """Directions of "hat" and "smile"; masks of 2 dims."""
+
+    def parts(weights):
+        return LinearProbe(
+            weights=np.array(weights, np.float32),
+            bias=np.zeros(2, np.float32),
+            mean=np.zeros(SIZE, np.float32),
+            std=np.full(SIZE, 0.1, np.float32),
+            names=("hat", "smile"),
+            kinds=("binary", "number"),
+            classes=("", ""),
+            model_hash=ReadablePipeline.model_hash,
+        )
+
+    full, masked = parts(np.ones((2, SIZE))), parts([[1, 0, 1] + [0] * 5, [0] * 6 + [1, 1]])
+    directions = Directions(full=full, masked=masked, chosen={"hat": (0, 2), "smile": (6, 7)})
+    save_directions(directions, tmp_path / "probe")
+    return tmp_path / "probe"
+
+
+def test_attributes_of_several_images(command, photos, probe, tmp_path):
+    out, singles = tmp_path / "out.png", tmp_path / "singles"
+    options = ("--attribute", "hat", "--attribute", "smile", "--amount", "-0.5:0.5:3", "--probe", probe, "--steps", "1")
+    result = command(*photos, *options, "-o", out, "--separate", singles, "--animate", tmp_path / "x.gif", "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["attributes"] == ["hat", "smile"]
+    assert summary["amounts"] == [-0.5, 0.0, 0.5]
+    assert summary["chunks"] == [None]
+    names = {path.name for path in singles.iterdir()}
+    assert len(names) == 2 * (2 + 2 * 3)
+    assert {"a_hat_-0.5.png", "b_smile_0.png", "a_original.png"} <= names
+    with Image.open(out) as image:
+        assert image.info["diti:attributes"] == "hat | smile"
+        assert image.info["diti:command"].startswith("diti ")
+
+
+def test_learned_dims_must_be_as_many(command, photos, probe, tmp_path):
+    options = ("--attribute", "hat", "--probe", probe, "-o", tmp_path / "x.png", "--steps", "1")
+    result = command(photos[0], *options, "--dims", "2", "--chunks", "0-1")
+    assert result.exit_code == 0, result.output
+    result = command(photos[0], *options, "--dims", "3")
+    assert isinstance(result.exception, ConfigError)
+    assert "--mask-dims 3" in result.exception.remedy
+    result = command(photos[0], "--attribute", "hats", *options[2:])
+    assert isinstance(result.exception, LabelError)
+
+
+def test_directions_of_another_model_are_refused(command, photos, probe, tmp_path, monkeypatch):
+    monkeypatch.setattr(ReadablePipeline, "model_hash", "fedcba9876543210")
+    result = command(photos[0], "--attribute", "hat", "--probe", probe, "-o", tmp_path / "x.png")
+    assert isinstance(result.exception, ModelError)
+
+
+def test_reconstructions(command, photos, tmp_path):
+    out = tmp_path / "out.png"
+    result = command(*photos, "--reconstruct", "-o", out, "--json", "--difference", "--steps", "1")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["noise"] == ["keep", "random", "mean"]
+    assert summary["psnr_db"]["keep"] == [None, None]
+    assert summary["psnr_db"]["random"][0] < 30
+    result = command(photos[0], "--reconstruct", "--noise", "mean", "-o", out, "--json", "--steps", "1")
+    assert json.loads(result.stdout)["noise"] == ["mean"]
+
+
+def test_grid_and_animation(command, photos, tmp_path):
+    options = ("--grid", "--difference", "--animate", tmp_path / "new" / "x.webp", "--steps", "1", "--json")
+    result = command(*photos, "-o", tmp_path / "out.png", *options)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["chunks"] == [[0], [1], [2], [3], [0, 1, 2, 3]]
+    assert len(summary["alphas"]) == 9
+    with Image.open(tmp_path / "new" / "x.webp") as image:
+        assert image.n_frames == 16
+
+
+def test_table(command, photos, tmp_path):
+    table, out = tmp_path / "pairs.csv", tmp_path / "edits"
+    table.write_text("a,b,chunks,name\na.png,b.png,0-1;2,x\nmissing.png,b.png,,\n")
+    options = ("-o", out, "--steps", "1", "--alphas", "1", "--json")
+    result = command(table, *options, "--dry-run")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["todo"], plan["invert"], plan["decode"]) == (1, 2, 6)
+    assert list(plan["failed"]) == ["2_missing_b"]
+    assert not out.exists()
+    result = command(table, *options, "--animate", "webp")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["written"] == ["x"]
+    assert sorted(path.name for path in out.iterdir()) == ["failed.csv", "x.png", "x.webp"]
+    (tmp_path / "missing.png").write_bytes((tmp_path / "a.png").read_bytes())
+    result = command(table, *options, "--animate", "webp")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["skipped"] == ["x"]
+    assert not (out / "failed.csv").exists()

@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
+
+from diticli.analysis.edit_attribute import Move, edit_attribute
+from diticli.analysis.edit_attribute_sheet import amount_texts
+from diticli.analysis.edit_pictures import edit_strip
+from diticli.analysis.edit_reconstruct import reconstruct
+from diticli.analysis.edit_settings import EditSettings
+from diticli.analysis.edit_sheet import image_stems, slug
+from diticli.errors import ChunkError, ConfigError, LabelError
+
+FAST = EditSettings(invert_steps=1, decode_steps=1)
+
+
+class Brighter:
+    """Moves the dims of the chunks (or all) up by `amount` of half the range; "learned" moves the last dim alone."""
+
+    def move(self, z_BD, attribute, amount, *, dims=None, chunks=None, layout=None):
+        if attribute != "bright":
+            raise LabelError(f"no {attribute}")
+        mask = torch.ones(SIZE) if chunks is None else torch.from_numpy(layout.dim_mask(chunks)).float()
+        if dims == "learned":
+            mask = mask * torch.eye(SIZE)[-1]
+        return z_BD + amount * mask
+
+
+def run(images=(A, B), attributes=("bright",), amounts=(-0.2, 0.0, 0.4), pipeline=None, settings=FAST, **others):
+    pipeline = pipeline or ReadablePipeline()
+    return edit_attribute(pipeline, images, Brighter(), attributes, amounts, settings=settings, **others)
+
+
+def red(values):
+    """Grey levels of features moved by half the range times `values`."""
+    return np.asarray(values) * 127.5
+
+
+def test_images_move_along_the_attribute_from_their_own_noise():
+    result = run()
+    for image, original in enumerate((A, B)):
+        base = np.asarray(original)[0, :, 0].astype(float)
+        for amount in (-0.2, 0.0, 0.4):
+            edit = result.edits[Move(image, "bright", None, amount)]
+            np.testing.assert_allclose(edit[0, :, 0], np.clip(base + red(amount), 0, 255), atol=1)
+            assert np.array_equal(edit[..., 1], np.asarray(original)[..., 1])
+    assert result.psnr == (math.inf, math.inf)
+
+
+def test_chunks_and_learned_dims_limit_the_move():
+    result = run((A,), chunk_sets=[(1,), None], learned_dims=None)
+    moved = result.edits[Move(0, "bright", (1,), 0.4)][0, :, 0].astype(int) - np.asarray(A)[0, :, 0]
+    assert [value > 0 for value in moved] == [False, False, True, True, False, False, False, False]
+    result = run((A,), learned_dims=1)
+    moved = result.edits[Move(0, "bright", None, 0.4)][0, :, 0].astype(int) - np.asarray(A)[0, :, 0]
+    assert np.flatnonzero(moved).tolist() == [SIZE - 1]
+    assert result.to_metadata()["diti:dims"] == "1 learned"
+
+
+def test_all_edits_share_batches_and_nothing_is_decoded_twice():
+    pipeline, reporter = ReadablePipeline(), Recorder()
+    run(pipeline=pipeline, reporter=reporter)
+    assert pipeline.batches == [2 + 2 * 2]
+    assert [task[1:] for task in reporter.tasks] == [[1, 1], [1, 1]]
+    run(pipeline=pipeline, settings=EditSettings(noise="mean", invert_steps=1, decode_steps=1))
+    assert pipeline.batches[1:] == [2 + 2 * 3]
+
+
+def test_attribute_mistakes_show_before_sampling():
+    pipeline = ReadablePipeline()
+    for arguments, error in (
+        ({"attributes": ("dark",)}, LabelError),
+        ({"images": ()}, ConfigError),
+        ({"amounts": ()}, ConfigError),
+        ({"chunk_sets": [(9,)]}, ChunkError),
+        ({"settings": EditSettings(noise="slerp")}, ConfigError),
+    ):
+        with pytest.raises(error):
+            run(pipeline=pipeline, **arguments)
+    assert pipeline.inverted == []
+
+
+def test_attribute_sheet():
+    sheet = run(names=("a.png", "b.png"), chunk_sets=[(0,), None]).sheet()
+    assert sheet.columns == ("original", "reconstruction", "−0.20", "0", "+0.40")
+    assert [row.caption for row in sheet.rows] == [
+        "a.png: bright, chunk 0 (t\xa00-249)",
+        "a.png: bright",
+        "b.png: bright, chunk 0 (t\xa00-249)",
+        "b.png: bright",
+    ]
+    stems = [cell.stem for row in sheet.rows for cell in row.cells]
+    assert len(set(stems)) == 2 * (2 + 2 * 3)
+    assert {"a_bright_chunks0_-0.2", "b_bright_0"} <= set(stems)
+    assert amount_texts([0.301, 0.302]) == ["+0.301", "+0.302"]
+
+
+def test_file_names_are_plain_and_distinct():
+    assert slug("../a b/ü?.png") == "a-b-ü-.png"
+    assert slug("...") == "x"
+    assert image_stems(["x/a.png", "y/a.png", "faces:3"]) == ["a-0", "a-1", "faces-3"]
+
+
+def test_reconstructions_by_kind_of_noise():
+    pipeline = ReadablePipeline()
+    result = reconstruct(pipeline, [A, B], settings=FAST, names=("a", "b"))
+    assert list(result.pictures) == ["keep", "random", "mean"]
+    assert pipeline.batches == [6]
+    assert result.psnr["keep"] == (math.inf, math.inf)
+    for noise in ("random", "mean"):
+        assert all(value < 40 for value in result.psnr[noise])
+        assert np.array_equal(result.pictures[noise][..., 0], result.originals[..., 0])
+    assert (result.pictures["mean"][..., 1] == 128).all()
+    assert np.array_equal(result.pictures["random"][0][..., 1], result.pictures["random"][1][..., 1])
+    sheet = result.sheet()
+    assert sheet.columns == ("original", "x_T inferred", "x_T random", "x_T mean")
+    assert [cell.caption for cell in sheet.rows[0].cells][:2] == ["", "exact"]
+    assert edit_strip(result, difference=True).height > edit_strip(result).height
+
+
+def test_reconstruction_without_inversion():
+    pipeline = ReadablePipeline()
+    reconstruct(pipeline, [A], noises=["mean"], settings=FAST)
+    assert pipeline.inverted == []
+    with pytest.raises(ConfigError, match="swap"):
+        reconstruct(pipeline, [A], noises=["swap"])
+    with pytest.raises(ConfigError):
+        reconstruct(pipeline, [])
