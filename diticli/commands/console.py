@@ -8,17 +8,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from diticli.commands.printable import printable
 from diticli.progress import Reporter
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
     """One line for the person, on stderr."""
-    _stderr().print(text, markup=False)
+    _stderr().print(printable(text), markup=False)
 
 
 def emit_json(data: Any) -> None:
@@ -27,13 +29,13 @@ def emit_json(data: Any) -> None:
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout; columns after the first are right-aligned where they hold numbers."""
-    table = Table(title=title, title_justify="left")
+    """A table on stdout, its texts as they are; columns after the first are right-aligned where they hold numbers."""
+    table = Table(title=_literal(title), title_justify="left")
     for i, column in enumerate(columns):
         numeric = i > 0 and any(_is_number(row[i]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(_literal(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_literal, row))
     # Without a terminal rich assumes 80 columns and would fold names that a script may look for.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
@@ -45,6 +47,11 @@ def reporter() -> Reporter:
 
     console = _stderr()
     return RichReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def _literal(text: str) -> Text:
+    """For rich, a str would be markup."""
+    return Text(printable(text))
 
 
 def _is_number(text: str) -> bool:

@@ -42,12 +42,10 @@ def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
 
 
 def _show_tables(findings: list[Finding]) -> None:
-    from rich.markup import escape
-
     from diticli.commands.console import show_table
 
     for topic in dict.fromkeys(finding.topic for finding in findings):
-        rows = [[f.status, escape(f.name), escape(_told(f))] for f in findings if f.topic == topic]
+        rows = [[f.status, f.name, _told(f)] for f in findings if f.topic == topic]
         show_table(topic, ["", "what", "found"], rows)
 
 

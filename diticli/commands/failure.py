@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from diticli import errors
+from diticli.commands.printable import printable
 
 # sysexits(3): 2 usage, 65 bad data, 66 no input, 69 unavailable, 70 internal, 74 input/output.
 EXIT_STATUS: dict[type[errors.DiTiError], int] = {
@@ -28,14 +29,14 @@ def exit_status(error: errors.DiTiError) -> int:
 
 def explain(error: errors.DiTiError) -> int:
     """Print what went wrong and what to do, on stderr; returns the exit status."""
-    sys.stderr.write(f"Error: {error.message}\n")
+    sys.stderr.write(f"Error: {printable(error.message)}\n")
     if error.remedy:
-        sys.stderr.write(f"  -> {error.remedy}\n")
+        sys.stderr.write(f"  -> {printable(error.remedy)}\n")
     return exit_status(error)
 
 
 def explain_interrupt(interrupt: KeyboardInterrupt) -> int:
     """Print how to go on after Ctrl-C; returns the exit status."""
     text = str(interrupt) or "Stopped."
-    sys.stderr.write(f"\n{text}\nRun the same command again to go on.\n")
+    sys.stderr.write(f"\n{printable(text)}\nRun the same command again to go on.\n")
     return INTERRUPTED

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from diticli.commands.printable import printable
+
 LINE_SECONDS = 15.0
 
 
@@ -37,11 +39,11 @@ class RichReporter:
         """See `Reporter.start`."""
         self.finish()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
-            TextColumn("{task.fields[shown]}"),
+            TextColumn("{task.fields[shown]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -50,7 +52,7 @@ class RichReporter:
         )
         self._shown = ""
         self._bar.start()
-        self._bar.add_task(title, total=total, completed=done, unit=unit, shown="")
+        self._bar.add_task(printable(title), total=total, completed=done, unit=unit, shown="")
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """See `Reporter.advance`."""
@@ -68,11 +70,11 @@ class RichReporter:
 
     def note(self, message: str) -> None:
         """See `Reporter.note`."""
-        self.console.print(message, markup=False)
+        self.console.print(printable(message), markup=False)
 
     def warn(self, message: str) -> None:
         """See `Reporter.warn`."""
-        self.console.print(f"Warning: {message}", markup=False, style="yellow")
+        self.console.print(f"Warning: {printable(message)}", markup=False, style="yellow")
 
 
 class LineReporter:
@@ -88,7 +90,7 @@ class LineReporter:
     def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         """See `Reporter.start`."""
         self.finish()
-        self._title, self._total, self._unit, self._shown = title, total, unit, ""
+        self._title, self._total, self._unit, self._shown = printable(title), total, unit, ""
         self._done = self._earlier = done
         self._began = self._printed = time.monotonic()
 
@@ -110,11 +112,11 @@ class LineReporter:
 
     def note(self, message: str) -> None:
         """See `Reporter.note`."""
-        self.console.print(message, markup=False)
+        self.console.print(printable(message), markup=False)
 
     def warn(self, message: str) -> None:
         """See `Reporter.warn`."""
-        self.console.print(f"Warning: {message}", markup=False)
+        self.console.print(f"Warning: {printable(message)}", markup=False)
 
     def _line(self, now: float) -> None:
         seconds = max(now - self._began, 1e-9)
@@ -129,7 +131,7 @@ class LineReporter:
 
 
 def _fields(fields: dict[str, str | float]) -> str:
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {printable(str(v))}" for k, v in fields.items())
 
 
 def _clock(seconds: float) -> str:
