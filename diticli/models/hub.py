@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 from diticli.errors import ModelError
 
 # Neither code nor pickles are ever fetched.
 _TRUSTED_LIBRARIES = {"diffusers", "diticli"}
+# Of diffusers, no class that loads parts of its own: a pipeline within a pipeline could name any library again.
+_TRUSTED_PARTS = re.compile(r"UNet2DModel|[A-Z][A-Za-z0-9]*Scheduler")
+_SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
 _PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
 
 
@@ -16,18 +21,18 @@ def local_folder(name: str) -> Path:
     """Folder of a model named by a path or a Hub id; what is cached is used when the Hub is out of reach.
 
     Raises:
-        ModelError: when there is neither.
+        ModelError: when there is neither, or its lists of weights name files elsewhere.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _checked(Path(path))
+    if os.path.exists(path):
         raise ModelError(f"{name} is a file.", remedy="Give the folder of the model.")
     try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        return _checked(Path(snapshot_download(name, allow_patterns=_PATTERNS)))
     except HFValidationError as error:
         raise ModelError(f"There is no folder {name!r}, and it is not a Hub id.", remedy="Check the path.") from error
     except (OSError, ValueError) as error:
@@ -35,6 +40,21 @@ def local_folder(name: str) -> Path:
             f"There is no model {name!r} here or on the Hub: {first_line(error)}",
             remedy="Check the path or the id, or train one with `diti train`.",
         ) from error
+
+
+def _checked(folder: Path) -> Path:
+    """The folder, when the lists of weights in it (of parts split over files) name plain safetensors beside them.
+
+    Diffusers would follow any path, and unpickle what is no safetensors.
+    """
+    for index in sorted(found for depth in ("", "*/", "*/*/") for found in folder.glob(f"{depth}*.index.json")):
+        try:
+            named = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Copy it again.") from error
+        if foreign := sorted(str(file) for file in named if not _SHARD.fullmatch(str(file))):
+            raise ModelError(f"{index} names files that are no weights beside it: {foreign[:3]}.", remedy="Refuse it.")
+    return folder
 
 
 def first_line(error: BaseException) -> str:
@@ -56,13 +76,18 @@ def check_index(folder: Path) -> None:
         )
     try:
         entries = dict(json.loads(index.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Train or copy it again.") from error
     # Lists name [library, class]; diffusers would also take code from a .py file beside the weights.
-    named = {str(v[0]) for v in entries.values() if isinstance(v, list) and v and v[0] is not None}
-    code = sorted(str(p.relative_to(folder)) for p in (*folder.glob("*.py"), *folder.glob("*/*.py")))
-    if foreign := sorted(named - _TRUSTED_LIBRARIES) + code:
+    parts = [v for v in entries.values() if isinstance(v, list) and v and v[0] is not None]
+    foreign = sorted({str(part[0]) for part in parts} - _TRUSTED_LIBRARIES)
+    foreign += sorted(".".join(map(str, p)) for p in parts if p[0] == "diffusers" and not _is_trusted(p))
+    if foreign := foreign + sorted(str(p.relative_to(folder)) for p in folder.rglob("*.py")):
         raise ModelError(
-            f"{index} names code outside diffusers and diticli: {foreign}.",
+            f"{index} names code outside diffusers and diticli, or parts of no DiTi model: {foreign}.",
             remedy="This is not a DiTi model; refuse it.",
         )
+
+
+def _is_trusted(part: list[object]) -> bool:
+    return len(part) == 2 and _TRUSTED_PARTS.fullmatch(str(part[1])) is not None
