@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from diticli.errors import CheckpointError
 
 KEEP = 2
 Tensors = dict[str, torch.Tensor]
+_TENSOR_FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
+_STATE = {"stage": str, "step": int}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,11 @@ def drop_other_stages(folder: Path, stage: str) -> None:
     Left in place, checkpoints of a higher step would outlive the new stage's own.
     """
     for path in list_checkpoints(folder):
-        if json.loads((path / "state.json").read_text())["stage"] != stage:
+        try:
+            other = _read_state(path)["stage"] != stage
+        except (OSError, ValueError):
+            continue  # `load_checkpoint` will name it
+        if other:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -86,15 +93,33 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     remedy = f"Delete {path} to go on from the checkpoint before it."
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = _read_state(path)
         tensors = {}
         for name, expected in state["sha256"].items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: its checksum differs.", remedy=remedy)
             tensors[Path(name).stem] = load_file(path / name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read the checkpoint {path}: {error}.", remedy=remedy) from error
     return Checkpoint(tensors, state)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What `state.json` says, when it names files of its own folder alone.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is damaged.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        foreign = [name for name in dict(state["sha256"]) if not _TENSOR_FILE.fullmatch(name)]
+        whole = all(isinstance(state[key], kind) for key, kind in _STATE.items())
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"state.json is damaged ({error!r})") from error
+    if foreign or not whole:
+        raise ValueError(f"state.json names {foreign[0]!r}" if foreign else "state.json is damaged")
+    return state
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
