@@ -17,12 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from diticli.data.pixel_room import PixelRoom
 from diticli.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 MAX_PIXELS = 178_000_000
 """Largest image decoded, in pixels: where Pillow itself begins to refuse."""
+
+MAX_BYTES = 2**30
+"""Largest picture file that is opened: some decoders read all of it before they look at it."""
+
+_ROOM = PixelRoom(MAX_PIXELS)
 
 Crop = Literal["center", "celeba"]
 """Which square of a picture is kept: the central one, or that of Diff-AE, PDAE and DiTi for aligned CelebA."""
@@ -144,6 +150,7 @@ def decode_bytes(
     """
     if not data:
         raise UnreadableImageError(name, "empty (0 bytes)")
+    _check_size(len(data), name)
     return _decode(lambda: Image.open(io.BytesIO(data), formats=_FORMATS), name, resolution, max_pixels, crop)
 
 
@@ -157,7 +164,8 @@ def _decode(
                 raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
             if crop == "center" or celeba_box(width, height) is None:
                 _draft(image, resolution)
-            return to_square(image, resolution, crop)
+            with _ROOM.take(image.width * image.height):
+                return to_square(image, resolution, crop)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -240,6 +248,12 @@ def _check_file(path: Path) -> None:
         raise UnreadableImageError(str(path), "not a regular file")
     if status.st_size == 0:
         raise UnreadableImageError(str(path), "empty file (0 bytes)")
+    _check_size(status.st_size, str(path))
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise UnreadableImageError(name, f"{size:,} bytes are more than {MAX_BYTES:,}")
 
 
 def _draft(image: Image.Image, resolution: int) -> None:

@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import Crop, UnreadableImageError, decode_bytes, find_images, image_size
+from diticli.data.decode import MAX_BYTES, Crop, UnreadableImageError, decode_bytes, find_images, image_size
 from diticli.data.names import unique_names, visible_entries
 from diticli.data.tar_index import index_tar
 from diticli.errors import DataError
-
-MAX_BYTES = 2**30
-"""Largest picture file that is read into memory."""
 
 _SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _KEPT_OPEN = 128
