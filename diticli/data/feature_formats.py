@@ -7,6 +7,7 @@ so that `np.load(path, mmap_mode="r")` opens it, and has the same JSON in a side
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -31,8 +32,17 @@ FILE_COLUMN = "file"
 _PARQUET_ROWS = 8192
 
 DAMAGE: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, NotImplementedError),
-    *(struct.error, zlib.error, zipfile.BadZipFile, SafetensorError, pa.ArrowException),
+    *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError),
+    *(
+        OverflowError,
+        RecursionError,
+        tokenize.TokenError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        SafetensorError,
+        pa.ArrowException,
+    ),
 )
 """What the libraries raise on truncated or foreign bytes."""
 
@@ -106,7 +116,7 @@ def _read_safetensors(path: Path) -> tuple[Array, str | None]:
 
 def _read_parquet(path: Path) -> tuple[Array, str | None]:
     """Own files, and foreign ones whose columns beside `file` are numbers (z0, z1, ...) or one list."""
-    table = pq.read_table(path)
+    table = pq.read_table(path, partitioning=None)  # a folder called a=1 is no column
     meta = (table.schema.metadata or {}).get(META_KEY.encode())
     columns = [name for name in table.column_names if name != FILE_COLUMN]
     if FEATURES_KEY in columns:

@@ -65,10 +65,10 @@ class FeatureMeta:
                 chunk_ends=tuple(int(end) for end in data.get("chunk_ends", ())),
                 timestep_ends=tuple(int(end) for end in data.get("timestep_ends", ())),
                 preprocessing=dict(data.get("preprocessing", {})),
-                skipped=tuple(Skipped(file=s["file"], reason=s["reason"]) for s in data.get("skipped", ())),
+                skipped=tuple(Skipped(*_strings([s["file"], s["reason"]])) for s in data.get("skipped", ())),
                 **{key: str(data.get(key, "")) for key in ("model", "model_hash", "created", "version")},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FeatureFileError(f"The metadata is damaged ({error!r}).", remedy=_REMEDY) from error
 
 
@@ -147,5 +147,5 @@ def _check_values(path: Path, values: Array) -> None:
 
 def _strings(values: Any) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError("files is not a list of names")
+        raise ValueError("a name or a reason is no text")
     return values

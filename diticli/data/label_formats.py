@@ -129,7 +129,7 @@ def _read_celeba(path: Path, text: str) -> RawLabels:
 
 def _read_csv(path: Path, text: str) -> RawLabels:
     rows = csv_rows(path, text)
-    line, header = next(rows)
+    line, header = next(rows, (1, [""]))
     if [cell.lower() for cell in header[:2]] == _LFW_COLUMNS:
         header, rows = [_LFW_COLUMNS[0], *_trimmed(header[2:])], _lfw_rows(path, rows)
     if any(has_image_suffix(cell) for cell in header):

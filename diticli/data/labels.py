@@ -161,7 +161,7 @@ def _read_pairs(path: Path, second: str, meaning: str) -> dict[str, str]:
     """File name -> second column, of CelebA's lists and of CSVs."""
     text = read_text(path)
     rows = list(csv_rows(path, text)) if any(c in text.split("\n", 1)[0] for c in ",\t;") else _pairs(text)
-    if _is_header(rows):
+    if rows and _is_header(rows):
         rows = rows[1:]
     pairs: dict[str, str] = {}
     seen: set[str] = set()

@@ -6,11 +6,15 @@ import glob
 import os
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from diticli.errors import DataError
 
 MAX_PATHS = 100_000
+MAX_MATCHES = 5_000_000
+"""Files that wildcards may match: two links to their own folder make `**` match without end."""
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 
@@ -22,21 +26,26 @@ def expand_pattern(spec: str) -> list[Path]:
     there, in sorted order.
 
     Raises:
-        DataError: when wildcards match nothing, or braces stand for more than `MAX_PATHS` paths.
+        DataError: when wildcards match nothing, too much (`MAX_MATCHES`) or cannot be a name, or braces stand for
+            more than `MAX_PATHS` paths.
     """
-    path = Path(spec).expanduser()
-    if path.exists():
-        return [path]
-    found: list[Path] = []
-    for text in _expand_braces(str(path), spec):
-        if not glob.has_magic(text) or Path(text).exists():
-            found.append(Path(text))
-            continue
-        matches = sorted(glob.glob(text, recursive=True))
-        if not matches:
-            raise DataError(f"Nothing matches {text!r}.", remedy="Check the pattern and the folder it starts in.")
-        found += map(Path, matches)
-    return found
+    text = os.path.expanduser(spec)  # unlike Path's, leaves the home of an unknown user as it is written
+    if "\0" in text:
+        raise DataError(f"{spec!r} can be no path: it holds a NUL.", remedy="Name a file or a folder.")
+    if os.path.exists(text):
+        return [Path(text)]
+    return [path for pattern in _expand_braces(text, spec) for path in _matches(pattern)]
+
+
+def _matches(text: str) -> list[Path]:
+    if not glob.has_magic(text) or os.path.exists(text):
+        return [Path(text)]
+    matches = sorted(islice(glob.iglob(text, recursive=True), MAX_MATCHES + 1))
+    if not matches:
+        raise DataError(f"Nothing matches {text!r}.", remedy="Check the pattern and the folder it starts in.")
+    if len(matches) > MAX_MATCHES:
+        raise DataError(f"{text!r} matches more than {MAX_MATCHES:,} files.", remedy="Name their folder instead.")
+    return list(map(Path, matches))
 
 
 def unique_names(roots: Sequence[Path], names: Sequence[str]) -> list[str]:

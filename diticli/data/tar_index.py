@@ -30,8 +30,8 @@ class Member(NamedTuple):
 def index_tar(path: Path) -> list[Member]:
     """The picture files of a tar, by suffix, in its order.
 
-    Names are those in the tar without leading slashes and without `.` and `..`: labels, never paths. Of equal
-    names the last counts, as it does for `tar -x`. Links, sparse and hidden files are left out.
+    Names are those in the tar up to a NUL, without leading slashes and without `.` and `..`: labels, never paths.
+    Of equal names the last counts, as it does for `tar -x`. Links, sparse and hidden files are left out.
 
     Raises:
         DataError: when it is missing, compressed, damaged, or cut off.
@@ -78,7 +78,8 @@ def _check_head(path: Path, head: bytes) -> None:
 
 
 def _label(name: str) -> str:
-    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    parts = name.partition("\0")[0].replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 
 def _is_wanted(name: str) -> bool:

@@ -129,10 +129,10 @@ def _png(picture: Image.Image | bytes | Path) -> tuple[bytes, str]:
             data = picture if isinstance(picture, bytes) else picture.read_bytes()
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return data, f'width="{image.width}" height="{image.height}"'
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         source = picture if isinstance(picture, Path) else "a picture"
         raise DataError(
-            f"Cannot put {source} into the report: {error.strerror or error}.", remedy="Give a PNG."
+            f"Cannot put {source} into the report: {getattr(error, 'strerror', None) or error}.", remedy="Give a PNG."
         ) from error
 
 
