@@ -28,10 +28,12 @@ from benchmarks.facts import collect, synchroniser, write
 from benchmarks.official_side import OfficialModel, in_layout, load_code
 from benchmarks.table import ratio_text
 from benchmarks.timing import Side, measure
+from diticli.analysis.batch_encoder import BatchEncoder
 from diticli.analysis.encode import encode_with
+from diticli.config import Precision
 from diticli.data.images import FaceImages, iter_decoded, open_images
 from diticli.models.attention import use_fast_attention
-from diticli.models.device import resolve_device
+from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.official.convert import pipeline_from_official
 
@@ -57,7 +59,7 @@ class OfficialEncoder:
 
 
 def check_agreement(model: OfficialModel, pipeline: DiTiPipeline, images: torch.Tensor, device: torch.device) -> Gate:
-    """Our encoder in fp32 within 1e-4; what `encode_uint8` gives at most twice as far off as official autocast."""
+    """Our encoder in fp32 within 1e-4; what `diti encode` gives at most twice as far off as official autocast."""
     gate, images = Gate(), images[:64].to(device)
     x0 = normalise(images)
     with exact_fp32(), torch.inference_mode():
@@ -65,7 +67,7 @@ def check_agreement(model: OfficialModel, pipeline: DiTiPipeline, images: torch.
         gate.check("fp32 features", relative(pipeline.encoder(x0).float().cpu(), right), FP32_LIMIT)
     autocast = OfficialEncoder(model, device, precision="bf16", channels_last=False)(x0).float()
     limit = max(FP32_LIMIT, BF16_FACTOR * relative(autocast, right))
-    gate.check("features as `diti encode` gives them", relative(pipeline.encode_uint8(images), right), limit)
+    gate.check("features as `diti encode` gives them", relative(_ours(pipeline)(images).cpu(), right), limit)
     return gate
 
 
@@ -83,20 +85,30 @@ def candidates(
 
         return build
 
-    def autocast() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            pipeline.encode_uint8(resident)
+    def ours(**options: Any) -> Callable[[], Callable[[], None]]:
+        def build() -> Callable[[], None]:
+            encoder = _ours(pipeline, **options)
+            return lambda: void(encoder(resident).cpu())
 
-    tf32 = "tf32" if device.type == "cuda" else "fp32"
-    ours = lambda: void(pipeline.encode_uint8(resident))  # noqa: E731
-    sides = [Candidate(name=OURS, build=lambda: ours, note="as `diti encode`", precision=tf32)]
+        return build
+
+    gpu = device.type == "cuda"
+    tf32, own = "tf32" if gpu else "fp32", resolve_precision("auto", device)
+    note = f"as `diti encode`: {own}" + (", compiled" if gpu else "")
+    sides = [Candidate(name=OURS, build=ours(compile=gpu), note=note, precision=tf32 if own == "fp32" else own)]
     if model is not None:
         sides += [
             Candidate(name="A0", build=theirs("fp32", False), note="official as shipped", precision=tf32),
             Candidate(name="A1", build=theirs("bf16", False), note="official, bf16 autocast", precision="bf16"),
             Candidate(name="A3", build=theirs("bf16", True), note="official, tuned by us", precision="bf16"),
         ]
-    return [*sides, Candidate(name="autocast", build=lambda: autocast, note="ours, bf16 autocast", precision="bf16")]
+    if gpu:
+        sides.append(Candidate(name="no compile", build=ours(), note="ours, eager", precision=own))
+    return [*sides, Candidate(name="fp32", build=ours(precision="fp32"), note="ours, fp32", precision=tf32)]
+
+
+def _ours(pipeline: DiTiPipeline, *, precision: Precision = "auto", compile: bool = False) -> BatchEncoder:
+    return BatchEncoder(pipeline.encoder, precision, compile=compile)
 
 
 def void(value: Any) -> None:
