@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from diticli.commands.options import BatchSizeOption, CropOption, DeviceOption, JsonOption, ModelOption, WorkersOption
 from diticli.commands.train_options import Precision
-
-if TYPE_CHECKING:
-    from diticli.config import Precision as Arithmetic
 
 DEFAULT_BATCH = 128
 
@@ -68,7 +65,7 @@ def encode(
         pipeline,
         source,
         out,
-        precision=cast("Arithmetic", precision.value),
+        precision=precision.value,
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
         resume=not no_resume,

@@ -43,9 +43,12 @@ class CompiledPart:
                 return self._compiled(*arguments)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self._compiled = None
-            self.reporter.warn(f"torch.compile failed on the {self.name}, which runs uncompiled: {_first_line(error)}")
+            self.reporter.warn(f"torch.compile failed on the {self.name}, which runs uncompiled: {_reason(error)}")
         return self.function(*arguments)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """Kind and first line of the error, or of the compiler's own within it."""
+    inner = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return ": ".join([type(inner).__name__, *lines[:1]])
