@@ -1,0 +1,358 @@
+"""What makes training fast changes nothing but its speed: feeds, frozen copies, compiled parts, no waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_training import StopAfter, losses, same, tiny, weights
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diticli.config import RunConfig
+from diticli.errors import ConfigError
+from diticli.models import compiled, transfer
+from diticli.models.frozen import FrozenBase
+from diticli.progress import SilentReporter
+from diticli.settings import build_config
+from diticli.training import stage_two
+from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
+from diticli.training.compilation import CPU_STEPS, compile_pays
+from diticli.training.loop import Stage, StageTrainer, draw_inputs
+from diticli.training.plan import make_plan
+from diticli.training.run import make_accelerator, resolve, train
+from diticli.training.stopping import TrainingInterrupted
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+# What makes the host wait for a GPU: a value or a shape that depends on one.
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero", "item"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose base the others use."""
+    run = tmp_path_factory.mktemp("runs") / "base"
+    train(tiny("base.images=16", "features.images=8"), run)
+    return run
+
+
+def loss_curve(run: Path) -> list[float]:
+    return [loss for stage, _, loss in losses(run) if stage == "features"]
+
+
+class Recorder(SilentReporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def trainer_of(config: RunConfig, base: Path, device: torch.device) -> StageTrainer:
+    """A trainer of stage 2 on random images."""
+    from diticli.models.unet import load_base
+
+    config, accelerator = resolve(config), make_accelerator(resolve(config))
+    unet, scheduler = load_base(str(base), resolution=16)
+    objective = stage_two.build_objective(config, unet, scheduler, accelerator)
+    images = np.random.default_rng(0).integers(256, size=(24, 16, 16, 3), dtype=np.uint8)
+    stage = Stage(
+        name="features",
+        objective=objective.train(),
+        budget=config.features,
+        feed=MemoryFeed(images),
+        images=24,
+        seed=0,
+        flip=True,
+        log_every=1,
+        checkpoint_every=1,
+        sample_every=0,
+        checkpoints=base / "none",
+        identity="",
+    )
+    return StageTrainer(stage, accelerator, compile=config.compile is True)
+
+
+def take_steps(trainer: StageTrainer, first: int, last: int, device: torch.device) -> None:
+    stage = trainer.stage
+    order = DataOrder(stage.images, stage.budget.batch_size, seed=0)
+    noise = StepNoise(seed=0, stage="features", timesteps=1000, batch_size=8, flip=True, share=Share())
+    for images in stage.feed.batches(order, first, last, Share(), device):
+        trainer.train_step(draw_inputs(stage.objective, noise, None, trainer.step, images))
+
+
+class Refuse(TorchDispatchMode):
+    """Fails on operators that make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        assert func.overloadpacket.__name__ not in WAITING, f"{func} makes the host wait"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradient", ["cumulative", "dual"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(base: Path, precision: str, gradient: str) -> None:
+    trainer = trainer_of(tiny(f"precision={precision}", gradient=gradient), base, CPU)
+    take_steps(trainer, 0, 1, CPU)
+    with Refuse() as mode:
+        take_steps(trainer, 1, 3, CPU)
+    assert mode.calls > 100
+    with pytest.raises(AssertionError, match="makes the host wait"), Refuse():
+        trainer.totals.take_mean()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_a_step_never_waits_for_the_gpu(base: Path, share: float) -> None:
+    """PyTorch's own check: it raises where a call synchronises."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    trainer = trainer_of(tiny("device=cuda", "compile=false"), base, CUDA)
+    trainer.stage.feed.resident_share = share  # type: ignore[attr-defined]
+    take_steps(trainer, 0, 2, CUDA)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take_steps(trainer, 2, 6, CUDA)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_feeds_of_a_gpu_deliver_what_the_host_has(share: float) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    images = np.random.default_rng(0).integers(256, size=(50, 8, 8, 3), dtype=np.uint8)
+    order = DataOrder(50, 16, seed=3)
+    wanted = list(MemoryFeed(images).batches(order, 2, 30, Share(), CPU))
+    got = list(MemoryFeed(images, share).batches(order, 2, 30, Share(), CUDA))
+    assert all(batch.device.type == "cuda" for batch in got)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(wanted, got, strict=True))
+
+
+def test_memory_feed_follows_the_order() -> None:
+    images = np.random.default_rng(0).integers(256, size=(10, 4, 4, 3), dtype=np.uint8)
+    order = DataOrder(10, 4, seed=3)
+    for share in (Share(), Share(rank=1, world=2)):
+        for step, batch in enumerate(MemoryFeed(images).batches(order, 2, 7, share, CPU), start=2):
+            wanted = images[order.batch(step)[share.of(4)]].transpose(0, 3, 1, 2)
+            np.testing.assert_array_equal(batch.numpy(), wanted)
+
+
+def test_images_stay_on_the_host_where_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert transfer.fits(250, CUDA, 0.25)
+    assert not transfer.fits(251, CUDA, 0.25)
+    assert not transfer.fits(1, CPU, 1.0)
+
+
+class TestPrefetched:
+    """A thread ahead of the loop: same items, same errors, nothing left running."""
+
+    def test_same_items_in_order(self) -> None:
+        assert list(transfer.prefetched(iter(range(20)), depth=3)) == list(range(20))
+        assert list(transfer.prefetched(iter([]))) == []
+
+    def test_errors_come_where_they_belong(self) -> None:
+        def broken() -> Iterator[int]:
+            yield 1
+            yield 2
+            raise OSError("unplugged")
+
+        items, got = transfer.prefetched(broken()), []
+        with pytest.raises(OSError, match="unplugged"):
+            got.extend(items)
+        assert got == [1, 2]
+
+    def test_leaving_closes_the_source(self) -> None:
+        made, closed = [], []
+
+        def source() -> Iterator[int]:
+            try:
+                for i in range(100):
+                    made.append(i)
+                    yield i
+            finally:
+                closed.append(True)
+
+        items = transfer.prefetched(source(), depth=2)
+        assert next(items) == 0
+        items.close()  # type: ignore[attr-defined]
+        assert closed == [True]
+        assert len(made) <= 4
+
+
+@pytest.mark.parametrize("gradient", ["cumulative", "dual"])
+def test_the_frozen_copy_gives_the_same_losses(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradient: str
+) -> None:
+    """Float32 differs by rounding: upsampling and convolution are one operation in the copy."""
+    wanted = tiny(base_model=str(base), gradient=gradient)
+    train(wanted, tmp_path / "copy")
+    monkeypatch.setattr(stage_two, "FrozenBase", lambda unet, dtype: unet)
+    train(wanted, tmp_path / "itself")
+    assert loss_curve(tmp_path / "copy") == pytest.approx(loss_curve(tmp_path / "itself"), rel=1e-4)
+
+
+def test_bf16_differs_by_rounding_only(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is as near to float32 as autocast of the base itself.
+
+    A bf16 number is off by up to 2^-9; a loss is the mean of hundreds of squares of such errors beside its own
+    terms, and eight Adam steps, whose size does not shrink with the gradient, let two runs drift: 2 % holds both.
+    """
+    curves = {}
+    for name, options in (("fp32", []), ("copy", ["precision=bf16"])):
+        train(tiny(*options, base_model=str(base)), tmp_path / name)
+        curves[name] = np.array(loss_curve(tmp_path / name))
+    monkeypatch.setattr(stage_two, "FrozenBase", lambda unet, dtype: unet)
+    train(tiny("precision=bf16", base_model=str(base)), tmp_path / "autocast")
+    autocast = np.array(loss_curve(tmp_path / "autocast"))
+    np.testing.assert_allclose(curves["copy"], curves["fp32"], rtol=2e-2)
+    np.testing.assert_allclose(curves["copy"], autocast, rtol=2e-2)
+    assert not np.array_equal(curves["copy"], curves["fp32"])
+
+
+def test_the_copy_stays_out_of_files(base: Path, tmp_path: Path) -> None:
+    """Checkpoints hold what is trained, the pipeline the base in float32 as it was given."""
+    config = tiny("precision=bf16", base_model=str(base))
+    trainer = trainer_of(config, base, CPU)
+    assert isinstance(trainer.stage.objective.unet, FrozenBase)
+    assert {name.split(".")[0] for name in trainer._state()} == {"encoder", "shift_decoder"}
+    train(config, tmp_path / "run")
+    given, saved = weights(base), weights(tmp_path / "run")
+    unet = [name for name in given if name.startswith("unet.")]
+    assert unet
+    assert all(torch.equal(given[name], saved[name]) and saved[name].dtype == torch.float32 for name in unet)
+
+
+def test_bf16_goes_on_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    config = tiny("precision=bf16", base_model=str(base))
+    train(config, tmp_path / "whole")
+    with pytest.raises(TrainingInterrupted):
+        train(config, tmp_path / "run", reporter=StopAfter("features", 24))
+    train(config, tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """torch.compile without a compiler: Dynamo and AOTAutograd trace, the graphs run as they are; counts them."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    made: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        made.append(graph)
+        return make_boxed_func(graph.forward)
+
+    tracing, compile = aot_autograd(fw_compiler=backend), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=tracing, **how))
+    torch.compiler.reset()
+    yield made
+    torch.compiler.reset()
+
+
+def test_compiled_parts_give_the_same_run(base: Path, tmp_path: Path, graphs: list[Any]) -> None:
+    """One inference graph of the base and one training graph, forward and backward, for the whole run."""
+    wanted, reporter = tiny(base_model=str(base)), Recorder()
+    train(wanted, tmp_path / "plain")
+    assert not graphs
+    config = tiny("compile=true", base_model=str(base))
+    train(config, tmp_path / "compiled", reporter=reporter)
+    assert not reporter.warnings
+    assert len(graphs) == 3
+    assert loss_curve(tmp_path / "compiled") == pytest.approx(loss_curve(tmp_path / "plain"), rel=1e-4)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
+
+
+def test_a_compiler_that_fails_is_told_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=broken, **how))
+    torch.compiler.reset()
+    reporter = Recorder()
+    train(tiny("compile=true", base_model=str(base)), tmp_path / "run", reporter=reporter)
+    train(tiny(base_model=str(base)), tmp_path / "plain")
+    assert [w.split(",")[0] for w in reporter.warnings] == [
+        "torch.compile failed on the frozen base",
+        "torch.compile failed on the features' training graph",
+    ]
+    assert all("RuntimeError: no C++ compiler" in warning for warning in reporter.warnings)
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+
+
+def test_errors_of_the_function_itself_are_not_swallowed() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        compiled.CompiledPart("part", function, SilentReporter())(torch.ones(1))
+
+
+def test_auto_compiles_where_it_pays() -> None:
+    short, long = build_config("faces32"), build_config("celeba64")
+    assert short.compile == "auto"
+    assert compile_pays(short, CUDA)
+    assert not compile_pays(short, CPU)
+    assert compile_pays(long, CPU)
+    alike = (("base.images", CPU_STEPS // 2 * 64), ("features.images", CPU_STEPS // 2 * 64))
+    both = build_config("faces32", options=dict(alike))
+    assert compile_pays(both, CPU)
+    assert not compile_pays(build_config("faces32", options=dict(alike), assignments=("base_model=x",)), CPU)
+    assert resolve(tiny()).compile is False
+    assert resolve(tiny("compile=true")).compile is True
+
+
+@pytest.mark.parametrize("value", ["maybe", "1"])
+def test_compile_is_auto_true_or_false(value: str) -> None:
+    with pytest.raises(ConfigError, match="compile is one of auto, true, false"):
+        tiny(f"compile={value}")
+
+
+def test_plan_tells_compilation_apart(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_at_first(function: Any, **how: Any) -> Any:
+        delays = [0.3]
+        return lambda *arguments: (time.sleep(delays.pop() if delays else 0), function(*arguments))[1]
+
+    monkeypatch.setattr(torch, "compile", slow_at_first)
+    plain, made = make_plan(tiny(base_model=str(base))), make_plan(tiny("compile=true", base_model=str(base)))
+    assert (plain.compile, made.compile) == (False, True)
+    assert plain.stages[0].compile_seconds == 0
+    assert made.stages[0].compile_seconds > 0.5, "two parts"
+    stage = made.stages[0]
+    assert stage.seconds == pytest.approx(stage.images / stage.images_per_second + stage.compile_seconds)
+    assert stage.frozen_parameters == sum(v.numel() for n, v in weights(base).items() if n.startswith("unet."))
+
+
+def test_kernels_give_the_same_losses(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides of `DITI_KERNELS`, where Triton can run."""
+    from diti_kernels import dispatch
+
+    if not (torch.cuda.is_available() or dispatch.triton_is_interpreted()):
+        pytest.skip("Triton neither has a GPU here nor was loaded for its interpreter")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    curves = {}
+    for name in ("reference", "triton"):
+        monkeypatch.setenv(dispatch.VARIABLE, name)
+        if name == "triton" and device == "cpu":
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
+        small = ("features.images=4", "features.batch_size=2", "compile=false")
+        config = tiny(*small, base_model=str(base), device=device)
+        train(config, tmp_path / name)
+        curves[name] = loss_curve(tmp_path / name)
+    assert curves["triton"] == pytest.approx(curves["reference"], rel=1e-4)
