@@ -38,6 +38,7 @@ from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.official.convert import pipeline_from_official
 
 OURS = "ours"
+Save = Callable[[dict[str, Any]], None]
 JPEG_SIDE = 218
 DISTINCT = 256
 
@@ -150,8 +151,8 @@ def from_jpegs(
     return text, timings.to_dict() | {"rate_by_decode_rate": share.to_dict(), "images": count}
 
 
-def measure_case(case: Case, batch_size: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All of one case; prints its table."""
+def measure_case(case: Case, batch_size: int, options: argparse.Namespace, device: torch.device, save: Save) -> None:
+    """All of one case; prints its table, and saves what there is before files are read, and after."""
     images = pictures(case, min(batch_size, DISTINCT))
     images = images.repeat(-(-batch_size // len(images)), 1, 1, 1)[:batch_size]
     with tempfile.TemporaryDirectory() as temporary:
@@ -171,9 +172,11 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images")
         print(f"\n{case.name}, {batch_size} resident images\n{text}", flush=True)
+        result = {"batch_size": batch_size, **result}
+        save(result)
         text, jpegs = from_jpegs(pipeline, folder, options.jpegs, device, options.budget)
         print(text, flush=True)
-    return {"batch_size": batch_size, **result, "jpegs": jpegs}
+        save(result | {"jpegs": jpegs})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +195,10 @@ def main(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"what": "images to features", **collect(device), "cases": {}}
     for text in options.cases or default:
         name, _, batch = text.partition(":")
-        result["cases"][text] = measure_case(CASES[name], int(batch or 128), options, device)
-        if options.out is not None:
-            write(options.out, result)
+
+        def save(found: dict[str, Any], text: str = text) -> None:
+            result["cases"][text] = found
+            if options.out is not None:
+                write(options.out, result)
+
+        measure_case(CASES[name], int(batch or 128), options, device, save)

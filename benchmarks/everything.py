@@ -56,10 +56,10 @@ GPU = (
     _part("kernels", 60, "kernels --budget 45", official=False),
 )
 CPU = (
-    _part("train-small64", 110, "train --cases small64:16 --budget 50 --rounds 12"),
-    _part("train-celeba64", 220, "train --cases celeba64:4 --budget 90 --rounds 10 --brief"),
-    _part("encode", 60, "encode --cases celeba64:128 --budget 10 --jpegs 768"),
-    _part("edit", 120, "edit --cases small64 --scale 0.02 --budget 60 --rounds 8"),
+    _part("train-small64", 90, "train --cases small64:16 --budget 30 --rounds 10"),
+    _part("train-celeba64", 250, "train --cases celeba64:4 --budget 60 --rounds 8 --brief"),
+    _part("encode", 70, "encode --cases celeba64:64 --budget 8 --jpegs 512"),
+    _part("edit", 110, "edit --cases small64 --scale 0.02 --budget 45 --rounds 8 --images 2"),
     _part("kernels", 80, "kernels --budget 60", official=False),
 )
 
