@@ -29,12 +29,19 @@ def expand_pattern(spec: str) -> list[Path]:
         DataError: when wildcards match nothing, too much (`MAX_MATCHES`) or cannot be a name, or braces stand for
             more than `MAX_PATHS` paths.
     """
+    if not _can_be_path(spec):
+        raise DataError(f"{spec!r} can be no path.", remedy="Name a file or a folder.")
     text = os.path.expanduser(spec)  # unlike Path's, leaves the home of an unknown user as it is written
-    if "\0" in text:
-        raise DataError(f"{spec!r} can be no path: it holds a NUL.", remedy="Name a file or a folder.")
     if os.path.exists(text):
         return [Path(text)]
     return [path for pattern in _expand_braces(text, spec) for path in _matches(pattern)]
+
+
+def _can_be_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _matches(text: str) -> list[Path]:
