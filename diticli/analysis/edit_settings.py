@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from diticli.config import Precision
 from diticli.errors import ConfigError
-from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver
+from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver
 
 Noise = Literal["keep", "slerp", "swap", "random", "mean"]
 PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
@@ -26,6 +27,7 @@ class EditSettings:
         solver: "dpm" (second order, few steps), or "ddim" (which needs about 100).
         invert_steps: steps from image to noise.
         decode_steps: steps from noise to image.
+        precision: in which the networks compute, "auto", "fp32" or "bf16"; None is the solver's default.
         seed: of the "random" noise; the rest is deterministic.
         batch_size: images sampled together; None chooses by resolution and device.
         official: sample as the official code does, whatever the model's own choice: the predicted x_0 clamped to
@@ -39,6 +41,7 @@ class EditSettings:
     solver: Solver = DEFAULT_SOLVER
     invert_steps: int = DEFAULT_STEPS
     decode_steps: int = DEFAULT_STEPS
+    precision: Precision | None = None
     seed: int = 0
     batch_size: int | None = None
     official: bool = False
@@ -46,6 +49,9 @@ class EditSettings:
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
             raise ConfigError(f"There is no noise mode {self.noise!r}.", remedy=f"Choose {', '.join(get_args(Noise))}.")
+        if self.precision not in (None, *get_args(Precision)):
+            choices = ", ".join(get_args(Precision))
+            raise ConfigError(f"There is no precision {self.precision!r}.", remedy=f"Choose {choices}.")
         if self.solver not in get_args(Solver):
             raise ConfigError(f"There is no solver {self.solver!r}.", remedy=f"Choose {', '.join(get_args(Solver))}.")
         for name in ("invert_steps", "decode_steps", "batch_size"):
@@ -69,7 +75,8 @@ class EditSettings:
 
     def sampler(self) -> dict[str, Any]:
         """Arguments of `DiTiPipeline.invert` and `decode` beside the steps."""
-        return {"solver": self.solver} | ({"clip": True, "shift_form": "score"} if self.official else {})
+        precision = {} if self.precision is None else {"precision": self.precision}
+        return {"solver": self.solver, **precision} | ({"clip": True, "shift_form": "score"} if self.official else {})
 
     def batch_at(self, resolution: int, device: str) -> int:
         """Images to sample together at `resolution` on a device of type `device`."""
@@ -81,6 +88,7 @@ class EditSettings:
         return {
             "diti:noise": self.noise + (f" (seed {self.seed})" if self.noise == "random" else ""),
             "diti:solver": self.solver,
+            "diti:precision": self.precision or DEFAULT_PRECISION[self.solver],
             "diti:steps": f"invert {self.invert_steps}, decode {self.decode_steps}",
             "diti:sampler": "official" if self.official else "own",
         }

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from diticli.sampling.defaults import DEFAULT_STEPS
+
+DDIM_STEPS = 100
+
 SourcesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -100,7 +104,7 @@ StepsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Steps of inversion and of decoding. Default: 20, with ddim 100.",
+        help=f"Steps of inversion and of decoding. Default: {DEFAULT_STEPS}, with ddim {DDIM_STEPS}.",
         show_default=False,
         rich_help_panel="Sampling",
     ),
@@ -108,6 +112,14 @@ StepsOption = Annotated[
 InvertStepsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Steps of inversion alone.", show_default=False, rich_help_panel="Sampling"),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, bf16, or auto: bf16 where the hardware computes in it. Default: auto, with ddim fp32.",
+        show_default=False,
+        rich_help_panel="Sampling",
+    ),
 ]
 DecodeStepsOption = Annotated[
     int | None,

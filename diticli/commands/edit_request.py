@@ -33,6 +33,7 @@ class Request:
     solver: str | None = None
     invert_steps: int | None = None
     decode_steps: int | None = None
+    precision: str | None = None
     official: bool = False
     difference: bool = False
     separate: Path | None = None

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from diticli._version import __version__
+from diticli.commands.edit_options import DDIM_STEPS
 from diticli.commands.edit_request import Request
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from diticli.analysis.edit_sheet import Shown
     from diticli.chunks import ChunkLayout
     from diticli.models.pipeline import DiTiPipeline
-
-DDIM_STEPS = 100
 
 
 def settings_of(request: Request) -> EditSettings:
@@ -31,6 +30,7 @@ def settings_of(request: Request) -> EditSettings:
         "solver": request.solver,
         "invert_steps": request.invert_steps or steps,
         "decode_steps": request.decode_steps or steps,
+        "precision": request.precision,
         "batch_size": request.batch_size,
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -106,6 +106,7 @@ def finish(
             "separate": [str(path) for path in singles],
             "animation": str(request.animate) if request.animate else None,
             "solver": settings.solver,
+            "precision": settings.precision,
             "invert_steps": settings.invert_steps,
             "decode_steps": settings.decode_steps,
             "official": settings.official,
