@@ -111,6 +111,7 @@ def test_command_official_and_steps(command, photos, tmp_path, options, expected
         (("a.png", "b.png", "--official", "--solver", "dpm"), ConfigError, "ddim"),
         (("a.png", "b.png", "--solver", "euler"), ConfigError, "euler"),
         (("a.png", "b.png", "--precision", "fp8"), ConfigError, "fp8"),
+        (("a.png", "--attribute", "hat", "--along", "line"), ConfigError, "line"),
         (("a.png", "b.png", "--dims", "4"), ConfigError, "--dims"),
         (("a.png", "b.png", "--dry-run"), ConfigError, "--dry-run"),
         (("a.png", "--reconstruct", "--attribute", "hat"), ConfigError, "--reconstruct"),

@@ -19,7 +19,8 @@ FAST = EditSettings(invert_steps=1, decode_steps=1)
 class Brighter:
     """Moves the dims of the chunks (or all) up by `amount` of half the range; "learned" moves the last dim alone."""
 
-    def move(self, z_BD, attribute, amount, *, dims=None, chunks=None, layout=None):
+    def move(self, z_BD, attribute, amount, *, dims=None, chunks=None, layout=None, along="weight"):
+        amount = amount / 2 if along == "pattern" else amount
         if attribute != "bright":
             raise LabelError(f"no {attribute}")
         mask = torch.ones(SIZE) if chunks is None else torch.from_numpy(layout.dim_mask(chunks)).float()
@@ -57,6 +58,15 @@ def test_chunks_and_learned_dims_limit_the_move():
     moved = result.edits[Move(0, "bright", None, 0.4)][0, :, 0].astype(int) - np.asarray(A)[0, :, 0]
     assert np.flatnonzero(moved).tolist() == [SIZE - 1]
     assert result.to_metadata()["diti:dims"] == "1 learned"
+    assert "1 learned dims" in result.sheet().title
+
+
+def test_moves_go_along_weights_or_patterns():
+    half = run((A,), along="pattern", amounts=(0.4,))
+    assert np.array_equal(
+        half.edits[Move(0, "bright", None, 0.4)], run((A,), amounts=(0.2,)).edits[Move(0, "bright", None, 0.2)]
+    )
+    assert half.to_metadata()["diti:along"] == "pattern"
 
 
 def test_all_edits_share_batches_and_nothing_is_decoded_twice():

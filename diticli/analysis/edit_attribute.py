@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -39,6 +39,7 @@ from diticli.pictures.tiles import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 Chunks = tuple[int, ...] | None
+Along = Literal["weight", "pattern"]
 ALONE = ("keep", "random", "mean")
 """Noise modes that need no second image."""
 
@@ -55,6 +56,7 @@ class AttributeDirections(Protocol):
         dims: Literal["learned"] | None = ...,
         chunks: Sequence[int] | None = ...,
         layout: ChunkLayout | None = ...,
+        along: Along = ...,
     ) -> torch.Tensor:
         """Features [B, D] moved by `amount` along `attribute`."""
 
@@ -82,6 +84,7 @@ class AttributeResult:
         edits: uint8 [R, R, 3] each.
         psnr: [N] of the reconstructions, in dB.
         learned_dims: how many dims of a learned mask moved; None for all.
+        along: which direction, see `Directions.move`.
         layout: chunks of the model.
         model_hash: fingerprint of the model.
         settings: how they were made.
@@ -93,6 +96,7 @@ class AttributeResult:
     edits: Mapping[Move, Pixels]
     psnr: tuple[float, ...]
     learned_dims: int | None
+    along: Along
     layout: ChunkLayout
     model_hash: str
     settings: EditSettings
@@ -121,6 +125,7 @@ class AttributeResult:
             "diti:attributes": " | ".join(self.attributes),
             "diti:amounts": ",".join(alpha_text(amount) for amount in self.amounts),
             "diti:chunks": " | ".join(sets),
+            "diti:along": self.along,
             "diti:dims": "all" if self.learned_dims is None else f"{self.learned_dims} learned",
             **self.settings.describe(),
             "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
@@ -142,6 +147,7 @@ def edit_attribute(
     *,
     chunk_sets: Sequence[Chunks] = (None,),
     learned_dims: int | None = None,
+    along: Along = "weight",
     settings: EditSettings | None = None,
     names: Sequence[str] | None = None,
     reporter: Reporter | None = None,
@@ -156,6 +162,7 @@ def edit_attribute(
         amounts: how far; 0 is the image itself, negative means less of the attribute.
         chunk_sets: move the dims of these chunks only; None stands for all.
         learned_dims: move only the dims of the mask that was learned with so many (`diti probe --mask-dims`).
+        along: "weight" (the classifier's, as published) or "pattern" (how features change where the attribute does).
         settings: solver, steps, noise ("keep", "random" or "mean"), batch size.
         names: what to call the images.
         reporter: told of every solver step.
@@ -171,7 +178,7 @@ def edit_attribute(
     wanted = product(range(len(images)), attributes, chunk_sets, amounts)
     moves = list(dict.fromkeys(Move(*parts) for parts in wanted))
     changed = [move for move in moves if move.amount != 0 or settings.noise != "keep"]
-    shift = partial(_moved, directions, layout=pipeline.chunks, learned=learned_dims is not None)
+    shift = partial(_moved, directions, layout=pipeline.chunks, learned=learned_dims is not None, along=along)
     for move in moves:  # unknown names and amounts show before minutes of inversion
         shift(move, torch.zeros(1, pipeline.chunks.latent_dim))
     x0 = pipeline.preprocess(images)
@@ -186,6 +193,7 @@ def edit_attribute(
         edits={key: found.get(key, reconstructions[key.image]) for key in moves},
         psnr=tuple(psnr(*pair) for pair in zip(reconstructions, originals, strict=True)),
         learned_dims=learned_dims,
+        along=along,
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
         settings=settings,
@@ -214,10 +222,17 @@ def _check(
 
 
 def _moved(
-    directions: AttributeDirections, move: Move, z_1D: torch.Tensor, *, layout: ChunkLayout, learned: bool
+    directions: AttributeDirections,
+    move: Move,
+    z_1D: torch.Tensor,
+    *,
+    layout: ChunkLayout,
+    learned: bool,
+    along: Along,
 ) -> torch.Tensor:
     dims: Literal["learned"] | None = "learned" if learned else None
-    return directions.move(z_1D, move.attribute, move.amount, dims=dims, chunks=move.chunks, layout=layout)[0]
+    where: dict[str, Any] = {"dims": dims, "chunks": move.chunks, "layout": layout, "along": along}
+    return directions.move(z_1D, move.attribute, move.amount, **where)[0]
 
 
 def _sample(

@@ -71,4 +71,5 @@ def _title(result: AttributeResult) -> str:
     image = f"{result.names[0]}. " if len(result.names) == 1 else ""
     dims = "" if result.learned_dims is None else f" in {result.learned_dims} learned dims"
     noise = "" if result.settings.noise == "keep" else f" x_T: {result.settings.noise}."
-    return f"{image}Moved along each attribute{dims}. Reconstruction: {quality} PSNR.{noise}"
+    along = "" if result.along == "weight" else f"'s {result.along}"
+    return f"{image}Moved along each attribute{along}{dims}. Reconstruction: {quality} PSNR.{noise}"

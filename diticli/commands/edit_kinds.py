@@ -21,6 +21,7 @@ from diticli.commands.edit_shared import (
 from diticli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from diticli.analysis.edit_attribute import Along
     from diticli.analysis.edit_settings import Noise
 
 
@@ -64,7 +65,7 @@ def _attribute(request: Request) -> None:
     amount = request.amount or ("-0.6:0.6:9" if request.animate else "-0.6:0.6:5")
     remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."
     amounts = parse_numbers(amount, "amount", 10.0, remedy=remedy)
-    settings = settings_of(request)
+    settings, along = settings_of(request), _along(request.along)
     directions = load_directions(request.probe or Path("probe"))
     if request.dims is not None:
         _check_dims(directions, request)
@@ -78,6 +79,7 @@ def _attribute(request: Request) -> None:
         amounts,
         chunk_sets=chunk_sets(request, pipeline.chunks) or (None,),
         learned_dims=request.dims,
+        along=along,
         settings=settings,
         names=names_of(request),
         reporter=reporter(),
@@ -88,6 +90,7 @@ def _attribute(request: Request) -> None:
         "amounts": list(result.amounts),
         "chunks": [None if chunks is None else list(chunks) for chunks in result.chunk_sets],
         "dims": request.dims,
+        "along": along,
         "noise": settings.noise,
         "psnr_db": [number(value) for value in result.psnr],
         "model_hash": result.model_hash,
@@ -174,6 +177,15 @@ def _noises(spec: str | None) -> list[Noise]:
     if wrong := [name for name in names if name not in ALONE]:
         raise ConfigError(f"No reconstruction has the noise {wrong[0]!r}.", remedy=f"Use {', '.join(ALONE)}.")
     return [noise for name in names for noise in get_args(Noise) if noise == name]
+
+
+def _along(name: str | None) -> Along:
+    from diticli.analysis.edit_attribute import Along
+
+    for along in get_args(Along):
+        if along == (name or "weight"):
+            return along
+    raise ConfigError(f"A move cannot go along {name!r}.", remedy="Use weight or pattern.")
 
 
 def _check_dims(directions: Any, request: Request) -> None:

@@ -93,6 +93,16 @@ DimsOption = Annotated[
         rich_help_panel="Attributes",
     ),
 ]
+AlongOption = Annotated[
+    str | None,
+    typer.Option(
+        "--along",
+        help="weight (the classifier's own direction, as published; the default), or pattern: how features change "
+        "where the attribute does, which takes less of other attributes along.",
+        show_default=False,
+        rich_help_panel="Attributes",
+    ),
+]
 ReconstructOption = Annotated[
     bool, typer.Option("--reconstruct", help="Decode images from their own features, changing nothing.")
 ]

@@ -30,6 +30,7 @@ class Request:
     amount: str | None = None
     probe: Path | None = None
     dims: int | None = None
+    along: str | None = None
     solver: str | None = None
     invert_steps: int | None = None
     decode_steps: int | None = None
@@ -104,12 +105,13 @@ class Request:
             "--amount": self.amount is not None and self.kind != "attribute",
             "--probe": self.probe is not None and self.kind != "attribute",
             "--dims": self.dims is not None and self.kind != "attribute",
+            "--along": self.along is not None and self.kind != "attribute",
             "--dry-run": self.dry_run and self.kind != "many",
         }
         whose = {"--alphas": "an exchange of chunks", "--dry-run": "a table"}
         for option, given in useless.items():
             if given:
-                needed = "--attribute" if option in ("--amount", "--probe", "--dims") else "an edit"
+                needed = "--attribute" if option in ("--amount", "--probe", "--dims", "--along") else "an edit"
                 raise ConfigError(f"{option} is for {whose.get(option, needed)}.", remedy=f"Leave out {option}.")
         if self.grid and self.chunks:
             raise ConfigError("--grid shows all chunks, --chunks some.", remedy="Give one of them.")
