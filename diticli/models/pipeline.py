@@ -5,7 +5,6 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +20,15 @@ from diticli.chunks import ChunkLayout
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES, Crop, to_square
 from diticli.errors import ConfigError, ModelError
-from diticli.models.device import resolve_precision
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.fingerprint import Fingerprint
+from diticli.models.frozen_pair import FrozenCopies
 from diticli.models.heads import restore_heads
 from diticli.models.hub import check_index, first_line, local_folder
+from diticli.models.pixels import checked, normalise
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.shifted_noise import FrozenPair, ShiftedNoise, weights_state
+from diticli.models.shifted_noise import ShiftedNoise
 from diticli.sampling import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
 from diticli.schedule import NoiseSchedule
 
@@ -36,6 +37,8 @@ _OWN_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("Seman
 pipeline_loading_utils.LOADABLE_CLASSES["diticli"] = _OWN_CLASSES
 pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(_OWN_CLASSES)
 Images = torch.Tensor | Sequence[Image.Image]
+
+__all__ = ["DiTiPipeline", "normalise"]
 
 
 class DiTiPipeline(DiffusionPipeline):
@@ -81,7 +84,7 @@ class DiTiPipeline(DiffusionPipeline):
         self.schedule = NoiseSchedule.from_scheduler(scheduler)
         self.windows = ChunkWindows(self.chunks)
         self.model_id = ""
-        self._copies: tuple[Any, FrozenPair] | None = None
+        self._copies, self._fingerprint = FrozenCopies(), Fingerprint()
         self._check()
         if unet is not None:
             restore_heads(unet)
@@ -163,12 +166,7 @@ class DiTiPipeline(DiffusionPipeline):
     @property
     def model_hash(self) -> str:
         """SHA-256 (first 16 hex digits) over the layout and all weights."""
-        digest = hashlib.sha256(json.dumps(self.chunks.to_dict()).encode())
-        for module in self.networks.values():
-            for name, value in sorted(module.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self._fingerprint.of(json.dumps(self.chunks.to_dict()), self.networks)
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL images -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training."""
@@ -229,7 +227,8 @@ class DiTiPipeline(DiffusionPipeline):
             DeviceError: for bf16 on a GPU without it.
             ModelError: for an encoder alone.
         """
-        pair, form = self._frozen(precision), shift_form or self.config.shift_form
+        pair = self._copies.of(*self._denoisers(), precision)
+        form = shift_form or self.config.shift_form
         return ShiftedNoise(pair, self.schedule, self.chunks, self.windows, z.to(self.device), form)
 
     @torch.no_grad()
@@ -250,8 +249,8 @@ class DiTiPipeline(DiffusionPipeline):
         Args:
             images: PIL images or a float tensor [B, 3, R, R] in [-1, 1].
             z: features [B, D].
-            steps: number of steps, see `diticli.sampling.solvers`.
-            solver: "dpm" or "ddim" (as the official code).
+            steps: number of steps.
+            solver: "dpm" or "ddim" (as the official code); see `diticli.sampling`.
             clip: clamp the predicted x_0 at every step; None takes the solver's own default.
             callback: called as (steps done, steps in all) after each step.
             shift_form: "score" or "posterior" in place of the model's own.
@@ -263,7 +262,7 @@ class DiTiPipeline(DiffusionPipeline):
             ModelError: for an encoder alone.
         """
         x0 = self._as_tensor(images).to(self.device)
-        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION[solver])
+        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"))
         bar = self.schedule.alphas_cumprod
         return invert(noise, x0, bar, steps=steps, solver=solver, clip=clip, callback=callback)
 
@@ -284,21 +283,10 @@ class DiTiPipeline(DiffusionPipeline):
 
         Arguments and errors as `invert`.
         """
-        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION[solver])
+        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"))
         bar = self.schedule.alphas_cumprod
         x_T = x_T.to(self.device).float()
         return decode(noise, x_T, bar, steps=steps, solver=solver, clip=clip, callback=callback)
-
-    def _frozen(self, precision: Precision) -> FrozenPair:
-        """Inference copies of base and shift branch, made again only after either has changed."""
-        parts = self._denoisers()
-        lower = parts[0].dtype if parts[0].dtype != torch.float32 else torch.bfloat16
-        whole = parts[0].dtype == torch.float32 and resolve_precision(precision, self.device) == "fp32"
-        dtype = torch.float32 if whole else lower
-        state = (dtype, self.device, weights_state(parts))
-        if self._copies is None or self._copies[0] != state:
-            self._copies = state, FrozenPair.of(*parts, dtype)
-        return self._copies[1]
 
     def _denoisers(self) -> tuple[UNet2DModel, ShiftDecoder]:
         if self.unet is None or self.shift_decoder is None:
@@ -311,21 +299,4 @@ class DiTiPipeline(DiffusionPipeline):
     def _as_tensor(self, images: Images) -> torch.Tensor:
         if not isinstance(images, torch.Tensor):
             return self.preprocess([images] if isinstance(images, Image.Image) else images)
-        expected = (3, self.resolution, self.resolution)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
-            raise ConfigError(
-                f"Expected a float tensor [N, {', '.join(map(str, expected))}], got {images.dtype} "
-                f"{list(images.shape)}.",
-                remedy="Pass PIL images, or call preprocess().",
-            )
-        if images.numel() and not images.abs().max() <= 1.5:  # also NaN
-            raise ConfigError(
-                f"Images should lie in [-1, 1]; these reach {float(images.abs().max()):.3g}.",
-                remedy="Divide by 127.5 and subtract 1.",
-            )
-        return images.float()
-
-
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 -> float32 [-1, 1]."""
-    return images.float().div(127.5).sub(1.0)
+        return checked(images, self.resolution)

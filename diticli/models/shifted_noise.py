@@ -5,36 +5,12 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
-from typing import NamedTuple
-
 import torch
-from diffusers import UNet2DModel
-from torch import nn
 
 from diticli.chunks import ChunkLayout
-from diticli.models.frozen import FrozenBase
-from diticli.models.frozen_shift import FrozenShift
+from diticli.models.frozen_pair import FrozenPair
 from diticli.models.predictor import ChunkWindows
-from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
-
-
-class FrozenPair(NamedTuple):
-    """Inference copies of a base and its shift branch, in one dtype."""
-
-    base: FrozenBase
-    shift: FrozenShift
-
-    @classmethod
-    def of(cls, unet: UNet2DModel, decoder: ShiftDecoder, dtype: torch.dtype) -> FrozenPair:
-        """Copies of both, which are left as they are."""
-        if unet.dtype != torch.float32:
-            unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
-        devices = [unet.device] if unet.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
-            return cls(FrozenBase(unet, dtype), FrozenShift(decoder, dtype))
 
 
 class ShiftedNoise:
@@ -76,11 +52,4 @@ class ShiftedNoise:
         if self._chunk_T[t] != self._chunk:
             self._chunk = self._chunk_T[t]
             self._z_mod_BM = self._pair.shift.project(self._z_BD, now, self._windows)
-        noise, down = self._pair.base(x_BCHW, now)
-        return noise.float() + self._scale_T[t] * self._pair.shift(down, self._z_mod_BM).float()
-
-
-def weights_state(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
-    """Which tensors the modules hold, and how often each was written to: equal as long as nothing has changed."""
-    parameters = (p for module in modules for p in module.parameters())
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+        return self._pair.estimate(x_BCHW, now, self._z_mod_BM, self._scale_T[t])

@@ -1,0 +1,90 @@
+"""Base and shift branch as sampling runs them: inference copies of both, and one step's estimate from them.
+
+Legend of shape suffixes: B batch, C channels, H height, W width, M all modulations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from diticli.config import Precision
+from diticli.models.device import resolve_precision
+from diticli.models.frozen import FrozenBase
+from diticli.models.frozen_shift import FrozenShift
+from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.step_graph import StepGraph, wants_graph
+
+
+class FrozenPair:
+    """Inference copies of a base and its shift branch.
+
+    Args:
+        unet: the base; left as it is.
+        decoder: its shift branch; left as it is.
+        dtype: in which the copies compute.
+    """
+
+    MOST_GRAPHS = 4
+
+    def __init__(self, unet: UNet2DModel, decoder: ShiftDecoder, dtype: torch.dtype) -> None:
+        if unet.dtype != torch.float32:
+            unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
+        devices = [unet.device] if unet.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
+            self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
+        self._graphs: dict[torch.Size, StepGraph] = {}
+
+    def estimate(
+        self, x_BCHW: torch.Tensor, t_1: torch.Tensor, z_mod_BM: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """eps + scale * G, [B, C, H, W] in float32; at small batches on a GPU as one CUDA graph.
+
+        Args:
+            x_BCHW: noisy images, float32.
+            t_1: time-step of all of them, [1].
+            z_mod_BM: `FrozenShift.project`.
+            scale: factor of the shift, a scalar.
+        """
+        inputs = (x_BCHW, t_1, z_mod_BM, scale)
+        if not wants_graph(x_BCHW):
+            return self._estimate(*inputs)
+        if x_BCHW.shape not in self._graphs:
+            if len(self._graphs) >= self.MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[x_BCHW.shape] = StepGraph(self._estimate, *inputs)
+        return self._graphs[x_BCHW.shape](*inputs)
+
+    def _estimate(self, x: torch.Tensor, t: torch.Tensor, z_mod: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        noise, down = self.base(x, t)
+        return noise.float() + scale * self.shift(down, z_mod).float()
+
+
+class FrozenCopies:
+    """The pair last asked for; made again only after the networks, their place or the dtype have changed."""
+
+    def __init__(self) -> None:
+        self._made: tuple[object, FrozenPair] | None = None
+
+    def of(self, unet: UNet2DModel, decoder: ShiftDecoder, precision: Precision) -> FrozenPair:
+        """Copies of both; networks that were cast to less than float32 keep their own dtype.
+
+        Raises:
+            DeviceError: for bf16 on a GPU without it.
+        """
+        bf16 = unet.dtype == torch.float32 and resolve_precision(precision, unet.device) == "bf16"
+        dtype = torch.bfloat16 if bf16 else unet.dtype
+        state = (dtype, unet.device, weights_state((unet, decoder)))
+        if self._made is None or self._made[0] != state:
+            self._made = state, FrozenPair(unet, decoder, dtype)
+        return self._made[1]
+
+
+def weights_state(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
+    """Which tensors the modules hold, and how often each was written to: equal as long as nothing has changed."""
+    tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)

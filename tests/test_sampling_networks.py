@@ -1,0 +1,147 @@
+"""What samplers run: inference copies, kept features, precision."""
+
+import pytest
+import torch
+from tiny_models import LATENT_DIM, SIZE
+
+from diticli.errors import ModelError
+from diticli.models.frozen_pair import FrozenCopies, FrozenPair
+from diticli.models.step_graph import StepGraph, wants_graph
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TIMES = (999, 760, 740, 400, 300, 260, 10, 0)  # chunks 3 3 2 1 1 1 0 0
+
+
+@pytest.fixture(scope="module")
+def pipeline(make_pipeline):
+    return make_pipeline()
+
+
+def inputs(count=2):
+    return torch.randn(count, 3, SIZE, SIZE), torch.randn(count, LATENT_DIM)
+
+
+def test_kept_features_change_nothing(pipeline):
+    x, z = inputs()
+    kept = pipeline.predict_noise(z)
+    for t in TIMES:
+        assert torch.equal(kept(x, t), pipeline.predict_noise(z)(x, t)), t
+
+
+def test_features_are_projected_once_a_chunk(pipeline, monkeypatch):
+    x, z = inputs()
+    estimate, projected = pipeline.predict_noise(z), []
+    shift = estimate._pair.shift
+    project = shift.project
+    monkeypatch.setattr(shift, "project", lambda z, t, windows: projected.append(int(t)) or project(z, t, windows))
+    for t in TIMES:
+        estimate(x, t)
+    assert projected == [999, 740, 400, 10]
+
+
+@pytest.mark.parametrize("shape", ["conv-default", "resnet-scale_shift", "without-attention"])
+def test_copies_compute_what_the_networks_compute(make_pipeline, make_unet, shape):
+    from diticli.models.shift_decoder import ShiftDecoder
+
+    unet = make_unet(shape)
+    decoder = ShiftDecoder.for_unet(unet, LATENT_DIM)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pipeline = make_pipeline(unet=unet, shift_decoder=decoder)
+    x, z = inputs()
+    for t in (700, 20):
+        t_B = torch.full((2,), t)
+        noise, shift = pipeline.predict(x, t_B, z)
+        expected = noise + pipeline.schedule.shift_scale(t_B, "score") * shift
+        torch.testing.assert_close(pipeline.predict_noise(z)(x, t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_differs_a_little_and_gives_float32(pipeline):
+    x, z = inputs()
+    whole, half = (pipeline.predict_noise(z, precision=precision)(x, 300) for precision in ("fp32", "bf16"))
+    assert half.dtype == torch.float32
+    assert 0 < (half - whole).abs().max() < 0.1 * whole.abs().max()
+    assert torch.equal(pipeline.predict_noise(z)(x, 300), whole)  # back again
+
+
+def test_solvers_have_their_own_precision(pipeline, monkeypatch):
+    asked = []
+    of = FrozenCopies.of
+    monkeypatch.setattr(FrozenCopies, "of", lambda self, *parts: asked.append(parts[-1]) or of(self, *parts))
+    x, z = inputs()
+    for options in ({}, {"solver": "ddim"}, {"precision": "fp32"}, {"solver": "ddim", "precision": "bf16"}):
+        pipeline.decode(x, z, 2, **options)
+        pipeline.invert(x.clamp(-1, 1), z, 2, **options)
+    assert asked == [p for p in ("auto", "fp32", "fp32", "bf16") for _ in range(2)]
+
+
+def test_copies_are_made_again_only_after_a_change(make_pipeline):
+    pipeline = make_pipeline()
+    x, z = inputs()
+
+    def pair(precision="fp32"):
+        return pipeline.predict_noise(z, precision=precision)._pair
+
+    first, before = pair(), pipeline.predict_noise(z)(x, 500)
+    assert pair() is first
+    digits = pipeline.model_hash
+    with torch.no_grad():
+        pipeline.shift_decoder.conv_out.weight.mul_(2)
+    assert pair() is not first
+    assert not torch.equal(pipeline.predict_noise(z)(x, 500), before)
+    assert pipeline.model_hash != digits
+    assert pair("bf16") is not pair("fp32")
+
+
+def test_copies_leave_the_networks_and_the_random_state_alone(make_pipeline):
+    pipeline = make_pipeline()
+    weights = [p for part in pipeline.networks.values() for p in part.parameters()]
+    pipeline.shift_decoder.train().requires_grad_(True)
+    before, state = [p.clone() for p in weights], torch.get_rng_state()
+    FrozenPair(pipeline.unet, pipeline.shift_decoder, torch.bfloat16)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(weights, before, strict=True))
+    assert pipeline.shift_decoder.training
+    assert all(p.requires_grad for p in pipeline.shift_decoder.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_sampling_works_inside_and_outside_inference_mode(make_pipeline):
+    pipeline = make_pipeline()
+    x, z = inputs()
+    with torch.inference_mode():
+        inside = pipeline.decode(x, z, 3)
+    assert torch.equal(pipeline.decode(x, z, 3), inside)
+
+
+def test_an_encoder_alone_cannot_sample(make_pipeline):
+    pipeline = make_pipeline(unet=None, shift_decoder=None)
+    for walk in (pipeline.decode, pipeline.invert):
+        with pytest.raises(ModelError, match="an encoder alone"):
+            walk(inputs()[0].clamp(-1, 1), inputs()[1], 2)
+
+
+def test_graphs_are_for_small_batches_on_a_gpu():
+    assert not wants_graph(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_graph_replays_the_step(make_pipeline, monkeypatch):
+    pipeline = make_pipeline().to("cuda")
+    x, z = (value.cuda() for value in inputs())
+    graphed = [pipeline.predict_noise(z)(x, t) for t in TIMES]
+    assert pipeline.predict_noise(z)._pair._graphs
+    monkeypatch.setenv("DITI_CUDA_GRAPH", "0")
+    eager = [pipeline.predict_noise(z)(x, t) for t in TIMES]
+    for replayed, wanted in zip(graphed, eager, strict=True):
+        torch.testing.assert_close(replayed, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_graphs_results_are_their_own_memory():
+    doubled = StepGraph(lambda x: 2 * x, torch.zeros(3, device="cuda"))
+    first = doubled(torch.ones(3, device="cuda"))
+    doubled(torch.zeros(3, device="cuda"))
+    assert first.tolist() == [2, 2, 2]
