@@ -11,7 +11,7 @@ from diticli.errors import ModelError
 
 # Neither code nor pickles are ever fetched.
 _TRUSTED_LIBRARIES = {"diffusers", "diticli"}
-# Of diffusers, no class that loads parts of its own: a pipeline within a pipeline could name any library again.
+# Of diffusers, no class that loads parts of its own: a pipeline within a pipeline has an index that nobody checks.
 _TRUSTED_PARTS = re.compile(r"UNet2DModel|[A-Z][A-Za-z0-9]*Scheduler")
 _SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
 _PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]

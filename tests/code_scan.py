@@ -1,0 +1,98 @@
+"""Finds calls that could run code from data, or read pickles, in Python source. Reads the syntax tree, runs nothing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+FORBIDDEN = {
+    *("eval", "exec", "compile", "__import__", "execfile", "input", "breakpoint"),
+    *("os.system", "os.popen", "os.execv", "os.execvp", "os.spawnv", "subprocess.getoutput", "tempfile.mktemp"),
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open"),
+    *("cPickle.loads", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load"),
+    *("pandas.read_pickle", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "numpy.fromregex"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.UnsafeLoader", "yaml.Loader"),
+    *("runpy.run_path", "runpy.run_module", "code.interact", "types.FunctionType", "builtins.eval", "builtins.exec"),
+}
+ORDINARY_NAMES = {"compile", "input"}  # of parameters; only their calls count
+FORBIDDEN_METHODS = {"extract", "extractall", "unpack_archive", "run_path"}
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "code", "runpy", "jsonpickle"}
+FORBIDDEN_MODULES |= {"imp", "pty", "xmlrpc", "telnetlib", "ftplib"}
+HARMLESS_IMPORTS = {"pickle.UnpicklingError"}  # only to catch what torch raises
+# call -> (keyword, the one constant it must have)
+REQUIRED = {
+    "torch.load": ("weights_only", True),
+    "numpy.load": ("allow_pickle", False),
+}
+FORBIDDEN_KEYWORDS = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False, "shell": True}
+FORBIDDEN_KEYWORDS |= {"custom_pipeline": None, "use_safetensors": False}  # None: whatever it is given
+ALIASES = {"np": "numpy", "pd": "pandas"}
+DYNAMIC_IMPORTS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
+PICTURE_OPENERS = {"PIL.Image.open", "Image.open"}
+
+
+def findings(source: str, name: str = "<source>") -> list[str]:
+    """`name:line: what` for each suspicious import, call or keyword."""
+    tree = ast.parse(source, name)
+    names = dict(ALIASES) | dict(_imported(tree))
+    found = []
+    for node in ast.walk(tree):
+        problems = _of_import(node) if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.Call):
+            problems = _of_call(node, names)
+        elif isinstance(node, ast.Attribute | ast.Name) and _dotted(node, names) in FORBIDDEN - ORDINARY_NAMES:
+            problems = [_dotted(node, names)]  # also where it is handed on instead of called
+        found += [f"{name}:{getattr(node, 'lineno', 0)}: {problem}" for problem in problems]
+    return sorted(set(found))
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """What the names of a module stand for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.asname, alias.name) for alias in node.names if alias.asname)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def _of_import(node: ast.Import | ast.ImportFrom) -> list[str]:
+    module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+    given = [f"{module}.{alias.name}" if module else alias.name for alias in node.names]
+    return [f"import {name}" for name in given if name.split(".")[0] in FORBIDDEN_MODULES - _harmless(name)]
+
+
+def _harmless(name: str) -> set[str]:
+    return {name.split(".")[0]} if name in HARMLESS_IMPORTS else set()
+
+
+def _of_call(node: ast.Call, names: dict[str, str]) -> list[str]:
+    dotted = _dotted(node.func, names)
+    keywords = {word.arg: word.value for word in node.keywords}
+    problems = [dotted] if dotted in FORBIDDEN else []
+    if isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN_METHODS:
+        problems.append(f".{node.func.attr}()")
+    if dotted in REQUIRED:
+        keyword, wanted = REQUIRED[dotted]
+        value = keywords.get(keyword)
+        if not (isinstance(value, ast.Constant) and value.value is wanted):
+            problems.append(f"{dotted} without {keyword}={wanted}")
+    if dotted in PICTURE_OPENERS and "formats" not in keywords:
+        problems.append("Image.open without formats=")
+    if dotted in DYNAMIC_IMPORTS and not (node.args and isinstance(node.args[0], ast.Constant)):
+        problems.append(f"{dotted} of a computed name")
+    for word, value in keywords.items():
+        if word in FORBIDDEN_KEYWORDS:
+            bad = FORBIDDEN_KEYWORDS[word]
+            if bad is None or not (isinstance(value, ast.Constant) and value.value is not bad):
+                problems.append(f"{word}={ast.unparse(value)}")
+    return problems
+
+
+def _dotted(node: ast.AST, names: dict[str, str]) -> str:
+    """The full name of an attribute chain, "" for anything else."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, node.id)
+    if isinstance(node, ast.Attribute):
+        inner = _dotted(node.value, names)
+        return f"{inner}.{node.attr}" if inner else ""
+    return ""

@@ -1,0 +1,221 @@
+"""Hostile names and pictures: no path climbs out, no picture fills the memory, no name speaks to page or terminal."""
+
+import contextlib
+import io
+import json
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from hostile_files import BOMBS, png_bytes, tar_bytes
+from PIL import Image
+from rich.console import Console
+
+from diticli.analysis.edit_table import read_pairs
+from diticli.commands.console import say, show_table
+from diticli.commands.failure import explain
+from diticli.commands.reporting import LineReporter, RichReporter
+from diticli.data import decode, pixel_room
+from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image, image_size, is_image, short_side
+from diticli.data.features import read_features
+from diticli.data.images import open_images
+from diticli.data.labels import read_labels
+from diticli.data.pixel_room import PixelRoom
+from diticli.errors import ConfigError, DataError, DiTiError
+from diticli.pictures.report import Section, write_report
+
+# paths
+
+
+def test_no_name_in_a_tar_leaves_it(tmp_path):
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(png_bytes())
+    names = ["../up.png", "/etc/absolute.png", "a/../../b.png", "..\\win.png", "C:\\evil\\drive.png", "x\0/../nul.png"]
+    data = tar_bytes(
+        {name: png_bytes() for name in names} | {"link.png/in.png": png_bytes(), "good.png\0.txt": png_bytes()},
+        links={"link.png": str(outside), "dir": "/etc", "dir2": "../.."},
+        pax={"path": "deep/../../pax.png\0.txt"},
+    )
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").write_bytes(data)
+    source = open_images(str(tmp_path / "in"), 8)
+    found = [source.file_name(i) for i in range(len(source))]
+    assert found == [
+        *("deep/pax.png", "etc/absolute.png", "a/b.png", "win.png", "C:/evil/drive.png", "link.png/in.png", "good.png")
+    ]
+    assert all(source.load(i).shape == (8, 8, 3) for i in range(len(source)))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "in", "outside.png"]
+
+
+@pytest.mark.parametrize("size", ["-5", "-600", str(10**30), str(2**63), "1e5", "zero"])
+def test_sizes_that_a_tar_only_claims(tmp_path, size):
+    (tmp_path / "a.tar").write_bytes(tar_bytes({"a.png": png_bytes(), "b.png": png_bytes()}, pax={"size": size}))
+    try:
+        source = open_images(str(tmp_path / "a.tar"), 8)
+    except DataError:
+        return
+    for index in range(len(source)):
+        with contextlib.suppress(UnreadableImageError):
+            assert source.load(index).shape == (8, 8, 3)
+
+
+def test_no_key_of_an_lmdb_becomes_a_name(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    keys = [b"../../evil-00000", b"/etc/passwd", b"8-../00000", b"8-00000\0/../x", b"None-0000000/../../x"]
+    with lmdb.open(str(tmp_path / "d"), map_size=2**20) as database, database.begin(write=True) as transaction:
+        for key in [*keys, b"8-00000", b"8-00001"]:
+            transaction.put(key, png_bytes())
+        transaction.put(b"length", b"2")
+    source = open_images(str(tmp_path / "d"), 8)
+    assert [source.file_name(i) for i in range(len(source))] == ["00000.png", "00001.png"]
+    assert source.load(1).shape == (8, 8, 3)
+
+
+HOSTILE_NAMES = ["../../etc/passwd", "/etc/passwd", "..\\..\\x.png", "a\x1b[31m.png", "<script>.png", "x\0y.png"]
+
+
+def test_names_in_metadata_and_labels_are_labels_never_opened(tmp_path):
+    np.save(tmp_path / "feats.npy", np.zeros((len(HOSTILE_NAMES), 2), np.float32))
+    (tmp_path / "feats.json").write_text(json.dumps({"files": HOSTILE_NAMES}))
+    meta = read_features(tmp_path / "feats.npy").meta
+    assert list(meta.files) == HOSTILE_NAMES
+    records = [{"file_name": name, "age": i} for i, name in enumerate(HOSTILE_NAMES)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    table = read_labels(tmp_path / "metadata.jsonl")
+    rows, _ = table.match(meta.files)
+    assert len(rows) == len(HOSTILE_NAMES)
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", "a/b", "a\\b", "..", ".hidden", "nul\0", "new\nline"])
+def test_a_pairs_name_stays_in_the_output_folder(tmp_path, name):
+    record = {"a": "faces:1", "b": "faces:2", "name": name}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="is no plain file name"):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+# pictures
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused_by_their_head(tmp_path, monkeypatch, kind):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(BOMBS[kind])
+    (tmp_path / "a.tar").write_bytes(tar_bytes({"bomb.png": BOMBS[kind]}))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded a bomb"))
+    tracemalloc.start()
+    try:
+        for decoding in (
+            lambda: decode_image(path, 16),
+            lambda: decode_bytes(BOMBS[kind], "bomb", 16),
+            lambda: open_images(str(tmp_path / "a.tar"), 16).load(0),
+        ):
+            with pytest.raises(UnreadableImageError, match="pixels") as caught:
+                decoding()
+            assert caught.value.remedy
+        assert short_side(path) is None or short_side(path) > 16_000
+        assert not is_image(path) or image_size(BOMBS[kind])
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_larger_than_any_picture_are_not_opened(tmp_path, monkeypatch):
+    """Some decoders read the whole file first."""
+    path = tmp_path / "sparse.webp"
+    with path.open("wb") as file:
+        file.write(BOMBS["webp"])
+        file.truncate(decode.MAX_BYTES + 1)
+    monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("opened it"))
+    with pytest.raises(UnreadableImageError, match="bytes are more than"):
+        decode_image(path, 16)
+    assert not is_image(path)
+
+
+def test_large_pictures_wait_for_one_another(monkeypatch):
+    """Eight threads that meet eight large pictures hold the room's pixels at most."""
+    monkeypatch.setattr(pixel_room, "SMALL", 10)
+    room, together, most = PixelRoom(100), [], []
+    started = threading.Barrier(8)
+
+    def work(pixels):
+        started.wait()
+        with room.take(pixels):
+            together.append(pixels)
+            most.append(sum(together))
+            threading.Event().wait(0.01)
+            together.remove(pixels)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (40, 40, 40, 40, 60, 60, 150, 30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 8
+    assert max(total for total in most if total != 150) <= 100, "only what is larger than the room goes alone"
+    with room.take(100), room.take(10):
+        pass  # small ones never wait
+
+
+# reports
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "</code></pre><script>", '"onload="x', "a\u202egnp.exe", "\ud800"])
+def test_reports_escape_names(tmp_path, name):
+    section = Section(title=name, text=name, caption=name, picture=png_bytes(), table=([name], [[name]]), code=name)
+    page = write_report(tmp_path / "report.html", title=name, sections=[section]).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert '"onload' not in page
+    assert "\0" not in page
+    assert "\x1b" not in page
+    assert page.count("<section>") == page.count("</section>") == page.count("</pre>") == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "tiff"])
+def test_a_report_takes_no_bomb_for_a_picture(tmp_path, kind):
+    with pytest.raises(DiTiError, match="Cannot put"):
+        write_report(tmp_path / "r.html", title="t", sections=[Section(title="s", picture=BOMBS[kind])])
+
+
+# the terminal
+
+MARKUP = "[bold red]a[/bold red] [/nothing] [link=http://x.y]b[/link] :warning: [3]"
+ESCAPES = "\x1b]0;title\x07\x1b[31mred\x1b[2J\r\x08\x9b31m\u202egnp\udcff\x7f"
+
+
+def assert_tame(shown):
+    assert not set(shown) & set("\x1b\x07\r\x08\x9b\u202e\udcff\x7f")
+
+
+def test_tables_show_names_as_they_are(capsys):
+    show_table(MARKUP, [MARKUP, "n"], [[MARKUP, "1"], [ESCAPES, "2"]])
+    shown = capsys.readouterr().out
+    assert shown.count(MARKUP) == 3
+    assert_tame(shown)
+    assert "?[31mred?[2J???31m?gnp??" in shown
+
+
+def test_lines_and_errors_show_names_as_they_are(capsys):
+    say(f"Wrote {MARKUP} {ESCAPES}")
+    assert explain(DataError(f"Cannot read {MARKUP} {ESCAPES}.", remedy=f"Rename {MARKUP} {ESCAPES}.")) == 65
+    shown = capsys.readouterr().err
+    assert shown.count(MARKUP) == 3
+    assert_tame(shown)
+
+
+@pytest.mark.parametrize("kind", [RichReporter, LineReporter])
+def test_progress_shows_names_as_they_are(kind, monkeypatch):
+    monkeypatch.setattr("diticli.commands.reporting.LINE_SECONDS", 0.0)
+    stream = io.StringIO()
+    reporter = kind(Console(file=stream, width=400, emoji=False, highlight=False, no_color=True))
+    reporter.start(f"Reading {MARKUP} {ESCAPES}", 2)
+    reporter.advance(pair=f"{MARKUP} {ESCAPES}")
+    reporter.note(f"{MARKUP} {ESCAPES}")
+    reporter.warn(f"{MARKUP} {ESCAPES}")
+    reporter.advance()
+    reporter.finish()
+    shown = stream.getvalue()
+    assert shown.count(MARKUP) >= 4
+    assert_tame(shown.replace("\r", ""))

@@ -1,0 +1,261 @@
+"""Hostile files: no pickle runs, no path climbs out, no picture fills the memory, no model brings code along."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from code_scan import findings
+from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
+
+from diticli.analysis.direction_files import read_parts
+from diticli.analysis.linear_probe import load_probe
+from diticli.data.features import read_features
+from diticli.errors import CheckpointError, FeatureFileError, ModelError
+from diticli.models.pipeline import DiTiPipeline
+from diticli.models.unet import load_base
+from diticli.official.files import load_checkpoint as load_official
+from diticli.training.checkpoint import Checkpoint, drop_other_stages, load_checkpoint, save_checkpoint
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# Names from tables within the package itself, none from data.
+OWN_IMPORTS = {"diticli/__init__.py", "diticli/sampling/__init__.py", "diticli/models/doctor.py"}
+
+
+def package_sources():
+    for package in ("diticli", "diti_kernels"):
+        root = Path(importlib.util.find_spec(package).origin).parent
+        yield from ((f"{package}/{path.relative_to(root).as_posix()}", path) for path in sorted(root.rglob("*.py")))
+
+
+def test_the_code_runs_no_code_from_data():
+    sources = dict(package_sources())
+    assert len(sources) > 100
+    found = [line for name, path in sources.items() for line in findings(path.read_text(encoding="utf-8"), name)]
+    computed = {line.split(":")[0] for line in found if line.endswith("import_module of a computed name")}
+    assert computed == OWN_IMPORTS & set(sources)
+    assert [line for line in found if line.split(":")[0] not in OWN_IMPORTS] == []
+    assert len(found) == len(computed)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval(text)",
+        "list(map(eval, texts))",
+        "import pickle",
+        "from pickle import loads as read\nread(data)",
+        "import numpy as n\nn.load(path)",
+        "np.load(path, allow_pickle=flag)",
+        "torch.load(path)",
+        "from torch import load\nload(path, weights_only=False)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "tar.extractall(folder)",
+        "import os as o\no.system(line)",
+        "subprocess.run(line, shell=True)",
+        "Model.from_pretrained(name, trust_remote_code=True)",
+        "Model.from_pretrained(name, custom_pipeline=name)",
+        "import importlib\nimportlib.import_module(name)",
+        "Image.open(path)",
+    ],
+)
+def test_the_scan_would_see_it(line):
+    assert findings(line)
+
+
+# pickles
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """Where a bomb that ran would leave a folder; none may be there in the end."""
+    path = tmp_path / "a bomb ran"
+    yield path
+    assert not path.exists()
+
+
+def test_the_bombs_are_live(tmp_path):
+    with contextlib.suppress(Exception):  # PyTorch's oldest format holds several
+        pickle.loads(pickle_bombs(tmp_path / "ran")["plain"])  # noqa: S301
+    assert (tmp_path / "ran").is_dir()
+    np.load(io.BytesIO(pickle_bombs(tmp_path / "np")["npy"]), allow_pickle=True)
+    assert (tmp_path / "np").is_dir()
+    torch.load(io.BytesIO(pickle_bombs(tmp_path / "torch")["torch"]), weights_only=False)
+    assert (tmp_path / "torch").is_dir()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".parquet"])
+def test_features_are_never_unpickled(tmp_path, mark, suffix):
+    for data in pickle_bombs(mark).values():
+        path = tmp_path / f"feats{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(FeatureFileError, match="damaged") as caught:
+            read_features(path)
+        assert caught.value.remedy
+
+
+def test_parquet_of_a_pickled_type_is_read_as_plain_numbers(tmp_path, mark):
+    """Arrow before 14.0.1 unpickled this (CVE-2023-47248)."""
+    metadata = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(PickleBomb(mark)),
+    }
+    lists = pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 3, 4], pa.float32()), 2)
+    schema = pa.schema([pa.field("features", lists.type, metadata=metadata)])
+    pq.write_table(pa.table([lists], schema=schema), tmp_path / "feats.parquet")
+    assert read_features(tmp_path / "feats.parquet").values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_probes_and_directions_are_never_unpickled(tmp_path, mark):
+    for data in pickle_bombs(mark).values():
+        (tmp_path / "probe.safetensors").write_bytes(data)
+        with pytest.raises(FeatureFileError):
+            load_probe(tmp_path / "probe.safetensors")
+        (tmp_path / "directions.safetensors").write_bytes(data)
+        facts = {"format": "diti-directions/1", "tensors_sha256": hashlib.sha256(data).hexdigest()}
+        (tmp_path / "directions.json").write_text(json.dumps(facts))
+        with pytest.raises(FeatureFileError, match="damaged"):
+            read_parts(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+def test_official_checkpoints_are_refused_with_what_to_do(tmp_path, mark):
+    for kind, data in pickle_bombs(mark).items():
+        (tmp_path / "latest.pt").write_bytes(data)
+        with pytest.raises(ModelError, match=r"is refused: its pickle wants|is damaged") as caught:
+            load_official(tmp_path / "latest.pt")
+        assert caught.value.remedy
+        if kind in ("torch", "torch before 1.6"):
+            assert "os.mkdir" in caught.value.message or "posix.mkdir" in caught.value.message
+            assert "with nothing in it but tensors" in caught.value.remedy
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    state = {"stage": "base", "step": 7}
+    return save_checkpoint(tmp_path / "checkpoints", Checkpoint({"weights": {"w": torch.ones(2)}}, state))
+
+
+def test_checkpoints_are_never_unpickled(checkpoint, mark):
+    for data in pickle_bombs(mark).values():
+        (checkpoint / "weights.safetensors").write_bytes(data)
+        edit_json(checkpoint / "state.json", sha256={"weights.safetensors": hashlib.sha256(data).hexdigest()})
+        with pytest.raises(CheckpointError, match="Cannot read the checkpoint") as caught:
+            load_checkpoint(checkpoint)
+        assert str(checkpoint) in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/outside.safetensors", "a/b.safetensors", "state.json", ""]
+)
+def test_a_checkpoints_state_names_no_other_file(checkpoint, tmp_path, name):
+    shutil.copy(checkpoint / "weights.safetensors", checkpoint.parent / "outside.safetensors")
+    digest = hashlib.sha256((checkpoint / "weights.safetensors").read_bytes()).hexdigest()
+    edit_json(checkpoint / "state.json", sha256={name: digest})
+    with pytest.raises(CheckpointError, match=r"Cannot read the checkpoint.*names") as caught:
+        load_checkpoint(checkpoint)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"{}", b'{"sha256": [1]}', b'{"sha256": {}, "stage": 3}', deep_json()])
+def test_a_damaged_state_is_named_and_not_tidied_away(checkpoint, text):
+    (checkpoint / "state.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint"):
+        load_checkpoint(checkpoint)
+    drop_other_stages(checkpoint.parent, "features")
+    assert checkpoint.is_dir()
+
+
+# models
+
+
+@pytest.fixture(scope="module")
+def saved(make_pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved, tmp_path, no_network):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", WEIGHTS])
+@pytest.mark.parametrize("part", ["encoder", "unet"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_weights_are_never_unpickled(model, mark, part, name):
+    (model / part / WEIGHTS).unlink()
+    for kind in ("plain", "torch", "torch before 1.6"):
+        (model / part / name).write_bytes(pickle_bombs(mark)[kind])
+        with pytest.raises(ModelError, match="Cannot load the model"):
+            DiTiPipeline.from_pretrained(model)
+        if part == "unet":
+            with pytest.raises(ModelError, match="Cannot load a base"):
+                load_base(str(model))
+
+
+def code(mark, kind="Evil"):
+    return f"import os\nos.mkdir({str(mark)!r})\nclass {kind}: pass\n"
+
+
+def test_a_pipeline_within_the_pipeline_cannot_name_code(model, mark):
+    """Diffusers would load the inner one by its own index, which nobody looked at."""
+    edit_json(model / "model_index.json", unet=["diffusers", "DiffusionPipeline"])
+    inner = {"_class_name": "DiffusionPipeline", "part": ["evil", "Evil"]}
+    (model / "unet" / "model_index.json").write_text(json.dumps(inner))
+    (model / "unet" / "part").mkdir()
+    (model / "unet" / "part" / "evil.txt").write_text("no code")
+    with pytest.raises(ModelError, match=r"diffusers\.DiffusionPipeline"):
+        DiTiPipeline.from_pretrained(model)
+
+
+@pytest.mark.parametrize("where", ["pipeline.py", "unet/evil.py", "unet/part/evil.py", "a/b/c/evil.py"])
+def test_code_at_any_depth_is_refused(model, mark, where):
+    (model / where).parent.mkdir(parents=True, exist_ok=True)
+    (model / where).write_text(code(mark))
+    with pytest.raises(ModelError, match=where):
+        DiTiPipeline.from_pretrained(model, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("entry", [["diffusers", "../evil"], ["diffusers", "UNet2DModel", "evil"], ["diffusers"]])
+def test_parts_of_no_diti_model_are_refused(model, entry):
+    edit_json(model / "model_index.json", unet=entry)
+    with pytest.raises(ModelError, match="parts of no DiTi model"):
+        DiTiPipeline.from_pretrained(model)
+
+
+def test_configs_cannot_import_code(model, mark):
+    """Keys by which transformers and diffusers find code are read past."""
+    hints = {"_class_name": "Evil", "auto_map": {"AutoModel": "evil.Evil", "UNet2DModel": "evil--evil.Evil"}}
+    for name in ("unet/config.json", "encoder/config.json", "scheduler/scheduler_config.json"):
+        edit_json(model / name, **hints, custom_pipeline="evil", trust_remote_code=True)
+    edit_json(model / "model_index.json", custom_pipeline="evil", auto_map=hints["auto_map"])
+    assert DiTiPipeline.from_pretrained(model).config.crop == "center"
+    (model / "unet" / "evil.py").write_text(code(mark))
+    assert load_base(str(model))[0].config.sample_size == 16
+
+
+@pytest.mark.parametrize(
+    "target", ["../../outside.safetensors", "/etc/outside.safetensors", "a\\b.safetensors", "x.bin"]
+)
+def test_split_weights_stay_in_their_folder(model, tmp_path, target):
+    shutil.move(model / "unet" / WEIGHTS, tmp_path / "outside.safetensors")
+    index = model / "unet" / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": target}}))
+    for load in (DiTiPipeline.from_pretrained, load_base):
+        with pytest.raises(ModelError, match="names files that are no weights beside it"):
+            load(str(model))
+    for damaged in (b"[]", b'{"weight_map": 3}', b"{}", deep_json()):
+        index.write_bytes(damaged)
+        with pytest.raises(ModelError, match="Cannot read"):
+            load_base(str(model))
