@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.directions import Directions
+from diticli.analysis.directions import Along, Directions
 from diticli.analysis.faithfulness import (
     MOVED,
     Change,
@@ -50,6 +50,7 @@ class EvaluationSettings:
         steps: of inversion and of decoding.
         solver: "dpm" or "ddim".
         amount: of an attribute move, both ways; see `Directions.move`.
+        along: which direction of an attribute; see `Directions.vector`.
         batch_size: images decoded together.
         seed: of splits and bootstraps.
     """
@@ -57,6 +58,7 @@ class EvaluationSettings:
     steps: int = DEFAULT_STEPS
     solver: Solver = DEFAULT_SOLVER
     amount: float = 0.3
+    along: Along = "weight"
     batch_size: int = 128
     seed: int = 0
 
@@ -237,7 +239,9 @@ class _Evaluation:
         }
 
     def _move(self, directions: Directions, name: str) -> MoveScore:
-        pictures = [self._decode(directions.move(self.z, name, sign * self.settings.amount)) for sign in (-1, 1)]
+        settings = self.settings
+        moved = [directions.move(self.z, name, s * settings.amount, along=settings.along) for s in (-1, 1)]
+        pictures = [self._decode(z) for z in moved]
         low, high = (self.reader.read(picture) for picture in pictures)
         drift = None
         if self.judged.factors is not None:

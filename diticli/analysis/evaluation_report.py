@@ -123,9 +123,9 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
         sections.append(Section(title=f"{result.model}: exchanged chunks", text=text, picture=picture, table=swaps))
     if result.moves:
         text = (
-            f"Each image moved by {result.facts['amount']:g} both ways along the direction of a linear probe; half "
-            "the mean difference, in standard deviations. Selectivity: share of the attribute itself in the sum of all "
-            "changes."
+            f"Each image moved by {result.facts['amount']:g} both ways along the {result.facts['along']} of a linear "
+            "probe; half the mean difference, in standard deviations. Selectivity: share of the attribute itself in "
+            "the sum of all changes."
         )
         sections.append(Section(title=f"{result.model}: moved attributes", text=text, table=moves))
     return sections

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 
 FACES = "faces"
 OVERVIEW_ROWS = 4
+
+
+class AlongChoice(StrEnum):
+    """Choices of --along."""
+
+    WEIGHT = "weight"
+    PATTERN = "pattern"
 
 
 def evaluate(
@@ -47,6 +55,10 @@ def evaluate(
     ] = 12_000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes of the reader over them.")] = 4,
     amount: Annotated[float, typer.Option(min=0.01, max=10, help="How far to move along an attribute.")] = 0.3,
+    along: Annotated[
+        AlongChoice,
+        typer.Option(help="The weight of the attribute's classifier, as published, or the pattern of its features."),
+    ] = AlongChoice.WEIGHT,
     moves: Annotated[bool, typer.Option("--moves/--no-moves", help="Also move along every attribute.")] = True,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
@@ -100,7 +112,7 @@ def evaluate(
     judge = train_reader(
         judged.learn_NCHW, judged.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress
     )
-    settings = EvaluationSettings(amount=amount, seed=seed, steps=steps or DEFAULT_STEPS)
+    settings = EvaluationSettings(amount=amount, along=along.value, seed=seed, steps=steps or DEFAULT_STEPS)
     results = [
         evaluate_model(p, judged, judge, sets, settings=settings, moves=moves, reporter=progress)
         for p, sets in zip(pipelines, chosen, strict=True)
