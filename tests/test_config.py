@@ -72,6 +72,9 @@ def test_a_runs_own_config_json_is_a_settings_file(tmp_path):
         ('gradient="detached"', "gradient", "detached"),
         ("data.source=/pictures/a=b", "data.source", "/pictures/a=b"),
         ("data.horizontal_flip=false", "data.horizontal_flip", False),
+        ("compile=true", "compile", True),
+        ("compile=false", "compile", False),
+        ("compile=auto", "compile", "auto"),
         ("base_model=google/ddpm-celebahq-256", "base_model", "google/ddpm-celebahq-256"),
     ],
 )

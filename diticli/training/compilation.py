@@ -14,7 +14,11 @@ Compiler = Callable[[str, Part], Part]
 """(name for people, function) -> the same function, faster."""
 
 CPU_STEPS = 50_000
-"""Steps from which a run on a CPU is compiled."""
+"""Steps from which a run on a CPU is compiled.
+
+On a CPU most of a step is convolutions, which a compiler leaves to oneDNN: a compiled step of faces32 (bf16, one
+thread) was 1.01 to 1.04 times as fast, and compiling it took 96 to 230 s on a busy machine.
+"""
 
 
 def compile_pays(config: RunConfig, device: torch.device) -> bool:
