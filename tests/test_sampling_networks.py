@@ -5,6 +5,7 @@ import torch
 from tiny_models import LATENT_DIM, SIZE
 
 from diticli.errors import ModelError
+from diticli.models.batch_size import suggest_batch_size
 from diticli.models.frozen_pair import FrozenCopies, FrozenPair
 from diticli.models.step_graph import StepGraph, wants_graph
 
@@ -145,3 +146,26 @@ def test_a_graphs_results_are_their_own_memory():
     first = doubled(torch.ones(3, device="cuda"))
     doubled(torch.zeros(3, device="cuda"))
     assert first.tolist() == [2, 2, 2]
+
+
+def test_batch_size_on_a_cpu_goes_by_pixels(pipeline):
+    assert pipeline.suggest_batch_size() == 256
+    assert pipeline.suggest_batch_size(most=100) == 64
+    cpu = torch.device("cpu")
+    assert suggest_batch_size(lambda count: None, cpu, resolution=64) == 16
+    assert suggest_batch_size(lambda count: None, cpu, resolution=1024) == 1
+
+
+def test_batch_size_on_a_gpu_goes_by_what_an_image_takes(monkeypatch):
+    taken = {"now": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 20_000))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 500 + taken["now"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+
+    def run(count):
+        taken["now"] = 300 + 100 * count
+
+    assert suggest_batch_size(run, torch.device("cuda"), resolution=64) == 64  # 80 fit
+    assert suggest_batch_size(run, torch.device("cuda"), resolution=64, most=32) == 32

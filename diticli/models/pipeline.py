@@ -18,13 +18,15 @@ from torch import nn
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
-from diticli.data.decode import CROP_NOTES, Crop, to_square
+from diticli.data.decode import Crop, to_square
 from diticli.errors import ConfigError, ModelError
+from diticli.models.batch_size import suggest_batch_size
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.fingerprint import Fingerprint
 from diticli.models.frozen_pair import FrozenCopies
 from diticli.models.heads import restore_heads
 from diticli.models.hub import check_index, first_line, local_folder
+from diticli.models.parts import check_parts
 from diticli.models.pixels import checked, normalise
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shift_decoder import ShiftDecoder
@@ -85,30 +87,11 @@ class DiTiPipeline(DiffusionPipeline):
         self.windows = ChunkWindows(self.chunks)
         self.model_id = ""
         self._copies, self._fingerprint = FrozenCopies(), Fingerprint()
-        self._check()
+        check_parts(self)
         if unet is not None:
             restore_heads(unet)
         for module in self.networks.values():
             module.eval()
-
-    def _check(self) -> None:
-        if (self.unet is None) != (self.shift_decoder is None):
-            raise ModelError(
-                "A base and a shift decoder need each other; one of them is missing.", remedy="Give both, or neither."
-            )
-        widths = {self.chunks.latent_dim, self.encoder.config.latent_dim}
-        if self.shift_decoder is not None:
-            widths.add(self.shift_decoder.config.latent_dim)
-        if len(widths) != 1:
-            raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
-        if self.chunks.timesteps != self.schedule.timesteps:
-            raise ModelError(
-                f"The layout covers {self.chunks.timesteps} time-steps, the scheduler {self.schedule.timesteps}."
-            )
-        if self.config.shift_form not in ("score", "posterior"):
-            raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
-        if self.config.crop not in CROP_NOTES:
-            raise ModelError(f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -287,6 +270,15 @@ class DiTiPipeline(DiffusionPipeline):
         bar = self.schedule.alphas_cumprod
         x_T = x_T.to(self.device).float()
         return decode(noise, x_T, bar, steps=steps, solver=solver, clip=clip, callback=callback)
+
+    def suggest_batch_size(self, most: int = 256) -> int:
+        """How many images `invert` and `decode` should take together here, see `diticli.models.batch_size`."""
+
+        def run(count: int) -> None:
+            z = torch.zeros(count, self.chunks.latent_dim)
+            self.decode(torch.zeros(count, 3, self.resolution, self.resolution), z, steps=1)
+
+        return suggest_batch_size(run, self.device, resolution=self.resolution, most=most)
 
     def _denoisers(self) -> tuple[UNet2DModel, ShiftDecoder]:
         if self.unet is None or self.shift_decoder is None:
