@@ -21,6 +21,7 @@ from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training import stage_two
 from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
+from diticli.training.checkpoint import flatten_optimizer, restore_optimizer
 from diticli.training.compilation import CPU_STEPS, compile_pays
 from diticli.training.loop import Stage, StageTrainer, draw_inputs
 from diticli.training.plan import make_plan
@@ -356,3 +357,28 @@ def test_kernels_give_the_same_losses(base: Path, tmp_path: Path, monkeypatch: p
         train(config, tmp_path / name)
         curves[name] = loss_curve(tmp_path / name)
     assert curves["triton"] == pytest.approx(curves["reference"], rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_restored_optimizer_goes_on_whatever_the_layout_of_weights(layout: torch.memory_format) -> None:
+    """Files hold no strides, and fused Adam walks the memory of weights and moments side by side."""
+
+    def fresh() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        values = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+        weight = torch.nn.Parameter(values.to(memory_format=layout))
+        return weight, torch.optim.Adam([weight], lr=0.1, fused=True)
+
+    def step(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        weight.grad = torch.empty_like(weight).copy_(
+            torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
+        )
+        optimizer.step()
+
+    (weight, optimizer), (resumed, restored) = fresh(), fresh()
+    step(weight, optimizer, 1)
+    with torch.no_grad():
+        resumed.copy_(weight)
+    restore_optimizer(restored, {name: v.contiguous() for name, v in flatten_optimizer(optimizer).items()})
+    for w, o in ((weight, optimizer), (resumed, restored)):
+        step(w, o, 2)
+    assert torch.equal(weight, resumed)
