@@ -378,7 +378,8 @@ def test_a_restored_optimizer_goes_on_whatever_the_layout_of_weights(layout: tor
     step(weight, optimizer, 1)
     with torch.no_grad():
         resumed.copy_(weight)
-    restore_optimizer(restored, {name: v.contiguous() for name, v in flatten_optimizer(optimizer).items()})
+    saved = {name: v.clone(memory_format=torch.contiguous_format) for name, v in flatten_optimizer(optimizer).items()}
+    restore_optimizer(restored, saved)
     for w, o in ((weight, optimizer), (resumed, restored)):
         step(w, o, 2)
     assert torch.equal(weight, resumed)
