@@ -311,10 +311,10 @@ def test_auto_compiles_where_it_pays() -> None:
     assert compile_pays(short, CUDA)
     assert not compile_pays(short, CPU)
     assert compile_pays(long, CPU)
-    alike = (("base.images", CPU_STEPS // 2 * 64), ("features.images", CPU_STEPS // 2 * 64))
-    both = build_config("faces32", options=dict(alike))
-    assert compile_pays(both, CPU)
-    assert not compile_pays(build_config("faces32", options=dict(alike), assignments=("base_model=x",)), CPU)
+    for precision, steps in CPU_STEPS.items():
+        half = {"base.images": steps // 2 * 64, "features.images": steps // 2 * 64, "precision": precision}
+        assert compile_pays(build_config("faces32", options=half), CPU)
+        assert not compile_pays(build_config("faces32", options=half | {"base_model": "x"}), CPU)
     assert resolve(tiny()).compile is False
     assert resolve(tiny("compile=true")).compile is True
 
