@@ -6,7 +6,9 @@ file can stand for gigabytes of pixels. Small pictures never wait.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -40,6 +42,7 @@ class PixelRoom:
         try:
             yield
         finally:
+            _give_back()
             with self._changed:
                 self._taken -= pixels
                 self._changed.notify_all()
@@ -49,6 +52,13 @@ class PixelRoom:
         self._changed = threading.Condition()
 
 
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps it in an arena for each thread, where the others cannot use it."""
+    if _trim is not None:
+        _trim(0)
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _rooms: weakref.WeakSet[PixelRoom] = weakref.WeakSet()
 
 
