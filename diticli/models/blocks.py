@@ -8,37 +8,17 @@ Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K ch
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from diti_kernels.adaptive_group_norm import adaptive_group_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diticli.models.attention import attend
-from diticli.models.layout import after_norm, for_norm
 from diticli.models.modulation import Modulation
-
-
-def norm_silu(norm: Any, h_BCHW: Tensor, skip: Tensor | None = None) -> Tensor:
-    """SiLU of `norm` (a `GroupNorm`) of `h`, or of `h` and `skip` side by side."""
-    return _normalise(norm, h_BCHW, norm.weight, norm.bias, skip)
-
-
-def _normalise(
-    norm: nn.GroupNorm,
-    h: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    skip: Tensor | None = None,
-    activation: Literal["silu", "none"] = "silu",
-) -> Tensor:
-    h, skip = for_norm(h), None if skip is None else for_norm(skip)
-    return after_norm(adaptive_group_norm(h, scale, shift, norm.num_groups, norm.eps, skip=skip, activation=activation))
+from diticli.models.norms import modulated_norm, norm_silu
 
 
 def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:
@@ -59,20 +39,35 @@ def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, ski
     h = block.conv1(h)
     if modulation.offset is not None:
         h = h + modulation.offset.to(h.dtype)[:, :, None, None]
-    h = _normalise(block.norm2, h, modulation.scale, modulation.shift)
-    h = block.conv2(block.dropout(h))
-    h = _shortcut(block, x_BCHW, skip) + h
+    h = modulated_norm(block.norm2, h, modulation.scale, modulation.shift)
+    h = _second_convolution(block, block.dropout(h), x_BCHW, skip)
     return h if block.output_scale_factor == 1 else h / block.output_scale_factor
 
 
-def _shortcut(block: ResnetBlock2D, x: Tensor, skip: Tensor | None) -> Tensor:
-    conv = block.conv_shortcut
-    if conv is None:
-        return x if skip is None else torch.cat([x, skip], dim=1)
-    if skip is None:
-        return conv(x)
-    of_x, of_skip = conv.weight.split([x.shape[1], skip.shape[1]], dim=1)
-    return F.conv2d(x, of_x, conv.bias) + F.conv2d(skip, of_skip)
+def _second_convolution(block: ResnetBlock2D, h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
+    """conv2(h) + shortcut([x, skip])."""
+    conv, shortcut = block.conv2, block.conv_shortcut
+    if shortcut is None:
+        return conv(h) + (x if skip is None else torch.cat([x, skip], dim=1))
+    bias = conv.bias if shortcut.bias is None else conv.bias + shortcut.bias
+    h = F.conv2d(h, conv.weight, bias, conv.stride, conv.padding)
+    first = x.shape[1]
+    h = _add_products(h, x, shortcut.weight[:, :first])
+    return h if skip is None else _add_products(h, skip, shortcut.weight[:, first:])
+
+
+def _add_products(h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """h plus the 1x1 convolution of x: one product that adds to h where maps are rows of channels in memory."""
+    if not h.is_contiguous(memory_format=torch.channels_last):
+        return h + F.conv2d(x, weight)
+    B, C, H, W = h.shape
+    rows = torch.addmm(_rows(h), _rows(x), weight.flatten(1).t())
+    return rows.view(B, H, W, C).permute(0, 3, 1, 2)
+
+
+def _rows(h_BCHW: Tensor) -> Tensor:
+    """[B H W, C]: a view where the map is channels_last."""
+    return h_BCHW.permute(0, 2, 3, 1).reshape(-1, h_BCHW.shape[1])
 
 
 def run_attention(block: Attention, x_BCHW: Tensor) -> Tensor:
@@ -80,13 +75,13 @@ def run_attention(block: Attention, x_BCHW: Tensor) -> Tensor:
     B, C, H, W = x_BCHW.shape
     h, norm = x_BCHW, block.group_norm
     if norm is not None:
-        h = _normalise(norm, h, norm.weight, norm.bias, activation="none")
+        h = modulated_norm(norm, h, norm.weight, norm.bias, activation="none")
     qkv = _qkv(block, h.permute(0, 2, 3, 1).reshape(B, H * W, C))
     q, k, v = qkv.view(B, H * W, 3, block.heads, -1).unbind(2)
     h = attend(q, k, v).reshape(B, H * W, -1)
     h = block.to_out[1](block.to_out[0](h))
     h = h.view(B, H, W, C).permute(0, 3, 1, 2)
-    h = h + x_BCHW if block.residual_connection else h
+    h = x_BCHW + h if block.residual_connection else h
     return h if block.rescale_output_factor == 1 else h / block.rescale_output_factor
 
 

@@ -17,8 +17,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from diticli.errors import ConfigError
-from diticli.models.blocks import norm_silu, run_attention
+from diticli.models.blocks import run_attention
 from diticli.models.layout import in_layout
+from diticli.models.norms import norm_silu
 
 
 class SemanticEncoder(ModelMixin, ConfigMixin):

@@ -21,9 +21,9 @@ from diti_kernels.masked_linear import masked_linear
 from torch import nn
 from torch.nn import functional as F
 
-from diticli.models.blocks import norm_silu
 from diticli.models.heads import unet_from_config
 from diticli.models.modulation import gather_weights, modulate, project_features
+from diticli.models.norms import norm_silu
 from diticli.models.unet import DownFeatures, run_up_path, up_resnets
 
 if TYPE_CHECKING:
@@ -60,9 +60,12 @@ class ShiftResnetBlock2D(ResnetBlock2D):
             up=block.up,
             down=block.down,
         )
-        twin.nonlinearity = block.nonlinearity
         zero_(twin.conv2)
         return twin
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Refuses: diffusers' own forward would leave the features out."""
+        raise NotImplementedError("A ShiftDecoder runs its blocks through diticli.models.blocks.run_resnet.")
 
 
 class ShiftDecoder(ModelMixin, ConfigMixin):
@@ -119,9 +122,15 @@ class ShiftDecoder(ModelMixin, ConfigMixin):
 
     def forward(self, down: DownFeatures, z_mod_BM: torch.Tensor) -> torch.Tensor:
         """Shift [B, C, H, W] from the base's down-path features and `project`ed features."""
+        hidden, *skips = (_fitting(h, self.conv_out.weight) for h in (down.hidden, *down.skips))
         resnets = up_resnets(self)
-        modulations = modulate(resnets, gather_weights(resnets), down.temb, z_mod_BM)
-        return self.conv_out(norm_silu(self.conv_norm_out, run_up_path(self, down.hidden, down.skips, modulations)))
+        modulations = modulate(resnets, gather_weights(resnets), _fitting(down.temb, self.conv_out.weight), z_mod_BM)
+        return self.conv_out(norm_silu(self.conv_norm_out, run_up_path(self, hidden, skips, modulations)))
+
+
+def _fitting(h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`h` in the dtype of the weights, such as that of a base in half precision; autocast converts by itself."""
+    return h if torch.is_autocast_enabled(h.device.type) else h.to(weight.dtype)
 
 
 def zero_(module: nn.Module) -> None:

@@ -16,11 +16,18 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 
 from diticli.errors import ModelError
-from diticli.models.blocks import norm_silu, run_attention, run_downsample, run_resnet, run_upsample
+from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
 from diticli.models.heads import restore_heads
 from diticli.models.hub import first_line, local_folder
 from diticli.models.layout import in_layout
 from diticli.models.modulation import Modulation, PathWeights, gather_weights, modulate
+from diticli.models.norms import norm_silu
+
+# What `run_down_path` and `run_up_path` can run.
+_BLOCKS = {
+    *("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    *("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}
 
 
 class DownFeatures(NamedTuple):
@@ -134,10 +141,11 @@ def check_base(unet: UNet2DModel, *, resolution: int | None = None) -> None:
     """Refuse a base that the method cannot stand on.
 
     Raises:
-        ModelError: for a fourier or learned time embedding, class conditioning, a learned variance, blocks
-            with their own skip convolutions, or another resolution or channel count than the data's.
+        ModelError: for a fourier or learned time embedding, class conditioning, a learned variance, blocks or an
+            activation that cannot be run here, or another resolution or channel count than the data's.
     """
     config = unet.config
+    unknown = sorted({*config.down_block_types, *config.up_block_types} - _BLOCKS)
     problems = {
         f"it uses a {config.time_embedding_type} time embedding": config.time_embedding_type != "positional",
         "it is class-conditional": config.class_embed_type is not None or config.num_class_embeds is not None,
@@ -146,12 +154,8 @@ def check_base(unet: UNet2DModel, *, resolution: int | None = None) -> None:
         f"it has {config.in_channels} input and {config.out_channels} output channels, images have 3": (
             config.in_channels != 3 or config.out_channels not in (3, 6)
         ),
-        "its blocks carry their own skip convolutions": any(
-            hasattr(b, "skip_conv") for b in (*unet.down_blocks, *unet.up_blocks)
-        ),
-        "it was built with a resampling that cannot be copied": any(
-            "Skip" in kind or "KDown" in kind for kind in config.down_block_types
-        ),
+        f"its blocks are {', '.join(unknown)}": bool(unknown),
+        f"its activation is {config.act_fn}": config.act_fn not in ("silu", "swish"),
     }
     for what, broken in problems.items():
         if broken:

@@ -1,0 +1,240 @@
+"""The walk over diffusers' blocks against their own forward: values and all gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from tiny_models import LATENT_DIM, UNET_SHAPES, perturb, tiny_unet_config
+from torch.nn import functional as F
+
+from diticli.models import norms
+from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
+from diticli.models.heads import restore_heads
+from diticli.models.layout import layout_for
+from diticli.models.modulation import gather_weights, modulate
+from diticli.models.norms import modulated_norm, norm_silu
+from diticli.models.predictor import predict
+from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import estimate_noise, run_down_path
+
+T = torch.tensor([0, 417, 999])
+
+
+def gradients(module, output, *inputs):
+    """Gradients of a fixed scalar of `output`, by name; None where nothing flows."""
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    named = dict(module.named_parameters()) | {f"input{i}": x for i, x in enumerate(inputs)}
+    found = torch.autograd.grad((output * weight).sum(), list(named.values()), allow_unused=True)
+    return dict(zip(named, found, strict=True))
+
+
+def assert_same(module, ours, theirs, *inputs, rtol=1e-9, atol=1e-11):
+    """Both outputs and all their gradients agree."""
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+    of_ours, of_theirs = gradients(module, ours, *inputs), gradients(module, theirs, *inputs)
+    assert [k for k, g in of_ours.items() if g is None] == [k for k, g in of_theirs.items() if g is None]
+    for name, gradient in of_theirs.items():
+        if gradient is not None:
+            torch.testing.assert_close(of_ours[name], gradient, rtol=rtol, atol=atol, msg=name)
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def maps(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+RESNETS = {
+    "plain": {},
+    "wider": {"out_channels": 12},
+    "other groups": {"out_channels": 12, "groups_out": 2},
+    "scaled": {"out_channels": 12, "output_scale_factor": 2**0.5},
+    "shortcut without bias": {"out_channels": 12, "conv_shortcut_bias": False},
+    "shortcut of equal widths": {"use_in_shortcut": True},
+    "active embedding": {"skip_time_act": True},
+    "up": {"up": True},
+    "down": {"down": True},
+}
+
+
+@pytest.mark.parametrize("shift", ["default", "scale_shift"])
+@pytest.mark.parametrize("kind", RESNETS)
+def test_resnet(kind, shift):
+    options = {"in_channels": 8, "temb_channels": 6, "groups": 4, "time_embedding_norm": shift} | RESNETS[kind]
+    block = perturb(ResnetBlock2D(**options)).double().eval()
+    x, temb = maps(3, 8, 6, 6), torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    ours = run_resnet(block, channels_last(x), next(modulate([block], gather_weights([block]), temb)))
+    assert_same(block, ours, block(x, temb), x, temb)
+
+
+@pytest.mark.parametrize("out_channels", [8, 12])
+def test_resnet_beside_a_skip(out_channels):
+    """Also where the two together are as wide as the result, so that nothing projects them."""
+    block = perturb(ResnetBlock2D(in_channels=12, out_channels=out_channels, temb_channels=6, groups=4)).double().eval()
+    assert (block.conv_shortcut is None) == (out_channels == 12)
+    x, skip, temb = maps(2, 8, 4, 4), maps(2, 4, 4, 4), torch.randn(2, 6, dtype=torch.float64)
+    modulation = next(modulate([block], gather_weights([block]), temb))
+    ours = run_resnet(block, channels_last(x), modulation, channels_last(skip))
+    assert_same(block, ours, block(torch.cat([x, skip], 1), temb), x, skip)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("options", [{}, {"norm_num_groups": None}, {"rescale_output_factor": 2.0}, {"bias": False}])
+def test_attention(heads, options):
+    options = {"norm_num_groups": 4, "bias": True, "residual_connection": True} | options
+    block = Attention(8, heads=heads, dim_head=8 // heads, _from_deprecated_attn_block=True, **options)
+    perturb(block).double().set_processor(AttnProcessor2_0())
+    x = maps(3, 8, 4, 6)
+    assert_same(block, run_attention(block, channels_last(x)), block(x), x, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_downsample(padding):
+    block = Downsample2D(8, use_conv=True, padding=padding, name="op").double()
+    x = maps(2, 8, 6, 6)
+    assert_same(block, run_downsample(block, channels_last(x)), block(x), x)
+
+
+def test_upsample():
+    block = Upsample2D(8, use_conv=True).double()
+    x = maps(2, 8, 3, 5)
+    assert_same(block, run_upsample(block, channels_last(x)), block(x), x)
+
+
+@pytest.mark.parametrize("shape", UNET_SHAPES)
+def test_whole_unet(shape):
+    """Values as the official numbers ask, 1e-6 relative, and every gradient."""
+    unet = perturb(UNet2DModel(**tiny_unet_config(**UNET_SHAPES[shape])), 0.05)
+    size = unet.config.sample_size
+    x = torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        expected = unet.eval()(x, T).sample
+        assert (estimate_noise(unet, x, T) - expected).abs().max() < 2e-6 * expected.abs().max()
+    unet.double().train()
+    x = x.double().requires_grad_()
+    assert_same(unet, estimate_noise(unet, x, T), unet(x, T).sample, x, rtol=1e-7, atol=1e-8)
+
+
+def test_heads_of_the_config(make_unet):
+    unet = make_unet("DA")
+    unet.register_to_config(attention_heads=2)
+    restore_heads(unet)
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(estimate_noise(unet, x, T), unet(x, T).sample)
+
+
+@pytest.mark.parametrize("shape", ["conv-default", "resnet-scale_shift"])
+def test_one_timestep_serves_all_samples(make_unet, shape):
+    unet, x = make_unet(shape), torch.randn(3, 3, 16, 16)
+    each = run_down_path(unet, x, torch.full((3,), 417))
+    shared = run_down_path(unet, x, torch.tensor([417]))
+    assert (each.temb.shape[0], shared.temb.shape[0]) == (3, 1)
+    torch.testing.assert_close(shared.hidden, each.hidden)
+    torch.testing.assert_close(estimate_noise(unet, x, T[1:2]), estimate_noise(unet, x, torch.full((3,), 417)))
+
+
+def test_dropout_is_active_in_training_only():
+    unet = UNet2DModel(**tiny_unet_config(dropout=0.5)).eval()
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(estimate_noise(unet, x, T), estimate_noise(unet, x, T))
+        quiet = estimate_noise(unet, x, T)
+        unet.train()
+        assert not torch.equal(estimate_noise(unet, x, T), quiet)
+
+
+@pytest.mark.parametrize("shape", ["conv-default", "resnet-scale_shift", "ddpm-cifar10-32"])
+def test_autocast_is_as_close_to_float32_as_diffusers(make_unet, shape):
+    unet, x = make_unet(shape), torch.randn(8, 3, 16, 16)
+    t = torch.arange(8) * 120
+    with torch.no_grad():
+        exact = unet(x, t).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = (f.float() - exact for f in (estimate_noise(unet, x, t), unet(x, t).sample))
+    assert ours.square().mean().sqrt() < 2 * theirs.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [4, 32])
+@pytest.mark.parametrize("rows", [None, 1, 3])
+@pytest.mark.parametrize("record", [False, True])
+def test_norm_on_a_cpu_whatever_route_it_takes(dtype, size, rows, record):
+    norm, skip = torch.nn.GroupNorm(4, 12, eps=1e-3), torch.randn(3, 4, size, size)
+    h = (5 + torch.randn(3, 8, size, size)).to(dtype)
+    scale, shift = (torch.randn(12) if rows is None else torch.randn(rows, 12) for _ in range(2))
+    x = torch.cat([h.double(), skip.to(dtype).double()], 1)
+    exact = F.group_norm(x, 4, eps=1e-3) * scale.view(-1, 12, 1, 1) + shift.view(-1, 12, 1, 1)
+    for activation, expected in (("none", exact), ("silu", F.silu(exact))):
+        got = modulated_norm(
+            norm, channels_last(h), scale.requires_grad_(record), shift, channels_last(skip), activation
+        )
+        assert got.dtype == dtype
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        plain = modulated_norm(norm, h, scale, shift, skip, activation)
+        assert plain.is_contiguous()
+        torch.testing.assert_close(plain, got, rtol=0.02, atol=0.02)
+        atol = 1e-5 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(got.detach().double(), expected, rtol=atol, atol=atol)
+
+
+def test_trained_norms_take_frozen_features_in_channels_last():
+    """Where PyTorch's own CPU group_norm reads invalid memory: no gradient of the input, but of the affine."""
+    norm = torch.nn.GroupNorm(4, 8)
+    h = channels_last(torch.randn(4, 8, 32, 32))
+    y = norm_silu(norm, h)
+    y.square().sum().backward()
+    ours = norm.weight.grad.clone(), norm.bias.grad.clone()
+    norm.zero_grad()
+    F.silu(norm(h.contiguous().requires_grad_())).square().sum().backward()
+    torch.testing.assert_close(ours, (norm.weight.grad, norm.bias.grad), rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_keep_the_layout_of_maps(monkeypatch):
+    """Kernels that meet two layouts at once are many times slower: norms must hand back channels_last."""
+    seen = []
+    h = channels_last(torch.randn(2, 8, 4, 4)).requires_grad_()
+    h.register_hook(lambda g: seen.append(g.is_contiguous(memory_format=torch.channels_last)))
+    called = []
+    inner = norms.adaptive_group_norm
+    monkeypatch.setattr(norms, "adaptive_group_norm", lambda x, *a, **k: called.append(x.stride()) or inner(x, *a, **k))
+    norm_silu(torch.nn.GroupNorm(4, 8), h).square().sum().backward()
+    assert seen == [True]
+    assert called == [(128, 16, 4, 1)]
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_maps_keep_one_layout(make_unet, compute):
+    unet, x = make_unet("resnet-scale_shift"), torch.randn(3, 3, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+        down = run_down_path(unet, x, T)
+    layout = layout_for(x.device, compute)
+    assert layout == (torch.contiguous_format if compute == torch.float32 else torch.channels_last)
+    assert all(h.is_contiguous(memory_format=layout) for h in (down.hidden, *down.skips))
+
+
+def test_prediction_and_training_are_one_graph_each(make_unet, layout):
+    from diticli.models.frozen import FrozenBase
+    from diticli.models.predictor import ChunkWindows
+
+    unet = make_unet("RA", resampling="resnet", shift="scale_shift")
+    base, decoder = FrozenBase(unet, torch.float32), perturb(ShiftDecoder.for_unet(unet, LATENT_DIM))
+    windows, x = ChunkWindows(layout), torch.randn(3, 3, 16, 16)
+    z = torch.randn(3, LATENT_DIM, requires_grad=True)
+
+    def both(z):
+        modes = [decoder.project(z, T, windows, detach_earlier=detach) for detach in (False, True)]
+        return [(noise, shift) for noise, shift in predict(base, decoder, x, T, *modes)]
+
+    expected = both(z)
+    compiled = torch.compile(both, backend="eager", fullgraph=True)(z)
+    torch.testing.assert_close(compiled, expected)
+    grads = [torch.autograd.grad(sum(shift.square().sum() for _, shift in p), z)[0] for p in (compiled, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
