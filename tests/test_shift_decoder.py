@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -5,14 +7,11 @@ from diti_kernels.masked_linear import masked_linear
 from tiny_models import CHUNKS, LATENT_DIM, UNET_SHAPES, perturb
 from torch.nn import functional as F
 
+from diticli.models.blocks import run_resnet
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.modulation import gather_weights, modulate, project_features
 from diticli.models.predictor import ChunkWindows, predict
-from diticli.models.shift_decoder import (
-    Conditioning,
-    ShiftDecoder,
-    ShiftResnetBlock2D,
-    owned,
-)
+from diticli.models.shift_decoder import ShiftDecoder, ShiftResnetBlock2D
 from diticli.models.unet import run_down_path
 from diticli.schedule import NoiseSchedule
 from diticli.training.objectives import FeatureObjective
@@ -29,8 +28,8 @@ def parts(make_unet, layout):
     return unet, decoder, torch.randn(4, 3, 16, 16), torch.randn(4, LATENT_DIM), ChunkWindows(layout)
 
 
-def shift_of(unet, decoder, x, t, seen):
-    return predict(unet, decoder, x, t, seen)[0].shift
+def shift_of(unet, decoder, x, t, z, windows, detach_earlier=False):
+    return predict(unet, decoder, x, t, decoder.project(z, t, windows, detach_earlier))[0].shift
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
@@ -39,8 +38,7 @@ def test_a_fresh_branch_shifts_nothing(make_unet, shape):
     decoder = ShiftDecoder.for_unet(unet, LATENT_DIM).eval()
     size = unet.config.sample_size
     x, z = torch.randn(2, 3, size, size), torch.randn(2, LATENT_DIM)
-    down = run_down_path(unet, x, T[:2])
-    shift = decoder(down, z, torch.zeros(2, dtype=torch.long), torch.full((2,), LATENT_DIM))
+    shift = decoder(run_down_path(unet, x, T[:2]), decoder.project(z, T[:2], None))
     assert shift.shape == x.shape
     assert torch.equal(shift, torch.zeros_like(x))
 
@@ -54,8 +52,7 @@ def test_every_shape_learns(make_unet, layout, shape, memory_format):
     size = unet.config.sample_size
     x = torch.randn(2, 3, size, size).to(memory_format=memory_format)
     z = torch.randn(2, LATENT_DIM, requires_grad=True)
-    seen = ChunkWindows(layout).see(z, T[2:])
-    shift_of(unet, decoder, x, T[2:], seen).square().mean().backward()
+    shift_of(unet, decoder, x, T[2:], z, ChunkWindows(layout)).square().mean().backward()
     gradients = {name: p.grad for name, p in decoder.named_parameters()}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     assert z.grad.abs().sum() > 0
@@ -70,28 +67,22 @@ def test_memory_format_does_not_change_the_shift(make_unet, layout, shape):
     unet = make_unet(shape)
     decoder = perturb(ShiftDecoder.for_unet(unet, LATENT_DIM)).eval()
     size = unet.config.sample_size
-    x, seen = torch.randn(2, 3, size, size), ChunkWindows(layout).see_all(torch.randn(2, LATENT_DIM))
+    x, z = torch.randn(2, 3, size, size), torch.randn(2, LATENT_DIM)
     with torch.no_grad():
-        plain = shift_of(unet, decoder, x, T[:2], seen)
+        plain = shift_of(unet, decoder, x, T[:2], z, None)
         unet.to(memory_format=torch.channels_last)
-        last = shift_of(unet, decoder, x.to(memory_format=torch.channels_last), T[:2], seen)
+        last = shift_of(unet, decoder, x.to(memory_format=torch.channels_last), T[:2], z, None)
     torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
-
-
-def test_owned_is_contiguous_on_the_cpu():
-    h = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
-    assert owned(h).is_contiguous()
-    assert torch.equal(owned(h), h)
 
 
 def test_the_branch_sees_exactly_the_visible_dims(parts, layout):
     unet, decoder, x, z, windows = parts
     with torch.no_grad():
-        base = shift_of(unet, decoder, x, T, windows.see(z, T))
+        base = shift_of(unet, decoder, x, T, z, windows)
         for dim in range(LATENT_DIM):
             other = z.clone()
             other[:, dim] += 1
-            changed = shift_of(unet, decoder, x, T, windows.see(other, T))
+            changed = shift_of(unet, decoder, x, T, other, windows)
             for sample, t in enumerate(T):
                 hidden = dim >= layout.visible_dims()[t]
                 assert torch.equal(changed[sample], base[sample]) == hidden
@@ -102,8 +93,8 @@ def test_hidden_dims_may_hold_nan(parts):
     poisoned = z.clone()
     poisoned[0, 4:] = torch.nan
     with torch.no_grad():
-        shift = shift_of(unet, decoder, x, T, windows.see(poisoned, T))
-        expected = shift_of(unet, decoder, x, T, windows.see(z, T))
+        shift = shift_of(unet, decoder, x, T, poisoned, windows)
+        expected = shift_of(unet, decoder, x, T, z, windows)
     assert torch.equal(shift, expected)
 
 
@@ -111,8 +102,8 @@ def test_without_a_mask_everything_is_seen(parts):
     unet, decoder, x, z, windows = parts
     last = torch.full_like(T, 999)
     with torch.no_grad():
-        at_the_end = [shift_of(unet, decoder, x, last, seen) for seen in (windows.see(z, last), windows.see_all(z))]
-        early = [shift_of(unet, decoder, x, T, seen) for seen in (windows.see(z, T), windows.see_all(z))]
+        at_the_end = [shift_of(unet, decoder, x, last, z, mask) for mask in (windows, None)]
+        early = [shift_of(unet, decoder, x, T, z, mask) for mask in (windows, None)]
     assert torch.equal(*at_the_end)
     assert not torch.equal(early[0][0], early[1][0])
 
@@ -121,7 +112,7 @@ def test_without_a_mask_everything_is_seen(parts):
 def test_gradient_reaches_the_prefix_or_the_own_slice(parts, layout, detach_earlier):
     unet, decoder, x, z, windows = parts
     z.requires_grad_()
-    shift = shift_of(unet, decoder, x, T, windows.see(z, T, detach_earlier=detach_earlier))
+    shift = shift_of(unet, decoder, x, T, z, windows, detach_earlier)
     shift.square().sum().backward()
     for sample, t in enumerate(T):
         start = layout.own_start()[t] if detach_earlier else 0
@@ -134,18 +125,24 @@ def test_both_gradient_modes_have_the_same_value_and_weight_gradients(parts):
     runs = []
     for detach in (False, True):
         decoder.zero_grad()
-        shift = shift_of(unet, decoder, x, T, windows.see(z, T, detach_earlier=detach))
+        shift = shift_of(unet, decoder, x, T, z, windows, detach)
         shift.square().sum().backward()
         runs.append((shift, [p.grad for p in decoder.parameters()]))
     assert torch.equal(runs[0][0], runs[1][0])
     assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
 
 
+def run_block(block, x, temb, zemb):
+    """The shift branch's block under both embeddings."""
+    z_mod = project_features([block.z_emb_proj], zemb)
+    return run_resnet(block, x, next(modulate([block], gather_weights([block]), temb, z_mod)))
+
+
 @pytest.mark.parametrize("norm", ["default", "scale_shift"])
 def test_block_formula(norm):
     block = ShiftResnetBlock2D(in_channels=8, out_channels=4, temb_channels=6, groups=4, time_embedding_norm=norm)
-    perturb(block).eval()
-    x, temb, zemb = torch.randn(2, 8, 4, 4), torch.randn(2, 6), torch.randn(2, 6)
+    perturb(block).double().eval()
+    x, temb, zemb = (torch.randn(*s, dtype=torch.float64) for s in ((2, 8, 4, 4), (2, 6), (2, 6)))
     h = block.conv1(F.silu(block.norm1(x)))
     time = block.time_emb_proj(F.silu(temb))[:, :, None, None]
     if norm == "scale_shift":
@@ -155,7 +152,17 @@ def test_block_formula(norm):
         h = block.norm2(h + time)
     s_z, b_z = block.z_emb_proj(F.silu(zemb))[:, :, None, None].chunk(2, dim=1)
     expected = block.conv_shortcut(x) + block.conv2(F.silu(h * (1 + s_z) + b_z))
-    torch.testing.assert_close(block(x, Conditioning(temb, zemb)), expected)
+    ours = run_block(block, x, temb, zemb)
+    torch.testing.assert_close(ours, expected)
+    weight = torch.randn_like(expected)
+    found = [torch.autograd.grad((y * weight).sum(), list(block.parameters())) for y in (ours, expected)]
+    torch.testing.assert_close(*found)
+
+
+def test_its_own_forward_refuses():
+    block = ShiftResnetBlock2D(in_channels=8, temb_channels=6, groups=4)
+    with pytest.raises(NotImplementedError, match="run_resnet"):
+        block(torch.randn(2, 8, 4, 4), torch.randn(2, 6))
 
 
 def test_without_features_the_block_is_the_stock_one():
@@ -171,7 +178,7 @@ def test_without_features_the_block_is_the_stock_one():
             torch.nn.init.zeros_(twin.z_emb_proj.weight)
             torch.nn.init.zeros_(twin.z_emb_proj.bias)
             x, temb = torch.randn(2, 8, 4, 4), torch.randn(2, 6)
-            assert torch.equal(twin(x, Conditioning(temb, torch.randn(2, 6))), stock(x, temb))
+            torch.testing.assert_close(run_block(twin, x, temb, torch.randn(2, 6)), stock(x, temb))
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
@@ -187,16 +194,43 @@ def test_the_branch_has_the_bases_middle_and_up_path(make_unet, shape):
     assert own == {k: v for k, v in twin.items() if not k.startswith("conv_in")}
 
 
-def test_z_is_projected_by_the_masked_linear_operator(parts):
+def test_z_is_projected_by_the_masked_linear_operator_and_all_blocks_at_once(parts):
+    _, decoder, _, z, windows = parts
+    zemb = masked_linear(z, T, windows.visible_T, decoder.z_embedding.weight, decoder.z_embedding.bias)
+    blocks = [m for m in decoder.modules() if isinstance(m, ShiftResnetBlock2D)]
+    each = [block.z_emb_proj(F.silu(zemb)).chunk(2, dim=1) for block in blocks]
+    expected = torch.cat([scale for scale, _ in each] + [shift for _, shift in each], dim=1)
+    torch.testing.assert_close(decoder.project(z, T, windows), expected)
+
+
+def test_projected_features_are_constant_within_a_chunk(parts, layout):
+    _, decoder, _, z, windows = parts
+    by_chunk = {}
+    for t in range(0, layout.timesteps, 50):
+        by_chunk.setdefault(layout.chunk_of(t), []).append(decoder.project(z, torch.tensor([t]), windows))
+    assert len(by_chunk) == CHUNKS
+    assert all(torch.equal(first, other) for first, *others in by_chunk.values() for other in others)
+    firsts = [found[0] for found in by_chunk.values()]
+    assert not any(torch.equal(a, b) for a, b in pairwise(firsts))
+    assert torch.equal(firsts[0], decoder.project(z, torch.zeros(4, dtype=torch.long), windows))
+
+
+def test_one_timestep_serves_all_samples(parts):
     unet, decoder, x, z, windows = parts
-    caught = []
-    decoder.mid_block.resnets[0].register_forward_hook(lambda module, inputs, output: caught.append(inputs))
-    seen = windows.see(z, T)
-    shift_of(unet, decoder, x, T, seen)
-    temb, zemb = caught[0][1]
-    expected = masked_linear(seen.z_BD, seen.start_B, seen.end_B, decoder.z_embedding.weight, decoder.z_embedding.bias)
-    assert torch.equal(zemb, expected)
-    assert torch.equal(temb, run_down_path(unet, x, T).temb)
+    with torch.no_grad():
+        shared = shift_of(unet, decoder, x, T[1:2], z, windows)
+        each = shift_of(unet, decoder, x, T[1:2].expand(4), z, windows)
+    torch.testing.assert_close(shared, each)
+
+
+def test_the_base_runs_once_for_all_sets_of_features(parts):
+    unet, decoder, x, z, windows = parts
+    runs = []
+    unet.conv_in.register_forward_hook(lambda *_: runs.append(1))
+    modes = [decoder.project(z, T, windows, detach) for detach in (False, True)]
+    first, second = predict(unet, decoder, x, T, *modes)
+    assert len(runs) == 1
+    assert torch.equal(first.shift, second.shift)
 
 
 def test_save_and_load(parts, tmp_path):
@@ -205,7 +239,7 @@ def test_save_and_load(parts, tmp_path):
     loaded = ShiftDecoder.from_pretrained(tmp_path)
     assert loaded.config.latent_dim == LATENT_DIM
     with torch.no_grad():
-        shifts = [shift_of(unet, d.eval(), x, T, windows.see(z, T)) for d in (decoder, loaded)]
+        shifts = [shift_of(unet, d.eval(), x, T, z, windows) for d in (decoder, loaded)]
     assert torch.equal(*shifts)
 
 
@@ -246,9 +280,9 @@ class TestObjective:
             loss = made(x0, T, noise)
             schedule = made.schedule
             x_t = schedule.add_noise(x0, noise, T)
-            seen = made.windows.see(made.encoder(x0), T)
-            base, shift = predict(made.unet, made.shift_decoder, x_t, T, seen)[0]
-            assert torch.equal(base, made.unet(x_t, T).sample)
+            z_mod = made.shift_decoder.project(made.encoder(x0), T, made.windows)
+            base, shift = predict(made.unet, made.shift_decoder, x_t, T, z_mod)[0]
+            torch.testing.assert_close(base, made.unet(x_t, T).sample)
             estimate = base + schedule.shift_coef[T].view(4, 1, 1, 1) * shift
             expected = schedule.loss_weight[T] * (noise - estimate).square().flatten(1).mean(1)
         assert loss.shape == (4,)
