@@ -1,0 +1,1 @@
+"""Faults put into running commands, shared by the tests and `python -m benchmarks faults`."""
