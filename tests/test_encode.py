@@ -30,6 +30,7 @@ class FakeImages:
     name = "fake"
     resolution = 4
     threads = True
+    crop = "center"
 
     def __init__(self, count: int, bad: set[int] | None = None) -> None:
         self.count, self.bad = count, bad or set()

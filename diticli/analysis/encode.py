@@ -10,7 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from diticli.analysis.batch_encoder import BatchEncoder
+from diticli.analysis.encode_result import EncodeResult, NothingReadableError, some_skipped
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES
 from diticli.data.feature_writer import FeatureWriter
@@ -32,34 +33,8 @@ from diticli.progress import Reporter, SilentReporter
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """uint8 [B, 3, R, R] -> float [B, d], on any device; of a GPU it should not wait."""
 
-_NAMED = 3
 _COMPILED_FROM = 200_000
 """Images from which compiling the encoder for a GPU can be worth its time: fewer are over in seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeResult:
-    """What `encode_images` did.
-
-    Attributes:
-        rows: N, rows of the feature file.
-        dim: d, their width.
-        skipped: images without a row, and why.
-        resumed: images that an interrupted run had already dealt with.
-        seconds: wall time of this run.
-        images_per_second: images of this run (not the resumed ones) by that time.
-    """
-
-    rows: int
-    dim: int
-    skipped: tuple[Skipped, ...]
-    resumed: int
-    seconds: float
-    images_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
 
 
 @dataclass(kw_only=True)
@@ -86,21 +61,28 @@ def encode_with(
         DeviceError: when bf16 is asked for on a GPU without it.
         DiTiError: as `encode_images`.
     """
+    encoder, facts = model_facts(pipeline, source, precision, options.get("reporter"))
+    return encode_images(encoder, source, out, **facts, device=encoder.device, **options)
+
+
+def model_facts(
+    pipeline: DiTiPipeline, source: ImageSource, precision: Precision, reporter: Reporter | None
+) -> tuple[BatchEncoder, dict[str, Any]]:
+    """The encoder of a model for this many images, and what the metadata says of both, by field of `FeatureMeta`.
+
+    Raises:
+        DeviceError: when bf16 is asked for on a GPU without it.
+    """
     compile = pipeline.device.type == "cuda" and len(source) >= _COMPILED_FROM
-    encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=options.get("reporter"))
-    facts = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
-    return encode_images(
-        encoder,
-        source,
-        out,
-        model=pipeline.model_id,
-        model_hash=pipeline.model_hash,
-        chunk_ends=pipeline.chunks.ends,
-        timestep_ends=pipeline.chunks.timestep_ends,
-        preprocessing=facts | {"precision": encoder.precision},
-        device=encoder.device,
-        **options,
-    )
+    encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=reporter)
+    image = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
+    return encoder, {
+        "model": pipeline.model_id,
+        "model_hash": pipeline.model_hash,
+        "chunk_ends": pipeline.chunks.ends,
+        "timestep_ends": pipeline.chunks.timestep_ends,
+        "preprocessing": image | {"precision": encoder.precision},
+    }
 
 
 def encode_images(
@@ -171,19 +153,16 @@ def encode_images(
         reporter.finish()
         if not writer.files:
             writer.discard()
-            raise DataError(
-                f"None of the {len(source):,} images of {source.name} can be read ({_some(writer.skipped)}).",
-                remedy="Repair or replace these files.",
-            )
+            raise NothingReadableError(source, writer.skipped)
         meta = writer.finish(meta)
     if meta.skipped:
         count = f"{len(meta.skipped):,} of {len(source):,} images"
-        reporter.warn(f"{count} cannot be read and have no row ({_some(meta.skipped)}).")
+        reporter.warn(f"{count} cannot be read and have no row ({some_skipped(meta.skipped)}).")
     seconds = time.monotonic() - started
     return EncodeResult(
         rows=len(meta.files),
         dim=writer.dim,
-        skipped=meta.skipped,
+        skipped=tuple(meta.skipped),
         resumed=writer.resumed,
         seconds=seconds,
         images_per_second=(len(source) - writer.resumed) / max(seconds, 1e-9),
@@ -282,8 +261,3 @@ def _checked(features: torch.Tensor, batch: _Batch, dim: int) -> npt.NDArray[np.
             remedy="Check that its training did not diverge, or encode in fp32.",
         )
     return features.numpy()
-
-
-def _some(skipped: Sequence[Skipped]) -> str:
-    named = "; ".join(f"{item.file}: {item.reason}" for item in skipped[:_NAMED])
-    return named + (f"; and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else "")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from diticli.data.feature_rows import FeatureRows
 from diticli.errors import FeatureFileError
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,7 +50,7 @@ class FeatureSpace:
     variances: DoubleArray
 
     @classmethod
-    def fit(cls, values: FloatArray, train: Rows) -> FeatureSpace:
+    def fit(cls, values: FeatureRows, train: Rows) -> FeatureSpace:
         """Space of the rows `train` of `values` [N, D], read block by block in float64.
 
         Raises:
@@ -84,7 +85,7 @@ class FeatureSpace:
         basis[list(dims)] = axes[:, kept]
         return replace(self, basis=basis, variances=variances[kept])
 
-    def project(self, values: FloatArray, rows: Rows) -> FloatArray:
+    def project(self, values: FeatureRows, rows: Rows) -> FloatArray:
         """Coordinates [len(rows), R] of standardised rows."""
         out = np.empty((len(rows), self.basis.shape[1]), dtype=np.float32)
         start = 0
@@ -212,13 +213,13 @@ def _targets(targets_NC: DoubleArray) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.where(known, targets_NC, 0.0)), torch.from_numpy(weights)
 
 
-def _blocks(values: FloatArray, rows: Rows) -> Iterator[DoubleArray]:
+def _blocks(values: FeatureRows, rows: Rows) -> Iterator[DoubleArray]:
     size = max(1, _BLOCK_VALUES // values.shape[1])
     for start in range(0, len(rows), size):
         yield values[rows[start : start + size]].astype(np.float64)
 
 
-def _axes(values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+def _axes(values: FeatureRows, train: Rows, mean: DoubleArray, std: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     gram = np.zeros((values.shape[1], values.shape[1]))
     for block in _blocks(values, train):
         standard = (block - mean) / std
@@ -229,7 +230,7 @@ def _axes(values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray) 
 
 
 def _axes_of_few(
-    values: FloatArray, train: Rows, mean: DoubleArray, std: DoubleArray
+    values: FeatureRows, train: Rows, mean: DoubleArray, std: DoubleArray
 ) -> tuple[DoubleArray, DoubleArray]:
     """With fewer rows than features, the smaller matrix of inner products gives the same axes."""
     standard = (values[train].astype(np.float64) - mean) / std

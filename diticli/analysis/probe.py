@@ -23,7 +23,7 @@ from diticli.analysis.probe_targets import Target, TargetColumn, UnfitError, mak
 from diticli.analysis.promask import MaskSettings
 from diticli.analysis.splits import FRACTIONS, Split, split_rows
 from diticli.chunks import ChunkLayout
-from diticli.data.features import FeatureMeta
+from diticli.data.features import FeatureMeta, FeatureRows
 from diticli.errors import ConfigError, LabelError
 from diticli.progress import Reporter, SilentReporter
 
@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def probe_features(
-    values: FloatArray,
+    values: FeatureRows,
     columns: Mapping[str, TargetColumn],
     groups: Sequence[str] | None = None,
     *,
@@ -56,7 +56,7 @@ def probe_features(
     `diticli.analysis.promask`), and a second classifier is fitted on them alone.
 
     Args:
-        values: float32 [N, d], may be a memory map; one float32 copy of the used rows is made.
+        values: float32 [N, d], may be a memory map or the rows of shards; one float32 copy of the used rows is made.
         columns: M labels each, for the used rows.
         groups: [M] group of each used row; no group crosses splits.
         rows: [M] which rows of `values` the labels belong to; None means all.

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diticli.commands.options import BatchSizeOption, CropOption, DeviceOption, JsonOption, ModelOption, WorkersOption
 from diticli.commands.train_options import Precision
+from diticli.errors import ConfigError, FeatureFileError
+
+if TYPE_CHECKING:
+    from diticli.analysis.encode_result import EncodeResult
+    from diticli.analysis.encode_shards import ShardedResult
+    from diticli.analysis.team import Team
 
 DEFAULT_BATCH = 128
+
+
+class ShardFormat(StrEnum):
+    """Choices of --format."""
+
+    npy = "npy"
+    parquet = "parquet"
 
 
 def encode(
@@ -18,14 +33,29 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SRC...",
-            help="Folders and images, .tar files, an LMDB, or faces[:COUNT[:SEED]].",
+            help="Folders and images, .tar files, an LMDB, or faces[:COUNT[:SEED]]; @LIST reads names from a file, "
+            "one a line, - from stdin.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="The feature file: .npy, .npz, .safetensors or .parquet."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="The feature file: .npy, .npz, .safetensors or .parquet. A name without suffix is a folder of shards.",
+        ),
     ] = Path("feats.npy"),
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images per shard of a folder, the unit of work. Default: 100,000.", show_default=False
+        ),
+    ] = None,
+    shard_format: Annotated[
+        ShardFormat | None,
+        typer.Option("--format", help="Format of a folder's shards. Default: npy.", show_default=False),
+    ] = None,
     model: ModelOption = None,
     crop: CropOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH,
@@ -46,33 +76,96 @@ def encode(
     dimensions of each chunk. Images that cannot be read get no row and are listed there. After an
     interruption the same command goes on where it stopped.
 
+    OUT may be a folder: then every SHARD_SIZE images become a shard with the names of its rows beside it, and
+    features.json, the manifest, appears when all are there. diti probe takes the folder. Memory stays that of
+    one shard, and several processes share the shards (torchrun, accelerate launch); each may be killed and
+    started again, in another number as well.
+
     Example: diti encode photos/ -o feats.npy
 
     Example: diti encode 'shards/{000..012}.tar' -o feats.npy
 
+    Example: torchrun --nproc-per-node 8 -m diticli encode @tars.txt -o feats --shard-size 100000
+
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
     """
     from diticli.analysis.encode import encode_with
-    from diticli.commands.console import emit_json, reporter, say
-    from diticli.data.feature_formats import check_suffix
+    from diticli.analysis.encode_shards import DEFAULT_SHARD, encode_sharded_with
+    from diticli.analysis.team import Team
+    from diticli.commands.console import emit_json, reporter
     from diticli.data.images import open_images
     from diticli.models.locate import load_pipeline
+    from diticli.progress import SilentReporter
 
-    check_suffix(out)
-    pipeline = load_pipeline(model, device)
+    team = Team.from_environment()
+    sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
+    _check_team(team, sharded, sources)
+    pipeline = load_pipeline(model, team.device(device))
     source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop)
-    result = encode_with(
-        pipeline,
-        source,
-        out,
-        precision=precision.value,
-        batch_size=batch_size or DEFAULT_BATCH,
-        workers=workers,
-        resume=not no_resume,
-        reporter=reporter(),
-    )
+    options: dict[str, Any] = {
+        "precision": precision.value,
+        "batch_size": batch_size or DEFAULT_BATCH,
+        "workers": workers,
+        "resume": not no_resume,
+        "reporter": reporter() if team.rank == 0 else SilentReporter(),
+    }
+    if sharded:
+        suffix = f".{(shard_format or ShardFormat.npy).value}"
+        shards = encode_sharded_with(
+            pipeline, source, out, shard_size=shard_size or DEFAULT_SHARD, suffix=suffix, team=team, **options
+        )
+        _tell_shards(shards, out, pipeline.model_id, team, as_json)
+        return
+    result = encode_with(pipeline, source, out, **options)
     if as_json:
         emit_json({"out": str(out), "model": pipeline.model_id} | result.to_dict())
         return
-    speed = f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
-    say(f"Wrote {result.rows:,} rows of {result.dim} features to {out} ({speed}).")
+    _say_written(f"{result.rows:,} rows of {result.dim} features to {out}", result)
+
+
+def _is_folder(out: Path, *, asked: bool) -> bool:
+    """Whether OUT is a folder of shards; `asked`: an option says so.
+
+    Raises:
+        FeatureFileError: for a file of no known format, or of one where a folder is asked for.
+    """
+    from diticli.data.feature_formats import READERS, check_suffix
+
+    if out.is_dir() or not out.suffix or (asked and out.suffix.lower() not in READERS):
+        return True
+    check_suffix(out)
+    if asked:
+        raise FeatureFileError(f"{out} is one file, not a folder of shards.", remedy="Name a folder, e.g. -o feats.")
+    return False
+
+
+def _check_team(team: Team, sharded: bool, sources: Sequence[str]) -> None:
+    if team.world == 1:
+        return
+    if not sharded:
+        raise ConfigError(
+            f"{team.world} processes cannot write one file.",
+            remedy="Name a folder, e.g. -o feats, or start one process.",
+        )
+    if "-" in sources:
+        raise ConfigError(
+            f"{team.world} processes cannot share one stdin.", remedy="Write the names to a file and give @FILE."
+        )
+
+
+def _tell_shards(result: ShardedResult, out: Path, model: str, team: Team, as_json: bool) -> None:
+    """Speaks once for all processes: whoever finished the folder, or the first where nothing was left to do."""
+    from diticli.commands.console import emit_json
+
+    if not result.complete or (result.resumed == result.own and team.rank):
+        return
+    if as_json:
+        emit_json({"out": str(out), "model": model} | result.to_dict())
+        return
+    _say_written(f"{result.rows:,} rows of {result.dim} features to {out}, {result.units:,} shards", result)
+
+
+def _say_written(what: str, result: EncodeResult | ShardedResult) -> None:
+    from diticli.commands.console import say
+
+    say(f"Wrote {what} ({result.seconds:.1f} s, {result.images_per_second:,.0f} images/s).")

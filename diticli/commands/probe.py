@@ -24,7 +24,10 @@ BUSIEST = 3
 
 def probe(
     features: Annotated[
-        Path, typer.Argument(metavar="FEATS", help="A feature file of `diti encode`.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FEATS", help="A feature file of `diti encode`, or its folder of shards.", show_default=False
+        ),
     ],
     labels: Annotated[
         str,

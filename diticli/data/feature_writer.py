@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from diticli._version import __version__
 from diticli.data.feature_formats import CONVERTERS, check_suffix, sidecar_path
-from diticli.data.features import FeatureMeta
+from diticli.data.feature_meta import FeatureMeta
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 
@@ -107,7 +107,7 @@ class FeatureWriter:
         }
         with self._file_errors():
             _sync(self._file)
-            _write_atomically(self._journal, json.dumps(state))
+            write_atomically(self._journal, json.dumps(state))
 
     def finish(self, meta: FeatureMeta) -> FeatureMeta:
         """Put the file in place; returns `meta` with files, skipped, date and version filled in.
@@ -221,7 +221,7 @@ class FeatureWriter:
             sidecar.unlink(missing_ok=True)
         os.replace(ready, self.path)
         if not owned:
-            _write_atomically(sidecar, meta.to_json())
+            write_atomically(sidecar, meta.to_json())
         self._journal.unlink(missing_ok=True)
         self._partial.unlink(missing_ok=True)
 
@@ -254,8 +254,18 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+def write_atomically(path: Path, text: str, *, mark: str = "") -> None:
+    """Put a whole, synced text file in place.
+
+    Args:
+        path: the file.
+        text: its content.
+        mark: in the name of the temporary file, where several processes may write at once.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}{mark and '.'}{mark}.tmp")
     with temporary.open("wb") as file:
         file.write(text.encode())
         _sync(file)
