@@ -15,7 +15,7 @@ from diticli.data.decode import Crop, UnreadableImageError
 from diticli.data.faces import face_name, render_face, sample_factors
 from diticli.data.folder_images import FolderImages
 from diticli.data.lmdb_images import LmdbImages, find_lmdb
-from diticli.data.names import expand_pattern
+from diticli.data.name_lists import expand_source
 from diticli.data.tar_images import TarImages, find_tars
 from diticli.errors import DataError
 
@@ -125,7 +125,8 @@ def open_images(
             .tar files, or folders of them;
             one LMDB of Diff-AE: its folder or its data file;
             `faces[:COUNT[:SEED]]`, the built-in data (write `./faces` for a folder of that name).
-            Paths may hold braces and wildcards, see `expand_pattern`.
+            Paths may hold braces and wildcards, see `expand_pattern`, and come from a list, see `expand_source`:
+            `@FILE`, or `-` for stdin.
         resolution: R, side of the images in pixels.
         crop: which square of each picture. None takes what the data is known for: "celeba" for CelebA's
             LMDB, the central one for all else.
@@ -142,7 +143,7 @@ def open_images(
         raise DataError(f"Images cannot be {resolution} pixels wide.", remedy="Use a positive resolution.")
     faces = [source for source in given if source == "faces" or source.startswith("faces:")]
     if not faces:
-        return _open_paths([path for source in given for path in expand_pattern(source)], resolution, crop)
+        return _open_paths([path for source in given for path in expand_source(source)], resolution, crop)
     if len(given) > 1:
         raise DataError(
             f"The built-in {faces[0]!r} cannot be mixed with other images.",
