@@ -57,5 +57,9 @@ class TrainingDivergedError(DiTiError):
     """The loss became NaN or infinite."""
 
 
+class OtherProcessError(DiTiError):
+    """Another process of the same run failed."""
+
+
 class DeviceError(DiTiError):
     """A device or a precision that this machine does not offer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -19,13 +20,15 @@ def _stderr() -> Console:
 
 
 def say(text: str) -> None:
-    """One line for the person, on stderr."""
-    _stderr().print(printable(text), markup=False)
+    """One line for the person, on stderr; of several processes of a run, the first says it."""
+    if _speaks():
+        _stderr().print(printable(text), markup=False)
 
 
 def emit_json(data: Any) -> None:
-    """JSON on stdout, for scripts."""
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    """JSON on stdout, for scripts; of several processes of a run, from the first."""
+    if _speaks():
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -47,6 +50,11 @@ def reporter() -> Reporter:
 
     console = _stderr()
     return RichReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def _speaks() -> bool:
+    """Whether this is the first process of those that `torchrun` or `accelerate launch` started, or the only one."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _literal(text: str) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from diticli import errors
@@ -16,10 +17,12 @@ EXIT_STATUS: dict[type[errors.DiTiError], int] = {
     errors.FeatureFileError: 65,
     errors.ModelError: 66,
     errors.DeviceError: 69,
+    errors.OtherProcessError: 69,
     errors.TrainingDivergedError: 70,
     errors.CheckpointError: 74,
 }
-INTERRUPTED = 130
+INTERRUPTED = 128
+"""Plus the number of the signal, as a shell reports it: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def exit_status(error: errors.DiTiError) -> int:
@@ -36,7 +39,7 @@ def explain(error: errors.DiTiError) -> int:
 
 
 def explain_interrupt(interrupt: KeyboardInterrupt) -> int:
-    """Print how to go on after Ctrl-C; returns the exit status."""
+    """Print how to go on after Ctrl-C or SIGTERM; returns the exit status."""
     text = str(interrupt) or "Stopped."
     sys.stderr.write(f"\n{printable(text)}\nRun the same command again to go on.\n")
-    return INTERRUPTED
+    return INTERRUPTED + int(getattr(interrupt, "signal", signal.SIGINT))

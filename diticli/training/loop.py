@@ -114,14 +114,15 @@ class StageTrainer:
         return {name: v for name, v in self.stage.objective.state_dict().items() if name not in frozen}
 
     def save(self) -> None:
-        """Write a checkpoint of this moment (main process only)."""
+        """Write a checkpoint of this moment, by the main process; all of them must ask for it."""
+        totals = self.totals.state()
         if not self.accelerator.is_main_process:
             return
         tensors = {
             "weights": self._state(),
             "ema": {str(i): p for i, p in enumerate(self.ema.shadow_params)},
             "optimizer": flatten_optimizer(self.optimizer),
-            "totals": self.totals.tensors,
+            "totals": totals,
         }
         state = {
             "stage": self.stage.name,
@@ -230,11 +231,12 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
             if accelerator.is_main_process:
                 with trainer.averaged_weights():
                     stage.on_sample(trainer.step, losses)
-        if stop.requested or trainer.step % stage.checkpoint_every == 0 or last:
+        stopping = stop.now()
+        if stopping or trainer.step % stage.checkpoint_every == 0 or last:
             _check_finite(trainer)
             trainer.save()
-        if stop.requested and not last:
-            raise TrainingInterrupted(stage.name, trainer.step, budget.steps)
+        if stopping and not last:
+            raise TrainingInterrupted(stage.name, trainer.step, budget.steps, stopping)
     trainer.ema.copy_to(trainer.averaged)
     stage.objective.eval()
     reporter.finish()
@@ -265,7 +267,7 @@ def learning_rate(budget: StageConfig, step: int) -> float:
 
 def _check_finite(trainer: StageTrainer) -> None:
     """A checkpoint must be a good one: look at the loss since the last log line before writing."""
-    if not bool(torch.isfinite(trainer.totals.tensors["loss"])):
+    if not trainer.totals.finite():
         trainer.take_mean_loss()
 
 

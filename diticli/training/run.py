@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,8 +28,11 @@ from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed, fold_seed
 from diticli.training.checkpoint import drop_other_stages
+from diticli.training.companions import Companions
 from diticli.training.compilation import compile_pays
+from diticli.training.failures import explained
 from diticli.training.journal import Journal
+from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity
@@ -84,28 +88,39 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     """
     reporter = reporter or SilentReporter()
     config = resolve(config)
+    accelerator = make_accelerator(config)
+    with Companions(accelerator, reporter) as companions, explained(out):
+        _train(config, RunDirectory(out), accelerator, companions, reporter)
+    return out / "model"
+
+
+def _train(
+    config: RunConfig, run: RunDirectory, accelerator: Accelerator, companions: Companions, reporter: Reporter
+) -> None:
+    """All of a run; only the main process speaks and writes."""
     source = open_source(config)
     config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
     given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
-    accelerator = make_accelerator(config)
-    run = RunDirectory(out)
-    if accelerator.is_main_process and run.open(config, fingerprint):
-        reporter.note(f"Going on with the run in {out}.")
-    accelerator.wait_for_everyone()
-    images = prepare_images(config, source, run, reporter)
-    journal = Journal(out, active=accelerator.is_main_process)
-    worker = _Worker(config, run, accelerator, images, fingerprint, journal, reporter)
-    try:
-        with StopRequest() as stop:
+    main = accelerator.is_main_process
+    reporter = reporter if main else SilentReporter()
+    with contextlib.ExitStack() as held:
+        if main:
+            run.refuse_other_files()
+            held.enter_context(RunLock(run.root))
+            if run.open(config, fingerprint):
+                reporter.note(f"Going on with the run in {run.root}.")
+        accelerator.wait_for_everyone()
+        images = prepare_images(config, source, run, reporter, main=main)
+        companions.check_same("numbers of readable images", images.count)
+        journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
+        worker = _Worker(config, run, accelerator, companions, images, fingerprint, journal, reporter)
+        with StopRequest(companions.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
             else:
                 unet, scheduler = given or worker.base(stop)
                 worker.features(unet, scheduler, stop)
-    finally:
-        journal.close()
-    return run.model
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -147,20 +162,21 @@ def _forget_other_accelerator(device: str, precision: str) -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def prepare_images(config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter) -> Images:
-    """Decode into memory what fits, stream the rest.
+def prepare_images(
+    config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter, *, main: bool = True
+) -> Images:
+    """Decode into memory what fits, stream the rest; the main process lists what cannot be read.
 
     Raises:
         DataError: when too many images are unreadable.
     """
+    skipped_list = run.root / "skipped.txt" if main else None
     size = len(source) * 3 * config.data.resolution**2
     if size > config.data.memory_limit_mb * 2**20:
         workers = config.data.workers or len(os.sched_getaffinity(0))
-        feed = StreamFeed(source, workers, run.root / "skipped.txt")
+        feed = StreamFeed(source, workers, skipped_list)
         return Images(feed, len(source), feed.first(samples.COUNT))
-    loaded = load_images(
-        source, reporter=reporter, workers=config.data.workers or None, skipped_list=run.root / "skipped.txt"
-    )
+    loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
     memory = MemoryFeed(loaded.images)
     return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
 
@@ -172,6 +188,7 @@ class _Worker:
     config: RunConfig
     run: RunDirectory
     accelerator: Accelerator
+    companions: Companions
     images: Images
     fingerprint: dict[str, Any]
     journal: Journal
@@ -252,7 +269,7 @@ class _Worker:
             checkpoint_every=config.checkpoint_every,
             sample_every=config.sample_every,
             checkpoints=self.run.checkpoints,
-            identity=identity(config, self.fingerprint, name),
+            identity=identity(config, self.fingerprint, name, self.images.count),
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
             on_sample=look,
@@ -261,7 +278,9 @@ class _Worker:
             drop_other_stages(self.run.checkpoints, name)
         self.accelerator.wait_for_everyone()
         trainer = StageTrainer(stage, self.accelerator, compile=config.compile is True, reporter=self.reporter)
-        if trainer.resume():
+        resumed = trainer.resume()
+        self.companions.check_same("checkpoints", trainer.step)
+        if resumed:
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {stage.budget.steps:,}.")
         run_stage(trainer, self.journal, self.reporter, stop)
 

@@ -22,12 +22,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from diticli._version import __version__
 from diticli.config import RunConfig
 from diticli.errors import ConfigError, DataError
 from diticli.settings import to_dict
 from diticli.training.checkpoint import write_json
+from diticli.training.failures import write_error
+from diticli.training.lock import NAME as LOCK
 
+_BEGINNING = {LOCK, ".config.json.partial"}
+"""What a run may leave that was killed before its first file."""
 # Settings that change how a run proceeds but not what it computes.
 _FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb"}
 
@@ -70,19 +76,37 @@ class RunDirectory:
             ConfigError: when it holds a finished run, a run of other settings, or other files.
             DataError: when it cannot be written, or the images changed since the run began.
         """
+        self.refuse_other_files()
         path = self.root / "config.json"
-        if path.is_file():
-            saved = json.loads(path.read_text())
-            self._compare(saved, config, fingerprint)
-            return True
-        if self.root.is_dir() and any(self.root.iterdir()):
-            raise ConfigError(f"{self.root} exists and is not a run.", remedy="Choose another --out.")
+        resumed = path.is_file()
+        if resumed:
+            self._compare(_read_config(path), config, fingerprint)
         try:
-            self.samples.mkdir(parents=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not resumed:
+                write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
+            self.samples.mkdir(exist_ok=True)
         except OSError as error:
-            raise DataError(f"Cannot create {self.root}: {error.strerror}.", remedy="Choose another --out.") from error
-        write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
-        return False
+            raise DataError(
+                f"Cannot write in {self.root}: {error.strerror}.", remedy="Choose another --out."
+            ) from error
+        return resumed
+
+    def refuse_other_files(self) -> None:
+        """Make sure that the directory is a run, or that nothing is there.
+
+        Raises:
+            ConfigError: when it holds other files.
+            DataError: when it is a file, or cannot be read.
+        """
+        try:
+            names = {path.name for path in self.root.iterdir()}
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DataError(f"Cannot use {self.root}: {error.strerror}.", remedy="Choose another --out.") from error
+        if names - _BEGINNING and "config.json" not in names:
+            raise ConfigError(f"{self.root} exists and is not a run.", remedy="Choose another --out.")
 
     def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> None:
         if self.finished:
@@ -97,29 +121,37 @@ class RunDirectory:
                 f"{self.root} was started with other settings: {listed}.",
                 remedy="Give the same settings to go on, or another --out for a new run.",
             )
-        if saved["data"] != json.loads(json.dumps(fingerprint)):
+        if facts := _differences(saved["data"], json.loads(json.dumps(fingerprint))):
             raise DataError(
-                f"The images changed since {self.root} was started.",
+                f"The images changed since {self.root} was started: {facts}.",
                 remedy="Restore them to go on, or choose another --out.",
             )
 
     def publish(self, target: Path, save: Callable[[Path], None]) -> None:
-        """Let `save` fill a folder beside `target`, then rename it into place."""
+        """Let `save` fill a folder beside `target`, then rename it into place.
+
+        Raises:
+            CheckpointError: when it cannot be written; the checkpoints stay.
+        """
         beside = target.with_name(f".{target.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
-        save(beside)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(beside, target)
+        try:
+            save(beside)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(beside, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise write_error(target, error) from error
 
     def discard_checkpoints(self) -> None:
         """Remove the checkpoints of a stage whose result is published."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def identity(config: RunConfig, fingerprint: dict[str, Any], stage: str) -> str:
-    """Hash of all that a checkpoint of `stage` depends on."""
+def identity(config: RunConfig, fingerprint: dict[str, Any], stage: str, images: int) -> str:
+    """Hash of all that a checkpoint of `stage` depends on; `images` of the fingerprint's were used."""
     settings = {k: v for k, v in _flat(to_dict(config)).items() if k not in _FREE}
-    text = json.dumps([stage, settings, fingerprint], sort_keys=True)
+    text = json.dumps([stage, settings, fingerprint, images], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -132,6 +164,23 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = json.loads(path.read_bytes())
+        _flat(saved["config"])
+        saved["data"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}).", remedy="Choose another --out.") from error
+    return saved
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The facts of two fingerprints that differ; digests say that files differ, not how."""
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    facts = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed if key != "sha256"]
+    return "; ".join(facts) or ("names, sizes or dates of files differ" if changed else "")
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

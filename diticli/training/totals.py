@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from diticli.training.objectives import StepLosses
 
 LOSS_BINS = 50
+_BINS = ("bin_loss", "bin_count")
 
 
 class Totals:
-    """Sums since they were last taken; `tensors` is their state, for checkpoints.
+    """Sums since they were last taken; `tensors` are those of this process.
 
     Args:
         accelerator: tells the device, and sums over processes.
@@ -20,14 +21,29 @@ class Totals:
 
     def __init__(self, accelerator: Accelerator, timesteps: int) -> None:
         self.accelerator, self.timesteps = accelerator, timesteps
-        shapes = {"loss": (), "steps": (), "ssl_loss": (), "ssl_steps": (), "bin_loss": (LOSS_BINS,)}
-        shapes["bin_count"] = (LOSS_BINS,)
+        shapes = {"loss": (), "steps": (), "ssl_loss": (), "ssl_steps": ()} | dict.fromkeys(_BINS, (LOSS_BINS,))
         device = accelerator.device
         self.tensors = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """State of all processes together, for checkpoints: what one process would have. All of them must ask."""
+        if self.accelerator.num_processes == 1:
+            return self.tensors
+        return {
+            name: self.accelerator.reduce(value, "sum" if name in _BINS else "mean")
+            for name, value in self.tensors.items()
+        }
+
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up the state of a checkpoint."""
+        """Take up what `state` gave, on any number of processes."""
         self.tensors = {name: value.to(self.accelerator.device) for name, value in tensors.items()}
+        if not self.accelerator.is_main_process:
+            for name in _BINS:
+                self.tensors[name].zero_()
+
+    def finite(self) -> bool:
+        """Whether the loss since it was last taken is a number, on all processes. All of them must ask."""
+        return bool(torch.isfinite(self.accelerator.reduce(self.tensors["loss"], "mean")))
 
     @torch.no_grad()
     def add(self, losses: StepLosses, t_B: torch.Tensor | None) -> None:

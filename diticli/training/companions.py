@@ -1,0 +1,157 @@
+"""What the processes of one run tell one another beside gradients: that one was asked to stop, or that one failed.
+
+A process that waits for a failed one in a collective learns nothing: on a GPU it waits for minutes, on a CPU it
+sees a closed connection. So a failure is written where the processes met (their key-value store), and a thread of
+each looks there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+from torch.distributed import distributed_c10d
+
+from diticli.errors import ConfigError, DiTiError, OtherProcessError
+from diticli.progress import Reporter
+
+_FAILURE, _HEARD = "diti/failure", "diti/heard/{rank}"
+_LOOK_SECONDS = 0.5
+_GRACE_SECONDS = 5.0
+"""How long a process may take to end by itself after another failed."""
+_STATUS = 69
+_LOST = "Another process of this run ended without a word."
+
+
+class Companions:
+    """The processes of a run, seen from one of them; alone it does nothing.
+
+    As a context it spreads what ends it: an error of one process becomes an `OtherProcessError` of the others, or
+    their end where they wait for a device that will not answer.
+
+    Args:
+        accelerator: knows rank and number of processes.
+        reporter: told why, before a process that waits in vain is ended.
+
+    Raises:
+        OtherProcessError: on leaving, in place of an error that another process caused.
+    """
+
+    def __init__(self, accelerator: Accelerator, reporter: Reporter) -> None:
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.reporter = reporter
+        self._votes: list[tuple[torch.Tensor, distributed.Work | None]] = []
+        self._over = threading.Event()
+        if self.world > 1:
+            self._store = distributed_c10d._get_default_store()
+            self._group = distributed.new_group(backend="gloo")  # no device waits for the host here
+
+    def agree_to_stop(self, number: int) -> int:
+        """The largest `number` that any process gave at the call before this one; every process gets the same.
+
+        One call late, so that no step waits for the answer. A process alone gets its own at once.
+
+        Args:
+            number: of the signal that asks this process to stop, 0 for none.
+        """
+        if self.world == 1:
+            return number
+        self._votes.append(self._vote(number))
+        return self._count(self._votes.pop(0)) if len(self._votes) > 1 else 0
+
+    def check_same(self, what: str, number: int) -> None:
+        """Make sure that all processes have the same `number` of `what`.
+
+        Raises:
+            ConfigError: when they do not.
+        """
+        if self.world == 1:
+            return
+        most, least = (self._count(self._vote(value)) for value in (number, -number))
+        if most != -least:
+            raise ConfigError(
+                f"The processes of this run see different {what}: {-least} and {most}, process {self.rank} {number}.",
+                remedy="All of them need the same run directory and the same images, on a file system they share.",
+            )
+
+    def __enter__(self) -> Self:
+        if self.world > 1:
+            threading.Thread(target=self._watch, name="companions", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self.world == 1:
+            return
+        if error is None:
+            while self._votes:
+                self._count(self._votes.pop())
+        elif isinstance(error, Exception):
+            self._spread(error)
+
+    def _vote(self, number: int) -> tuple[torch.Tensor, distributed.Work | None]:
+        ballot = torch.tensor([number])
+        return ballot, distributed.all_reduce(ballot, distributed.ReduceOp.MAX, self._group, async_op=True)
+
+    def _count(self, vote: tuple[torch.Tensor, distributed.Work | None]) -> int:
+        ballot, work = vote
+        if work is not None:
+            work.wait()
+        return int(ballot)
+
+    def _spread(self, error: Exception) -> None:
+        """Tell the others, and wait until they heard it; or find out that they told it first."""
+        try:
+            mine = _LOST if _connection_lost(error) else self._confession(error)
+            first = self._store.compare_set(_FAILURE, "", mine).decode()
+            self._store.set(_HEARD.format(rank=self.rank), "")
+        except distributed.DistError:  # the process that kept the store
+            mine, first = "", _LOST
+        if first == mine != _LOST:
+            self._wait_for_listeners()
+        elif not isinstance(error, DiTiError):
+            raise OtherProcessError(
+                first, remedy="Remove the cause, then run the same command again: it goes on from the last checkpoint."
+            ) from error
+
+    def _confession(self, error: Exception) -> str:
+        text = error.message if isinstance(error, DiTiError) else f"{type(error).__name__}: {error}"
+        return f"Process {self.rank} of {self.world} failed: {text}"
+
+    def _wait_for_listeners(self) -> None:
+        end = time.monotonic() + _GRACE_SECONDS
+        keys = [_HEARD.format(rank=rank) for rank in range(self.world)]
+        while not self._store.check(keys) and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            if reason := self._look():
+                if self._over.wait(_GRACE_SECONDS):
+                    return
+                self.reporter.warn(f"{reason} This process waits in vain and ends.")
+                os._exit(_STATUS)
+
+    def _look(self) -> str:
+        try:
+            if not self._store.check([_FAILURE]):
+                return ""
+            self._store.set(_HEARD.format(rank=self.rank), "")
+            return self._store.get(_FAILURE).decode()
+        except distributed.DistError:
+            return _LOST
+
+
+def _connection_lost(error: Exception) -> bool:
+    """Whether an error is nothing but the end of another process, as seen by a collective."""
+    if isinstance(error, distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed by peer"))
