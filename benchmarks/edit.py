@@ -33,9 +33,9 @@ from benchmarks.facts import collect, synchroniser, write
 from benchmarks.official_side import OfficialModel, load_code
 from benchmarks.table import ratio_text, render
 from benchmarks.timing import Ratio, Side, Timings, measure, median_interval
-from diticli.analysis.edit import edit_pair
-from diticli.analysis.edit_settings import EditSettings
 from diticli.data.images import FaceImages
+from diticli.editing.pair import edit_pair
+from diticli.editing.settings import EditSettings
 from diticli.models.attention import use_fast_attention
 from diticli.models.device import resolve_device
 from diticli.models.locate import load_pipeline

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from diticli.analysis.edit import Edit, EditSettings, counterfactuals
+from diticli.editing.pair import Edit, EditSettings, counterfactuals
 from diticli.models.pipeline import DiTiPipeline
 from diticli.official.convert import pipeline_from_official
 from diticli.training.objectives import FeatureObjective

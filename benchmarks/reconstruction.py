@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.reconstruction_curve import draw
 from diticli.analysis.image_metrics import psnr, ssim
-from diticli.analysis.mixing import mix_chunks
 from diticli.data.images import FaceImages
+from diticli.editing.mixing import mix_chunks
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.training.rundir import versions

@@ -16,8 +16,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diticli.analysis.edit import EditResult, EditSettings, edit_pair
-from diticli.analysis.edit_pictures import edit_strip
 from diticli.analysis.encode import encode_with
 from diticli.analysis.label_join import join_labels
 from diticli.analysis.probe import probe_features
@@ -25,9 +23,11 @@ from diticli.analysis.probe_files import write_report as write_probe
 from diticli.analysis.probe_report import ProbeReport
 from diticli.config import RunConfig
 from diticli.data.faces import FACTORS, write_labels_csv
-from diticli.data.features import read_features
+from diticli.data.features import FeatureRows, read_features
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
+from diticli.editing.pair import EditResult, EditSettings, edit_pair
+from diticli.editing.pictures import edit_strip
 from diticli.models.build import build_encoder
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline, normalise
@@ -35,6 +35,7 @@ from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.grids import save_png
 from diticli.pictures.report import Section, write_report
 from diticli.progress import Reporter, SilentReporter
+from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.schedule import psnr
 from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import write_json
@@ -69,7 +70,7 @@ class DemoResult:
 
 
 def run_demo(
-    config: RunConfig, out: Path, *, held_out: int = 4000, steps: int = 100, reporter: Reporter | None = None
+    config: RunConfig, out: Path, *, held_out: int = 4000, steps: int = DEFAULT_STEPS, reporter: Reporter | None = None
 ) -> DemoResult:
     """Run everything into the run directory `out`; a finished model there is used as it is.
 
@@ -77,7 +78,7 @@ def run_demo(
         config: settings of the training, on the built-in faces.
         out: run directory; also gets feats.npy, labels.csv, probe/, demo.json and report.html.
         held_out: faces to encode and probe.
-        steps: DDIM steps of inversion and decoding.
+        steps: of inversion and of decoding.
         reporter: receiver of progress.
 
     Raises:
@@ -134,13 +135,20 @@ def _probe_all(
     features = read_features(path)
     joined = join_labels(features.meta.files if features.meta else (), read_labels(labels), None)
     images = load_images(faces, reporter=reporter).images
-    values: dict[str, npt.NDArray[np.float32]] = {
+    values: dict[str, FeatureRows] = {
         PIXELS: (images.reshape(len(images), -1) / 255).astype(np.float32),
         UNTRAINED: _untrained_features(pipeline, config, images),
         TRAINED: features.values,
     }
     reports = {
-        name: probe_features(v, joined.columns, rows=joined.rows, seed=config.seed, reporter=reporter)
+        name: probe_features(
+            v,
+            joined.columns,
+            rows=joined.rows,
+            seed=config.seed,
+            meta=features.meta if name == TRAINED else None,
+            reporter=reporter,
+        )
         for name, v in values.items()
     }
     write_probe(reports[TRAINED], out / "probe", {"features": str(path), "labels": str(labels)})

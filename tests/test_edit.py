@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
-from diticli.analysis.edit import Edit, EditSettings, Noise, edit_pair, psnr
-from diticli.analysis.edit_engine import decode_all
-from diticli.analysis.edit_grid import grouped, stages
-from diticli.analysis.edit_pair_sheet import grid_sheet
-from diticli.analysis.edit_pictures import edit_strip, write_animation, write_separate
 from diticli.chunks import ChunkLayout
+from diticli.editing.engine import decode_all
+from diticli.editing.pair import Edit, EditSettings, Noise, edit_pair, psnr
+from diticli.editing.pair_sheet import grid_sheet
+from diticli.editing.pictures import edit_strip, write_animation, write_separate
+from diticli.editing.stages import grouped, stages
 from diticli.errors import ChunkError, ConfigError, DeviceError
 
 

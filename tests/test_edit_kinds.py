@@ -5,12 +5,12 @@ import pytest
 import torch
 from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
-from diticli.analysis.edit_attribute import Move, edit_attribute
-from diticli.analysis.edit_attribute_sheet import amount_texts
-from diticli.analysis.edit_pictures import edit_strip
-from diticli.analysis.edit_reconstruct import reconstruct
-from diticli.analysis.edit_settings import EditSettings
-from diticli.analysis.edit_sheet import image_stems, slug
+from diticli.editing.attribute import Move, edit_attribute
+from diticli.editing.attribute_sheet import amount_texts
+from diticli.editing.pictures import edit_strip
+from diticli.editing.reconstruct import reconstruct
+from diticli.editing.settings import EditSettings
+from diticli.editing.sheet import image_stems, slug
 from diticli.errors import ChunkError, ConfigError, LabelError
 
 FAST = EditSettings(invert_steps=1, decode_steps=1)

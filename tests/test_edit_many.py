@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 from readable_pipeline import A, B, ReadablePipeline, Recorder, picture
 
-from diticli.analysis.edit import EditSettings, edit_pair
-from diticli.analysis.edit_estimate import seconds_for
-from diticli.analysis.edit_many import edit_many
-from diticli.analysis.edit_many_files import ManyOptions, plan_pairs
-from diticli.analysis.edit_pictures import edit_strip
-from diticli.analysis.edit_table import read_pairs
+from diticli.editing.estimate import seconds_for
+from diticli.editing.many import edit_many
+from diticli.editing.many_files import ManyOptions, plan_pairs
+from diticli.editing.pair import EditSettings, edit_pair
+from diticli.editing.pictures import edit_strip
+from diticli.editing.table import read_pairs
 from diticli.errors import ConfigError, DataError
 
 FAST = EditSettings(invert_steps=1, decode_steps=1)

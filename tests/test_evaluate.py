@@ -12,14 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diticli.analysis.evaluation import EvaluationSettings, evaluate_model
-from diticli.analysis.faithfulness import Change, change, drift_outside, to_json, transferred, unexplained
-from diticli.analysis.judged_images import JudgedImages, judged_faces, judged_folder
-from diticli.analysis.reader import AttributeReader, ReadAttribute, train_reader
 from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
 from diticli.errors import ConfigError
+from diticli.judging.evaluation import EvaluationSettings, evaluate_model
+from diticli.judging.images import JudgedImages, judged_faces, judged_folder
+from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
+from diticli.judging.scores import Change, change, drift_outside, to_json, transferred, unexplained
 from diticli.progress import SilentReporter
 
 SIDE = 32

@@ -21,7 +21,7 @@ def test_base_trains_and_edits(make_unet: Callable[..., Any], tmp_path: Path, sh
     from diffusers import DDPMScheduler
 
     from diticli import DiTiPipeline
-    from diticli.analysis.edit import EditSettings, edit_pair
+    from diticli.editing.pair import EditSettings, edit_pair
 
     unet = make_unet(shape)
     unet.save_pretrained(tmp_path / "hub" / "unet")

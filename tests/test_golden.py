@@ -9,9 +9,9 @@ import yaml
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
-from diticli.analysis.edit import Edit, EditSettings, counterfactuals
-from diticli.analysis.mixing import mix_chunks, slerp
 from diticli.chunks import ChunkLayout
+from diticli.editing.mixing import mix_chunks, slerp
+from diticli.editing.pair import Edit, EditSettings, counterfactuals
 from diticli.models.pipeline import DiTiPipeline
 from diticli.official.convert import convert
 from diticli.official.weights import from_official
@@ -140,7 +140,8 @@ def test_edit(pipeline, golden, layout):
 def test_edit_would_notice_one_chunk_too_many(pipeline, golden, layout):
     low, high = golden["edit.chunks"].tolist()
     z = mix_chunks(golden["z"][:1], golden["z"][1:2], layout, range(low, high + 1), 1.0)
-    images = pipeline.decode(golden["ddim.inverted"][1:2], z, steps=int(golden["ddim.steps"][1]), solver="ddim", clip=True)
+    steps = int(golden["ddim.steps"][1])
+    images = pipeline.decode(golden["ddim.inverted"][1:2], z, steps=steps, solver="ddim", clip=True)
     assert distance(images, golden["edit.images"][2:]) > 0.01
 
 

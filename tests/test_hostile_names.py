@@ -12,7 +12,6 @@ from hostile_files import BOMBS, png_bytes, tar_bytes
 from PIL import Image
 from rich.console import Console
 
-from diticli.analysis.edit_table import read_pairs
 from diticli.commands.console import say, show_table
 from diticli.commands.failure import explain
 from diticli.commands.reporting import LineReporter, RichReporter
@@ -22,6 +21,7 @@ from diticli.data.features import read_features
 from diticli.data.images import open_images
 from diticli.data.labels import read_labels
 from diticli.data.pixel_room import PixelRoom
+from diticli.editing.table import read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.pictures.report import Section, write_report
 

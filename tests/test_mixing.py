@@ -5,7 +5,7 @@ import pytest
 import torch
 from readable_pipeline import LAYOUT, SIZE
 
-from diticli.analysis.mixing import alpha_text, mix_chunks, parse_alphas, parse_numbers, slerp
+from diticli.editing.mixing import alpha_text, mix_chunks, parse_alphas, parse_numbers, slerp
 from diticli.errors import ChunkError, ConfigError
 
 

@@ -5,22 +5,21 @@ import csv
 import io
 import json
 import string
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from diticli.analysis.edit_many_files import ManyOptions, plan_pairs
-from diticli.analysis.edit_table import read_pairs
-from diticli.analysis.mixing import parse_alphas
 from diticli.chunks import ChunkLayout
-from diticli.data.decode import IMAGE_SUFFIXES
+from diticli.data.decode import has_image_suffix
 from diticli.data.feature_formats import CONVERTERS
 from diticli.data.features import FeatureMeta, read_features
 from diticli.data.labels import read_groups, read_labels, read_parts
 from diticli.data.names import expand_pattern
+from diticli.editing.many_files import ManyOptions, plan_pairs
+from diticli.editing.mixing import parse_alphas
+from diticli.editing.table import read_pairs
 from diticli.errors import ChunkError, ConfigError, DataError, DiTiError, FeatureFileError, LabelError
 
 steady = settings(deadline=None, derandomize=True, max_examples=60)
@@ -43,11 +42,7 @@ names = odd_text.map(lambda text: f"{text or 'x'}.jpg".lstrip())
 plain_names = st.text(string.ascii_letters + string.digits + "_-./é中#'\"", min_size=1, max_size=10)
 
 
-def _is_file(text):
-    return Path(text).suffix.lower() in IMAGE_SUFFIXES
-
-
-columns = odd_text.map(lambda text: f"c {text}".strip()).filter(lambda text: not _is_file(text))
+columns = odd_text.map(lambda text: f"c {text}".strip()).filter(lambda text: not has_image_suffix(text))
 
 
 @st.composite
@@ -88,7 +83,8 @@ def test_csv_tables_come_back(folder, table, delimiter, newline, marked):
 
 @steady
 @given(
-    tables(plain_names, plain_names.map(lambda text: f"c{text}").filter(lambda t: not _is_file(t))), st.integers(1, 3)
+    tables(plain_names, plain_names.map(lambda text: f"c{text}").filter(lambda t: not has_image_suffix(t))),
+    st.integers(1, 3),
 )
 def test_celebas_lists_come_back(folder, table, blanks):
     files, labels, values = table
@@ -110,7 +106,7 @@ def test_metadata_jsonl_comes_back(folder, table):
 
 
 @steady
-@given(st.dictionaries(plain_names.map(lambda name: f"x{name}.jpg"), st.integers(0, 99).map(str), min_size=1))
+@given(st.dictionaries(plain_names.map("{}.jpg".format).filter(has_image_suffix), st.integers().map(str), min_size=1))
 def test_identity_lists_come_back(folder, groups):
     path = folder / "identity.txt"
     path.write_text("".join(f"{file} {group}\n" for file, group in groups.items()), encoding="utf-8")

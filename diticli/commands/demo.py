@@ -9,6 +9,7 @@ import typer
 
 from diticli.commands.console import emit_json, reporter, say, show_table
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
+from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.settings import build_config
 
 
@@ -24,7 +25,7 @@ def demo(
         typer.Option(min=1, help="Images of stage 2; fewer is quicker and worse.", show_default=False),
     ] = None,
     held_out: Annotated[int, typer.Option(min=200, help="Held-out faces to encode and probe.")] = 4000,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps each way for edits.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps each way for edits.")] = DEFAULT_STEPS,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,

@@ -21,8 +21,8 @@ from diticli.commands.edit_shared import (
 from diticli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diticli.analysis.edit_attribute import Along
-    from diticli.analysis.edit_settings import Noise
+    from diticli.editing.attribute import Along
+    from diticli.editing.settings import Noise
 
 
 def run(request: Request) -> None:
@@ -31,11 +31,11 @@ def run(request: Request) -> None:
 
 
 def _pair(request: Request) -> None:
-    from diticli.analysis.edit import edit_pair
-    from diticli.analysis.edit_grid import OVERVIEW_ROWS, grouped
-    from diticli.analysis.edit_pair_sheet import grid_sheet
-    from diticli.analysis.mixing import parse_alphas
     from diticli.commands.console import reporter
+    from diticli.editing.mixing import parse_alphas
+    from diticli.editing.pair import edit_pair
+    from diticli.editing.pair_sheet import grid_sheet
+    from diticli.editing.stages import OVERVIEW_ROWS, grouped
 
     alphas = parse_alphas(request.alphas or ("0:1:9" if request.animate else "0:1:5"))
     settings = settings_of(request)
@@ -58,9 +58,9 @@ def _pair(request: Request) -> None:
 
 def _attribute(request: Request) -> None:
     from diticli.analysis.directions import load_directions
-    from diticli.analysis.edit_attribute import edit_attribute
-    from diticli.analysis.mixing import parse_numbers
     from diticli.commands.console import reporter
+    from diticli.editing.attribute import edit_attribute
+    from diticli.editing.mixing import parse_numbers
 
     amount = request.amount or ("-0.6:0.6:9" if request.animate else "-0.6:0.6:5")
     remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."
@@ -99,8 +99,8 @@ def _attribute(request: Request) -> None:
 
 
 def _reconstruct(request: Request) -> None:
-    from diticli.analysis.edit_reconstruct import reconstruct
     from diticli.commands.console import reporter
+    from diticli.editing.reconstruct import reconstruct
 
     noises = _noises(request.noise)
     settings = settings_of(request)
@@ -119,11 +119,11 @@ def _reconstruct(request: Request) -> None:
 
 
 def _many(request: Request) -> None:
-    from diticli.analysis.edit_many import edit_many
-    from diticli.analysis.edit_many_files import FAILED_NAME, ManyOptions, plan_pairs
-    from diticli.analysis.edit_table import read_pairs
-    from diticli.analysis.mixing import parse_alphas
     from diticli.commands.console import emit_json, reporter, say
+    from diticli.editing.many import edit_many
+    from diticli.editing.many_files import FAILED_NAME, ManyOptions, plan_pairs
+    from diticli.editing.mixing import parse_alphas
+    from diticli.editing.table import read_pairs
 
     rows = read_pairs(Path(request.sources[0]))
     alphas = parse_alphas(request.alphas or ("0:1:9" if request.animate else "0:1:5"))
@@ -139,7 +139,7 @@ def _many(request: Request) -> None:
         metadata=provenance(),
     )
     if request.dry_run:
-        from diticli.analysis.edit_estimate import seconds_for
+        from diticli.editing.estimate import seconds_for
 
         plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
         _tell_plan(request, plan.to_dict(), seconds_for(pipeline, plan, settings))
@@ -170,8 +170,8 @@ def _tell_plan(request: Request, plan: dict[str, Any], seconds: float) -> None:
 
 
 def _noises(spec: str | None) -> list[Noise]:
-    from diticli.analysis.edit_attribute import ALONE
-    from diticli.analysis.edit_settings import Noise
+    from diticli.editing.attribute import ALONE
+    from diticli.editing.settings import Noise
 
     names = [part.strip() for part in (spec or ",".join(ALONE)).split(",")]
     if wrong := [name for name in names if name not in ALONE]:
@@ -180,7 +180,7 @@ def _noises(spec: str | None) -> list[Noise]:
 
 
 def _along(name: str | None) -> Along:
-    from diticli.analysis.edit_attribute import Along
+    from diticli.editing.attribute import Along
 
     for along in get_args(Along):
         if along == (name or "weight"):

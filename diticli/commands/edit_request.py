@@ -74,7 +74,7 @@ class Request:
             ConfigError: for options that contradict each other.
             DataError: for images that do not exist, and places that cannot be written.
         """
-        from diticli.analysis.edit_inputs import check_source
+        from diticli.editing.inputs import check_source
 
         self._check_kind()
         self._check_options()

@@ -14,15 +14,15 @@ from diticli.commands.edit_request import Request
 if TYPE_CHECKING:
     from PIL import Image
 
-    from diticli.analysis.edit_settings import EditSettings
-    from diticli.analysis.edit_sheet import Shown
     from diticli.chunks import ChunkLayout
+    from diticli.editing.settings import EditSettings
+    from diticli.editing.sheet import Shown
     from diticli.models.pipeline import DiTiPipeline
 
 
 def settings_of(request: Request) -> EditSettings:
     """How to sample, from the options."""
-    from diticli.analysis.edit_settings import EditSettings
+    from diticli.editing.settings import EditSettings
 
     steps = DDIM_STEPS if request.solver == "ddim" and not request.official else None
     given = {
@@ -48,7 +48,7 @@ def load(request: Request) -> DiTiPipeline:
 
 def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:
     """The sets that were asked for; none for the default."""
-    from diticli.analysis.edit_grid import stages
+    from diticli.editing.stages import stages
 
     if request.grid:
         return list(dict.fromkeys([*stages(layout), tuple(range(layout.chunks))]))
@@ -57,14 +57,14 @@ def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:
 
 def read_images(request: Request, pipeline: DiTiPipeline) -> list[Image.Image]:
     """All images, as the model sees them."""
-    from diticli.analysis.edit_inputs import read_source
+    from diticli.editing.inputs import read_source
 
     return [read_source(s, pipeline.resolution, pipeline.crop, seed=request.seed) for s in request.sources]
 
 
 def names_of(request: Request) -> list[str]:
     """What to call them."""
-    from diticli.analysis.edit_inputs import source_name
+    from diticli.editing.inputs import source_name
 
     return [source_name(source) for source in request.sources]
 
@@ -88,9 +88,9 @@ def finish(
         quality: PSNR of the reconstructions.
         sheet: for the strip, when it is laid out in another way.
     """
-    from diticli.analysis.edit_pictures import edit_strip, write_animation, write_separate
-    from diticli.analysis.edit_sheet import decibels
     from diticli.commands.console import emit_json, say
+    from diticli.editing.pictures import edit_strip, write_animation, write_separate
+    from diticli.editing.sheet import decibels
     from diticli.pictures.grids import save_png
 
     metadata = provenance()

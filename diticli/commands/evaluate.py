@@ -13,8 +13,8 @@ from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diticli.analysis.evaluation import Faithfulness
     from diticli.chunks import ChunkLayout
+    from diticli.judging.evaluation import Faithfulness
 
 FACES = "faces"
 OVERVIEW_ROWS = 4
@@ -82,11 +82,11 @@ def evaluate(
 
     Example: diti evaluate runs/celeba --data celeba/ --labels list_attr_celeba.txt --pairs 200
     """
-    from diticli.analysis.evaluation import EvaluationSettings, evaluate_model
-    from diticli.analysis.evaluation_report import write_evaluation
-    from diticli.analysis.judged_images import judged_faces, judged_folder
-    from diticli.analysis.reader import train_reader
     from diticli.commands.console import emit_json, reporter, say
+    from diticli.judging.evaluation import EvaluationSettings, evaluate_model
+    from diticli.judging.images import judged_faces, judged_folder
+    from diticli.judging.reader import train_reader
+    from diticli.judging.report import write_evaluation
     from diticli.models.locate import load_pipeline
     from diticli.sampling import DEFAULT_STEPS
 
@@ -135,8 +135,8 @@ def _quarters_and_all(layout: ChunkLayout) -> list[tuple[int, ...]]:
 
 
 def _show(result: Faithfulness) -> None:
-    from diticli.analysis.evaluation_report import move_table, swap_table
     from diticli.commands.console import say, show_table
+    from diticli.judging.report import move_table, swap_table
 
     say(f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images")
     for title, (columns, rows) in (

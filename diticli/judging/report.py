@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from diticli._version import __version__
-from diticli.analysis.evaluation import Faithfulness
-from diticli.analysis.faithfulness import to_json
-from diticli.analysis.judged_images import JudgedImages
-from diticli.analysis.reader import AttributeReader
+from diticli.judging.evaluation import Faithfulness
+from diticli.judging.images import JudgedImages
+from diticli.judging.reader import AttributeReader
+from diticli.judging.scores import to_json
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.files import write_atomically
 from diticli.pictures.report import Cell, Section, write_report

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from diticli.analysis.edit import psnr
-from diticli.analysis.edit_attribute import ALONE
-from diticli.analysis.edit_engine import (
+from diticli.editing.attribute import ALONE
+from diticli.editing.engine import (
     EditablePipeline,
     Inputs,
     Latents,
@@ -25,8 +24,9 @@ from diticli.analysis.edit_engine import (
     drawn_noise,
     invert_all,
 )
-from diticli.analysis.edit_settings import EditSettings, Noise
-from diticli.analysis.edit_sheet import Cell, Sheet, SheetRow, decibels, image_stems
+from diticli.editing.pair import psnr
+from diticli.editing.settings import EditSettings, Noise
+from diticli.editing.sheet import Cell, Sheet, SheetRow, decibels, image_stems
 from diticli.errors import ConfigError
 from diticli.pictures.tiles import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter

@@ -1,7 +1,7 @@
 """Faithfulness of a model's edits: chunk swaps and attribute moves, judged by a reader that knows nothing of the model.
 
 Method: counterfactuals as in Yue et al., ICLR 2024 (arXiv 2401.11430), section 5.2; the scores are ours
-(`diticli.analysis.faithfulness`).
+(`diticli.judging.scores`).
 
 Legend of shape suffixes: N images, A attributes, D latent dim.
 """
@@ -17,7 +17,12 @@ import numpy.typing as npt
 import torch
 
 from diticli.analysis.directions import Along, Directions
-from diticli.analysis.faithfulness import (
+from diticli.analysis.probe import probe_features
+from diticli.data.faces import FACTORS
+from diticli.editing.mixing import mix_chunks
+from diticli.judging.images import JudgedImages
+from diticli.judging.reader import AttributeReader
+from diticli.judging.scores import (
     MOVED,
     Change,
     DoubleArray,
@@ -28,11 +33,6 @@ from diticli.analysis.faithfulness import (
     transferred,
     unexplained,
 )
-from diticli.analysis.judged_images import JudgedImages
-from diticli.analysis.mixing import mix_chunks
-from diticli.analysis.probe import probe_features
-from diticli.analysis.reader import AttributeReader
-from diticli.data.faces import FACTORS
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.pictures.grids import to_uint8
 from diticli.progress import Reporter, SilentReporter

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import zlib
 
-from diticli.analysis.edit import SIDES, Edit, EditResult
-from diticli.analysis.edit_sheet import Cell, Sheet, SheetRow, decibels
-from diticli.analysis.mixing import alpha_text
 from diticli.chunks import ChunkLayout
+from diticli.editing.mixing import alpha_text
+from diticli.editing.pair import SIDES, Edit, EditResult
+from diticli.editing.sheet import Cell, Sheet, SheetRow, decibels
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
 

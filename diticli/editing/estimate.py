@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from diticli.analysis.edit_engine import EditablePipeline, batch_of
-from diticli.analysis.edit_many_files import Plan
-from diticli.analysis.edit_settings import EditSettings
+from diticli.editing.engine import EditablePipeline, batch_of
+from diticli.editing.many_files import Plan
+from diticli.editing.settings import EditSettings
 
 PROBED_STEPS = 2
 

@@ -50,7 +50,7 @@ class JudgedImages:
 
     @property
     def labels(self) -> Labels:
-        """As `diticli.analysis.reader.train_reader` takes them."""
+        """As `diticli.judging.reader.train_reader` takes them."""
         return {
             name: (column.kind, column.values) for name, column in self.columns.items() if column.kind != "category"
         }

@@ -4,7 +4,7 @@ Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 5.2. Both images are e
 noise x_T under their own features; then chosen slices of the features are mixed and the result is decoded.
 
 result = edit_pair(pipeline, anna, ben, [pipeline.chunks.parse("10-20")], (0.0, 0.5, 1.0))
-edit_strip(result).save("edit.png")      # diticli.analysis.edit_pictures
+edit_strip(result).save("edit.png")      # diticli.editing.pictures
 
 Legend of shape suffixes: N batch, D latent dim, R resolution.
 """
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diticli.analysis.edit_engine import (
+from diticli.chunks import ChunkLayout
+from diticli.editing.engine import (
     EditablePipeline,
     Inputs,
     Latents,
@@ -31,10 +32,9 @@ from diticli.analysis.edit_engine import (
     drawn_noise,
     invert_all,
 )
-from diticli.analysis.edit_settings import EditSettings, Noise
-from diticli.analysis.edit_sheet import Sheet
-from diticli.analysis.mixing import alpha_text, check_chunks, mix_chunks, slerp
-from diticli.chunks import ChunkLayout
+from diticli.editing.mixing import alpha_text, check_chunks, mix_chunks, slerp
+from diticli.editing.settings import EditSettings, Noise
+from diticli.editing.sheet import Sheet
 from diticli.errors import ConfigError
 from diticli.pictures.tiles import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter
@@ -102,7 +102,7 @@ class EditResult:
 
     def sheet(self) -> Sheet:
         """Rows of pictures: both directions for every chunk set."""
-        from diticli.analysis.edit_pair_sheet import pair_sheet
+        from diticli.editing.pair_sheet import pair_sheet
 
         return pair_sheet(self)
 
@@ -130,7 +130,7 @@ def edit_pair(
         pipeline: a `DiTiPipeline`.
         image_a: PIL image, cropped and resized as in training.
         image_b: as `image_a`.
-        chunk_sets: each set of chunks is exchanged by itself; see `diticli.analysis.edit_grid` for whole partitions.
+        chunk_sets: each set of chunks is exchanged by itself; see `diticli.editing.stages` for whole partitions.
         alphas: strengths; 0 is the image itself, 1 the other's chunks.
         settings: solver, steps, noise, batch size.
         names: what to call A and B.

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from diticli.analysis.edit import assemble, pair_inputs, to_decode
-from diticli.analysis.edit_engine import EditablePipeline, Inputs, Latents, batch_of, decode_all, invert_all
-from diticli.analysis.edit_inputs import read_source, source_name
-from diticli.analysis.edit_many_files import (
+from diticli.data.decode import Crop
+from diticli.editing.engine import EditablePipeline, Inputs, Latents, batch_of, decode_all, invert_all
+from diticli.editing.inputs import read_source, source_name
+from diticli.editing.many_files import (
     ManyOptions,
     Plan,
     Planned,
@@ -30,8 +30,8 @@ from diticli.analysis.edit_many_files import (
     write_failed,
     write_pair,
 )
-from diticli.analysis.edit_table import PairRow
-from diticli.data.decode import Crop
+from diticli.editing.pair import assemble, pair_inputs, to_decode
+from diticli.editing.table import PairRow
 from diticli.errors import DiTiError
 from diticli.pictures.tiles import to_uint8
 from diticli.progress import Reporter, SilentReporter

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diticli.analysis.edit_inputs import face_of, source_name
-from diticli.analysis.edit_sheet import slug
+from diticli.editing.inputs import face_of, source_name
+from diticli.editing.sheet import slug
 from diticli.errors import ConfigError, DataError
 
 COLUMNS = ("a", "b", "chunks", "alphas", "name", "error")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diticli.analysis.edit_sheet import Cell, Sheet, SheetRow, Shown
+from diticli.editing.sheet import Cell, Sheet, SheetRow, Shown
 from diticli.pictures.animation import save_animation, with_slider
 from diticli.pictures.differences import difference_gain, difference_map, scale_text
 from diticli.pictures.grids import save_png

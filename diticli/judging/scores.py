@@ -1,6 +1,6 @@
 """How faithful are edits? Scores from what a held-out reader says before and after.
 
-Everything here is arithmetic on readings and pixels; `diticli.analysis.evaluation` makes them. Attributes are in
+Everything here is arithmetic on readings and pixels; `diticli.judging.evaluation` makes them. Attributes are in
 standard deviations of the training images (`AttributeReader.read`), so that one unit means the same for all.
 
 Legend of shape suffixes: N images, A attributes, P pairs, H height, W width, C channels.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diticli.analysis.edit_attribute import AttributeResult, Chunks, Move
-from diticli.analysis.edit_pair_sheet import chunks_stem
-from diticli.analysis.edit_sheet import Cell, Sheet, SheetRow, decibels, image_stems, slug
-from diticli.analysis.mixing import alpha_text
+from diticli.editing.attribute import AttributeResult, Chunks, Move
+from diticli.editing.mixing import alpha_text
+from diticli.editing.pair_sheet import chunks_stem
+from diticli.editing.sheet import Cell, Sheet, SheetRow, decibels, image_stems, slug
 
 
 def attribute_sheet(result: AttributeResult) -> Sheet:

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from diticli.analysis.edit_settings import EditSettings
 from diticli.chunks import ChunkLayout
+from diticli.editing.settings import EditSettings
 from diticli.errors import DeviceError
 from diticli.progress import Reporter
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from PIL import Image
 
-from diticli.analysis.edit import psnr
-from diticli.analysis.edit_engine import (
+from diticli.chunks import ChunkLayout
+from diticli.editing.engine import (
     EditablePipeline,
     Inputs,
     Latents,
@@ -30,10 +30,10 @@ from diticli.analysis.edit_engine import (
     drawn_noise,
     invert_all,
 )
-from diticli.analysis.edit_settings import EditSettings
-from diticli.analysis.edit_sheet import Sheet
-from diticli.analysis.mixing import alpha_text, check_chunks
-from diticli.chunks import ChunkLayout
+from diticli.editing.mixing import alpha_text, check_chunks
+from diticli.editing.pair import psnr
+from diticli.editing.settings import EditSettings
+from diticli.editing.sheet import Sheet
 from diticli.errors import ConfigError
 from diticli.pictures.tiles import Pixels, to_uint8
 from diticli.progress import Reporter, SilentReporter
@@ -133,7 +133,7 @@ class AttributeResult:
 
     def sheet(self) -> Sheet:
         """Rows of pictures: one for every image, attribute and chunk set."""
-        from diticli.analysis.edit_attribute_sheet import attribute_sheet
+        from diticli.editing.attribute_sheet import attribute_sheet
 
         return attribute_sheet(self)
 

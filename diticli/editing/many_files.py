@@ -14,14 +14,14 @@ from typing import Any
 
 from PIL import Image
 
-from diticli.analysis.edit import SIDES, Edit, EditResult, plan_edits, to_decode
-from diticli.analysis.edit_grid import OVERVIEW_ROWS, grouped
-from diticli.analysis.edit_inputs import check_source, source_digest
-from diticli.analysis.edit_pictures import edit_strip, write_animation, write_separate
-from diticli.analysis.edit_settings import EditSettings
-from diticli.analysis.edit_table import COLUMNS, PairRow
-from diticli.analysis.mixing import parse_alphas
 from diticli.chunks import ChunkLayout
+from diticli.editing.inputs import check_source, source_digest
+from diticli.editing.mixing import parse_alphas
+from diticli.editing.pair import SIDES, Edit, EditResult, plan_edits, to_decode
+from diticli.editing.pictures import edit_strip, write_animation, write_separate
+from diticli.editing.settings import EditSettings
+from diticli.editing.stages import OVERVIEW_ROWS, grouped
+from diticli.editing.table import COLUMNS, PairRow
 from diticli.errors import DataError, DiTiError
 from diticli.pictures.files import write_atomically
 from diticli.pictures.grids import save_png

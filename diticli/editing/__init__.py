@@ -1,0 +1,1 @@
+"""Edits of images: pairs, attributes, reconstructions, and tables of pairs."""
