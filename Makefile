@@ -23,7 +23,7 @@ test: $(STAMP)  ## lint, types and all tests that need no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: $(STAMP)  ## regenerate docs/cli.md from the commands' help
-	$(BIN)/python -m diticli.commands.reference docs/cli.md
+	$(BIN)/typer diticli.commands.app utils docs --name diti --title "Commands" --output docs/cli.md
 
 clean:  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
