@@ -8,6 +8,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from PIL import Image
 
 from diticli.data import tar_images
 from diticli.data.images import TarImages, UnreadableImageError, load_images, open_images
+from diticli.data.names import unique_names
+from diticli.data.packed_names import PackedNames, last_of_equals, prefixes_that_tell_apart
 from diticli.data.sources import typical_side
 from diticli.data.tar_index import index_tar
 from diticli.errors import DataError
@@ -292,3 +295,45 @@ def test_fingerprints_notice_changes(tmp_path: Path) -> None:
     write_tar(path, {f"{i:04d}.jpg": picture(i) for i in range(5)})
     assert open_images(str(path), 8).fingerprint()["sha256"] != before["sha256"]
     assert open_images(str(path), 8, crop="celeba").fingerprint()["crop"] == "celeba"
+
+
+def test_an_index_takes_little_memory_and_no_more_while_it_is_made(tmp_path: Path) -> None:
+    """24 bytes an image and its name; what lists of `Member` took was 330."""
+    data, count = picture(1), 500
+    for tar in range(2):
+        write_tar(tmp_path / f"{tar}.tar", {f"{i:09d}.png": data for i in range(count)}, kind=tarfile.USTAR_FORMAT)
+    open_images(str(tmp_path), 8)
+    tracemalloc.start()
+    try:
+        source = open_images(str(tmp_path), 8)
+        kept, peak = (size / len(source) for size in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    assert source.file_name(count) == "1/000000000.png"
+    assert kept < 24 + 13 + 16
+    assert peak < 160
+
+
+def test_packed_names_are_names() -> None:
+    names = ["", "a", "ä/b", "x" * 300, os.fsdecode(b"\xff.png")]
+    packed = PackedNames(names)
+    assert list(packed) == names
+    assert (packed[-1], packed[1:3], len(packed)) == (names[-1], names[1:3], 5)
+    assert list(copy.deepcopy(packed)) == names
+    assert list(packed.keep(np.array([2, 0]))) == ["ä/b", ""]
+    for wrong in (5, -6):
+        with pytest.raises(IndexError):
+            packed[wrong]
+    assert last_of_equals(PackedNames(["a", "b", "a", "c", "b", "a"])).tolist() == [3, 4, 5]
+    assert last_of_equals(PackedNames()).tolist() == []
+
+
+def test_prefixes_follow_the_rule_for_names() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        roots = list({Path("/", *rng.choice(["a", "b", "c"], 3).tolist()) for _ in range(rng.integers(1, 4))})
+        names = [sorted(set(rng.choice(["1", "2", "b/1", "c/b/1", "a/2"], 3).tolist())) for _ in roots]
+        flat = [(root, name) for root, own in zip(roots, names, strict=True) for name in own]
+        prefixes = prefixes_that_tell_apart(roots, list(map(PackedNames, names)))
+        found = [prefix + name for prefix, own in zip(prefixes, names, strict=True) for name in own]
+        assert found == unique_names([root for root, _ in flat], [name for _, name in flat])

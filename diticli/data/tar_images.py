@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.data.decode import MAX_BYTES, Crop, UnreadableImageError, decode_bytes, find_images, image_size
-from diticli.data.names import unique_names, visible_entries
-from diticli.data.tar_index import index_tar
+from diticli.data.names import visible_entries
+from diticli.data.packed_names import prefixes_that_tell_apart
+from diticli.data.tar_index import Member, index_tar
 from diticli.errors import DataError
 
 _SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -28,7 +29,8 @@ class TarImages:
     When two tars hold the same name, every name gets its tar's name without suffix in front
     (`shard-000/7.jpg`), and as many folders above it as it takes to make all names unique.
 
-    The headers are read once, when this is made; images are then read where they lie.
+    The headers are read once, when this is made, in time and memory that grow with the number of images and nothing
+    else: 24 bytes an image and those of its name. Images are then read where they lie.
 
     Args:
         tars: the files; a tar given twice counts once.
@@ -46,27 +48,26 @@ class TarImages:
         self.name = str(tars[0]) if len(paths) == 1 else f"{tars[0]} and {len(paths) - 1} more"
         self.resolution = resolution
         self.crop: Crop = crop
-        index = [(tar, member) for tar, path in enumerate(paths) for member in index_tar(path)]
-        if not index:
+        self._index = [index_tar(path) for path in paths]
+        self._ends = np.cumsum([len(members) for members in self._index])
+        if not self._ends[-1]:
             raise DataError(f"No images in {self.name}.", remedy="Name tars that hold jpg, png or webp files.")
-        self._tars = np.array([tar for tar, _ in index], dtype=np.int32)
-        self._offsets = np.array([member.offset for _, member in index], dtype=np.int64)
-        self._sizes = np.array([member.size for _, member in index], dtype=np.int64)
         roots = [path.with_suffix("") for path in paths]
-        self._names = unique_names([roots[tar] for tar, _ in index], [member.name for _, member in index])
+        self._prefixes = prefixes_that_tell_apart(roots, [members.names for members in self._index])
         self._files = _Files(paths)
 
     def __len__(self) -> int:
         """See `ImageSource`."""
-        return len(self._names)
+        return int(self._ends[-1])
 
     def file_name(self, index: int) -> str:
         """See `ImageSource.file_name`."""
-        return self._names[index]
+        tar, member = self._locate(index)
+        return self._prefixes[tar] + member.name
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
         """See `ImageSource.load`."""
-        name, size = self._names[index], int(self._sizes[index])
+        name, size = self.file_name(index), self._locate(index)[1].size
         if size > MAX_BYTES:
             raise UnreadableImageError(name, f"{size:,} bytes are more than {MAX_BYTES:,}")
         data = self._read(index, size)
@@ -77,7 +78,7 @@ class TarImages:
     def short_side(self, index: int) -> int | None:
         """See `ImageSource.short_side`."""
         try:
-            size = image_size(self._read(index, min(_HEAD, int(self._sizes[index]))))
+            size = image_size(self._read(index, min(_HEAD, self._locate(index)[1].size)))
         except UnreadableImageError:
             return None
         return None if size is None else min(size)
@@ -91,9 +92,9 @@ class TarImages:
                 digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
             except OSError:
                 digest.update(b"missing\n")
-        digest.update("\n".join(self._names).encode("utf-8", "surrogateescape"))
-        for column in (self._tars, self._offsets, self._sizes):
-            digest.update(column.tobytes())
+        for prefix, members in zip(self._prefixes, self._index, strict=True):
+            digest.update(f"{prefix}\n{len(members)}\n".encode("utf-8", "surrogateescape"))
+            members.digest(digest.update)
         return {
             "kind": "tar",
             "roots": [path.as_posix() for path in self._files.paths],
@@ -103,12 +104,22 @@ class TarImages:
             "sha256": digest.hexdigest(),
         }
 
+    def _locate(self, index: int) -> tuple[int, Member]:
+        """Which tar, and what of it."""
+        place = index + len(self) if index < 0 else index
+        tar = int(np.searchsorted(self._ends, place, side="right"))
+        if not 0 <= place < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        members = self._index[tar]
+        return tar, members[int(place - self._ends[tar]) + len(members)]
+
     def _read(self, index: int, size: int) -> bytes:
+        tar, member = self._locate(index)
         try:
-            return self._files.read(int(self._tars[index]), int(self._offsets[index]), size)
+            return self._files.read(tar, member.offset, size)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise UnreadableImageError(self._names[index], f"cannot read its tar: {reason}") from error
+            raise UnreadableImageError(self.file_name(index), f"cannot read its tar: {reason}") from error
 
 
 def find_tars(path: Path) -> list[Path]:

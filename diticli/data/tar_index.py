@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import tarfile
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from diticli.data.decode import has_image_suffix
+from diticli.data.packed_names import PackedNames, last_of_equals
 from diticli.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -27,7 +33,40 @@ class Member(NamedTuple):
     size: int
 
 
-def index_tar(path: Path) -> list[Member]:
+class TarIndex(Sequence[Member]):
+    """The picture files of one tar, in its order: 24 bytes each and the bytes of their names.
+
+    Attributes:
+        names: [N].
+        offsets: [N] int64, first byte of each.
+        sizes: [N] int64, bytes of each.
+    """
+
+    def __init__(self, names: PackedNames, offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> None:
+        self.names, self.offsets, self.sizes = names, offsets, sizes
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Member: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Member]: ...
+    def __getitem__(self, index: int | slice) -> Member | Sequence[Member]:
+        """One member, or a list of those of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Member(self.names[index], int(self.offsets[index]), int(self.sizes[index]))
+
+    def digest(self, update: Callable[[bytes | bytearray], object]) -> None:
+        """Feed all of it to a hash."""
+        self.names.digest(update)
+        for column in (self.offsets, self.sizes):
+            update(column.tobytes())
+
+
+def index_tar(path: Path) -> TarIndex:
     """The picture files of a tar, by suffix, in its order.
 
     Names are those in the tar up to a NUL, without leading slashes and without `.` and `..`: labels, never paths.
@@ -36,7 +75,7 @@ def index_tar(path: Path) -> list[Member]:
     Raises:
         DataError: when it is missing, compressed, damaged, or cut off.
     """
-    members: dict[str, Member] = {}
+    names, offsets, sizes = PackedNames(), array("q"), array("q")
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is not a regular file.", remedy="Name a .tar file.")
     try:
@@ -52,8 +91,9 @@ def index_tar(path: Path) -> list[Member]:
                     end = tar.offset
                     name = _label(entry.name)
                     if entry.isreg() and not entry.issparse() and _is_wanted(name):
-                        members.pop(name, None)
-                        members[name] = Member(name, entry.offset_data, entry.size)
+                        names.append(name)
+                        offsets.append(entry.offset_data)
+                        sizes.append(entry.size)
                 end = tar.offset
             # tarfile takes a damaged or missing header for the end; the real end is a block of zeros.
             file.seek(end)
@@ -65,7 +105,15 @@ def index_tar(path: Path) -> list[Member]:
         raise
     except Exception as error:  # damaged headers lead tarfile to ValueError, OverflowError, RecursionError, ...
         raise DataError(f"The tar {path} is damaged or cut off: {error}.", remedy=_DAMAGED) from error
-    return list(members.values())
+    return _without_replaced(names, np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64))
+
+
+def _without_replaced(names: PackedNames, offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> TarIndex:
+    """Without members that a later one of the same name replaces."""
+    kept = last_of_equals(names)
+    if len(kept) < len(names):
+        names, offsets, sizes = names.keep(kept), offsets[kept], sizes[kept]
+    return TarIndex(names, offsets, sizes)
 
 
 def _check_head(path: Path, head: bytes) -> None:
