@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from diticli.models import norms
 from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
+from diticli.models.frozen import FrozenBase
 from diticli.models.heads import restore_heads
 from diticli.models.layout import layout_for
 from diticli.models.modulation import gather_weights, modulate
 from diticli.models.norms import modulated_norm, norm_silu
-from diticli.models.predictor import predict
+from diticli.models.predictor import ChunkWindows, predict
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import estimate_noise, run_down_path
 
@@ -220,21 +221,17 @@ def test_maps_keep_one_layout(make_unet, compute):
     assert all(h.is_contiguous(memory_format=layout) for h in (down.hidden, *down.skips))
 
 
-def test_prediction_and_training_are_one_graph_each(make_unet, layout):
-    from diticli.models.frozen import FrozenBase
-    from diticli.models.predictor import ChunkWindows
-
-    unet = make_unet("RA", resampling="resnet", shift="scale_shift")
-    base, decoder = FrozenBase(unet, torch.float32), perturb(ShiftDecoder.for_unet(unet, LATENT_DIM))
+def test_prediction_in_bf16_is_one_graph(make_unet, layout):
+    unet = make_unet("A", channels=(8,), shift="scale_shift")
+    base, decoder = FrozenBase(unet), perturb(ShiftDecoder.for_unet(unet, LATENT_DIM))
     windows, x = ChunkWindows(layout), torch.randn(3, 3, 16, 16)
     z = torch.randn(3, LATENT_DIM, requires_grad=True)
 
-    def both(z):
-        modes = [decoder.project(z, T, windows, detach_earlier=detach) for detach in (False, True)]
-        return [(noise, shift) for noise, shift in predict(base, decoder, x, T, *modes)]
+    def shift_of(z):
+        return predict(base, decoder, x, T, decoder.project(z, T, windows, detach_earlier=True))[0].shift
 
-    expected = both(z)
-    compiled = torch.compile(both, backend="eager", fullgraph=True)(z)
-    torch.testing.assert_close(compiled, expected)
-    grads = [torch.autograd.grad(sum(shift.square().sum() for _, shift in p), z)[0] for p in (compiled, expected)]
-    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        runs = [f(z) for f in (torch.compile(shift_of, backend="eager", fullgraph=True), shift_of)]
+    grads = [torch.autograd.grad(shift.float().square().sum(), z)[0] for shift in runs]
+    for ours, expected in (runs, grads):
+        assert (ours - expected).float().norm() < 0.05 * expected.float().norm()
