@@ -32,17 +32,9 @@ FILE_COLUMN = "file"
 _PARQUET_ROWS = 8192
 
 DAMAGE: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError),
-    *(
-        OverflowError,
-        RecursionError,
-        tokenize.TokenError,
-        struct.error,
-        zlib.error,
-        zipfile.BadZipFile,
-        SafetensorError,
-        pa.ArrowException,
-    ),
+    *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, MemoryError, OverflowError),
+    *(NotImplementedError, RecursionError, SyntaxError, tokenize.TokenError, struct.error, zlib.error),
+    *(zipfile.BadZipFile, SafetensorError, pa.ArrowException),
 )
 """What the libraries raise on truncated or foreign bytes."""
 
