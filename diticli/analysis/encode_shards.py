@@ -18,7 +18,7 @@ from diticli.analysis.encode import Encode, encode_images, model_facts
 from diticli.analysis.encode_result import NothingReadableError
 from diticli.analysis.team import Team
 from diticli.config import Precision
-from diticli.data.feature_manifest import Manifest
+from diticli.data.feature_manifest import MANIFEST, Manifest
 from diticli.data.feature_units import FeatureUnits
 from diticli.data.features import FeatureMeta
 from diticli.data.image_slice import ImageSlice
@@ -174,7 +174,9 @@ def _fields(meta: FeatureMeta) -> dict[str, Any]:
 
 def _tell(reporter: Reporter, folder: Path, manifest: Manifest | None, missing: int, count: int) -> None:
     if manifest is None:
-        reporter.note(f"{missing:,} of {count:,} units of {folder} are left to other processes.")
+        reporter.note(
+            f"{missing:,} of {count:,} units of {folder} are left to other processes; the last one writes {MANIFEST}."
+        )
     elif manifest.images > manifest.rows:
         lost = f"{manifest.images - manifest.rows:,} of {manifest.images:,} images"
         reporter.warn(f"{lost} cannot be read and have no row; the JSON beside each shard says why.")

@@ -114,7 +114,7 @@ def encode(
         shards = encode_sharded_with(
             pipeline, source, out, shard_size=shard_size or DEFAULT_SHARD, suffix=suffix, team=team, **options
         )
-        _tell_shards(shards, out, pipeline.model_id, team, as_json)
+        _tell_shards(shards, out, pipeline.model_id, as_json)
         return
     result = encode_with(pipeline, source, out, **options)
     if as_json:
@@ -153,16 +153,15 @@ def _check_team(team: Team, sharded: bool, sources: Sequence[str]) -> None:
         )
 
 
-def _tell_shards(result: ShardedResult, out: Path, model: str, team: Team, as_json: bool) -> None:
-    """Speaks once for all processes: whoever finished the folder, or the first where nothing was left to do."""
+def _tell_shards(result: ShardedResult, out: Path, model: str, as_json: bool) -> None:
     from diticli.commands.console import emit_json
 
-    if not result.complete or (result.resumed == result.own and team.rank):
-        return
     if as_json:
         emit_json({"out": str(out), "model": model} | result.to_dict())
-        return
-    _say_written(f"{result.rows:,} rows of {result.dim} features to {out}, {result.units:,} shards", result)
+    elif result.complete:
+        _say_written(f"{result.rows:,} rows of {result.dim} features to {out}, {result.units:,} shards", result)
+    else:
+        _say_written(f"this process's share, {result.own:,} images, to {out}", result)
 
 
 def _say_written(what: str, result: EncodeResult | ShardedResult) -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from diticli._version import __version__
 from diticli.data.feature_manifest import MANIFEST, SHARD_SUFFIXES, Manifest, Shard, read_manifest
 from diticli.data.feature_meta import FeatureMeta
 from diticli.data.feature_records import UnitRecord
@@ -109,7 +112,7 @@ class FeatureUnits:
         Processes may merge at the same time: each writes the same shards, whole.
 
         Args:
-            meta: of all shards; its names and skipped images are left out.
+            meta: of all shards; its names and skipped images are left out, date and version filled in.
             writer: this process, in the name of the file that is renamed into place.
 
         Raises:
@@ -129,7 +132,7 @@ class FeatureUnits:
             identity=self._identity,
             dim=widths.pop(),
             shard_size=self._size,
-            meta=meta,
+            meta=replace(meta, created=datetime.now(UTC).isoformat(timespec="seconds"), version=__version__),
             shards=tuple(record.shard for record in found),
         )
         if self._merged() != manifest.shards:
