@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from benchmarks.reconstruction_curve import draw
-from diticli.analysis.image_metrics import psnr, ssim
 from diticli.data.images import FaceImages
 from diticli.editing.mixing import mix_chunks
+from diticli.judging.image_metrics import psnr, ssim
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.training.rundir import versions

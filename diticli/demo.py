@@ -17,10 +17,6 @@ import torch
 from PIL import Image
 
 from diticli.analysis.encode import encode_with
-from diticli.analysis.label_join import join_labels
-from diticli.analysis.probe import probe_features
-from diticli.analysis.probe_files import write_report as write_probe
-from diticli.analysis.probe_report import ProbeReport
 from diticli.config import RunConfig
 from diticli.data.faces import FACTORS, write_labels_csv
 from diticli.data.features import FeatureRows, read_features
@@ -34,6 +30,10 @@ from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.grids import save_png
 from diticli.pictures.report import Section, write_report
+from diticli.probing.files import write_report as write_probe
+from diticli.probing.label_join import join_labels
+from diticli.probing.probe import probe_features
+from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.schedule import psnr

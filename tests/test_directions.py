@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from diticli.analysis.directions import MAX_AMOUNT, Directions, load_directions, save_directions
-from diticli.analysis.probe import probe_features
-from diticli.analysis.promask import MaskSettings
-from diticli.analysis.splits import split_rows
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn
 from diticli.errors import ChunkError, ConfigError, DataError, FeatureFileError, LabelError, ModelError
+from diticli.probing.directions import MAX_AMOUNT, Directions, load_directions, save_directions
+from diticli.probing.probe import probe_features
+from diticli.probing.promask import MaskSettings
+from diticli.probing.splits import split_rows
 
 N, D = 500, 12
 LAYOUT = ChunkLayout(timestep_ends=(300, 600, 1000), ends=(4, 9, 12))

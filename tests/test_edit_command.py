@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from readable_pipeline import SIZE, A, B, ReadablePipeline
 
-from diticli.analysis.directions import Directions, save_directions
-from diticli.analysis.linear_probe import LinearProbe
 from diticli.errors import ChunkError, ConfigError, DataError, FeatureFileError, LabelError, ModelError
+from diticli.probing.directions import Directions, save_directions
+from diticli.probing.linear_probe import LinearProbe
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from test_encode import FakeImages, Recorder, channel_means
 
 from diticli.analysis.encode_shards import ShardedResult, encode_sharded
-from diticli.analysis.probe import probe_features
 from diticli.analysis.team import Team
 from diticli.data.feature_manifest import MANIFEST, read_manifest
 from diticli.data.feature_rows import OPEN_SHARDS, ShardedItems, ShardedRows
@@ -22,6 +21,7 @@ from diticli.data.feature_units import RECORDS
 from diticli.data.features import FeatureMeta, read_features
 from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError, DataError, FeatureFileError
+from diticli.probing.probe import probe_features
 
 META = FeatureMeta(files=(), chunk_ends=(1, 3), timestep_ends=(5, 9), model="m", model_hash="h")
 BAD = {0, 5, 9, 10, 11, 21}  # of which 9, 10, 11 are a unit of their own

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from diticli.analysis.image_metrics import psnr, ssim
 from diticli.errors import ConfigError
+from diticli.judging.image_metrics import psnr, ssim
 
 
 def images(*shape, seed=0):

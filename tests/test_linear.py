@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from diticli.analysis.linear import BinaryLoss, CategoryLoss, FeatureSpace, SquaredLoss, fit_path
+from diticli.probing.linear import BinaryLoss, CategoryLoss, FeatureSpace, SquaredLoss, fit_path
 
 N, D = 600, 12
 

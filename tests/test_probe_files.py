@@ -15,19 +15,19 @@ import typer
 from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
-from diticli.analysis.directions import load_directions
-from diticli.analysis.label_join import join_labels
-from diticli.analysis.linear_probe import LinearProbe, load_probe, save_probe
-from diticli.analysis.probe import probe_features
-from diticli.analysis.probe_files import write_report
-from diticli.analysis.probe_report import ProbeReport
-from diticli.analysis.promask import MaskSettings
-from diticli.analysis.splits import split_rows
 from diticli.commands.probe import probe
 from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn, LabelTable
 from diticli.errors import ConfigError, DataError, FeatureFileError, LabelError
+from diticli.probing.directions import load_directions
+from diticli.probing.files import write_report
+from diticli.probing.label_join import join_labels
+from diticli.probing.linear_probe import LinearProbe, load_probe, save_probe
+from diticli.probing.probe import probe_features
+from diticli.probing.promask import MaskSettings
+from diticli.probing.report import ProbeReport
+from diticli.probing.splits import split_rows
 
 N, D = 600, 12
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from diticli.analysis.promask import MaskSettings, learn_masks, project_scores, sample_masks
 from diticli.errors import ConfigError
+from diticli.probing.promask import MaskSettings, learn_masks, project_scores, sample_masks
 
 N, D, TRUE = 1500, 64, 5
 

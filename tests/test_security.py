@@ -17,13 +17,13 @@ import torch
 from code_scan import findings
 from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
 
-from diticli.analysis.direction_files import read_parts
-from diticli.analysis.linear_probe import load_probe
 from diticli.data.features import read_features
 from diticli.errors import CheckpointError, FeatureFileError, ModelError
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.unet import load_base
 from diticli.official.files import load_checkpoint as load_official
+from diticli.probing.direction_files import read_parts
+from diticli.probing.linear_probe import load_probe
 from diticli.training.checkpoint import Checkpoint, drop_other_stages, load_checkpoint, save_checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -57,10 +57,10 @@ def _pair(request: Request) -> None:
 
 
 def _attribute(request: Request) -> None:
-    from diticli.analysis.directions import load_directions
     from diticli.commands.console import reporter
     from diticli.editing.attribute import edit_attribute
     from diticli.editing.mixing import parse_numbers
+    from diticli.probing.directions import load_directions
 
     amount = request.amount or ("-0.6:0.6:9" if request.animate else "-0.6:0.6:5")
     remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."

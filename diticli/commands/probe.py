@@ -12,9 +12,9 @@ from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
-    from diticli.analysis.probe_report import AttributeReport, ProbeReport
-    from diticli.analysis.promask import MaskSettings
     from diticli.data.features import FeatureMeta
+    from diticli.probing.promask import MaskSettings
+    from diticli.probing.report import AttributeReport, ProbeReport
 
 SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy"}
 FOLDER_LABELS = "folder"
@@ -80,7 +80,7 @@ def probe(
 
     The folder also gets directions.safetensors and directions.json: what attribute editing needs, the
     classifiers on standardised features, mean and deviation of each dim, the model and its chunks. In Python:
-    diticli.analysis.directions.load_directions("probe").move(z, "Smiling", 0.3).
+    diticli.probing.directions.load_directions("probe").move(z, "Smiling", 0.3).
 
     --mask-dims 16 chooses 16 dims for each attribute with a probabilistic mask (ProMask, arXiv 2105.01571)
     that is trained together with a classifier. The table then has two more scores on the same test rows: of
@@ -94,14 +94,14 @@ def probe(
 
     Example: diti probe feats.npy --labels labels.csv --mask-dims 16 -o probe
     """
-    from diticli.analysis.label_join import join_labels
-    from diticli.analysis.probe import probe_features
-    from diticli.analysis.probe_files import write_report
-    from diticli.analysis.splits import given_split
     from diticli.commands.console import emit_json, reporter, say
     from diticli.data.features import read_features
     from diticli.data.labels import folder_labels, read_groups, read_labels, read_parts
     from diticli.models.device import resolve_device
+    from diticli.probing.files import write_report
+    from diticli.probing.label_join import join_labels
+    from diticli.probing.probe import probe_features
+    from diticli.probing.splits import given_split
 
     loaded = read_features(features)
     meta = _named(features, loaded.meta)
@@ -136,7 +136,7 @@ def probe(
 
 
 def _mask(dims: int | None, steps: int | None) -> MaskSettings | None:
-    from diticli.analysis.promask import MaskSettings
+    from diticli.probing.promask import MaskSettings
 
     if dims is None:
         if steps is not None:

@@ -1,7 +1,7 @@
 """Attribute edits: images with more or less of an attribute that a probe has learned.
 
 Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 5: each image is encoded and inverted under its own
-features, these move along the attribute's direction (`diticli.analysis.directions`), and are decoded.
+features, these move along the attribute's direction (`diticli.probing.directions`), and are decoded.
 
 directions = load_directions(Path("probe"))
 result = edit_attribute(pipeline, [anna, ben], directions, ["Smiling"], (-0.5, 0.5))
@@ -45,7 +45,7 @@ ALONE = ("keep", "random", "mean")
 
 
 class AttributeDirections(Protocol):
-    """What attribute editing needs of `diticli.analysis.directions.Directions`."""
+    """What attribute editing needs of `diticli.probing.directions.Directions`."""
 
     def move(
         self,

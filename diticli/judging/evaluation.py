@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.directions import Along, Directions
-from diticli.analysis.probe import probe_features
 from diticli.data.faces import FACTORS
 from diticli.editing.mixing import mix_chunks
 from diticli.judging.images import JudgedImages
@@ -35,6 +33,8 @@ from diticli.judging.scores import (
 )
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.pictures.grids import to_uint8
+from diticli.probing.directions import Along, Directions
+from diticli.probing.probe import probe_features
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver
 from diticli.schedule import psnr

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.label_join import join_labels
 from diticli.data.decode import Crop
 from diticli.data.faces import FACTORS, render_face, sample_factors
 from diticli.data.images import FaceImages, load_images, open_images
 from diticli.data.labels import LabelColumn, read_labels
 from diticli.errors import ConfigError
+from diticli.probing.label_join import join_labels
 from diticli.progress import Reporter
 
 Pixels = npt.NDArray[np.uint8]

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diticli.analysis.metrics import binary_score
 from diticli.errors import ConfigError
+from diticli.probing.metrics import binary_score
 from diticli.progress import Reporter, SilentReporter
 
 DoubleArray = npt.NDArray[np.float64]

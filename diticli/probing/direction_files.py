@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from diticli._version import __version__
-from diticli.analysis.linear_probe import LinearProbe, checked_probe
 from diticli.chunks import ChunkLayout
 from diticli.errors import FeatureFileError
 from diticli.pictures.files import write_atomically
+from diticli.probing.linear_probe import LinearProbe, checked_probe
 
 TENSORS_NAME = "directions.safetensors"
 FACTS_NAME = "directions.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from diticli._version import __version__
-from diticli.analysis.directions import save_directions
-from diticli.analysis.linear_probe import save_probe
-from diticli.analysis.probe_report import ProbeReport
 from diticli.errors import DataError
+from diticli.probing.directions import save_directions
+from diticli.probing.linear_probe import save_probe
+from diticli.probing.report import ProbeReport
 
 REPORT_NAME = "report.json"
 PROBE_NAME = "probe.safetensors"

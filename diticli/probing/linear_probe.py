@@ -78,7 +78,7 @@ class LinearProbe:
         """[d] direction of an attribute (of one class, for a category) in standardised feature space.
 
         For attribute editing (arXiv 2401.11430, section 5): z' + s * sqrt(d) * w / ||w||, then denormalise;
-        `diticli.analysis.directions.Directions` does that.
+        `diticli.probing.directions.Directions` does that.
 
         Raises:
             LabelError: when the probe has no such row.

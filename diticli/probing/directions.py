@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.direction_files import read_parts, write_parts
-from diticli.analysis.linear_probe import LinearProbe
 from diticli.chunks import ChunkLayout
 from diticli.errors import ChunkError, ConfigError, LabelError, ModelError
+from diticli.probing.direction_files import read_parts, write_parts
+from diticli.probing.linear_probe import LinearProbe
 
 FloatArray = npt.NDArray[np.float32]
 Dims = Sequence[int] | Literal["learned"]

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.linear import FeatureSpace
-from diticli.analysis.metrics import Score
-from diticli.analysis.probe_fit import REGULARISATIONS, Choice, fit_targets
-from diticli.analysis.probe_targets import Target
-from diticli.analysis.promask import MaskSettings, learn_masks
-from diticli.analysis.splits import Split
+from diticli.probing.fit import REGULARISATIONS, Choice, fit_targets
+from diticli.probing.linear import FeatureSpace
+from diticli.probing.metrics import Score
+from diticli.probing.promask import MaskSettings, learn_masks
+from diticli.probing.splits import Split
+from diticli.probing.targets import Target
 from diticli.progress import Reporter
 
 FloatArray = npt.NDArray[np.float32]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from diticli.analysis.directions import Directions
-from diticli.analysis.linear_probe import LinearProbe
-from diticli.analysis.probe_targets import Kind
+from diticli.probing.directions import Directions
+from diticli.probing.linear_probe import LinearProbe
+from diticli.probing.targets import Kind
 
 
 @dataclass(frozen=True, kw_only=True)

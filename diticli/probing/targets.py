@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diticli.analysis.linear import BinaryLoss, CategoryLoss, Loss, SquaredLoss
-from diticli.analysis.metrics import Score, binary_score, category_score, number_score
-from diticli.analysis.splits import Split
+from diticli.probing.linear import BinaryLoss, CategoryLoss, Loss, SquaredLoss
+from diticli.probing.metrics import Score, binary_score, category_score, number_score
+from diticli.probing.splits import Split
 
 DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from diticli.analysis.linear import FeatureSpace, LinearFit, fit_path
-from diticli.analysis.metrics import Score
-from diticli.analysis.probe_targets import Target, loss_of
-from diticli.analysis.splits import Split
+from diticli.probing.linear import FeatureSpace, LinearFit, fit_path
+from diticli.probing.metrics import Score
+from diticli.probing.splits import Split
+from diticli.probing.targets import Target, loss_of
 from diticli.progress import Reporter
 
 FloatArray = npt.NDArray[np.float32]

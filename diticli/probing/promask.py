@@ -31,7 +31,7 @@ _REPORT_EVERY = 25
 
 
 class MaskTarget(Protocol):
-    """What `diticli.analysis.probe_targets.Target` offers."""
+    """What `diticli.probing.targets.Target` offers."""
 
     @property
     def kind(self) -> str:

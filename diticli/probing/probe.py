@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.directions import Directions
-from diticli.analysis.linear import FeatureSpace
-from diticli.analysis.linear_probe import LinearProbe
-from diticli.analysis.probe_fit import REGULARISATIONS, Choice, batches, fit_targets
-from diticli.analysis.probe_mask import MaskedFit, ProbeRows, fit_masked
-from diticli.analysis.probe_report import AttributeReport, MaskedScore, ProbeReport, SkippedAttribute, mean_scores
-from diticli.analysis.probe_targets import Target, TargetColumn, UnfitError, make_target
-from diticli.analysis.promask import MaskSettings
-from diticli.analysis.splits import FRACTIONS, Split, split_rows
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta, FeatureRows
 from diticli.errors import ConfigError, LabelError
+from diticli.probing.directions import Directions
+from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
+from diticli.probing.linear import FeatureSpace
+from diticli.probing.linear_probe import LinearProbe
+from diticli.probing.mask import MaskedFit, ProbeRows, fit_masked
+from diticli.probing.promask import MaskSettings
+from diticli.probing.report import AttributeReport, MaskedScore, ProbeReport, SkippedAttribute, mean_scores
+from diticli.probing.splits import FRACTIONS, Split, split_rows
+from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
 from diticli.progress import Reporter, SilentReporter
 
 FloatArray = npt.NDArray[np.float32]
@@ -53,7 +53,7 @@ def probe_features(
     value are left out, attribute by attribute.
 
     With `mask`, the training rows also choose a few dimensions for each attribute (see
-    `diticli.analysis.promask`), and a second classifier is fitted on them alone.
+    `diticli.probing.promask`), and a second classifier is fitted on them alone.
 
     Args:
         values: float32 [N, d], may be a memory map or the rows of shards; one float32 copy of the used rows is made.

@@ -1,0 +1,1 @@
+"""What features tell: linear probes, learned masks, and the directions to edit along."""
