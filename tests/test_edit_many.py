@@ -77,7 +77,8 @@ def test_unreadable_tables(tmp_path):
     (tmp_path / "t.jsonl").write_text("[1]\n")
     (tmp_path / "u.jsonl").write_text("{\n")
     (tmp_path / "u.csv").write_bytes(b"a,b\n\xff\xfe,x\n")
-    for name in ("t.jsonl", "u.jsonl", "u.csv", "none.csv"):
+    (tmp_path / "deep.jsonl").write_text('{"a":' * 100_000 + "\n")
+    for name in ("t.jsonl", "u.jsonl", "deep.jsonl", "u.csv", "none.csv"):
         with pytest.raises(DataError) as caught:
             read_pairs(tmp_path / name)
         assert caught.value.remedy

@@ -161,10 +161,13 @@ def test_configs_are_plain_yaml(official_project):
         ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("- 1\n- 2", "holds no settings"),
         ("a: [", "Cannot read"),
+        ("a: 2024-99-99", "Cannot read"),
+        ("[" * 5000, "Cannot read"),
     ):
         (run / "config.yml").write_text(text)
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(ModelError, match=says) as caught:
             read_official(run)
+        assert caught.value.remedy
     (run / "config.yml").unlink()
     with pytest.raises(ModelError, match=r"no config\.yml"):
         read_official(run)

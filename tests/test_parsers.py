@@ -225,7 +225,7 @@ def test_wildcards_that_match_without_end(tmp_path, monkeypatch):
         expand_pattern(f"{tmp_path}/**")
 
 
-cells = st.lists(st.sampled_from([token for token in TOKENS if len(token) < 99]), max_size=3).map("".join)
+cells = st.lists(st.sampled_from(TOKENS), max_size=3).map("".join)
 pairs = st.fixed_dictionaries(dict.fromkeys(("a", "b", "chunks", "alphas", "name"), cells))
 
 

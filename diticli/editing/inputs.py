@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def face_of(source: str) -> re.Match[str] | None:
     """The parts of faces:INDEX[:SEED]; a file of that name comes first."""
-    return None if Path(source).exists() else re.fullmatch(r"faces:(\d{1,18})(?::(\d{1,19}))?", source)
+    # os.path, unlike Path, takes a name that no file system could hold for one of no file.
+    return None if os.path.exists(source) else re.fullmatch(r"faces:(\d{1,18})(?::(\d{1,19}))?", source)
 
 
 def check_source(source: str) -> None:
@@ -27,11 +29,11 @@ def check_source(source: str) -> None:
         ConfigError: for a built-in face that cannot be read.
         DataError: for a file that does not exist, or a folder.
     """
-    if face_of(source) or Path(source).is_file():
+    if face_of(source) or os.path.isfile(source):
         return
     if source == "faces" or source.startswith("faces:"):
         raise ConfigError(f"Cannot read the face {source!r}.", remedy="Write faces:INDEX or faces:INDEX:SEED.")
-    what = "is a folder, not an image" if Path(source).is_dir() else "does not exist"
+    what = "is a folder, not an image" if os.path.isdir(source) else "does not exist"
     raise DataError(f"{source} {what}.", remedy="Give an image file, or a built-in face such as faces:3.")
 
 

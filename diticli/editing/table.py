@@ -98,7 +98,7 @@ def _json_rows(text: str, path: Path) -> Iterable[Mapping[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number}, is not JSON.", remedy='E.g. {"a": "x.png", "b": "y.png"}'
             ) from error

@@ -110,10 +110,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ModelError(
+            f"Cannot read {path}: {' '.join(str(error).split())}.", remedy="Copy the run's config again."
+        ) from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path} is not an official config: it holds no settings.")
+        raise ModelError(
+            f"{path} is not an official config: it holds no settings.", remedy="Copy the run's config again."
+        )
     return config
 
 
