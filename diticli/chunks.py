@@ -21,6 +21,9 @@ from diticli.errors import ChunkError
 
 PAPER_STAGE_ENDS = (50, 100, 300, 500, 1000)
 PAPER_STAGE_DIMS = (10, 25, 327, 100, 50)
+MAX_TIMESTEPS = 100_000
+MAX_DIMS = 1_000_000
+"""A layout makes tables of both lengths; numbers of a damaged file must not fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class ChunkLayout:
         ends: [K] exclusive end of each chunk's slice of dimensions; the last is d.
 
     Raises:
-        ChunkError: when the ends are not strictly increasing, or the two differ in length.
+        ChunkError: when the ends are not strictly increasing, the two differ in length, or the last of them lie
+            beyond 100,000 time-steps or 1,000,000 dimensions.
     """
 
     timestep_ends: tuple[int, ...]
@@ -44,7 +48,12 @@ class ChunkLayout:
                 f"A chunk layout needs as many dimension ends as time-step ends, got {len(self.ends)} and "
                 f"{len(self.timestep_ends)}."
             )
-        for name, ends in (("dimension", self.ends), ("time-step", self.timestep_ends)):
+        for name, ends, most in (("dimension", self.ends, MAX_DIMS), ("time-step", self.timestep_ends, MAX_TIMESTEPS)):
+            if max(ends) > most:
+                raise ChunkError(
+                    f"A chunk layout covers at most {most:,} {name}s, these ends reach {max(ends):,}.",
+                    remedy="If a file says so, it is damaged: copy it again.",
+                )
             if any(low >= high for low, high in pairwise((0, *ends))):
                 raise ChunkError(
                     f"Every chunk needs at least one {name}; these ends are not strictly increasing: {list(ends)}.",

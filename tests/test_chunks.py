@@ -235,6 +235,15 @@ def test_from_dict_refuses_what_is_no_layout(data):
         ChunkLayout.from_dict(data)
 
 
+@pytest.mark.parametrize(("key", "what"), [("timestep_ends", "100,000 time-steps"), ("ends", "1,000,000 dimensions")])
+def test_layouts_that_would_fill_the_memory_are_refused(key, what):
+    data = {"timestep_ends": [500, 1000], "ends": [1, 4]}
+    for huge in (10**15, 10**40):
+        with pytest.raises(ChunkError, match=f"at most {what}") as caught:
+            ChunkLayout.from_dict(data | {key: [1, huge]})
+        assert caught.value.remedy
+
+
 def test_from_dict_keeps_the_message_of_a_layout_that_does_not_add_up():
     with pytest.raises(ChunkError, match="at least one dimension"):
         ChunkLayout.from_dict({"ends": [4, 2], "timestep_ends": [5, 10]})
