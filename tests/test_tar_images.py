@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diticli.data import tar_images
@@ -337,3 +338,27 @@ def test_prefixes_follow_the_rule_for_names() -> None:
         prefixes = prefixes_that_tell_apart(roots, list(map(PackedNames, names)))
         found = [prefix + name for prefix, own in zip(prefixes, names, strict=True) for name in own]
         assert found == unique_names([root for root, _ in flat], [name for _, name in flat])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_streams_from_a_list_of_tars(tmp_path: Path, workers: int) -> None:
+    """What `diti train --data @tars.txt` sees: the images of each step, for each of two processes."""
+    from diticli.training.batches import DataOrder, Share, StreamFeed
+
+    for shard in range(3):
+        write_tar(tmp_path / f"{shard}.tar", {f"{shard}-{i}.png": picture(10 * shard + i) for i in range(4)})
+    (tmp_path / "tars.txt").write_text(f"{tmp_path}/2.tar\n{tmp_path}/{{0,1}}.tar\n")
+    source = open_images(f"@{tmp_path}/tars.txt", 8)
+    order = DataOrder(len(source), 4, seed=0)
+    feed = StreamFeed(source, workers, tmp_path / "skipped.txt")
+    found = [
+        [
+            batch[:, 0, 0, 0].tolist()
+            for batch in feed.batches(order, 0, 3, Share(rank=rank, world=2), torch.device("cpu"))
+        ]
+        for rank in (0, 1)
+    ]
+    reds_of = [20, 21, 22, 23, 0, 1, 2, 3, 10, 11, 12, 13]
+    for step in range(3):
+        wanted = [reds_of[index] for index in order.batch(step).tolist()]
+        assert found[0][step] + found[1][step] == wanted
