@@ -20,7 +20,7 @@ from diticli.analysis.encode import EncodeResult, _batches, encode_images
 from diticli.commands.encode import encode
 from diticli.data.features import read_features
 from diticli.data.images import UnreadableImageError
-from diticli.errors import DataError, FeatureFileError, ModelError
+from diticli.errors import DataError, DiTiError, FeatureFileError, ModelError
 from diticli.progress import SilentReporter
 
 
@@ -268,6 +268,49 @@ def test_command(tmp_path: Path, command: Any) -> None:
     result = command(tmp_path, "-o", tmp_path / "x.csv")
     assert isinstance(result.exception, FeatureFileError)
     assert len(command.asked) == 1
+
+
+def test_command_writes_a_folder_of_shards(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "feats"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, complete in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        result = command("faces:5:0", "-o", out, "--shard-size", 2, "--format", "parquet", "--json")
+        assert result.exit_code == 0, result.output
+        assert (out / "features.json").exists() == complete
+    shown = json.loads(result.stdout)
+    assert (shown["rows"], shown["dim"], shown["units"], shown["own"]) == (5, 16, 3, 3)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert command("faces:5:0", "-o", tmp_path / "feats.npy").exit_code == 0
+    whole, shards = read_features(tmp_path / "feats.npy"), read_features(out)
+    np.testing.assert_allclose(np.asarray(shards.values), whole.values, rtol=0, atol=1e-6)  # batches differ
+    assert shards.meta is not None
+    assert whole.meta is not None
+    assert tuple(shards.meta.files) == whole.meta.files
+    assert (shards.meta.chunk_ends, shards.meta.preprocessing) == (whole.meta.chunk_ends, whole.meta.preprocessing)
+    assert shards.meta.created
+    again = command("faces:5:0", "-o", out, "--shard-size", 2, "--format", "parquet")
+    assert "Wrote 5 rows of 16 features" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("world", "arguments", "message"),
+    [
+        ("1", ["-o", "feats.npy", "--shard-size", "5"], "is one file"),
+        ("1", ["-o", "feats.csv"], "no known feature format"),
+        ("2", ["-o", "feats.npy"], "cannot write one file"),
+        ("2", ["-", "-o", "feats"], "cannot share one stdin"),
+    ],
+)
+def test_outputs_that_cannot_be(
+    command: Any, monkeypatch: pytest.MonkeyPatch, world: str, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    error = command("faces:5:0", *arguments).exception
+    assert isinstance(error, DiTiError)
+    assert message in error.message
+    assert error.remedy
+    assert command.asked == []
 
 
 def test_rows_of_another_precision_are_not_continued(tmp_path: Path, command: Any) -> None:

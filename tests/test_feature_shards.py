@@ -328,6 +328,13 @@ def test_teams() -> None:
     found = Team.from_environment({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
     assert found == Team(rank=3, world=4, local_rank=1)
     assert found.device("cpu") == "cpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.device_count", lambda: 2)
+        assert [found.device(name) for name in (None, "auto", "cuda", "cuda:0", "cpu")] == [
+            *["cuda:1"] * 3,
+            *["cuda:0", "cpu"],
+        ]
+        assert Team().device(None) is None
     for wrong in ({"RANK": "4", "WORLD_SIZE": "4"}, {"WORLD_SIZE": "x"}, {"RANK": "-1", "WORLD_SIZE": "2"}):
         with pytest.raises(ConfigError) as caught:
             Team.from_environment(wrong)
