@@ -86,12 +86,14 @@ class LineReporter:
         self._total: int | None = None
         self._done = self._earlier = 0
         self._began = self._printed = 0.0
+        self._said: tuple[int, str] | None = None
 
     def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
         """See `Reporter.start`."""
         self.finish()
         self._title, self._total, self._unit, self._shown = printable(title), total, unit, ""
         self._done = self._earlier = done
+        self._said = None
         self._began = self._printed = time.monotonic()
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
@@ -106,8 +108,9 @@ class LineReporter:
 
     def finish(self) -> None:
         """See `Reporter.finish`."""
-        if self._title and time.monotonic() - self._began >= 1.0:
-            self._line(time.monotonic())
+        now = time.monotonic()
+        if self._title and now - self._began >= 1.0 and self._said != (self._done, self._shown):
+            self._line(now)
         self._title = ""
 
     def note(self, message: str) -> None:
@@ -119,6 +122,7 @@ class LineReporter:
         self.console.print(f"Warning: {printable(message)}", markup=False)
 
     def _line(self, now: float) -> None:
+        self._said = self._done, self._shown
         seconds = max(now - self._began, 1e-9)
         rate = (self._done - self._earlier) / seconds
         of = f"/{self._total:,}" if self._total else ""

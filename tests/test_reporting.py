@@ -1,0 +1,61 @@
+"""Progress in a log: lines now and then, the last of them once."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from diticli.commands import reporting
+from diticli.commands.reporting import LineReporter
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, set by hand."""
+    now = [100.0]
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.fixture
+def reporter():
+    return LineReporter(Console(file=io.StringIO(), width=200))
+
+
+def lines(reporter):
+    return reporter.console.file.getvalue().splitlines()
+
+
+def test_the_last_line_comes_once(reporter, clock):
+    reporter.start("Encoding", 20)
+    for _ in range(2):
+        clock[0] += 20
+        reporter.advance(10)
+    reporter.finish()
+    reporter.finish()
+    assert lines(reporter) == ["Encoding: 10/20 images, 0/s, 0:20 left", "Encoding: 20/20 images, 0/s in 0:40"]
+
+
+def test_what_came_after_the_last_line_is_told(reporter, clock):
+    reporter.start("Training", 20)
+    clock[0] += 20
+    reporter.advance(10, loss=0.5)
+    reporter.advance(10, loss=0.25)
+    reporter.start("Encoding", 20)
+    clock[0] += 0.5
+    reporter.advance(20)
+    reporter.finish()
+    assert lines(reporter) == [
+        "Training: 10/20 images, 0/s  loss 0.5, 0:20 left",
+        "Training: 20/20 images, 1/s  loss 0.25 in 0:20",
+    ]
+
+
+def test_an_equal_task_begins_anew(reporter, clock):
+    for _ in range(2):
+        reporter.start("Encoding", 8)
+        clock[0] += 20
+        reporter.advance(8)
+        reporter.finish()
+    assert lines(reporter) == ["Encoding: 8/8 images, 0/s in 0:20"] * 2
