@@ -14,6 +14,7 @@ from rich.console import Console
 
 from diticli.commands.console import say, show_table
 from diticli.commands.failure import explain
+from diticli.commands.plan_view import show_plan
 from diticli.commands.reporting import LineReporter, RichReporter
 from diticli.data import decode, pixel_room
 from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image, image_size, is_image, short_side
@@ -24,6 +25,7 @@ from diticli.data.pixel_room import PixelRoom
 from diticli.editing.table import read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.pictures.report import Section, write_report
+from diticli.training.plan import Plan
 
 # paths
 
@@ -202,6 +204,27 @@ def test_lines_and_errors_show_names_as_they_are(capsys):
     assert explain(DataError(f"Cannot read {MARKUP} {ESCAPES}.", remedy=f"Rename {MARKUP} {ESCAPES}.")) == 65
     shown = capsys.readouterr().err
     assert shown.count(MARKUP) == 3
+    assert_tame(shown)
+
+
+def test_a_plan_shows_names_as_they_are(capsys):
+    plan = Plan(
+        preset="faces32",
+        device="cpu",
+        precision="fp32",
+        compile=False,
+        data=f"{MARKUP} {ESCAPES}",
+        data_images=8,
+        resolution=32,
+        chunks=2,
+        latent_dim=4,
+        ssl="none",
+        stages=(),
+        peak_memory_mb=1.0,
+    )
+    show_plan(plan, as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count(MARKUP) == 1
     assert_tame(shown)
 
 

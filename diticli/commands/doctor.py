@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption
+from diticli.commands.printable import printable
 
 if TYPE_CHECKING:
     from diticli.models.findings import Finding
@@ -55,6 +56,6 @@ def _told(finding: Finding) -> str:
 
 def _print_lines(findings: list[Finding]) -> None:
     for finding in findings:
-        typer.echo(f"{finding.status:6}  {finding.topic:9}  {finding.name}: {finding.value}")
+        typer.echo(printable(f"{finding.status:6}  {finding.topic:9}  {finding.name}: {finding.value}"))
         if finding.remedy:
-            typer.echo(f"{'':6}  -> {finding.remedy}")
+            typer.echo(printable(f"{'':6}  -> {finding.remedy}"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from diticli.commands.console import emit_json, show_table
+from diticli.commands.printable import printable
 
 if TYPE_CHECKING:
     from diticli.training.plan import Plan
@@ -40,7 +41,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
 
 
 def _print_summary(plan: Plan) -> None:
-    typer.echo(f"Data: {plan.data}, {plan.data_images:,} images at {plan.resolution} px")
+    typer.echo(f"Data: {printable(plan.data)}, {plan.data_images:,} images at {plan.resolution} px")
     beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
