@@ -127,7 +127,13 @@ def rewrite_weights(root, change):
     save_file(state, root / WEIGHTS, metadata={"format": "pt"})
 
 
+def pickle_weights(root):
+    torch.save(load_file(root / WEIGHTS), root / WEIGHTS.replace("safetensors", "bin"))
+    (root / WEIGHTS).unlink()
+
+
 DAMAGES = {
+    "pickled weights": (pickle_weights, rf"no file named {WEIGHTS}"),
     "empty weights": (lambda r: (r / WEIGHTS).write_bytes(b""), "Cannot load a base"),
     "truncated weights": (
         lambda r: (r / WEIGHTS).write_bytes((r / WEIGHTS).read_bytes()[:5000]),
@@ -174,6 +180,7 @@ def test_damaged_bases_are_errors_of_one_line(make_unet, tmp_path, no_network, d
     with pytest.raises(ModelError, match=message) as error:
         load_base(str(tmp_path))
     assert "\n" not in error.value.message
+    assert "weights" not in damage or "safetensors weights" in error.value.remedy
 
 
 def test_an_empty_folder_a_file_and_a_foreign_model_are_no_base(make_pipeline, tmp_path, no_network):

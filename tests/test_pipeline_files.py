@@ -159,7 +159,17 @@ def damage_weights(folder, change):
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def pickle_weights(folder):
+    torch.save(load_file(folder / WEIGHTS), folder / WEIGHTS.replace("safetensors", "bin"))
+    (folder / WEIGHTS).unlink()
+
+
 DAMAGES = {
+    **{f"pickled {p}": (lambda f, p=p: pickle_weights(f / p), f"no file named {WEIGHTS}") for p in ("encoder", "unet")},
+    "layout of endless time": (
+        lambda f: change_index(f, chunk_layout={"ends": [LATENT_DIM], "timestep_ends": [10**15]}),
+        "at most 100,000 time-steps",
+    ),
     "no index": (lambda f: (f / "model_index.json").unlink(), "holds no model"),
     "index that is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "Cannot read"),
     "index that is a list": (lambda f: (f / "model_index.json").write_text("[1]"), "Cannot read"),
@@ -208,6 +218,7 @@ def test_damaged_models_are_errors_of_one_line(copy, no_network, damage):
     with pytest.raises((ModelError, ChunkError), match=message) as error:
         DiTiPipeline.from_pretrained(copy)
     assert "\n" not in str(error.value)
+    assert "pickled" not in damage or "must be safetensors" in error.value.remedy
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such", "not an id!"])

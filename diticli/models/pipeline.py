@@ -106,12 +106,14 @@ class DiTiPipeline(DiffusionPipeline):
             folder = folder / "model"
         check_index(folder)
         try:
-            pipeline = super().from_pretrained(str(folder), **kwargs)
+            # Without safetensors diffusers would unpickle.
+            pipeline = super().from_pretrained(str(folder), **(kwargs | {"use_safetensors": True}))
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ModelError(
-                f"Cannot load the model in {folder}: {first_line(error)}", remedy="Train or copy it again."
+                f"Cannot load the model in {folder}: {first_line(error)}",
+                remedy="Train or copy it again; its weights must be safetensors.",
             ) from error
         if unset := pipeline._unset_weights():
             raise ModelError(f"The model in {folder} lacks weights: {unset[:3]}.", remedy="Train or copy it again.")

@@ -190,7 +190,8 @@ def load_base(name_or_path: str, *, resolution: int | None = None) -> tuple[UNet
 def _load_unet(folder: Path) -> UNet2DModel:
     remedy = "Give a folder saved by diffusers (with config.json and safetensors weights) or a Hub id."
     try:
-        unet, report = UNet2DModel.from_pretrained(str(folder), output_loading_info=True)
+        # Without safetensors diffusers would unpickle.
+        unet, report = UNet2DModel.from_pretrained(str(folder), output_loading_info=True, use_safetensors=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"Cannot load a base from {folder}: {first_line(error)}", remedy=remedy) from error
     missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
