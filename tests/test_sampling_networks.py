@@ -7,6 +7,7 @@ from tiny_models import LATENT_DIM, SIZE
 from diticli.errors import ModelError
 from diticli.models.batch_size import suggest_batch_size
 from diticli.models.frozen_pair import FrozenCopies, FrozenPair
+from diticli.models.frozen_shift import FrozenShift
 from diticli.models.step_graph import StepGraph, wants_graph
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -56,6 +57,19 @@ def test_copies_compute_what_the_networks_compute(make_pipeline, make_unet, shap
         noise, shift = pipeline.predict(x, t_B, z)
         expected = noise + pipeline.schedule.shift_scale(t_B, "score") * shift
         torch.testing.assert_close(pipeline.predict_noise(z)(x, t), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["conv-default", "resnet-scale_shift"])
+def test_the_shift_branchs_copy_is_for_inference_alone(make_unet, shape):
+    from diticli.models.shift_decoder import ShiftDecoder
+
+    decoder = ShiftDecoder.for_unet(make_unet(shape), LATENT_DIM)
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    copy = FrozenShift(decoder)
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert any(isinstance(module, torch.nn.ConvTranspose2d) for module in copy.modules())
+    assert all(parameter.requires_grad for parameter in decoder.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())
 
 
 def test_bf16_differs_a_little_and_gives_float32(pipeline):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from diticli.models.blocks import norm_silu
+from diticli.models.frozen import to_inference
 from diticli.models.modulation import PathWeights, gather_weights, modulate
 from diticli.models.predictor import ChunkWindows
 from diticli.models.shift_decoder import ShiftDecoder
@@ -33,12 +33,7 @@ class FrozenShift(nn.Module):
         self.decoder = copy.deepcopy(decoder).float().requires_grad_(False).eval()
         for field, value in gather_weights(up_resnets(self.decoder))._asdict().items():
             self.register_buffer(field, value, persistent=False)
-        for module in self.decoder.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if isinstance(module, Attention):
-                module.fuse_projections()
-                module.to_qkv.to(dtype), module.to_out.to(dtype)
+        to_inference(self.decoder, dtype)
 
     @torch.no_grad()
     def project(self, z_BD: torch.Tensor, t_B: torch.Tensor, windows: ChunkWindows) -> torch.Tensor:
