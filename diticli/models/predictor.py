@@ -15,7 +15,7 @@ from torch import nn
 
 from diticli.chunks import ChunkLayout
 from diticli.models.frozen import FrozenBase
-from diticli.models.unet import predict_noise, run_down_path
+from diticli.models.unet import DownFeatures, predict_noise, run_down_path
 
 if TYPE_CHECKING:
     from diticli.models.shift_decoder import ShiftDecoder
@@ -41,6 +41,23 @@ class ChunkWindows(nn.Module):
         self.register_buffer("own_start_T", torch.from_numpy(layout.own_start()), persistent=False)
 
 
+def run_base(
+    base: UNet2DModel | FrozenBase, x_BCHW: torch.Tensor, t_B: torch.Tensor
+) -> tuple[torch.Tensor, DownFeatures]:
+    """Noise estimate [B, C, H, W] and down-path features of a base in eval mode, without gradient.
+
+    Args:
+        base: the base, or its inference copy.
+        x_BCHW: noisy images.
+        t_B: integer time-steps [B], or [1] for all samples.
+    """
+    if isinstance(base, FrozenBase):
+        return base(x_BCHW, t_B)
+    with torch.no_grad():
+        down = run_down_path(base, x_BCHW, t_B)
+        return predict_noise(base, down), down
+
+
 def predict(
     base: UNet2DModel | FrozenBase,
     decoder: ShiftDecoder,
@@ -57,10 +74,5 @@ def predict(
         t_B: integer time-steps [B], or [1] for all samples.
         z_mods: projected features, one or more sets; see `ShiftDecoder.project`.
     """
-    if isinstance(base, FrozenBase):
-        noise, down = base(x_BCHW, t_B)
-    else:
-        with torch.no_grad():
-            down = run_down_path(base, x_BCHW, t_B)
-            noise = predict_noise(base, down)
+    noise, down = run_base(base, x_BCHW, t_B)
     return [Prediction(noise, decoder(down, z_mod)) for z_mod in z_mods]

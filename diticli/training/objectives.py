@@ -19,9 +19,9 @@ from diticli.chunks import ChunkLayout
 from diticli.models.compiled import Part
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase
-from diticli.models.predictor import ChunkWindows
+from diticli.models.predictor import ChunkWindows, run_base
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.unet import DownFeatures, estimate_noise, predict_noise, run_down_path
+from diticli.models.unet import DownFeatures, estimate_noise
 from diticli.schedule import NoiseSchedule, per_sample
 from diticli.training.compilation import Compiler
 
@@ -126,12 +126,7 @@ class FeatureObjective(nn.Module):
     def _look(
         self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
     ) -> tuple[torch.Tensor, DownFeatures]:
-        x_t = self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B)
-        if isinstance(self.unet, FrozenBase):
-            return self.unet(x_t, t_B)
-        with torch.no_grad():
-            down = run_down_path(self.unet, x_t, t_B)
-            return predict_noise(self.unet, down), down
+        return run_base(self.unet, self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B), t_B)
 
     def _losses(
         self,
