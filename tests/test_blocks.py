@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from diti_kernels.adaptive_group_norm import adaptive_group_norm
 from tiny_models import LATENT_DIM, UNET_SHAPES, perturb, tiny_unet_config
 from torch.nn import functional as F
 
@@ -184,6 +185,17 @@ def test_norm_on_a_cpu_whatever_route_it_takes(dtype, size, rows, record):
         torch.testing.assert_close(plain, got, rtol=0.02, atol=0.02)
         atol = 1e-5 if dtype == torch.float32 else 0.05
         torch.testing.assert_close(got.detach().double(), expected, rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize(("setting", "calls"), [("auto", 0), ("reference", 1)])
+def test_a_named_implementation_is_the_one_that_runs(monkeypatch, setting, calls):
+    ran = []
+    monkeypatch.setenv("DITI_KERNELS", setting)
+    monkeypatch.setattr(norms, "adaptive_group_norm", lambda *a, **k: ran.append(1) or adaptive_group_norm(*a, **k))
+    h = channels_last(torch.randn(2, 64, 32, 32, dtype=torch.bfloat16))
+    with torch.no_grad():
+        norm_silu(torch.nn.GroupNorm(4, 64), h)
+    assert len(ran) == calls
 
 
 def test_trained_norms_take_frozen_features_in_channels_last():

@@ -2,7 +2,8 @@
 
 On a GPU the operator takes channels_last as it lies. PyTorch's CPU kernels, on which it stands there, are fast forwards
 in channels_last and many times faster backwards in NCHW. So a channels_last map on a CPU is copied to NCHW and back
-where autograd records its norm, which costs less than it saves, and else taken as it lies where that pays.
+where autograd records its norm, which costs less than it saves, and else taken as it lies where that pays, unless
+`DITI_KERNELS` names an implementation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from diti_kernels.adaptive_group_norm import adaptive_group_norm
+from diti_kernels.dispatch import is_forced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,6 +67,8 @@ def _fast_as_it_lies(h: Tensor, skip: Tensor | None, scale: Tensor, shift: Tenso
     """
     tensors = [tensor for tensor in (h, skip, scale, shift) if tensor is not None]
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return False
+    if is_forced():
         return False
     return h.dtype.itemsize == 2 and (h.shape[2] * h.shape[3] >= 1024 or scale.shape[-1] // groups >= 16)
 

@@ -46,6 +46,15 @@ def backend_for(tensor: torch.Tensor) -> Backend:
     return _decide_and_say(tensor.device.type)
 
 
+def is_forced() -> bool:
+    """Whether DITI_KERNELS names an implementation, so that no other may stand in where it is faster.
+
+    Raises:
+        ValueError: when it is none of auto, triton, reference.
+    """
+    return _setting() != "auto"
+
+
 def decide(device_type: str) -> Decision:
     """The decision for a device type ("cpu", "cuda", ...), with its reason and without logging it.
 
@@ -53,15 +62,20 @@ def decide(device_type: str) -> Decision:
         ValueError: when DITI_KERNELS is none of auto, triton, reference.
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on this device.
     """
-    setting = os.environ.get(VARIABLE, "auto").strip().lower()
-    if setting not in CHOICES:
-        raise ValueError(f"{VARIABLE}={setting!r} is unknown. Set it to auto, triton or reference.")
+    setting = _setting()
     if setting == "reference":
         return Decision("reference", f"{VARIABLE}=reference")
     if setting == "auto":
         return Decision("reference", f"{VARIABLE}=auto, and no GPU has run the Triton kernels yet")
     _require_triton(device_type)
     return Decision("triton", f"{VARIABLE}=triton")
+
+
+def _setting() -> str:
+    setting = os.environ.get(VARIABLE, "auto").strip().lower()
+    if setting not in CHOICES:
+        raise ValueError(f"{VARIABLE}={setting!r} is unknown. Set it to auto, triton or reference.")
+    return setting
 
 
 def _decide_and_say(device_type: str) -> Backend:
