@@ -1,5 +1,6 @@
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,7 +164,24 @@ def test_rows_choose_chunks_and_alphas(table, tmp_path):
     }
     assert {row.name: reason.split()[0] for row, reason in plan.failed} == {"y": "Chunk", "z": "The"}
     assert json.dumps(plan.to_dict())
-    assert seconds_for(ReadablePipeline(), plan, FAST) >= 0
+
+
+def test_the_estimate_counts_what_is_run(table, tmp_path, monkeypatch):
+    """A first decoding that takes ten times as long, a disturbed third, images that pairs share."""
+    clock = iter([0.0, 10.0, 10.0, 11.0, 11.0, 14.0, 14.0, 15.0])
+    monkeypatch.setattr("diticli.editing.estimate.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    options = ManyOptions(chunk_sets=[(0,)], alphas=(0.0, 1.0), settings=FAST)
+    rows, pipeline = read_pairs(table), ReadablePipeline()
+    plan = plan_pairs(rows, tmp_path / "out", pipeline.chunks, pipeline.model_hash, options)
+    invert, decode = plan.pictures
+    settings = EditSettings(invert_steps=4, decode_steps=3, batch_size=5)
+    seconds = seconds_for(pipeline, plan, settings)
+    assert seconds == pytest.approx((4 * invert + 3 * decode) / (2 * 5))
+    del pipeline.batches[:]
+    run(rows, tmp_path / "out", pipeline, chunk_sets=[(0,)])
+    assert (invert, decode) == (sum(pipeline.inverted), sum(pipeline.batches))
+    windowed = plan_pairs(rows, tmp_path / "other", pipeline.chunks, pipeline.model_hash, ManyOptions(window=2))
+    assert windowed.pictures[0] == 3 + 3 + 2
 
 
 def test_an_interruption_leaves_what_is_finished(table, tmp_path):

@@ -36,7 +36,6 @@ from diticli.errors import DiTiError
 from diticli.pictures.tiles import to_uint8
 from diticli.progress import Reporter, SilentReporter
 
-WINDOW = 32
 _READERS = 4
 
 
@@ -99,12 +98,10 @@ def edit_many(
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
     failed = list(plan.failed)
-    window = options.window or WINDOW
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edit") as pool:
-        for start in range(0, len(plan.todo), window):
-            pairs = plan.todo[start : start + window]
+        for pairs in plan.windows:
             for pair, reason in _edit_window(pipeline, plan, pairs, options, pool, reporter):
                 if reason is None:
                     written.append(pair.row.name)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from diticli.pictures.files import write_atomically
 from diticli.pictures.grids import save_png
 
 FAILED_NAME = "failed.csv"
+WINDOW = 32
+"""Pairs whose images are in memory together."""
 _KEY = "diti:key"
 
 
@@ -85,6 +87,7 @@ class Plan:
         todo: pairs to edit.
         finished: names of those whose output is there.
         failed: (pair, reason) of those whose chunks, alphas or images cannot be.
+        window: pairs whose images are in memory together.
     """
 
     out: Path
@@ -92,11 +95,18 @@ class Plan:
     todo: tuple[Planned, ...]
     finished: tuple[str, ...]
     failed: tuple[tuple[PairRow, str], ...]
+    window: int = WINDOW
+
+    @property
+    def windows(self) -> Iterator[tuple[Planned, ...]]:
+        """The pairs to edit, as many at a time as are in memory together."""
+        return (self.todo[start : start + self.window] for start in range(0, len(self.todo), self.window))
 
     @property
     def pictures(self) -> tuple[int, int]:
-        """How many to invert and to decode."""
-        return len(SIDES) * len(self.todo), sum(pair.pictures for pair in self.todo)
+        """How many to invert and to decode; an image that several pairs of a window share is inverted once."""
+        sources = ({source for pair in pairs for source in (pair.row.a, pair.row.b)} for pairs in self.windows)
+        return sum(map(len, sources)), sum(pair.pictures for pair in self.todo)
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers, and the failures by name."""
@@ -122,7 +132,14 @@ def plan_pairs(rows: Sequence[PairRow], out: Path, layout: ChunkLayout, model_ha
             finished.append(row.name)
         else:
             todo.append(pair)
-    return Plan(out=out, model_hash=model_hash, todo=tuple(todo), finished=tuple(finished), failed=tuple(failed))
+    return Plan(
+        out=out,
+        model_hash=model_hash,
+        todo=tuple(todo),
+        finished=tuple(finished),
+        failed=tuple(failed),
+        window=options.window or WINDOW,
+    )
 
 
 def prepare_folder(out: Path) -> None:
