@@ -14,12 +14,14 @@ import datetime
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks.facts import device_name
+from diticli.errors import ConfigError
 from diticli.models.device import resolve_device
 
 DEFAULT_OUT = Path("benchmarks/results")
@@ -121,6 +123,19 @@ def command_of(part: Part, options: argparse.Namespace, device: torch.device, ou
     return command
 
 
+def chosen(parts: Sequence[Part], only: Sequence[str] | None) -> list[Part]:
+    """The parts that are named, in their own order; all of them when `only` is None.
+
+    Raises:
+        ConfigError: for a name that is none of theirs.
+    """
+    names = [part.name for part in parts]
+    for name in only or ():
+        if name not in names:
+            raise ConfigError(f"There is no part {name!r} here.", remedy=f"Choose from {', '.join(names)}.")
+    return [part for part in parts if only is None or part.name in only]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beside --official, --device and --out."""
     parser.add_argument("--model", default=None, help="a trained model, for the quality of both ways of editing")
@@ -131,19 +146,18 @@ def main(options: argparse.Namespace) -> None:
     """Run the parts of this device one after the other.
 
     Raises:
+        ConfigError: when --only names no part of this device.
         SystemExit: with status 1 when a part failed.
     """
     device = resolve_device(options.device)
-    parts = GPU if device.type == "cuda" else CPU
+    parts = chosen(GPU if device.type == "cuda" else CPU, options.only)
     out = options.out or DEFAULT_OUT
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{datetime.date.today().isoformat()}-{_slug(device)}"
     log = out / f"{stem}-tables.md"
     log.write_text(f"# Benchmarks on {device_name(device)}, {datetime.date.today().isoformat()}\n")
     outcomes = [
-        run_part(part, command_of(part, options, device, out / f"{stem}-{part.name}.json"), log)
-        for part in parts
-        if options.only is None or part.name in options.only
+        run_part(part, command_of(part, options, device, out / f"{stem}-{part.name}.json"), log) for part in parts
     ]
     print(f"\n{sum(o.seconds for o in outcomes):.0f} s in all; results in {out}/{stem}-*")
     failed = [o for o in outcomes if o.problem]

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.agreement import Gate, compare
 from benchmarks.cases import CASES, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report, verdict
-from benchmarks.everything import CPU, GPU, Part, command_of, run_part
+from benchmarks.everything import CPU, GPU, Part, chosen, command_of, run_part
 from benchmarks.official_side import OfficialCodeError, OfficialModel, load_code
 from benchmarks.step_agreement import Setting, check_agreement
 from benchmarks.table import cell, ratio_text, render
 from benchmarks.timing import TWIN, Ratio, Side, measure, median_interval, quantile
+from diticli.errors import ConfigError
 from diticli.official.convert import pipeline_from_official
 
 CPU_DEVICE = torch.device("cpu")
@@ -285,6 +286,14 @@ def test_a_part_that_fails_or_hangs_is_named(tmp_path, code, problem):
     assert outcome.problem.startswith(problem)
     assert bool(outcome.problem) == bool(problem)
     assert (problem or "fine") in (tmp_path / "log.md").read_text()
+
+
+def test_parts_are_chosen_by_name():
+    assert chosen(CPU, None) == list(CPU)
+    assert [part.name for part in chosen(CPU, ["kernels", "edit"])] == ["edit", "kernels"]
+    with pytest.raises(ConfigError, match="There is no part 'train' here") as error:
+        chosen(CPU, ["edit", "train"])
+    assert "train-small64, train-celeba64, encode, edit, kernels" in error.value.remedy
 
 
 def test_help_names_every_part():
