@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from diticli.chunks import ChunkLayout
 from diticli.data.decode import has_image_suffix
 from diticli.data.feature_formats import CONVERTERS
+from diticli.data.feature_records import UnitRecord
 from diticli.data.features import FeatureMeta, read_features
 from diticli.data.labels import read_groups, read_labels, read_parts
 from diticli.data.names import expand_pattern
@@ -174,6 +175,30 @@ def test_manifests(folder, text):
     np.save(folder / "feats.npy", np.ones((2, 3), np.float32))
     (folder / "feats.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     only(FeatureFileError, read_features, folder / "feats.npy")
+
+
+records = st.fixed_dictionaries(
+    {
+        "identity": values,
+        "dim": st.integers() | values,
+        "mtimes": st.lists(st.integers() | st.floats(), min_size=2, max_size=2) | trees,
+        "shard": st.fixed_dictionaries(
+            {
+                "file": st.just("000000.npy") | values,
+                **dict.fromkeys(["images", "rows", "bytes"], st.integers() | st.floats() | values),
+                **dict.fromkeys(["sha256", "sidecar_sha256"], st.just("0" * 64) | values),
+            }
+        ),
+    }
+)
+
+
+@thorough
+@given(raw | records.map(json.dumps))
+def test_records_of_units(folder, text):
+    path = folder / "000000.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    UnitRecord.read(path)  # None for what is damaged, never an error
 
 
 @steady

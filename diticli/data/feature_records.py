@@ -9,7 +9,7 @@ from pathlib import Path
 from diticli.data.feature_manifest import Shard
 from diticli.data.feature_shards import sha256_of
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,7 +171,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         saved: dict[str, Any] = json.loads(path.read_bytes())
         _flat(saved["config"])
         saved["data"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}).", remedy="Choose another --out.") from error
     return saved
 
