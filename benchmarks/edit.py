@@ -36,7 +36,6 @@ from benchmarks.timing import Ratio, Side, Timings, measure, median_interval
 from diticli.data.images import FaceImages
 from diticli.editing.pair import edit_pair
 from diticli.editing.settings import EditSettings
-from diticli.models.attention import use_fast_attention
 from diticli.models.device import resolve_device
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline, normalise
@@ -236,7 +235,6 @@ def measure_case(case: Case, options: argparse.Namespace, device: torch.device) 
             random_pipeline(case) if model is None else pipeline_from_official(model.save(Path(temporary) / "run"))
         )
         pipeline.to(device)
-        use_fast_attention(*pipeline.networks.values(), device=device)
         gate = Gate() if model is None else check_agreement(model, pipeline, normalise(images.to(device)), device)
         quality = check_quality(gate, options, device)
         timings = measure(

@@ -32,7 +32,6 @@ from diticli.analysis.batch_encoder import BatchEncoder
 from diticli.analysis.encode import encode_with
 from diticli.config import Precision
 from diticli.data.images import FaceImages, iter_decoded, open_images
-from diticli.models.attention import use_fast_attention
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.official.convert import pipeline_from_official
@@ -160,7 +159,6 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
         model = None if options.official is None else OfficialModel(load_code(options.official), case)
         pipeline = random_pipeline(case) if model is None else pipeline_from_official(model.save(folder / "run"))
         pipeline.to(device)
-        use_fast_attention(*pipeline.networks.values(), device=device)
         gate = Gate() if model is None else check_agreement(model, pipeline, images, device)
         comparison = compare_sides(
             candidates(model, pipeline, images, device),

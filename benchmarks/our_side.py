@@ -14,7 +14,6 @@ import torch
 from diffusers import DDPMScheduler
 
 from benchmarks.cases import SEED, Case
-from diticli.models.attention import use_fast_attention
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.batches import MemoryFeed, Share, StepNoise
@@ -74,8 +73,6 @@ class OurTrainer:
             objective.encoder.load_state_dict(pipeline.encoder.state_dict())
             assert pipeline.shift_decoder is not None
             objective.shift_decoder.load_state_dict(pipeline.shift_decoder.state_dict())
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            use_fast_attention(*_networks(objective, pipeline), device=device, dtype=dtype)
             stage = Stage(
                 name=STAGE,
                 objective=objective,
@@ -167,11 +164,6 @@ class Heard(SilentReporter):
         """See `Reporter.warn`."""
         if message not in self.warnings:
             self.warnings.append(message)
-
-
-def _networks(objective: FeatureObjective, pipeline: DiTiPipeline) -> list[torch.nn.Module]:
-    assert pipeline.unet is not None
-    return [pipeline.unet, objective.encoder, objective.shift_decoder]
 
 
 def _distinguish(objective: torch.nn.Module) -> None:

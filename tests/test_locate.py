@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diticli.errors import DeviceError, ModelError
+from diticli.errors import ConfigError, DeviceError, ModelError
 from diticli.models import device as device_module
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.locate import load_pipeline, locate_model
@@ -80,6 +80,12 @@ def test_load_pipeline_finds_and_loads(make_pipeline):
 def test_load_pipeline_names_the_device_before_the_model():
     with pytest.raises(DeviceError, match="no device 'gpu9'"):
         load_pipeline(device="gpu9")
+
+
+def test_load_pipeline_names_a_bad_setting_before_the_model(monkeypatch):
+    monkeypatch.setenv("DITI_ATTENTION", "flash")
+    with pytest.raises(ConfigError, match="DITI_ATTENTION='flash' is unknown"):
+        load_pipeline("no/such/model", device="cpu")
 
 
 # --- devices

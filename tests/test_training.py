@@ -21,6 +21,7 @@ from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint
 from diticli.training.run import train
+from diticli.training.rundir import RunDirectory
 from diticli.training.stopping import TrainingInterrupted
 
 TINY = (
@@ -188,6 +189,23 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 def test_finished_run_is_not_overwritten(reference: Path) -> None:
     with pytest.raises(ConfigError, match="finished run"):
         train(tiny(), reference)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"config": 1, "data": {}}', '{"config": {}}', '{"config": ' + "[" * 100_000]
+)
+def test_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is damaged") as error:
+        RunDirectory(tmp_path).open(tiny(), {})
+    assert "another --out" in error.value.remedy
+
+
+def test_unknown_attention_is_named_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITI_ATTENTION", "flash")
+    with pytest.raises(ConfigError, match="DITI_ATTENTION='flash' is unknown"):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_settings_do_not_resume(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from diffusers import UNet2DModel
 from tiny_models import UNET_SHAPES, tiny_unet_config
 
 from diticli.errors import ConfigError, DeviceError, ModelError
-from diticli.models.attention import use_fast_attention
+from diticli.models.attention import check_attention
 from diticli.models.build import build_encoder, build_unet, new_scheduler
 from diticli.models.unet import check_base, predict_noise, run_down_path
 from diticli.settings import build_config, preset_names
@@ -103,24 +103,12 @@ def test_the_schedule_of_new_bases_is_the_ddpm_papers():
     assert (config.beta_schedule, config.prediction_type) == ("linear", "epsilon")
 
 
-@pytest.mark.parametrize(("choice", "reason"), [("auto", "no operator"), ("sdpa", "DITI_ATTENTION=sdpa")])
-def test_attention_on_the_cpu_is_pytorchs_own(make_unet, monkeypatch, choice, reason):
-    monkeypatch.setenv("DITI_ATTENTION", choice)
-    unet, x, t = make_unet(), torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
-    before = unet(x, t).sample
-    chosen = use_fast_attention(unet, device=torch.device("cpu"))
-    assert list(chosen) == ["4 heads of 4"]
-    assert chosen["4 heads of 4"].startswith("sdpa (")
-    assert reason in chosen["4 heads of 4"]
-    torch.testing.assert_close(unet(x, t).sample, before)
-
-
-def test_attention_that_cannot_be_had_is_refused(make_unet, monkeypatch):
+def test_attention_that_cannot_be_had_is_refused(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setenv("DITI_ATTENTION", "xformers")
     with pytest.raises(DeviceError, match="cannot be used: xformers has no operator for this device"):
-        use_fast_attention(make_unet(), device=cpu)
+        check_attention(cpu)
     monkeypatch.setenv("DITI_ATTENTION", "flash")
     with pytest.raises(ConfigError, match="DITI_ATTENTION='flash' is unknown") as error:
-        use_fast_attention(make_unet(), device=cpu)
+        check_attention(cpu)
     assert "auto, xformers, sdpa" in error.value.remedy

@@ -18,8 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 from diticli.errors import ConfigError, DeviceError
 
@@ -103,6 +102,16 @@ def attention_choice(
     """
     pays = gradient and _math_pays(device.type, dtype, batch, tokens, tokens, heads)
     return _choose(device, dtype, tokens, heads, head_dim, pays, compiled)
+
+
+def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    """Fail before images are read or a model is loaded where DITI_ATTENTION cannot be obeyed.
+
+    Raises:
+        ConfigError: when it is none of auto, xformers, sdpa, math.
+        DeviceError: when xformers is asked for and cannot be had, not even for 64 tokens of one head of 64 channels.
+    """
+    attention_choice(device, dtype, tokens=64, heads=1, head_dim=64)
 
 
 def _math_pays(device_type: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int) -> bool:
@@ -227,30 +236,3 @@ def _check_layout(q: Tensor, k: Tensor, v: Tensor) -> None:
     if len({x.dtype for x in (q, k, v)}) > 1 or len({x.device for x in (q, k, v)}) > 1:
         kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
         raise ValueError(f"q, k and v must be of one dtype on one device, got {kinds}.")
-
-
-def use_fast_attention(*modules: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    """Choose the processor of every diffusers attention block in `modules`.
-
-    Args:
-        modules: networks.
-        device: where they will run.
-        dtype: in which they will compute.
-
-    Returns:
-        Head shape ("4 heads of 32") -> "xformers", or "sdpa" with the reason.
-
-    Raises:
-        ConfigError: for an unknown value of `DITI_ATTENTION`.
-        DeviceError: when xformers is asked for and cannot be had.
-    """
-    chosen: dict[str, str] = {}
-    for block in (b for module in modules for b in module.modules() if isinstance(b, Attention)):
-        head_dim = block.inner_dim // block.heads
-        name, reason = attention_choice(device, dtype, tokens=64, heads=block.heads, head_dim=head_dim)
-        kinds = {"xformers": XFormersAttnProcessor, "sdpa": AttnProcessor2_0, "math": AttnProcessor}
-        block.set_processor(kinds[name]())
-        chosen[f"{block.heads} heads of {head_dim}"] = name if name == "xformers" else f"{name} ({reason})"
-    if device.type == "cuda":
-        logger.info("Attention: %s", chosen)
-    return chosen

@@ -10,7 +10,7 @@ from pathlib import Path
 from diffusers.utils import logging as diffusers_logging
 
 from diticli.errors import ModelError
-from diticli.models.attention import use_fast_attention
+from diticli.models.attention import check_attention
 from diticli.models.device import resolve_device
 from diticli.models.pipeline import DiTiPipeline
 
@@ -37,16 +37,17 @@ def locate_model(model: str | None, *, runs: Path = RUNS) -> str:
 
 
 def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPipeline:
-    """The located model on a device, with the fastest attention there.
+    """The located model on a device.
 
     Raises:
         ModelError: when there is no such model.
-        DeviceError: when there is no such device.
+        DeviceError: when there is no such device, or no xformers there although DITI_ATTENTION asks for it.
+        ConfigError: when DITI_ATTENTION is unknown.
     """
     target = resolve_device(device)
+    check_attention(target)
     with _quiet_loading():
         pipeline = DiTiPipeline.from_pretrained(locate_model(model))
-    use_fast_attention(*pipeline.networks.values(), device=target)
     return pipeline.to(target)
 
 

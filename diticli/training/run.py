@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diticli.config import RunConfig
 from diticli.data.images import ImageSource, load_images, open_images
 from diticli.errors import ConfigError
-from diticli.models.attention import use_fast_attention
+from diticli.models.attention import check_attention
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.pipeline import DiTiPipeline
@@ -89,6 +89,7 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     reporter = reporter or SilentReporter()
     config = resolve(config)
     accelerator = make_accelerator(config)
+    check_attention(accelerator.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     with Companions(accelerator, reporter) as companions, explained(out):
         _train(config, RunDirectory(out), accelerator, companions, reporter)
     return out / "model"
@@ -194,11 +195,6 @@ class _Worker:
     journal: Journal
     reporter: Reporter
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the networks compute in."""
-        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-
     def base(self, stop: StopRequest) -> tuple[UNet2DModel, DDPMScheduler]:
         """The base of this run, trained first unless it already was."""
         if not (self.run.base / "unet").is_dir():
@@ -209,7 +205,6 @@ class _Worker:
         torch.manual_seed(fold_seed(self.config.seed, "base", "weights"))
         unet, scheduler = build_unet(self.config.unet, self.config.data.resolution), new_scheduler()
         objective = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
-        use_fast_attention(unet, device=self.accelerator.device, dtype=self.dtype)
 
         def look(step: int, losses: torch.Tensor) -> None:
             path = self.run.samples / f"base-{step:08d}.png"
@@ -238,7 +233,6 @@ class _Worker:
             chunk_layout=layout.to_dict(),
             crop=config.data.crop,
         )
-        use_fast_attention(*pipeline.networks.values(), device=self.accelerator.device, dtype=self.dtype)
 
         def look(step: int, losses: torch.Tensor) -> None:
             if unet is None:
