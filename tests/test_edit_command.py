@@ -162,7 +162,7 @@ def probe(tmp_path):
         )
 
     full, masked = parts(np.ones((2, SIZE))), parts([[1, 0, 1] + [0] * 5, [0] * 6 + [1, 1]])
-    directions = Directions(full=full, masked=masked, chosen={"hat": (0, 2), "smile": (6, 7)})
+    directions = Directions(full=full, masked=masked, chosen={"hat": (0, 2), "smile": (6, 7)}, patterns=full.weights)
     save_directions(directions, tmp_path / "probe")
     return tmp_path / "probe"
 

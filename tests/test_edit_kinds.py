@@ -40,7 +40,7 @@ def red(values):
 
 
 def test_images_move_along_the_attribute_from_their_own_noise():
-    result = run()
+    result = run(along="weight")
     for image, original in enumerate((A, B)):
         base = np.asarray(original)[0, :, 0].astype(float)
         for amount in (-0.2, 0.0, 0.4):
@@ -64,7 +64,8 @@ def test_chunks_and_learned_dims_limit_the_move():
 def test_moves_go_along_weights_or_patterns():
     half = run((A,), along="pattern", amounts=(0.4,))
     assert np.array_equal(
-        half.edits[Move(0, "bright", None, 0.4)], run((A,), amounts=(0.2,)).edits[Move(0, "bright", None, 0.2)]
+        half.edits[Move(0, "bright", None, 0.4)],
+        run((A,), along="weight", amounts=(0.2,)).edits[Move(0, "bright", None, 0.2)],
     )
     assert half.to_metadata()["diti:along"] == "pattern"
 

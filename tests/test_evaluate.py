@@ -212,7 +212,7 @@ def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: JudgedIma
 
 def test_moves_are_measured_along_fitted_directions(faces: JudgedImages) -> None:
     pipeline = DrawingPipeline(faces)
-    settings = EvaluationSettings(amount=0.1)
+    settings = EvaluationSettings(amount=0.1, along="weight")
     result = evaluate_model(pipeline, faces, oracle(pipeline), [(0,)], settings=settings)  # type: ignore[arg-type]
     scores = {score.attribute: score for score in result.moves}
     assert set(scores) == {f.name for f in FACTORS}

@@ -180,10 +180,10 @@ def _noises(spec: str | None) -> list[Noise]:
 
 
 def _along(name: str | None) -> Along:
-    from diticli.editing.attribute import Along
+    from diticli.probing.directions import DEFAULT_ALONG, Along
 
     for along in get_args(Along):
-        if along == (name or "weight"):
+        if along == (name or DEFAULT_ALONG):
             return along
     raise ConfigError(f"A move cannot go along {name!r}.", remedy="Use weight or pattern.")
 

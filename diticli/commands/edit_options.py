@@ -97,8 +97,8 @@ AlongOption = Annotated[
     str | None,
     typer.Option(
         "--along",
-        help="weight (the classifier's own direction, as published; the default), or pattern: how features change "
-        "where the attribute does, which takes less of other attributes along.",
+        help="pattern (how features change where the attribute does; the default), or weight: the classifier's own "
+        "direction, as published, which takes more of other attributes along.",
         show_default=False,
         rich_help_panel="Attributes",
     ),

@@ -57,8 +57,8 @@ def evaluate(
     amount: Annotated[float, typer.Option(min=0.01, max=10, help="How far to move along an attribute.")] = 0.3,
     along: Annotated[
         AlongChoice,
-        typer.Option(help="The weight of the attribute's classifier, as published, or the pattern of its features."),
-    ] = AlongChoice.WEIGHT,
+        typer.Option(help="The pattern of its features, or the weight of the attribute's classifier, as published."),
+    ] = AlongChoice.PATTERN,
     moves: Annotated[bool, typer.Option("--moves/--no-moves", help="Also move along every attribute.")] = True,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)

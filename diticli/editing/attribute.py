@@ -36,10 +36,10 @@ from diticli.editing.settings import EditSettings
 from diticli.editing.sheet import Sheet
 from diticli.errors import ConfigError
 from diticli.pictures.tiles import Pixels, to_uint8
+from diticli.probing.directions import DEFAULT_ALONG, Along
 from diticli.progress import Reporter, SilentReporter
 
 Chunks = tuple[int, ...] | None
-Along = Literal["weight", "pattern"]
 ALONE = ("keep", "random", "mean")
 """Noise modes that need no second image."""
 
@@ -147,7 +147,7 @@ def edit_attribute(
     *,
     chunk_sets: Sequence[Chunks] = (None,),
     learned_dims: int | None = None,
-    along: Along = "weight",
+    along: Along = DEFAULT_ALONG,
     settings: EditSettings | None = None,
     names: Sequence[str] | None = None,
     reporter: Reporter | None = None,

@@ -33,7 +33,7 @@ from diticli.judging.scores import (
 )
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.pictures.grids import to_uint8
-from diticli.probing.directions import Along, Directions
+from diticli.probing.directions import DEFAULT_ALONG, Along, Directions
 from diticli.probing.probe import probe_features
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver
@@ -58,7 +58,7 @@ class EvaluationSettings:
     steps: int = DEFAULT_STEPS
     solver: Solver = DEFAULT_SOLVER
     amount: float = 0.3
-    along: Along = "weight"
+    along: Along = DEFAULT_ALONG
     batch_size: int = 128
     seed: int = 0
 

@@ -29,17 +29,17 @@ def chunk_text(chunks: Sequence[int]) -> str:
 
 
 def swap_table(result: Faithfulness) -> Table:
-    """One row per set of chunks: share of each attribute's difference, other change, drift, PSNR to the truth."""
-    names = list(result.swaps[0].shares) if result.swaps else []
-    truth = any(score.drift is not None for score in result.swaps)
-    columns = ["chunks", "time-steps", *names, "other change"]
-    rows: list[list[Cell]] = []
-    for score in result.swaps:
-        row: list[Cell] = [chunk_text(score.chunks), f"{score.timesteps[0]}-{score.timesteps[1] - 1}"]
-        row += [score.shares[name].value for name in names]
-        row.append(float(np.mean(list(score.unexplained.values()))))
-        rows.append(row + ([score.drift, score.truth_psnr, score.still_psnr] if truth else []))
-    return columns + (["drift", "dB to truth", "dB unedited"] if truth else []), rows
+    """A column per set of chunks: share of each attribute's difference, other change, drift, PSNR to the truth."""
+    swaps = result.swaps
+    columns = ["chunks", *(chunk_text(score.chunks) for score in swaps)]
+    rows: list[list[Cell]] = [["time-steps", *(f"{s.timesteps[0]}-{s.timesteps[1] - 1}" for s in swaps)]]
+    rows += [[name, *(score.shares[name].value for score in swaps)] for name in (swaps[0].shares if swaps else ())]
+    rows.append(["other change", *(float(np.mean(list(score.unexplained.values()))) for score in swaps)])
+    if any(score.drift is not None for score in swaps):
+        rows.append(["drift, grey levels", *(score.drift for score in swaps)])
+        rows.append(["dB to truth", *(score.truth_psnr for score in swaps)])
+        rows.append(["dB of doing nothing", *(score.still_psnr for score in swaps)])
+    return columns, rows if swaps else []
 
 
 def move_table(result: Faithfulness) -> Table:
