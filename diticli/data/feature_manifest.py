@@ -130,8 +130,12 @@ def read_manifest(folder: Path) -> Manifest:
         if manifest.rows < 1 or manifest.dim < 1 or manifest.rows != data["rows"]:
             raise ValueError(f"{data['rows']} rows of {manifest.dim} values in {len(manifest.shards)} shards")
     except FileNotFoundError as error:
-        found = "is not finished" if (folder / "units").is_dir() else f"holds no {MANIFEST}"
-        raise FeatureFileError(f"The folder {folder} {found}.", remedy=_RESUME) from error
+        if (folder / "units").is_dir():
+            raise FeatureFileError(f"The folder {folder} is not finished.", remedy=_RESUME) from error
+        raise FeatureFileError(
+            f"The folder {folder} holds no {MANIFEST}.",
+            remedy="Name a feature file or a folder that `diti encode` made.",
+        ) from error
     except OSError as error:
         raise FeatureFileError(f"Cannot read {path} ({error.strerror}).", remedy="Check its permissions.") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, FeatureFileError) as error:

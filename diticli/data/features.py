@@ -48,11 +48,14 @@ def read_features(path: Path) -> Features:
     if path.is_dir():
         shards = FeatureShards.open(path)
         return Features(values=shards.rows, meta=shards.meta)
-    suffix = check_suffix(path)
+    if path.suffix:
+        check_suffix(path)
     if not path.is_file():
-        raise FeatureFileError(f"There is no feature file {path}.", remedy=f"Run `diti encode IMAGES -o {path}`.")
+        raise FeatureFileError(
+            f"There is no feature file or folder {path}.", remedy=f"Run `diti encode IMAGES -o {path}`."
+        )
     try:
-        values, embedded = READERS[suffix](path)
+        values, embedded = READERS[check_suffix(path)](path)
     except DAMAGE as error:
         raise FeatureFileError(f"{path} is damaged or no feature file ({error}).", remedy=REMEDY) from error
     check_values(path, values)
