@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def swap_table(result: Faithfulness) -> Table:
     rows += [[name, *(score.shares[name].value for score in swaps)] for name in (swaps[0].shares if swaps else ())]
     rows.append(["other change", *(float(np.mean(list(score.unexplained.values()))) for score in swaps)])
     if any(score.drift is not None for score in swaps):
-        rows.append(["drift, grey levels", *(score.drift for score in swaps)])
+        rows.append(["drift, grey levels", *(_known(score.drift) for score in swaps)])
         rows.append(["dB to truth", *(score.truth_psnr for score in swaps)])
         rows.append(["dB of doing nothing", *(score.still_psnr for score in swaps)])
     return columns, rows if swaps else []
@@ -50,7 +51,7 @@ def move_table(result: Faithfulness) -> Table:
         leak = score.change.leakage
         worst = max(leak, key=lambda name: abs(leak[name]), default="")
         row: list[Cell] = [score.attribute, score.change.target, score.change.mean_leakage]
-        rows.append([*row, leak.get(worst), worst, score.change.selectivity, score.drift])
+        rows.append([*row, leak.get(worst), worst, score.change.selectivity, _known(score.drift)])
     return columns, rows
 
 
@@ -76,6 +77,11 @@ def write_evaluation(
         sections += _model_sections(result, out / f"shares-{index}.png")
     write_report(out / "report.html", title="Faithfulness of edits", sections=sections)
     return facts
+
+
+def _known(value: float | None) -> float | None:
+    """None where a perfect edit changes every pixel, so that nothing is outside."""
+    return None if value is None or math.isnan(value) else value
 
 
 def unreadable(reader: AttributeReader) -> list[str]:
