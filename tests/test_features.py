@@ -103,12 +103,19 @@ def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
         assert meta.files[0] == files[0]
 
 
-@pytest.mark.parametrize("name", ["feats", "feats.csv", "feats.pt"])
+@pytest.mark.parametrize("name", ["feats.csv", "feats.pt"])
 def test_unknown_suffix_names_the_four(tmp_path: Path, name: str) -> None:
     for call in (lambda p: read_features(p), lambda p: FeatureWriter(p, identity="x")):
         with pytest.raises(FeatureFileError) as caught:
             call(tmp_path / name)
         assert all(suffix in caught.value.remedy for suffix in READERS)
+
+
+def test_a_name_without_suffix_is_a_folder_to_read_and_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(FeatureFileError, match="no feature file or folder"):
+        read_features(tmp_path / "feats")
+    with pytest.raises(FeatureFileError, match="no known feature format"):
+        FeatureWriter(tmp_path / "feats", identity="x")
 
 
 def test_missing_file(tmp_path: Path) -> None:
