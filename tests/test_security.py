@@ -24,7 +24,7 @@ from diticli.models.unet import load_base
 from diticli.official.files import load_checkpoint as load_official
 from diticli.probing.direction_files import read_parts
 from diticli.probing.linear_probe import load_probe
-from diticli.training.checkpoint import Checkpoint, drop_other_stages, load_checkpoint, save_checkpoint
+from diticli.training.checkpoint import Checkpoint, drop_other_stages, load_checkpoint, save_checkpoint, sealed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Names from tables within the package itself, none from data.
@@ -145,10 +145,16 @@ def checkpoint(tmp_path):
     return save_checkpoint(tmp_path / "checkpoints", Checkpoint({"weights": {"w": torch.ones(2)}}, state))
 
 
+def edit_state(checkpoint, sums):
+    """Other checksums, under a seal that fits them."""
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    (checkpoint / "state.json").write_text(json.dumps(sealed(state | {"sha256": sums})))
+
+
 def test_checkpoints_are_never_unpickled(checkpoint, mark):
     for data in pickle_bombs(mark).values():
         (checkpoint / "weights.safetensors").write_bytes(data)
-        edit_json(checkpoint / "state.json", sha256={"weights.safetensors": hashlib.sha256(data).hexdigest()})
+        edit_state(checkpoint, {"weights.safetensors": hashlib.sha256(data).hexdigest()})
         with pytest.raises(CheckpointError, match="Cannot read the checkpoint") as caught:
             load_checkpoint(checkpoint)
         assert str(checkpoint) in caught.value.remedy
@@ -160,7 +166,7 @@ def test_checkpoints_are_never_unpickled(checkpoint, mark):
 def test_a_checkpoints_state_names_no_other_file(checkpoint, tmp_path, name):
     shutil.copy(checkpoint / "weights.safetensors", checkpoint.parent / "outside.safetensors")
     digest = hashlib.sha256((checkpoint / "weights.safetensors").read_bytes()).hexdigest()
-    edit_json(checkpoint / "state.json", sha256={name: digest})
+    edit_state(checkpoint, {name: digest})
     with pytest.raises(CheckpointError, match=r"Cannot read the checkpoint.*names") as caught:
         load_checkpoint(checkpoint)
     assert caught.value.remedy
@@ -168,6 +174,8 @@ def test_a_checkpoints_state_names_no_other_file(checkpoint, tmp_path, name):
 
 @pytest.mark.parametrize("text", [b"", b"[1]", b"{}", b'{"sha256": [1]}', b'{"sha256": {}, "stage": 3}', deep_json()])
 def test_a_damaged_state_is_named_and_not_tidied_away(checkpoint, text):
+    if text[:1] == b"{" and len(text) < 100:
+        text = json.dumps(sealed(json.loads(text))).encode()  # beyond what the seal would find
     (checkpoint / "state.json").write_bytes(text)
     with pytest.raises(CheckpointError, match="Cannot read the checkpoint"):
         load_checkpoint(checkpoint)

@@ -19,7 +19,7 @@ from diticli.config import RunConfig
 from diticli.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingDivergedError
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
-from diticli.training.checkpoint import list_checkpoints, load_checkpoint
+from diticli.training.checkpoint import list_checkpoints, load_checkpoint, sealed
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
 from diticli.training.stopping import TrainingInterrupted
@@ -258,7 +258,7 @@ def _rewrite(checkpoint: Path, name: str, tensors: dict[str, torch.Tensor]) -> N
     save_file(tensors, path)
     state = json.loads((checkpoint / "state.json").read_text())
     state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "state.json").write_text(json.dumps(sealed(state)))
 
 
 def test_given_base_is_used_and_never_changes(reference: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from diticli.commands.edit import edit
 from diticli.commands.encode import encode
 from diticli.commands.evaluate import evaluate
 from diticli.commands.faces import faces
-from diticli.commands.failure import explain, explain_interrupt
+from diticli.commands.failure import explain, explain_interrupt, sigterm_as_interrupt
 from diticli.commands.probe import probe
 from diticli.commands.train import train
 from diticli.errors import DiTiError
@@ -28,7 +28,8 @@ class _Group(TyperGroup):
         # Damaged EXIF and very large pictures: what cannot be read is listed by name, the rest is noise.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            return super().invoke(ctx)
+            with sigterm_as_interrupt():
+                return super().invoke(ctx)
         except DiTiError as error:
             raise typer.Exit(explain(error)) from error
         except KeyboardInterrupt as interrupt:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from diticli import errors
 from diticli.commands.printable import printable
@@ -23,6 +27,30 @@ EXIT_STATUS: dict[type[errors.DiTiError], int] = {
 }
 INTERRUPTED = 128
 """Plus the number of the signal, as a shell reports it: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a command ends as after Ctrl-C, and leaves no half-written files."""
+
+    signal = int(signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` within the block, where nothing else handles it."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def exit_status(error: errors.DiTiError) -> int:

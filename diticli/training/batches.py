@@ -118,10 +118,10 @@ class StreamFeed:
     Args:
         source: the images.
         workers: decoding processes; 0 decodes in this one.
-        skipped_list: text file, `name<TAB>reason` a line, written when there are any; None writes none.
+        skipped_list: text file, `name<TAB>reason` a line, written when there are any.
     """
 
-    def __init__(self, source: ImageSource, workers: int, skipped_list: Path | None) -> None:
+    def __init__(self, source: ImageSource, workers: int, skipped_list: Path) -> None:
         self.source, self.workers, self.skipped_list = source, workers, skipped_list
         self._skipped: dict[str, Skipped] = {}
 

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors plus JSON, checksummed, written beside and renamed into place.
 
 `checkpoints/step-00001000/` holds `weights`, `ema`, `optimizer` and `totals` (.safetensors) and `state.json`
-with the step and the SHA-256 of each file. The last two are kept.
+with the step and the SHA-256 of each file and of itself. The last two are kept.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ KEEP = 2
 Tensors = dict[str, torch.Tensor]
 _TENSOR_FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 _STATE = {"stage": str, "step": int}
+_SEAL = "state_sha256"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             path = beside / f"{name}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
             sums[path.name] = _sha256(path)
-        write_json(beside / "state.json", {**checkpoint.state, "sha256": sums})
+        write_json(beside / "state.json", sealed({**checkpoint.state, "sha256": sums}))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(beside, target)
     except (OSError, SafetensorError) as error:
@@ -113,6 +114,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        if state != sealed(state):
+            raise ValueError("state.json is damaged: its checksum differs")
         foreign = [name for name in dict(state["sha256"]) if not _TENSOR_FILE.fullmatch(name)]
         whole = all(isinstance(state[key], kind) for key, kind in _STATE.items())
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -120,6 +123,12 @@ def _read_state(path: Path) -> dict[str, Any]:
     if foreign or not whole:
         raise ValueError(f"state.json names {foreign[0]!r}" if foreign else "state.json is damaged")
     return state
+
+
+def sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with the checksum of itself, which a damaged number would not have."""
+    content = {key: value for key, value in state.items() if key != _SEAL}
+    return content | {_SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -48,6 +48,7 @@ class Companions:
         self.reporter = reporter
         self._votes: list[tuple[torch.Tensor, distributed.Work | None]] = []
         self._over = threading.Event()
+        self._heard = ""
         if self.world > 1:
             self._store = distributed_c10d._get_default_store()
             self._group = distributed.new_group(backend="gloo")  # no device waits for the host here
@@ -111,8 +112,9 @@ class Companions:
         """Tell the others, and wait until they heard it; or find out that they told it first."""
         try:
             mine = _LOST if _connection_lost(error) else self._confession(error)
-            first = self._store.compare_set(_FAILURE, "", mine).decode()
-            self._store.set(_HEARD.format(rank=self.rank), "")
+            if not (first := self._heard):
+                first = self._store.compare_set(_FAILURE, "", mine).decode()
+                self._store.set(_HEARD.format(rank=self.rank), "")
         except distributed.DistError:  # the process that kept the store
             mine, first = "", _LOST
         if first == mine != _LOST:
@@ -128,26 +130,25 @@ class Companions:
 
     def _wait_for_listeners(self) -> None:
         end = time.monotonic() + _GRACE_SECONDS
-        keys = [_HEARD.format(rank=rank) for rank in range(self.world)]
+        keys = [_HEARD.format(rank=rank) for rank in range(self.world) if rank != self.rank]
         while not self._store.check(keys) and time.monotonic() < end:
             time.sleep(0.05)
 
     def _watch(self) -> None:
         while not self._over.wait(_LOOK_SECONDS):
-            if reason := self._look():
-                if self._over.wait(_GRACE_SECONDS):
-                    return
-                self.reporter.warn(f"{reason} This process waits in vain and ends.")
+            self._look()
+            if self._heard and not self._over.wait(_GRACE_SECONDS):
+                self.reporter.warn(f"{self._heard} This process waits in vain and ends.")
                 os._exit(_STATUS)
 
-    def _look(self) -> str:
+    def _look(self) -> None:
+        """Remember a failure before saying that it was heard: the process that failed may have kept the store."""
         try:
-            if not self._store.check([_FAILURE]):
-                return ""
-            self._store.set(_HEARD.format(rank=self.rank), "")
-            return self._store.get(_FAILURE).decode()
+            if self._store.check([_FAILURE]):
+                self._heard = self._store.get(_FAILURE).decode()
+                self._store.set(_HEARD.format(rank=self.rank), "")
         except distributed.DistError:
-            return _LOST
+            self._heard = self._heard or _LOST
 
 
 def _connection_lost(error: Exception) -> bool:

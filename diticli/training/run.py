@@ -112,7 +112,7 @@ def _train(
             if run.open(config, fingerprint):
                 reporter.note(f"Going on with the run in {run.root}.")
         accelerator.wait_for_everyone()
-        images = prepare_images(config, source, run, reporter, main=main)
+        images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
         companions.check_same("numbers of readable images", images.count)
         journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
         worker = _Worker(config, run, accelerator, companions, images, fingerprint, journal, reporter)
@@ -164,19 +164,22 @@ def _forget_other_accelerator(device: str, precision: str) -> None:
 
 
 def prepare_images(
-    config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter, *, main: bool = True
+    config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter, *, rank: int = 0
 ) -> Images:
-    """Decode into memory what fits, stream the rest; the main process lists what cannot be read.
+    """Decode into memory what fits, stream the rest.
+
+    What cannot be read is listed in `skipped.txt`. Streaming processes meet different images: those of rank 1 and
+    above have lists of their own, `skipped-RANK.txt`.
 
     Raises:
         DataError: when too many images are unreadable.
     """
-    skipped_list = run.root / "skipped.txt" if main else None
     size = len(source) * 3 * config.data.resolution**2
     if size > config.data.memory_limit_mb * 2**20:
         workers = config.data.workers or len(os.sched_getaffinity(0))
-        feed = StreamFeed(source, workers, skipped_list)
+        feed = StreamFeed(source, workers, run.root / (f"skipped-{rank}.txt" if rank else "skipped.txt"))
         return Images(feed, len(source), feed.first(samples.COUNT))
+    skipped_list = None if rank else run.root / "skipped.txt"
     loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
     memory = MemoryFeed(loaded.images)
     return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-LIMIT = 120.0
+LIMIT = 60.0
 """Seconds after which a command counts as hanging."""
 Injection = Callable[[], None]
 """What happens in the process before its command begins."""
@@ -121,6 +121,7 @@ def _run(arguments: list[str], log: str, inject: Injection | None, env: dict[str
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | env)
+    multiprocessing.set_start_method("fork", force=True)  # as in a command that nobody's fork server started
     import torch
 
     from diticli.commands.app import app

@@ -35,6 +35,7 @@ SETTINGS = (
     "log_every=1",
     "checkpoint_every=1",
     "sample_every=0",
+    "compile=false",
 )
 
 
