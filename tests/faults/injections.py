@@ -41,8 +41,13 @@ def fail_at(step: int, text: str) -> None:
 
 
 def hang_at(step: int) -> None:
-    """Step `step` of stage 2 does not return, as where a device waits for a process that is gone."""
-    at_step(step, lambda: time.sleep(600))
+    """Step `step` of stage 2 says so and does not return, as where a device waits for a process that is gone."""
+
+    def hang() -> None:
+        print(f"step {step} is reached", flush=True)
+        time.sleep(600)
+
+    at_step(step, hang)
 
 
 def rewind_clock(seconds: float) -> None:

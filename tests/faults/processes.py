@@ -79,9 +79,9 @@ def start(
     return Command(process, log)
 
 
-def run(arguments: Sequence[object], log: Path, **options: object) -> Ended:
+def run(arguments: Sequence[object], log: Path, *, inject: Injection | None = None, seconds: float = LIMIT) -> Ended:
     """`diti ARGUMENTS` to its end."""
-    return start(arguments, log, **options).wait()  # type: ignore[arg-type]
+    return start(arguments, log, inject=inject).wait(seconds)
 
 
 def start_world(
