@@ -167,7 +167,8 @@ def probe(tmp_path):
     return tmp_path / "probe"
 
 
-def test_attributes_of_several_images(command, photos, probe, tmp_path):
+def test_attributes_of_several_images(command, photos, probe, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/diti", "edit", "a b.png"])
     out, singles = tmp_path / "out.png", tmp_path / "singles"
     options = ("--attribute", "hat", "--attribute", "smile", "--amount", "-0.5:0.5:3", "--probe", probe, "--steps", "1")
     result = command(*photos, *options, "-o", out, "--separate", singles, "--animate", tmp_path / "x.gif", "--json")
@@ -181,7 +182,7 @@ def test_attributes_of_several_images(command, photos, probe, tmp_path):
     assert {"a_hat_-0.5.png", "b_smile_0.png", "a_original.png"} <= names
     with Image.open(out) as image:
         assert image.info["diti:attributes"] == "hat | smile"
-        assert image.info["diti:command"].startswith("diti ")
+        assert image.info["diti:command"] == "diti edit 'a b.png'"
 
 
 def test_learned_dims_must_be_as_many(command, photos, probe, tmp_path):
