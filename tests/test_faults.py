@@ -5,7 +5,10 @@ On a CPU in float32 a resumed run is the undisturbed run, bit for bit.
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import pytest
 from faults import injections
 from faults.catalogue import FAULTS, Fault
 from faults.processes import run
-from faults.settings import Bench, train_command
+from faults.settings import Bench, encode_command, train_command
+from faults.training import check_run
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,50 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 )
 def test_nothing_is_lost(bench: Bench, fault: Fault, number: int) -> None:
     fault.put(bench, random.Random(f"{fault.name} {number}"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """KiB -> a real file system of that size; again for another size of the same."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted: list[Path] = []
+
+    def resize(kilobytes: int) -> Path:
+        option = f"{'remount,' if mounted else ''}size={kilobytes}k"
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("a tmpfs cannot be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_small_disk_fills_up(bench: Bench, small_disk: Callable[[int], Path], tmp_path: Path) -> None:
+    """A file system of its own: a checkpoint and two at most fit, later two and a half, then all."""
+    assert bench.run
+    for kilobytes, kept in ((1000, 1), (2000, 2), (20_000, 0)):
+        out = small_disk(kilobytes) / "run"
+        ended = run(train_command(out), tmp_path / f"{kilobytes}.log")
+        assert ended.status == (74 if kept else 0), ended.text
+        assert len(list((out / "checkpoints").glob("*"))) == kept
+        assert ("No space left on device" in ended.text) == bool(kept)
+    check_run(bench, out)
+    for kilobytes in (4, 16, 10_000):
+        features = small_disk(kilobytes + 3000) / "features.npy"
+        (features.parent / "ballast").write_bytes(bytes(2**10 * 3000 - _used(features.parent)))
+        ended = run(encode_command(bench.faces, features, bench.run), tmp_path / "encode.log")
+        assert ended.status == (0 if kilobytes > 100 else 65), ended.text
+    assert features.read_bytes() == bench.features.read_bytes()
+
+
+def _used(folder: Path) -> int:
+    """Bytes of a file system in use, without its ballast."""
+    (folder / "ballast").unlink(missing_ok=True)
+    status = os.statvfs(folder)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:

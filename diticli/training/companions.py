@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 
 from diticli.errors import ConfigError, DiTiError, OtherProcessError
+from diticli.models.transfer import Download, upload
 from diticli.progress import Reporter
 
 _FAILURE, _HEARD = "diti/failure", "diti/heard/{rank}"
@@ -45,13 +47,12 @@ class Companions:
 
     def __init__(self, accelerator: Accelerator, reporter: Reporter) -> None:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.reporter = reporter
-        self._votes: list[tuple[torch.Tensor, distributed.Work | None]] = []
+        self.device, self.reporter = accelerator.device, reporter
+        self._votes: list[Callable[[], torch.Tensor]] = []
         self._over = threading.Event()
         self._heard = ""
         if self.world > 1:
             self._store = distributed_c10d._get_default_store()
-            self._group = distributed.new_group(backend="gloo")  # no device waits for the host here
 
     def agree_to_stop(self, number: int) -> int:
         """The largest `number` that any process gave at the call before this one; every process gets the same.
@@ -64,7 +65,7 @@ class Companions:
         if self.world == 1:
             return number
         self._votes.append(self._vote(number))
-        return self._count(self._votes.pop(0)) if len(self._votes) > 1 else 0
+        return int(self._votes.pop(0)()) if len(self._votes) > 1 else 0
 
     def check_same(self, what: str, number: int) -> None:
         """Make sure that all processes have the same `number` of `what`.
@@ -74,7 +75,7 @@ class Companions:
         """
         if self.world == 1:
             return
-        most, least = (self._count(self._vote(value)) for value in (number, -number))
+        most, least = (int(self._vote(value)()) for value in (number, -number))
         if most != -least:
             raise ConfigError(
                 f"The processes of this run see different {what}: {-least} and {most}, process {self.rank} {number}.",
@@ -94,19 +95,23 @@ class Companions:
             return
         if error is None:
             while self._votes:
-                self._count(self._votes.pop())
+                self._votes.pop()()
         elif isinstance(error, Exception):
             self._spread(error)
 
-    def _vote(self, number: int) -> tuple[torch.Tensor, distributed.Work | None]:
-        ballot = torch.tensor([number])
-        return ballot, distributed.all_reduce(ballot, distributed.ReduceOp.MAX, self._group, async_op=True)
+    def _vote(self, number: int) -> Callable[[], torch.Tensor]:
+        """Begin a vote for the largest number; what is returned waits for its result, and for nothing after it."""
+        ballot = upload(torch.tensor([number]), self.device)
+        work = distributed.all_reduce(ballot, distributed.ReduceOp.MAX, async_op=True)
+        if self.device.type == "cuda":
+            work.wait()  # the stream, not this process
+            return Download(ballot).wait
 
-    def _count(self, vote: tuple[torch.Tensor, distributed.Work | None]) -> int:
-        ballot, work = vote
-        if work is not None:
+        def result() -> torch.Tensor:
             work.wait()
-        return int(ballot)
+            return ballot
+
+        return result
 
     def _spread(self, error: Exception) -> None:
         """Tell the others, and wait until they heard it; or find out that they told it first."""

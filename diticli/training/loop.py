@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,9 @@ class StageTrainer:
         self.ema.to(accelerator.device)
         if compile:
             stage.objective.compile_parts(compiler_for(reporter or SilentReporter()))
-        self.module, self.optimizer = accelerator.prepare(stage.objective, self.optimizer)
+        with warnings.catch_warnings():  # torch 2.13 has another name for it, older ones have not
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            self.module, self.optimizer = accelerator.prepare(stage.objective, self.optimizer)
         self.totals = Totals(accelerator, stage.objective.timesteps)
 
     def resume(self) -> bool:
