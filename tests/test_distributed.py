@@ -134,13 +134,6 @@ def test_a_refusal_reaches_all_processes(bench: Bench, tmp_path: Path) -> None:
     assert "Traceback" not in ended[0].text + ended[1].text
 
 
-def test_a_batch_that_processes_cannot_share(tmp_path: Path) -> None:
-    ended = run_world(train_command(tmp_path / "run"), 3, tmp_path)
-    assert [e.status for e in ended] == [2] * 3
-    assert "base.batch_size 8 cannot be shared by 3 processes" in ended[0].text
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_ctrl_c_at_torchrun(bench: Bench, tmp_path: Path) -> None:
     """A terminal signals every process, and torchrun signals its own once more."""

@@ -319,3 +319,16 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path: Path, memory: int) -
         (folder / f"{i:02d}.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"more than 5%.*skipped\.txt"):
         train(config, tmp_path / "worse")
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    from accelerate import Accelerator
+
+    from diticli.errors import ConfigError
+    from diticli.settings import build_config
+    from diticli.training.run import make_accelerator, resolve
+
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
+    config = resolve(build_config(preset="faces32", assignments=("base.batch_size=8",)))
+    with pytest.raises(ConfigError, match="batch_size 8 cannot be shared by 3 processes"):
+        make_accelerator(config)
