@@ -37,7 +37,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name has this")
     parser.add_argument("--long", action="store_true", help="also watch the memory of 2,000 training steps")
     options = parser.parse_args()
-    found: dict[str, Any] = {"facts": facts.collect(torch.device("cpu")), "faults": []}
+    about = facts.collect(torch.device("cpu")) | {"command": " ".join(["python -m benchmarks.faults", *sys.argv[1:]])}
+    found: dict[str, Any] = {"facts": about, "faults": []}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         for fault in FAULTS:

@@ -5,6 +5,8 @@ On a CPU in float32 a resumed run is the undisturbed run, bit for bit.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 import subprocess
@@ -19,6 +21,9 @@ from faults.processes import run
 from faults.settings import Bench, encode_command, train_command
 from faults.training import check_run
 
+from diticli.errors import ConfigError
+from diticli.training.lock import RunLock
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
@@ -31,6 +36,27 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 )
 def test_nothing_is_lost(bench: Bench, fault: Fault, number: int) -> None:
     fault.put(bench, random.Random(f"{fault.name} {number}"))
+
+
+def test_a_lock_ends_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".lock").write_text("process 1 on a machine that lost power")
+    with RunLock(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        with (
+            pytest.raises(ConfigError, match=f"Another run is writing into .*process {os.getpid()}"),
+            RunLock(tmp_path),
+        ):
+            pass
+        assert (tmp_path / ".lock").exists(), "a refusal takes nothing away"
+    assert not (tmp_path / ".lock").exists()
+    monkeypatch.setattr(fcntl, "lockf", _no_locks)
+    with RunLock(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+    assert not (tmp_path / "new" / "run").exists(), "nothing came of it"
+
+
+def _no_locks(*arguments: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 @pytest.fixture
