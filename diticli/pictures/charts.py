@@ -53,16 +53,16 @@ def loss_by_timestep_chart(
                 np.asarray(values, dtype=float),
                 edges,
                 baseline=None,
-                label=_plain(name),
+                label=plain(name),
                 color=colour,
                 linewidth=1.6,
             )
-        axes.set(title=_plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
+        axes.set(title=plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
         _log_if_wide(axes, [v for values in lines.values() for v in values])
         if len(lines) > 1:
             axes.legend(frameon=False)
 
-    return _chart(path, draw, (7.2, 3.6))
+    return save_chart(path, draw, (7.2, 3.6))
 
 
 def line_chart(
@@ -77,13 +77,13 @@ def line_chart(
 
     def draw(axes: Axes) -> None:
         for i, (name, (x, y)) in enumerate(series.items()):
-            axes.plot(x, y, label=_plain(name), color=SERIES[i % len(SERIES)], linewidth=1.6)
-        axes.set(title=_plain(title), xlabel=_plain(x_label), ylabel=_plain(y_label))
+            axes.plot(x, y, label=plain(name), color=SERIES[i % len(SERIES)], linewidth=1.6)
+        axes.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
         _log_if_wide(axes, [v for _, y in series.values() for v in y])
         if len(series) > 1:
             axes.legend(frameon=False)
 
-    return _chart(path, draw, (7.2, 3.6))
+    return save_chart(path, draw, (7.2, 3.6))
 
 
 def bar_table_chart(
@@ -107,20 +107,20 @@ def bar_table_chart(
         for i, (label, values) in enumerate(series.items()):
             at = np.arange(len(names)) - 0.4 + thick * (i + 0.5)
             finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0.0)
-            axes.barh(at, finite, height=thick * 0.92, label=_plain(label), color=SERIES[i % len(SERIES)])
+            axes.barh(at, finite, height=thick * 0.92, label=plain(label), color=SERIES[i % len(SERIES)])
             for y, value, end in zip(at, values, finite, strict=True):
                 text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
                 place = (max(0.0, end), y)
                 axes.annotate(text, place, (3, 0), textcoords="offset points", va="center", fontsize=7)
-        axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+        axes.set_yticks(np.arange(len(names)), [plain(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set(title=_plain(title), xlabel=_plain(x_label))
+        axes.set(title=plain(title), xlabel=plain(x_label))
         axes.margins(x=0.08)
         axes.axvline(0, color="black", linewidth=0.8)
         if len(series) > 1:
             axes.figure.legend(loc="outside lower center", ncols=len(series), frameon=False)
 
-    return _chart(path, draw, (7.2, 1.2 + len(names) * (0.12 + 0.15 * len(series))))
+    return save_chart(path, draw, (7.2, 1.2 + len(names) * (0.12 + 0.15 * len(series))))
 
 
 def heatmap_chart(
@@ -145,16 +145,21 @@ def heatmap_chart(
         for (row, column), value in np.ndenumerate(grid):
             text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if abs(value) > 0.6 else "k")
-        axes.set_xticks(np.arange(len(columns)), [_plain(name) for name in columns], rotation=35, ha="right")
-        axes.set_yticks(np.arange(len(rows)), [_plain(name) for name in rows])
-        axes.set_title(_plain(title))
+        axes.set_xticks(np.arange(len(columns)), [plain(name) for name in columns], rotation=35, ha="right")
+        axes.set_yticks(np.arange(len(rows)), [plain(name) for name in rows])
+        axes.set_title(plain(title))
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
 
-    return _chart(path, draw, (2.2 + 0.55 * len(columns), 1.6 + 0.34 * len(rows)))
+    return save_chart(path, draw, (2.2 + 0.55 * len(columns), 1.6 + 0.34 * len(rows)))
 
 
-def _chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Path:
+def save_chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Path:
+    """Write a PNG of what `draw` puts on the axes of a figure of `size` (width, height in inches).
+
+    Raises:
+        DataError: when the file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -167,8 +172,8 @@ def _chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, fl
     return save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib shows as it is: label names come from files, and "$" would start a formula."""
+def plain(text: str) -> str:
+    """The text such that matplotlib shows as it is: label names come from files, and "$" would start a formula."""
     return clean(text).replace("$", r"\$")
 
 

@@ -1,0 +1,167 @@
+"""Heatmaps of attributes by chunks, with the time-steps of the chunks below, as PNG files.
+
+chunk_heatmap(path, skill_RK, rows=names, layout=layout, title="Each chunk alone", marks=centres)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli.chunks import ChunkLayout
+from diticli.pictures.charts import plain, save_chart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+Mark = tuple[float, float, float] | None
+DoubleArray = npt.NDArray[np.float64]
+
+MAX_TEXT_CHUNKS = 80
+"""Cells of more chunks are too narrow for text."""
+_LONG_TEXT_CHUNKS = 20
+_T_LABELS = 20
+_GAP = 0.4
+_MARK = "#d1242f"
+_UNKNOWN = "#e6e8eb"
+
+
+def chunk_heatmap(
+    path: Path | str,
+    values_RK: npt.ArrayLike,
+    *,
+    rows: Sequence[str],
+    layout: ChunkLayout,
+    title: str,
+    limit: float | None = None,
+    totals: Sequence[float] | None = None,
+    totals_label: str = "all",
+    marks: Sequence[Mark] | None = None,
+    marks_label: str = "centre of mass with 95 % interval",
+    note: str = "",
+) -> Path:
+    """Write a PNG of one value for each row and chunk, rows from top to bottom, chunks from left to right.
+
+    Columns are equally wide; chunk numbers stand above, the time-steps at the chunks' borders below, and values in
+    the cells while they fit (`MAX_TEXT_CHUNKS`). White is 0, blue positive, orange negative.
+
+    Args:
+        path: where to.
+        values_RK: [R, K]; NaN leaves a grey cell.
+        rows: [R] names.
+        layout: K chunks and their time-steps.
+        title: text above.
+        limit: value of the darkest colour, above 0 (default: the largest magnitude of a value, at least 0.05).
+        totals: [R] value of each row for all chunks together, drawn as one more column apart.
+        totals_label: heading of that column.
+        marks: [R] (time-step, low, high) drawn as a dot with a bar across the row, or None for no mark.
+        marks_label: what the dots are, said below the picture.
+        note: more text below.
+
+    Raises:
+        ValueError: when the numbers of rows, chunks, totals or marks do not fit together, or `limit` is not above 0.
+        DataError: when the file cannot be written.
+    """
+    grid = np.asarray(values_RK, dtype=np.float64)
+    if grid.shape != (len(rows), layout.chunks) or not len(rows):
+        raise ValueError(f"{len(rows)} x {layout.chunks} values expected, got {list(grid.shape)}.")
+    if any(len(extra) != len(rows) for extra in (totals, marks) if extra is not None):
+        raise ValueError(f"{len(rows)} totals and marks expected, one for each row.")
+    if limit is not None and not limit > 0:
+        raise ValueError(f"The limit {limit} is not above 0.")
+    everything = grid if totals is None else np.column_stack([grid, totals])
+    top = limit or max(0.05, float(np.abs(everything[np.isfinite(everything)]).max(initial=0.0)))
+
+    def draw(axes: Axes) -> None:
+        _cells(axes, grid, 0.0, top)
+        if totals is not None:
+            _cells(axes, np.asarray(totals, dtype=np.float64)[:, None], layout.chunks + _GAP, top)
+        _axes(axes, rows, layout, totals_label if totals is not None else None)
+        footer = [note, f"Red: {marks_label}" if marks is not None and any(marks) else ""]
+        for row, mark in enumerate(marks or ()):
+            if mark is not None:
+                _mark(axes, row, mark, layout)
+        axes.set_title(plain(title), loc="left")
+        below = ".  ".join(text.strip().rstrip(".") for text in footer if text)
+        axes.set_xlabel("time-step t (0: clean, T: noise)" + (f"\n{plain(below)}" if below else ""))
+
+    width = 0.9 + 0.075 * max(map(len, rows)) + _cell_width(layout.chunks) * (layout.chunks + 2)
+    return save_chart(path, draw, (max(4.0, width), 1.5 + 0.27 * len(rows)))
+
+
+def _cell_width(chunks: int) -> float:
+    """Inches: as wide as the text of its cell."""
+    return 0.42 if chunks <= _LONG_TEXT_CHUNKS else 0.27 if chunks <= MAX_TEXT_CHUNKS else 0.1
+
+
+def _cells(axes: Axes, grid: DoubleArray, left: float, top: float) -> None:
+    """Cells of width and height 1 from x = `left` on, the first row at y = 0..1."""
+    height, width = grid.shape
+    axes.imshow(
+        np.ma.masked_invalid(grid),
+        cmap=_colours(),
+        vmin=-top,
+        vmax=top,
+        aspect="auto",
+        extent=(left, left + width, height, 0),
+        interpolation="nearest",
+    )
+    if width > MAX_TEXT_CHUNKS:
+        return
+    short = width > _LONG_TEXT_CHUNKS
+    for (row, column), value in np.ndenumerate(grid):
+        if math.isfinite(value):
+            colour = "w" if abs(value) > 0.62 * top else "k"
+            place = (left + column + 0.5, row + 0.5)
+            axes.text(
+                *place, _number(value, short), ha="center", va="center", fontsize=5.5 if short else 7, color=colour
+            )
+
+
+def _axes(axes: Axes, rows: Sequence[str], layout: ChunkLayout, totals_label: str | None) -> None:
+    chunks = layout.chunks
+    axes.set_xlim(0, chunks if totals_label is None else chunks + _GAP + 1)
+    axes.set_ylim(len(rows), 0)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(name) for name in rows])
+    borders = (0, *layout.timestep_ends)
+    step = math.ceil(chunks / _T_LABELS)
+    at = list(range(0, chunks + 1, step))
+    axes.set_xticks(at, [f"{borders[k]}" for k in at], fontsize=7)
+    above = axes.secondary_xaxis("top")
+    numbers = list(range(0, chunks, step))
+    labels = [(k + 0.5, f"{k}") for k in numbers]
+    if totals_label is not None:
+        labels.append((chunks + _GAP + 0.5, plain(totals_label)))
+    above.set_xticks([x for x, _ in labels], [text for _, text in labels], fontsize=7)
+    above.tick_params(length=0, pad=1)
+    above.spines["top"].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", length=3, pad=1)
+
+
+def _mark(axes: Axes, row: int, mark: tuple[float, float, float], layout: ChunkLayout) -> None:
+    """Time-steps lie where the columns of their chunks are, also where chunks differ in length."""
+    centre, low, high = np.interp(mark, (0, *layout.timestep_ends), np.arange(layout.chunks + 1))
+    axes.plot([low, high], [row + 0.88] * 2, color=_MARK, linewidth=1.6, solid_capstyle="butt", zorder=3)
+    axes.plot([centre], [row + 0.88], marker="o", markersize=3.6, color=_MARK, zorder=4)
+
+
+def _number(value: float, short: bool) -> str:
+    text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+    return text.replace("0.", ".", 1) if short else text
+
+
+def _colours() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
+    colours = LinearSegmentedColormap.from_list("diti", stops)
+    colours.set_bad(_UNKNOWN)
+    return colours
