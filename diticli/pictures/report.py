@@ -1,4 +1,4 @@
-"""A self-contained HTML report: text, tables and inline pictures; no script and no external resource."""
+"""A self-contained HTML report: text, tables and inline pictures; no external resource, and no script but for sorting."""
 
 from __future__ import annotations
 
@@ -41,7 +41,38 @@ td.number, th.number { text-align: right; }
 pre { overflow-x: auto; padding: .8rem 1rem; background: var(--block); border-radius: 4px;
   font-size: .88rem; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
+th.sort { cursor: pointer; }
+th.sort::after { content: " \\2195"; opacity: .5; }
+th[aria-sort="ascending"]::after { content: " \\2191"; opacity: 1; }
+th[aria-sort="descending"]::after { content: " \\2193"; opacity: 1; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
+"""
+
+# Without it tables stay as they were written; what lacks a number goes last either way.
+SORT_SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => {
+    const sort = () => {
+      const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const text = row => row.cells[column].textContent;
+      const rows = [...body.rows], known = rows.map(text).filter(cell => cell !== "\u2013");
+      const numeric = known.every(cell => !isNaN(parseFloat(cell)));
+      rows.sort((one, other) => {
+        if (!numeric) return sign * text(one).localeCompare(text(other));
+        const [a, b] = [parseFloat(text(one)), parseFloat(text(other))];
+        return isNaN(a) || isNaN(b) ? isNaN(a) - isNaN(b) : sign * (a - b);
+      });
+      body.append(...rows);
+    };
+    head.classList.add("sort");
+    head.tabIndex = 0;
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+  });
+}
 """
 
 
@@ -55,6 +86,7 @@ class Section:
         picture: a PIL image, the bytes of a PNG, or the path of one.
         caption: what the picture shows, for those who cannot see it (default: the title).
         table: (columns, rows); numbers are set to the right, floats with three decimals, None as a dash.
+        sortable: whether a click on a heading of the table sorts it, numbers by value.
         code: shown as it is.
     """
 
@@ -63,6 +95,7 @@ class Section:
     picture: Image.Image | bytes | Path | None = None
     caption: str = ""
     table: tuple[Sequence[str], Sequence[Sequence[Cell]]] | None = None
+    sortable: bool = False
     code: str | None = None
 
 
@@ -81,6 +114,7 @@ def write_report(path: Path | str, *, title: str, sections: Sequence[Section]) -
 
 def _page(title: str, sections: Sequence[Section]) -> str:
     body = "\n".join(_section(section) for section in sections)
+    script = f"<script>{SORT_SCRIPT}</script>\n" if any(section.sortable for section in sections) else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -96,7 +130,7 @@ def _page(title: str, sections: Sequence[Section]) -> str:
 {body}
 <footer>Written by diti {escape(__version__)}.</footer>
 </main>
-</body>
+{script}</body>
 </html>
 """
 
@@ -112,7 +146,7 @@ def _section(section: Section) -> str:
         legend = f"<figcaption>{_text(section.caption)}</figcaption>" if section.caption else ""
         parts.append(f"<figure>{image}{legend}</figure>")
     if section.table is not None:
-        parts.append(_table(*section.table))
+        parts.append(_table(*section.table, sortable=section.sortable))
     if section.code is not None:
         parts.append(f"<pre><code>{_text(section.code)}</code></pre>")
     return "<section>\n" + "\n".join(parts) + "\n</section>"
@@ -136,7 +170,7 @@ def _png(picture: Image.Image | bytes | Path) -> tuple[bytes, str]:
         ) from error
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, sortable: bool = False) -> str:
     """A table in a box that scrolls sideways; a column of numbers is set to the right, heading included."""
     numeric = [bool(rows) and all(isinstance(row[c], int | float | None) for row in rows) for c in range(len(columns))]
     kinds = [' class="number"' if flag else "" for flag in numeric]
@@ -145,7 +179,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
         "<tr>" + "".join(f"<td{kind}>{_cell(v)}</td>" for v, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     )
-    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    mark = ' class="sortable"' if sortable else ""
+    table = f"<table{mark}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     return f'<div class="scroll">{table}</div>'
 
 
