@@ -40,9 +40,13 @@ class Choice:
     weights: DoubleArray
     bias: DoubleArray
 
+    def outputs(self, coordinates_NR: FloatArray) -> DoubleArray:
+        """What this fit predicts: [N, width] logits or standardised numbers."""
+        return coordinates_NR @ self.weights.astype(np.float32) + self.bias
+
     def score(self, target: Target, rows: Rows, coordinates_NR: FloatArray) -> Score:
         """Score of this fit on `rows`, whose coordinates are given."""
-        return target.score(rows, coordinates_NR @ self.weights.astype(np.float32) + self.bias)
+        return target.score(rows, self.outputs(coordinates_NR))
 
 
 def batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:

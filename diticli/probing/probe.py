@@ -16,6 +16,7 @@ import torch
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta, FeatureRows
 from diticli.errors import ConfigError, LabelError
+from diticli.probing.bootstrap import Interval, TestDraws
 from diticli.probing.directions import Directions
 from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
 from diticli.probing.linear import FeatureSpace
@@ -23,11 +24,13 @@ from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.mask import MaskedFit, ProbeRows, fit_masked
 from diticli.probing.promask import MaskSettings
 from diticli.probing.report import AttributeReport, MaskedScore, ProbeReport, SkippedAttribute, mean_scores
+from diticli.probing.resampled import Resampled, intervals_of, mean_intervals_of, resample_scores
 from diticli.probing.splits import FRACTIONS, Split, split_rows
 from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
 from diticli.progress import Reporter, SilentReporter
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 
@@ -99,11 +102,20 @@ def probe_features(
     if mask is not None:
         few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
     directions = _directions(targets, choices, few, space, meta or FeatureMeta(files=()))
-    attributes = tuple(_report(t, choices[t.name], table, few.get(t.name), directions.layout) for t in targets)
+    draws = TestDraws.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
+    outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
+    resampled = resample_scores(targets, split.test, outputs, draws)
+    attributes = tuple(
+        _report(
+            t, choices[t.name], outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), directions.layout
+        )
+        for t in targets
+    )
     return ProbeReport(
         attributes=attributes,
         skipped=skipped,
         means=mean_scores(attributes),
+        mean_intervals=_mean_intervals(attributes, resampled),
         split=split.sizes,
         groups=None if groups is None else len(set(groups)),
         seed=seed if drawn else None,
@@ -139,9 +151,17 @@ def _targets(columns: Mapping[str, TargetColumn], split: Split) -> tuple[list[Ta
 
 
 def _report(
-    target: Target, choice: Choice, rows: ProbeRows, few: MaskedFit | None, layout: ChunkLayout | None
+    target: Target,
+    choice: Choice,
+    outputs: DoubleArray,
+    resampled: Resampled,
+    split: Split,
+    few: MaskedFit | None,
+    layout: ChunkLayout | None,
 ) -> AttributeReport:
-    score = choice.score(target, rows.split.test, rows.parts["test"])
+    score = target.score(split.test, outputs)
+    intervals = intervals_of(resampled)
+    low, high = intervals.get(score.metric, (None, None))
     return AttributeReport(
         name=target.name,
         kind=target.kind,
@@ -149,12 +169,23 @@ def _report(
         value=score.value,
         base_rate=score.base_rate,
         extras=score.extras | target.extras,
-        n_train=len(target.known(rows.split.train)),
-        n_val=len(target.known(rows.split.val)),
-        n_test=len(target.known(rows.split.test)),
+        n_train=len(target.known(split.train)),
+        n_val=len(target.known(split.val)),
+        n_test=len(target.known(split.test)),
         regularisation=choice.reg,
+        low=low,
+        high=high,
+        intervals=intervals,
         masked=None if few is None else _masked_score(few, layout),
     )
+
+
+def _mean_intervals(
+    attributes: Sequence[AttributeReport], resampled: Mapping[str, Resampled]
+) -> dict[str, dict[str, Interval]]:
+    kinds = dict.fromkeys(item.kind for item in attributes)
+    alike = {kind: [resampled[item.name] for item in attributes if item.kind == kind] for kind in kinds if resampled}
+    return {kind: mean_intervals_of(many) for kind, many in alike.items()}
 
 
 def _masked_score(few: MaskedFit, layout: ChunkLayout | None) -> MaskedScore:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diticli.probing.bootstrap import Interval
 from diticli.probing.directions import Directions
 from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.targets import Kind
@@ -45,6 +46,10 @@ class AttributeReport:
         value: of the metric.
         base_rate: value of a model that knows nothing.
         extras: other metrics: roc_auc; r2, mse (standardised target) and mse_raw; counts of left-out classes.
+        low: lower end of the bootstrap 95 % interval of `value` over test rows (or their groups); None where these
+            are a single group.
+        high: its upper end.
+        intervals: (low, high) of every metric, by name.
         n_train: rows of known value.
         n_val: likewise.
         n_test: likewise.
@@ -62,6 +67,9 @@ class AttributeReport:
     n_val: int
     n_test: int
     regularisation: float
+    low: float | None = None
+    high: float | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
     masked: MaskedScore | None = None
 
 
@@ -83,6 +91,8 @@ class ProbeReport:
         skipped: attributes that could not be probed.
         means: by kind, the mean of the metric, the base rate and every extra metric, and the count; with masks also
             of masked_* and by_weight_* metrics.
+        mean_intervals: by kind, the bootstrap 95 % interval of the mean of every metric; all attributes see the same
+            resamples.
         split: rows of train, val and test.
         groups: number of groups kept together, or None.
         seed: of the split; None for a given one.
@@ -94,6 +104,7 @@ class ProbeReport:
     attributes: tuple[AttributeReport, ...]
     skipped: tuple[SkippedAttribute, ...]
     means: dict[str, dict[str, float]]
+    mean_intervals: dict[str, dict[str, Interval]]
     split: dict[str, int]
     groups: int | None
     seed: int | None
