@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from drawing_pipeline import SIDE, DrawingPipeline, oracle
 from typer.testing import CliRunner
 
-from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
 from diticli.errors import ConfigError
@@ -21,8 +20,6 @@ from diticli.judging.images import JudgedImages, judged_faces, judged_folder
 from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
 from diticli.judging.scores import Change, change, drift_outside, to_json, transferred, unexplained
 from diticli.progress import SilentReporter
-
-SIDE = 32
 
 
 def readings(seed: int = 0, pairs: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -148,48 +145,6 @@ def test_too_few_images_teach_no_reader(faces: JudgedImages, count: int) -> None
 def test_a_constant_attribute_cannot_be_read(faces: JudgedImages) -> None:
     with pytest.raises(ConfigError, match="'hat' has the same value"):
         train_reader(faces.learn_NCHW, {"hat": ("binary", np.zeros(len(faces.learn_NCHW)))})
-
-
-class DrawingPipeline:
-    """A perfect editor: features are the true factors, one chunk each, and decoding draws them."""
-
-    model_id, model_hash = "drawn", "0"
-    chunks = ChunkLayout.uniform(chunks=len(FACTORS), latent_dim=len(FACTORS))
-
-    def __init__(self, judged: JudgedImages) -> None:
-        self.judged = judged
-        self.seen: dict[bytes, np.ndarray] = {}
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        count = len(self.judged.judge_NCHW)
-        return torch.from_numpy(self.judged.factors if len(images) == count else sample_factors(2, range(len(images))))
-
-    def invert(self, images: torch.Tensor, z: torch.Tensor, **_: Any) -> torch.Tensor:
-        return images
-
-    def decode(self, x_T: torch.Tensor, z: torch.Tensor, **_: Any) -> torch.Tensor:
-        images = torch.from_numpy(np.stack([render_face(row, SIDE) for row in z.numpy()])).permute(0, 3, 1, 2)
-        x = images.float().div(127.5).sub(1.0)
-        self.seen |= {image.numpy().tobytes(): row for image, row in zip(x, z.numpy(), strict=True)}
-        return x
-
-
-def oracle(pipeline: DrawingPipeline) -> Any:
-    """Reads the very factors that an image was drawn from, in units of their range."""
-    attributes = [ReadAttribute(name=f.name, kind=f.kind, mean=0, std=1) for f in FACTORS]
-    spans = np.array([f.high - f.low for f in FACTORS])
-    truth = {
-        image.numpy().tobytes(): row
-        for image, row in zip(
-            pipeline.judged.judge_NCHW.float().div(127.5).sub(1.0), pipeline.judged.factors, strict=True
-        )
-    }
-
-    def read(images: torch.Tensor) -> np.ndarray:
-        known = truth | pipeline.seen
-        return np.stack([known[image.numpy().tobytes()] for image in images]) / spans
-
-    return SimpleNamespace(attributes=attributes, read=read)
 
 
 def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: JudgedImages) -> None:

@@ -27,6 +27,8 @@ MIN_IMAGES = 200
 HELD_OUT = 0.1
 GRAIN = 0.1
 """Largest standard deviation of the noise on training images: decoded images are never quite as clean as drawn ones."""
+READABLE = 0.5
+"""Attributes that the reader tells worse than this judge nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,11 @@ class AttributeReader(nn.Module):
         raw = torch.cat([self(part.to(device).float()) for part in images_NCHW.split(batch_size)])
         probability = (raw.sigmoid() - self.mean_A) / self.std_A
         return torch.where(self.binary_A, probability, raw).double().cpu().numpy()
+
+
+def unreadable(reader: AttributeReader) -> list[str]:
+    """Attributes that the reader cannot judge."""
+    return [name for name, score in reader.reliability.items() if score < READABLE]
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -13,15 +13,13 @@ import numpy as np
 from diticli._version import __version__
 from diticli.judging.evaluation import Faithfulness
 from diticli.judging.images import JudgedImages
-from diticli.judging.reader import AttributeReader
+from diticli.judging.reader import AttributeReader, unreadable
 from diticli.judging.scores import to_json
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.files import write_atomically
 from diticli.pictures.report import Cell, Section, write_report
 
 Table = tuple[list[str], list[list[Cell]]]
-READABLE = 0.5
-"""Attributes that the reader tells worse than this judge nothing."""
 
 
 def chunk_text(chunks: Sequence[int]) -> str:
@@ -82,11 +80,6 @@ def write_evaluation(
 def _known(value: float | None) -> float | None:
     """None where a perfect edit changes every pixel, so that nothing is outside."""
     return None if value is None or math.isnan(value) else value
-
-
-def unreadable(reader: AttributeReader) -> list[str]:
-    """Attributes that the reader cannot judge."""
-    return [name for name, score in reader.reliability.items() if score < READABLE]
 
 
 def _reader_section(reader: AttributeReader, judged: JudgedImages) -> Section:

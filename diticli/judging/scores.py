@@ -3,14 +3,14 @@
 Everything here is arithmetic on readings and pixels; `diticli.judging.evaluation` makes them. Attributes are in
 standard deviations of the training images (`AttributeReader.read`), so that one unit means the same for all.
 
-Legend of shape suffixes: N images, A attributes, P pairs, H height, W width, C channels.
+Legend of shape suffixes: N images, A attributes, P pairs, G edits, R resamples, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,29 @@ MOVED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which share of a difference an edit carried over: 0 nothing, 1 all; with its 95 % interval."""
+class Estimate:
+    """A number with its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, value: float, draws_R: DoubleArray) -> Self:
+        """The interval holds the middle 95 % of what resampled data gave; NaN among them is left out."""
+        known = draws_R[~np.isnan(draws_R)]
+        low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
+        return cls(value=float(value), low=float(low), high=float(high))
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Estimate):
+    """Which share of a difference an edit carried over: 0 nothing, 1 all; with its 95 % interval."""
 
 
 def transferred(before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0) -> list[Share]:
@@ -43,14 +60,28 @@ def transferred(before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleA
         other_NA: readings of their partners.
         seed: of the bootstrap.
     """
+    values_1A, draws_R1A = resampled_shares(before_NA, after_NA[None], other_NA, seed=seed)
+    return [Share.of(value, draws_R) for value, draws_R in zip(values_1A[0], draws_R1A[:, 0].T, strict=True)]
+
+
+def resampled_shares(
+    before_NA: DoubleArray, after_GNA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0
+) -> tuple[DoubleArray, DoubleArray]:
+    """The slopes of `transferred` for G edits of the same images, [G, A], and for draws of pairs, [RESAMPLES, G, A].
+
+    A draw holds the same pairs for all edits, so that what is computed from several of them can be resampled too.
+    """
     wanted = other_NA - before_NA
-    top_PA = _per_pair(wanted * (after_NA - before_NA))
+    top_PGA = np.stack([_per_pair(wanted * (after_NA - before_NA)) for after_NA in after_GNA], axis=1)
     bottom_PA = _per_pair(wanted**2)
-    draws = np.random.default_rng(seed).integers(len(top_PA), size=(RESAMPLES, len(top_PA)))
-    slopes = _ratio(top_PA[draws].sum(axis=1), bottom_PA[draws].sum(axis=1))
-    low, high = np.quantile(slopes, (0.025, 0.975), axis=0)
-    values = _ratio(top_PA.sum(axis=0), bottom_PA.sum(axis=0))
-    return [Share(value=float(v), low=float(a), high=float(b)) for v, a, b in zip(values, low, high, strict=True)]
+    counts_RP = resample(len(bottom_PA), seed)
+    draws = _ratio(np.tensordot(counts_RP, top_PGA, axes=1), (counts_RP @ bottom_PA)[:, None])
+    return _ratio(top_PGA.sum(axis=0), bottom_PA.sum(axis=0)), draws
+
+
+def resample(count: int, seed: int, resamples: int = RESAMPLES) -> DoubleArray:
+    """How often each of `count` items is in each bootstrap sample, [resamples, count]."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
 def unexplained(
@@ -140,4 +171,4 @@ def _per_pair(values_NA: DoubleArray) -> DoubleArray:
 
 
 def _ratio(top: DoubleArray, bottom: DoubleArray) -> DoubleArray:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 1e-12)
+    return np.divide(top, bottom, out=np.zeros_like(top), where=np.broadcast_to(bottom > 1e-12, top.shape))

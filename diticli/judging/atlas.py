@@ -1,0 +1,224 @@
+"""What a chunk does: each chunk of B alone goes into A, and a held-out reader says which attributes came along.
+
+What a probe finds in a chunk need not be what the decoder makes of it; this is the other half of the evidence.
+Method: counterfactuals as in Yue et al., ICLR 2024 (arXiv 2401.11430), section 5.2; the scores are ours.
+
+Legend of shape suffixes: N images, A attributes, G groups of chunks, R resamples, D latent dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from diticli.chunks import ChunkLayout
+from diticli.editing.mixing import check_chunks, mix_chunks
+from diticli.errors import ConfigError
+from diticli.judging.evaluation import EvaluationSettings
+from diticli.judging.images import JudgedImages
+from diticli.judging.modularity import centre_of_mass, completeness, concentration, disentanglement
+from diticli.judging.reader import AttributeReader, unreadable
+from diticli.judging.scores import DoubleArray, Estimate, Share, resampled_shares, to_json
+from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.progress import Reporter, SilentReporter
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapAtlas:
+    """Attributes by groups of chunks: the share of each difference that exchanging the group alone carries over.
+
+    Centres of mass and modularity weigh a group by the absolute share, or by 0 where the share's interval holds 0:
+    many groups that do nothing would otherwise pull every centre to the middle.
+
+    Attributes:
+        model: its id.
+        model_hash: fingerprint of its weights.
+        groups: the chunks of each group, from the first time-steps to the last.
+        timesteps: range of time-steps of each group, [first, last).
+        shares: attribute -> one share per group.
+        together: attribute -> share that exchanging all groups carries over.
+        centres: attribute -> time-step of its centre of mass; None where no group moves it.
+        concentration: attribute -> 1 when one group alone moves it, 0 when all do alike; None as above.
+        selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
+        completeness: mean of `concentration`; see `diticli.judging.modularity`.
+        disentanglement: mean of `selectivity`, weighted by how much each group moves.
+        unreadable: attributes that the reader tells badly; they count in none of the last three.
+        pairs: how many were exchanged, both ways.
+        facts: solver, steps.
+        centre_draws: [R, A] centres of the resampled pairs, for what is computed from them.
+    """
+
+    model: str
+    model_hash: str
+    groups: Groups
+    timesteps: tuple[tuple[int, int], ...]
+    shares: dict[str, tuple[Share, ...]]
+    together: dict[str, Share]
+    centres: dict[str, Estimate | None]
+    concentration: dict[str, float | None]
+    selectivity: tuple[float | None, ...]
+    completeness: Estimate
+    disentanglement: Estimate
+    unreadable: tuple[str, ...]
+    pairs: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    centre_draws: DoubleArray = field(repr=False, compare=False)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names, in the reader's order."""
+        return tuple(self.shares)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the draws."""
+        json: dict[str, Any] = to_json({k: v for k, v in vars(self).items() if k != "centre_draws"})
+        return json
+
+
+def swap_atlas(
+    pipeline: DiTiPipeline,
+    judged: JudgedImages,
+    reader: AttributeReader,
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    pairs: int | None = None,
+    settings: EvaluationSettings | None = None,
+    reporter: Reporter | None = None,
+) -> SwapAtlas:
+    """Exchange every chunk (or group of chunks) alone within all pairs, and read what came along.
+
+    The images are inverted once. The cost is one decoding of all of them per group, and two more.
+
+    Args:
+        pipeline: the model.
+        judged: images of the model's resolution.
+        reader: trained on `judged.learn_NCHW`.
+        groups: chunks that go together; default: every chunk by itself. See `consecutive_groups`.
+        pairs: how many of the judged pairs to exchange; default: all.
+        settings: steps, solver, batch size, seed of the bootstrap.
+        reporter: receiver of progress.
+
+    Raises:
+        ChunkError: for a chunk that the model lacks.
+        ConfigError: for fewer than two pairs, or more than there are.
+        ModelError: for an encoder alone.
+    """
+    settings, reporter = settings or EvaluationSettings(), reporter or SilentReporter()
+    layout = pipeline.chunks
+    chosen = tuple(tuple(sorted(group)) for group in (groups or consecutive_groups(layout, layout.chunks)))
+    for group in chosen:
+        check_chunks(group, layout)
+    images_NCHW = judged.judge_NCHW[: _images(pairs, len(judged.judge_NCHW))]
+    readings = _readings(pipeline, reader, normalise(images_NCHW), chosen, settings, reporter)
+    before_NA, after_GNA = readings[0], readings[1:]
+    other_NA = before_NA[np.arange(len(before_NA)) ^ 1]
+    values_GA, draws_RGA = resampled_shares(before_NA, after_GNA, other_NA, seed=settings.seed)
+    poor = unreadable(reader)
+    return SwapAtlas(
+        model=pipeline.model_id,
+        model_hash=pipeline.model_hash,
+        groups=chosen,
+        timesteps=tuple((layout.timestep_starts[g[0]], layout.timestep_ends[g[-1]]) for g in chosen),
+        unreadable=tuple(poor),
+        pairs=len(images_NCHW) // 2,
+        facts={"steps": settings.steps, "solver": settings.solver, "seed": settings.seed},
+        **_summary(tuple(a.name for a in reader.attributes), poor, layout, chosen, values_GA, draws_RGA),
+    )
+
+
+def consecutive_groups(layout: ChunkLayout, count: int) -> Groups:
+    """All chunks in (at most) `count` consecutive groups of about equal size.
+
+    Raises:
+        ConfigError: for less than one.
+    """
+    if count < 1:
+        raise ConfigError(f"Cannot put the chunks into {count} groups.", remedy="Ask for at least 1.")
+    rows = min(count, layout.chunks)
+    cuts = [layout.chunks * row // rows for row in range(rows + 1)]
+    return tuple(tuple(range(low, high)) for low, high in pairwise(cuts))
+
+
+def _images(pairs: int | None, judged: int) -> int:
+    count = judged if pairs is None else 2 * pairs
+    if not 4 <= count <= judged:
+        raise ConfigError(
+            f"{count // 2} pairs were asked for, and there are {judged // 2}.",
+            remedy="An interval takes at least 2; ask for no more than there are.",
+        )
+    return count
+
+
+def _readings(
+    pipeline: DiTiPipeline,
+    reader: AttributeReader,
+    x0_NCHW: torch.Tensor,
+    groups: Groups,
+    settings: EvaluationSettings,
+    reporter: Reporter,
+) -> DoubleArray:
+    """[G + 2, N, A]: of the images under their own features, with each group exchanged, and with all of them."""
+    z_ND = pipeline.encode(x0_NCHW)
+    everything = tuple(sorted({chunk for group in groups for chunk in group}))
+    partners = z_ND[torch.arange(len(z_ND)) ^ 1]
+    swapped = [mix_chunks(z_ND, partners, pipeline.chunks, group, 1.0) for group in (*groups, everything)]
+    features = torch.cat([z_ND, *swapped])
+    # Batches run across groups: few pairs still fill them.
+    rows = torch.arange(len(z_ND)).repeat(len(swapped) + 1)
+    reporter.start("Exchanging chunks one by one", len(x0_NCHW) + len(rows), unit="images")
+    options: dict[str, Any] = {"steps": settings.steps, "solver": settings.solver}
+    noise = []
+    for x, z in zip(x0_NCHW.split(settings.batch_size), z_ND.split(settings.batch_size), strict=True):
+        noise.append(pipeline.invert(x, z, **options).float().cpu())
+        reporter.advance(len(x))
+    x_T = torch.cat(noise)
+    parts = []
+    for row, z in zip(rows.split(settings.batch_size), features.split(settings.batch_size), strict=True):
+        parts.append(reader.read(pipeline.decode(x_T[row], z, **options).clamp(-1, 1)))
+        reporter.advance(len(row))
+    reporter.finish()
+    return np.concatenate(parts).reshape(len(swapped) + 1, len(z_ND), -1)
+
+
+def _summary(
+    names: tuple[str, ...],
+    poor: Sequence[str],
+    layout: ChunkLayout,
+    groups: Groups,
+    values: DoubleArray,
+    draws: DoubleArray,
+) -> dict[str, Any]:
+    """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
+    shares = [[Share.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())]
+    known_GA = np.array([[share.differs for share in row] for row in shares[:-1]])
+    effects_GA, effects_RGA = np.abs(values[:-1]) * known_GA, np.abs(draws[:, :-1]) * known_GA
+    starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)
+    times_G = np.array([(starts[list(group)] + ends[list(group)]).mean() / 2 for group in groups])
+    centres_A, centres_RA = centre_of_mass(effects_GA, times_G), centre_of_mass(effects_RGA, times_G)
+    good = [index for index, name in enumerate(names) if name not in poor]
+    return {
+        "shares": {name: tuple(row[a] for row in shares[:-1]) for a, name in enumerate(names)},
+        "together": dict(zip(names, shares[-1], strict=True)),
+        "centres": {
+            name: None if np.isnan(centres_A[a]) else Estimate.of(centres_A[a], centres_RA[:, a])
+            for a, name in enumerate(names)
+        },
+        "concentration": dict(zip(names, _or_none(concentration(effects_GA.T)), strict=True)),
+        "selectivity": tuple(_or_none(concentration(effects_GA[:, good]))),
+        "completeness": Estimate.of(float(completeness(effects_GA[:, good])), completeness(effects_RGA[..., good])),
+        "disentanglement": Estimate.of(
+            float(disentanglement(effects_GA[:, good])), disentanglement(effects_RGA[..., good])
+        ),
+        "centre_draws": centres_RA,
+    }
+
+
+def _or_none(values: DoubleArray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
