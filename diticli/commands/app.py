@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from diticli.commands.compare import compare
 from diticli.commands.convert import convert
 from diticli.commands.demo import demo
 from diticli.commands.doctor import doctor
@@ -66,5 +67,5 @@ def _root(
     """
 
 
-for _command in (train, encode, probe, edit, evaluate, convert, faces, demo, doctor):
+for _command in (train, encode, probe, compare, edit, evaluate, convert, faces, demo, doctor):
     app.command()(_command)

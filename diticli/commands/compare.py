@@ -1,0 +1,194 @@
+"""`diti compare`: models and baselines under one protocol."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, SeedOption, WorkersOption
+from diticli.commands.train_options import Precision
+
+if TYPE_CHECKING:
+    from diticli.comparing.contenders import Contender
+    from diticli.comparing.run import Comparison
+    from diticli.comparing.settings import CompareSettings
+
+DEFAULT_FACES = "faces:4000:1"
+DEFAULT_BATCH = 128
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories of any kind, pipeline folders, Hub ids, feature files (.npy, .npz, .safetensors, "
+            ".parquet) or folders of shards. NAME=RUN gives one a name. The others are compared with the first.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images, as for `diti encode`; repeat for several. Default: built-in faces that training did not see, "
+            f"{DEFAULT_FACES}; with --labels alone, the images that the feature files name.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Their labels, as for `diti probe`; built-in faces bring their own.", show_default=False),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="File name and group (a person, a scene) per line; no group crosses splits, and whole groups are "
+            "resampled.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(help="File name and part per line, as for `diti probe`. Default: random.", show_default=False),
+    ] = None,
+    baselines: Annotated[
+        str, typer.Option(help="Built-in contenders: some of pixels,pca,untrained, or none.")
+    ] = "pixels,pca,untrained",
+    untrained: Annotated[int, typer.Option(min=1, help="Untrained encoders, of as many seeds.")] = 1,
+    pixel_side: Annotated[
+        int, typer.Option(min=1, max=128, help="Larger images are reduced to so many pixels a side for raw pixels.")
+    ] = 32,
+    edits: Annotated[
+        bool, typer.Option("--edits", help="Also measure what exchanged chunks carry over; takes minutes.")
+    ] = False,
+    pairs: Annotated[int, typer.Option(min=4, help="Pairs of images that --edits exchanges.")] = 64,
+    learn: Annotated[int, typer.Option(min=200, help="Images that the reader behind --edits learns from.")] = 12_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of that reader over them.")] = 4,
+    shown: Annotated[int, typer.Option(min=0, help="Pairs of test images whose edits the report shows.")] = 2,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for report.html, compare.json, commands.sh and all features.")
+    ] = Path("comparison"),
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic of encoding; auto takes bf16 where the hardware computes in it.")
+    ] = Precision.auto,
+    batch_size: BatchSizeOption = DEFAULT_BATCH,
+    workers: WorkersOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be compared and what is still to be encoded; write nothing."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare models, and baselines that are built in, under one protocol.
+
+    The same images, the same split, the same linear probe and the same seed for all: DiTi, PDAE and
+    self-supervised runs, features made by anyone, raw pixels, PCA of them (fitted on training images only, with
+    as many dims as the first contender) and an untrained encoder. One table with 95 % intervals, paired
+    differences to the first contender, and one page with pictures and the commands that repeat it.
+
+    Features and results are kept in OUT by the hash of weights, images and settings: after an interruption, or
+    with one more RUN, only what is missing is made. Several processes share the work (torchrun, accelerate
+    launch).
+
+    Example: diti compare runs/demo runs/pdae
+
+    Example: diti compare diti=runs/celeba pdae=runs/b --data celeba/ --labels list_attr_celeba.txt
+    --groups identity_CelebA.txt -o comparison
+
+    Example: diti compare ours.npy theirs.npy --labels labels.csv
+
+    Example: torchrun --nproc-per-node 8 -m diticli compare runs/a runs/b --data @tars.txt --labels labels.csv
+    """
+    from diticli.commands.console import emit_json, reporter, say
+    from diticli.comparing.contenders import parse_baselines, parse_contenders
+    from diticli.comparing.report import COMMANDS, DATA, REPORT, write_comparison
+    from diticli.comparing.run import compare as run_comparison
+    from diticli.comparing.settings import CompareSettings
+    from diticli.sampling import DEFAULT_STEPS
+
+    images = tuple(data or (() if labels else (DEFAULT_FACES,)))
+    settings = CompareSettings(
+        data=images,
+        labels=labels,
+        groups=groups,
+        split=split,
+        seed=seed,
+        precision=precision.value,
+        batch_size=batch_size or DEFAULT_BATCH,
+        workers=workers,
+        pixel_side=pixel_side,
+        shown=shown,
+        edits=edits,
+        pairs=pairs,
+        learn=learn,
+        epochs=epochs,
+        steps=steps or DEFAULT_STEPS,
+    )
+    if not images:
+        say("No images are named (--data), so there are no built-in contenders.")
+    chosen = parse_baselines(baselines) if images else ()
+    contenders = parse_contenders(runs, chosen, untrained=untrained, seed=seed)
+    if all(contender.kind != "model" for contender in contenders) and "untrained" in chosen:
+        say("Only features are named, and no run shows the architecture of an untrained encoder: it is left out.")
+        contenders = tuple(contender for contender in contenders if contender.kind != "untrained")
+    if dry_run:
+        _tell_plan(contenders, settings, out, device, as_json)
+        return
+    result = run_comparison(contenders, settings, out, device=device, reporter=reporter())
+    if result is None:
+        return
+    written = write_comparison(result, out, ["diti", *sys.argv[1:]])
+    if as_json:
+        emit_json(written)
+        return
+    _show(result)
+    say(f"Wrote {out}: {REPORT}, {DATA} and {COMMANDS}.")
+
+
+def _tell_plan(
+    contenders: tuple[Contender, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
+) -> None:
+    from diticli.commands.console import emit_json, show_table
+    from diticli.comparing.run import plan
+
+    planned = plan(contenders, settings, out, device=device)
+    if as_json:
+        facts = [
+            {"name": p.subject.name, "about": p.subject.describe(), "dims": p.subject.dims, "to_encode": p.images}
+            for p in planned
+        ]
+        emit_json({"out": str(out), "contenders": facts})
+        return
+    rows = [[p.subject.name, p.subject.describe(), str(p.subject.dims), _state(p.images)] for p in planned]
+    show_table("Would be compared", ["contender", "what it is", "dims", "features"], rows)
+
+
+def _state(images: int) -> str:
+    return f"{images:,} images to encode" if images else "here"
+
+
+def _show(result: Comparison) -> None:
+    from diticli.commands.console import say, show_table
+    from diticli.comparing.tables import difference_table, score_table, swap_table
+
+    for title, (columns, rows) in (
+        ("Linear probes: means over attributes on test images, 95 % intervals", score_table(result)),
+        (f"Differences to {result.subjects[0].name}, on the same resamples", difference_table(result)),
+        ("Exchanged chunks: share of the differences carried over", swap_table(result)),
+    ):
+        if rows:
+            show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
+    for note in result.notes:
+        say(note)
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,184 @@
+"""Contenders looked at: their dims, size and weights, and how each turns images into features.
+
+Legend of shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diticli.analysis.batch_encoder import BatchEncoder
+from diticli.analysis.encode import Encode
+from diticli.chunks import ChunkLayout
+from diticli.comparing.contenders import Contender
+from diticli.config import Precision
+from diticli.data.decode import CROP_NOTES, Crop
+from diticli.data.feature_meta import FeatureMeta
+from diticli.data.features import read_features
+from diticli.errors import ConfigError
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.fingerprint import Fingerprint
+from diticli.models.locate import load_pipeline
+from diticli.models.pipeline import DiTiPipeline
+from diticli.progress import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A contender and what it is.
+
+    Attributes:
+        contender: as it was named.
+        dims: d of its features.
+        resolution: of the images it reads; 0 where features are given.
+        crop: which square of a picture it reads.
+        model_hash: of its weights, "" where unknown or without any.
+        layout: of its chunks, where it has some.
+        edits: whether it can invert and decode images.
+    """
+
+    contender: Contender
+    dims: int
+    resolution: int = 0
+    crop: Crop = "center"
+    model_hash: str = ""
+    layout: ChunkLayout | None = None
+    edits: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the contender."""
+        return self.contender.name
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        kind = self.contender.kind
+        if kind in ("pixels", "pca"):
+            what = "raw pixels" if kind == "pixels" else "PCA of the training rows' pixels"
+            return f"{what}, {self.resolution}x{self.resolution}"
+        if kind == "features":
+            return f"features of {self.contender.source}"
+        what = "encoder before training" if kind == "untrained" else "DiTi" if self.edits else "encoder alone"
+        chunks = f", K = {self.layout.chunks}" if self.layout is not None and self.edits else ""
+        return f"{what}{chunks}, {self.resolution} px"
+
+
+class Lineup:
+    """All contenders, loaded once to see what they are.
+
+    Args:
+        contenders: in the order of the table.
+        pixel_side: larger images are reduced to so many pixels a side for raw pixels and PCA.
+        device: where models go.
+
+    Attributes:
+        subjects: the contenders with their facts.
+
+    Raises:
+        ModelError: for a run that does not exist, has not finished, or is damaged.
+        FeatureFileError: for features that cannot be read.
+        ConfigError: for an untrained encoder without a model that shows its architecture.
+    """
+
+    def __init__(self, contenders: Sequence[Contender], *, pixel_side: int, device: torch.device) -> None:
+        self._device, self._pixel_side = device, pixel_side
+        self._template: SemanticEncoder | None = None
+        self._crop: Crop = "center"
+        found = {c.name: self._look_at(c) for c in contenders if c.kind in ("model", "features")}
+        found |= {c.name: self._built_in(c, next(iter(found.values()), None)) for c in contenders if not c.source}
+        self.subjects = tuple(found[contender.name] for contender in contenders)
+
+    def encode(self, subject: Subject, precision: Precision, reporter: Reporter) -> tuple[Encode, FeatureMeta]:
+        """What turns images into the subject's features, and what the metadata says of it.
+
+        PCA has none of its own: this gives the pixels it is made of.
+        """
+        kind = subject.contender.kind
+        if kind in ("pixels", "pca"):
+            return _pixels, self.meta(subject, "fp32")
+        encoder = self._untrained(subject.contender.seed) if kind == "untrained" else self.load(subject).encoder
+        batch_encoder = BatchEncoder(encoder.to(self._device), precision, reporter=reporter)
+        return batch_encoder, self.meta(subject, batch_encoder.precision)
+
+    def meta(self, subject: Subject, precision: str) -> FeatureMeta:
+        """Metadata of its features, without names."""
+        image = {"resolution": subject.resolution, "crop": CROP_NOTES[subject.crop], "range": [-1, 1]}
+        if subject.contender.kind in ("pixels", "pca"):
+            image["range"] = [0, 1]
+        chunks = subject.layout if subject.contender.kind == "model" else None
+        return FeatureMeta(
+            files=(),
+            chunk_ends=chunks.ends if chunks else (),
+            timestep_ends=chunks.timestep_ends if chunks else (),
+            model=subject.contender.source or subject.name,
+            model_hash=subject.model_hash,
+            preprocessing=image | {"precision": precision},
+        )
+
+    def _look_at(self, contender: Contender) -> Subject:
+        if contender.kind == "features":
+            features = read_features(Path(contender.source))
+            meta = features.meta
+            known = meta is not None and meta.chunk_ends and meta.timestep_ends
+            layout = ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends) if known and meta else None
+            model_hash = meta.model_hash if meta else ""
+            return Subject(contender=contender, dims=features.values.shape[1], layout=layout, model_hash=model_hash)
+        pipeline = load_pipeline(contender.source, str(self._device))
+        if self._template is None:
+            self._template, self._crop = pipeline.encoder.to("cpu"), pipeline.crop
+        return Subject(
+            contender=contender,
+            dims=pipeline.chunks.latent_dim,
+            resolution=pipeline.resolution,
+            crop=pipeline.crop,
+            model_hash=pipeline.model_hash,
+            layout=pipeline.chunks,
+            edits=pipeline.unet is not None,
+        )
+
+    def _built_in(self, contender: Contender, first: Subject | None) -> Subject:
+        config: Any = None if self._template is None else self._template.config
+        if contender.kind == "untrained":
+            if config is None:
+                raise ConfigError(
+                    "An untrained encoder needs a model that shows its architecture, and only features are named.",
+                    remedy="Name a run as well, or give --baselines pixels,pca.",
+                )
+            weights = Fingerprint().of("untrained", {"encoder": self._untrained(contender.seed)})
+            size, width = int(config.sample_size), int(config.latent_dim)
+            return Subject(contender=contender, dims=width, resolution=size, crop=self._crop, model_hash=weights)
+        side = min(self._pixel_side, int(config.sample_size)) if config else self._pixel_side
+        dims = 3 * side**2
+        if contender.kind == "pca" and first is not None:
+            dims = min(dims, first.dims)
+        return Subject(contender=contender, dims=dims, resolution=side, crop=self._crop)
+
+    def load(self, subject: Subject) -> DiTiPipeline:
+        """The model of a subject, on the device."""
+        return load_pipeline(subject.contender.source, str(self._device))
+
+    def _untrained(self, seed: int) -> SemanticEncoder:
+        """Weights as they are drawn before training."""
+        assert self._template is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder: SemanticEncoder = type(self._template).from_config(self._template.config)
+        return encoder.eval()
+
+
+def describe_sizes(subjects: Sequence[Subject]) -> str:
+    """One line that says who reads which size, where models differ; else ""."""
+    sizes = {s.name: (s.resolution, s.crop) for s in subjects if s.contender.kind == "model"}
+    if len(set(sizes.values())) < 2:
+        return ""
+    told = ", ".join(f"{name} {size} px ({crop} crop)" for name, (size, crop) in sizes.items())
+    return f"Each model reads the images at its own size: {told}."
+
+
+def _pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
+    return images_BCHW.float().div(255).flatten(1)

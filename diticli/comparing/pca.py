@@ -1,0 +1,44 @@
+"""Principal components of raw pixels, fitted on training rows only."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.decomposition import PCA
+
+from diticli.data.feature_rows import FeatureRows
+from diticli.errors import ConfigError
+
+FloatArray = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+FIT_ROWS = 20_000
+"""Training rows that the axes are fitted on, drawn at random where there are more: memory stays bounded."""
+_BLOCK = 4096
+
+
+def pca_features(values: FeatureRows, rows: Rows, train: Rows, dims: int, *, seed: int = 0) -> FloatArray:
+    """Coordinates [M, dims] of `values[rows]` along the principal axes of the training rows.
+
+    Args:
+        values: float32 [N, P] pixels.
+        rows: [M] rows to project.
+        train: which of 0..M-1 the axes are fitted on.
+        dims: number of axes, at most P and the number of training rows.
+        seed: of the draw of training rows, where there are more than `FIT_ROWS`.
+
+    Raises:
+        ConfigError: for more dims than that.
+    """
+    if len(train) > FIT_ROWS:
+        train = np.sort(np.random.default_rng(seed).choice(train, FIT_ROWS, replace=False))
+    if dims > min(len(train), values.shape[1]):
+        raise ConfigError(
+            f"{len(train)} training images of {values.shape[1]} pixel values have no {dims} principal components.",
+            remedy="Give more images, or leave PCA out: --baselines pixels,untrained.",
+        )
+    pca = PCA(dims, svd_solver="covariance_eigh" if len(train) > values.shape[1] else "full")
+    pca.fit(np.asarray(values[rows[train]], dtype=np.float32))
+    parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+    return np.concatenate([pca.transform(np.asarray(values[part], dtype=np.float32)) for part in parts]).astype(
+        np.float32
+    )

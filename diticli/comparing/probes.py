@@ -1,0 +1,144 @@
+"""The probe of each contender, kept so that a comparison goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from diticli._version import __version__
+from diticli.comparing.encoding import FeatureStore, digest
+from diticli.comparing.lineup import Subject
+from diticli.comparing.pca import pca_features
+from diticli.comparing.protocol import Protocol
+from diticli.data.feature_meta import FeatureMeta
+from diticli.data.feature_rows import FeatureRows
+from diticli.judging.scores import to_json
+from diticli.pictures.files import write_atomically
+from diticli.probing.probe import probe_features
+from diticli.probing.report import ProbeReport
+from diticli.progress import Reporter
+
+FloatArray = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+FORMAT = 1
+"""Of the kept files; another number makes all of them again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """A contender's probe.
+
+    Attributes:
+        report: `ProbeReport.to_dict()`.
+        outputs: name of an attribute -> [n, width] what its model says of the test rows: a logit, a number in the
+            label's unit, or a logit per class.
+        classes: name of a category -> its classes, in the order of its outputs.
+    """
+
+    report: dict[str, Any]
+    outputs: Mapping[str, FloatArray]
+    classes: Mapping[str, tuple[str, ...]]
+
+
+class ProbeStore:
+    """Probes in one folder, each under a hash of features and protocol.
+
+    Args:
+        folder: made when something is written.
+        features: of the subjects.
+        protocol: the same for all.
+        seed: of probes and bootstraps.
+    """
+
+    def __init__(self, folder: Path, features: FeatureStore, protocol: Protocol, seed: int) -> None:
+        self.folder, self.features, self.protocol, self.seed = folder, features, protocol, seed
+
+    def key(self, subject: Subject) -> str:
+        """Hash (16 hex digits) of everything that the probe depends on."""
+        what = "pca" if subject.contender.kind == "pca" else "features"
+        facts = [FORMAT, __version__, what, subject.dims, self.features.key(subject), self.protocol.digest, self.seed]
+        return digest(facts)
+
+    def has(self, subject: Subject) -> bool:
+        """Whether it is done."""
+        return self._path(subject, ".json").is_file()
+
+    def make(self, subject: Subject, reporter: Reporter) -> None:
+        """Probe a subject and keep the result, unless that is done.
+
+        Raises:
+            DiTiError: as `probe_features` and `pca_features`; DataError when it cannot be written.
+        """
+        if self.has(subject):
+            return
+        values, rows, meta = self._features(subject)
+        protocol = self.protocol
+        report = probe_features(
+            values,
+            protocol.columns,
+            protocol.groups,
+            rows=rows,
+            split=protocol.split,
+            seed=self.seed,
+            meta=meta,
+            reporter=reporter,
+        )
+        outputs = report.probe.predict(np.asarray(values[rows[protocol.split.test]], dtype=np.float32))
+        self._write(subject, report, outputs)
+
+    def read(self, subject: Subject) -> Probed:
+        """What `make` kept; a damaged file counts as none, and is made again.
+
+        Raises:
+            DiTiError: as `make`.
+        """
+        try:
+            return self._read(subject)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            self._path(subject, ".json").unlink(missing_ok=True)
+            self.make(subject, self.features.crew.reporter)
+            return self._read(subject)
+
+    def _features(self, subject: Subject) -> tuple[FeatureRows, Rows, FeatureMeta | None]:
+        protocol, rows = self.protocol, self.protocol.rows[subject.name]
+        found = self.features.read(subject)
+        if subject.contender.kind != "pca":
+            return found.values, rows, found.meta
+        values = pca_features(found.values, rows, protocol.split.train, subject.dims, seed=self.seed)
+        return values, np.arange(len(values)), None
+
+    def _write(self, subject: Subject, report: ProbeReport, outputs: FloatArray) -> None:
+        probe = report.probe
+        data = {
+            "contender": subject.name,
+            "probe": to_json(report.to_dict()),
+            "outputs": {"names": probe.names, "classes": probe.classes},
+        }
+        tensors = {"outputs": np.ascontiguousarray(outputs)}
+        text = json.dumps(data, indent=1, allow_nan=False, default=to_json) + "\n"
+        write_atomically(self._path(subject, ".safetensors"), "scores", lambda path: save_file(tensors, path))
+        write_atomically(self._path(subject, ".json"), "scores", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _read(self, subject: Subject) -> Probed:
+        data = json.loads(self._path(subject, ".json").read_bytes())
+        outputs = load_file(self._path(subject, ".safetensors"))["outputs"]
+        names, classes = (list(map(str, data["outputs"][key])) for key in ("names", "classes"))
+        if outputs.shape != (len(self.protocol.split.test), len(names)) or len(classes) != len(names):
+            raise ValueError("the outputs do not belong to these rows")
+        columns = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        return Probed(
+            report=dict(data["probe"]),
+            outputs={name: outputs[:, own] for name, own in columns.items()},
+            classes={name: tuple(classes[i] for i in own) for name, own in columns.items()},
+        )
+
+    def _path(self, subject: Subject, suffix: str) -> Path:
+        return self.folder / (self.key(subject) + suffix)

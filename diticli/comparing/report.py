@@ -1,0 +1,208 @@
+"""A comparison as one HTML page, JSON for scripts, and the commands that repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diticli.comparing.charts import score_chart
+from diticli.comparing.pictures import side_by_side
+from diticli.comparing.repeat import commands
+from diticli.comparing.run import Comparison
+from diticli.comparing.tables import (
+    Table,
+    attribute_table,
+    contender_table,
+    difference_table,
+    nested_table,
+    score_table,
+    swap_table,
+)
+from diticli.judging.scores import to_json
+from diticli.pictures.charts import heatmap_chart
+from diticli.pictures.files import write_atomically
+from diticli.pictures.grids import save_png
+from diticli.pictures.report import Section, write_report
+from diticli.training.rundir import versions
+
+REPORT, DATA, COMMANDS = "report.html", "compare.json", "commands.sh"
+_NO_LABELS = {"disentanglement": "Disentanglement", "statistics": "What the features are like, without labels"}
+
+
+def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[str, Any]:
+    """Write report.html, compare.json, commands.sh and the pictures into `out`; returns what the JSON holds.
+
+    Args:
+        result: what was found.
+        out: made when missing.
+        own: the command line of the comparison.
+
+    Raises:
+        DataError: when `out` cannot be written.
+    """
+    script = commands(result, own)
+    data: dict[str, Any] = to_json(_facts(result) | {"command": list(own), "commands": script})
+    text = json.dumps(data, indent=1, allow_nan=False, default=str) + "\n"
+    write_atomically(out / DATA, "comparison", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(out / COMMANDS, "commands", lambda path: path.write_text(script, encoding="utf-8"))
+    sections = [
+        _contenders(result),
+        _scores(result, out / "scores.png"),
+        _differences(result),
+        _attributes(result),
+        *_measured(result),
+        *_atlases(result),
+        *_swaps(result, out),
+        *_pictures(result, out),
+        _repeat(result, script),
+    ]
+    write_report(out / REPORT, title=f"{len(result.subjects)} contenders, one protocol", sections=sections)
+    return data
+
+
+def _facts(result: Comparison) -> dict[str, Any]:
+    first = result.subjects[0].name
+    return {
+        "versions": versions(),
+        "data": result.data,
+        "protocol": result.protocol.to_dict(),
+        "settings": {key: str(v) if isinstance(v, Path) else v for key, v in vars(result.settings).items()},
+        "notes": list(result.notes),
+        "compared_with": first,
+        "contenders": [_contender_facts(result, index) for index in range(len(result.subjects))],
+    }
+
+
+def _contender_facts(result: Comparison, index: int) -> dict[str, Any]:
+    subject = result.subjects[index]
+    scores = result.scores[subject.name]
+    return {
+        "name": subject.name,
+        "kind": subject.contender.kind,
+        "about": subject.describe(),
+        "source": subject.contender.source,
+        "seed": subject.contender.seed if subject.contender.kind == "untrained" else None,
+        "dims": subject.dims,
+        "resolution": subject.resolution or None,
+        "crop": subject.crop if subject.resolution else None,
+        "chunks": subject.layout.chunks if subject.layout and subject.contender.kind != "untrained" else None,
+        "model_hash": subject.model_hash,
+        "features": result.features[subject.name],
+        **asdict(scores),
+        "probe": result.probed[subject.name].report,
+        "swaps": result.swaps.get(subject.name),
+    }
+
+
+def _contenders(result: Comparison) -> Section:
+    counts = result.protocol.counts
+    text = (
+        f"{counts['rows']:,} labelled images of {result.data['name'] or 'the feature files'}. "
+        f"{result.protocol.describe()} Every contender is frozen; a linear probe on its standardised features is "
+        "fitted on the training images, the validation images choose its regularisation, and only the test images "
+        "are scored."
+    )
+    text += "".join(f"\n\n{note}" for note in result.notes)
+    return Section(title="What is compared", text=text, table=contender_table(result))
+
+
+def _scores(result: Comparison, picture: Path) -> Section:
+    text = (
+        "Means over the attributes of each kind: average precision (AP) of binary ones, Pearson's r, R2 and mean "
+        "squared error (MSE, in variances of the training images) of numbers, accuracy of categories. In brackets the "
+        "95 % interval of a bootstrap over test images"
+        + (", whole groups drawn together" if result.protocol.groups is not None else "")
+        + "; it says nothing of other seeds of training."
+    )
+    chart = score_chart(picture, result.scores)
+    return Section(title="Scores", text=text, picture=chart, table=score_table(result), sortable=True)
+
+
+def _differences(result: Comparison) -> Section:
+    first = result.subjects[0].name
+    text = (
+        f"Each contender less {first}, on the same resamples of the test images (paired bootstrap). p is how often "
+        "resamples fall on the other side of 0, doubled; adjusted for being several contenders (Holm). Below 0.05 "
+        "the verdict names the direction. One trained model stands for each method: whether a method is better takes "
+        "several seeds of each."
+    )
+    return Section(title="Are the differences real?", text=text, table=difference_table(result), sortable=True)
+
+
+def _attributes(result: Comparison) -> Section:
+    text = (
+        f"The main metric of every attribute. + and - mark what is better or worse than {result.subjects[0].name} "
+        "(adjusted p below 0.05). A click on a heading sorts."
+    )
+    report = next(iter(result.probed.values())).report
+    if skipped := report.get("skipped"):
+        told = "; ".join(f"{item['name']} ({item['reason']})" for item in skipped)
+        text += f"\n\nNot probed: {told}."
+    return Section(title="Attribute by attribute", text=text, table=attribute_table(result), sortable=True)
+
+
+def _measured(result: Comparison) -> list[Section]:
+    """What the probe's report holds beside scores, where it holds that."""
+    sections = []
+    for field, title in _NO_LABELS.items():
+        table = nested_table({name: found.report.get(field) for name, found in result.probed.items()})
+        if table[1]:
+            sections.append(Section(title=title, table=table, sortable=True))
+    return sections
+
+
+def _atlases(result: Comparison) -> list[Section]:
+    return []
+
+
+def _swaps(result: Comparison, out: Path) -> list[Section]:
+    if not result.swaps:
+        return []
+    text = (
+        "Pairs of images that no model was trained on exchange some chunks. A reader that learned the attributes from "
+        "pixels alone says which share of each difference was carried over: 0 nothing, 1 all of it. Other change: root "
+        "mean square of what is no step towards the partner, in standard deviations."
+    )
+    sections = [Section(title="What exchanged chunks carry over", text=text, table=swap_table(result), sortable=True)]
+    for index, (name, found) in enumerate(result.swaps.items()):
+        swaps, attributes = found["swaps"], list(found["swaps"][0]["shares"])
+        chart = heatmap_chart(
+            out / f"swaps-{index}.png",
+            [[swap["shares"][attribute]["value"] for attribute in attributes] for swap in swaps],
+            rows=[f"t {swap['timesteps'][0]}-{swap['timesteps'][1] - 1}" for swap in swaps],
+            columns=attributes,
+            title="Share of the difference carried over by exchanging chunks",
+        )
+        sections.append(Section(title=f"{name}: exchanged chunks", picture=chart))
+    return sections
+
+
+def _pictures(result: Comparison, out: Path) -> list[Section]:
+    sections = []
+    for index, (first, second) in enumerate(result.pairs):
+        rows = [(name, found[index]) for name, found in result.pictures.items() if index < len(found)]
+        if not rows:
+            continue
+        sections.append(
+            Section(
+                title=f"Test images {first} and {second}",
+                text="A again: inverted and decoded, its noise inferred. From its features alone: from the mean noise. "
+                "The others keep A's noise and take some of B's chunks, from fine to coarse, or all.",
+                picture=save_png(side_by_side(rows), out / f"pair-{index}.png"),
+                caption="one row a model; below, PSNR against A or the time-steps of the exchanged chunks",
+            )
+        )
+    return sections
+
+
+def _repeat(result: Comparison, script: str) -> Section:
+    rows: list[list[Any]] = [[name, number] for name, number in versions().items()]
+    rows += [["seed", result.settings.seed], ["split", "as given" if result.protocol.seed is None else "drawn"]]
+    fingerprint = result.data["fingerprint"] or {}
+    rows += [[f"images, {key}", str(value)] for key, value in fingerprint.items()]
+    table: Table = ["", ""], [[a, str(b)] for a, b in rows]
+    text = "Everything above comes from these commands, with these versions and the weights named at the top."
+    return Section(title="Repeat it", text=text, table=table, code=script)

@@ -1,0 +1,237 @@
+"""The comparison itself: encode, probe, edit, each step kept; then all scores at once.
+
+result = compare(parse_contenders(["runs/demo", "runs/pdae"]), CompareSettings(), Path("comparison"))
+result.scores["pdae"].means["number"]["r2"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diticli.comparing.contenders import Contender
+from diticli.comparing.crew import Crew
+from diticli.comparing.encoding import FeatureStore
+from diticli.comparing.images import ComparedImages
+from diticli.comparing.lineup import Lineup, Subject, describe_sizes
+from diticli.comparing.pictures import PairRow, PictureStore
+from diticli.comparing.probes import Probed, ProbeStore
+from diticli.comparing.protocol import Protocol, make_protocol
+from diticli.comparing.scores import ContenderScores, score_all
+from diticli.comparing.settings import CompareSettings
+from diticli.comparing.swaps import SwapStore
+from diticli.progress import Reporter
+from diticli.training.lock import RunLock
+
+FEATURES, RESULTS = "features", "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        subjects: in the order of the table; the first is what the others are compared with.
+        settings: of the comparison.
+        protocol: images, labels and split, the same for all.
+        scores: of each contender, by name.
+        probed: their probes, by name.
+        swaps: what exchanged chunks carry over, by name; `diticli.judging.scores.to_json` of a `Faithfulness`.
+        pictures: by name, one row a pair.
+        pairs: names of the images of each pair.
+        features: where each contender's features are.
+        notes: what a reader of the table should know.
+        data: what the images are, and their fingerprint.
+    """
+
+    subjects: tuple[Subject, ...]
+    settings: CompareSettings
+    protocol: Protocol
+    scores: dict[str, ContenderScores]
+    probed: dict[str, Probed]
+    swaps: dict[str, dict[str, Any]]
+    pictures: dict[str, list[PairRow]]
+    pairs: list[tuple[str, str]]
+    features: dict[str, str]
+    notes: tuple[str, ...]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What one contender would take.
+
+    Attributes:
+        subject: the contender.
+        images: to be encoded; 0 when its features are here.
+    """
+
+    subject: Subject
+    images: int
+
+
+def plan(
+    contenders: Sequence[Contender], settings: CompareSettings, out: Path, *, device: str | None = None
+) -> list[Planned]:
+    """What `compare` would do; writes nothing.
+
+    Raises:
+        DiTiError: as `compare`, for whatever can be told beforehand.
+    """
+    crew = Crew(device)
+    images, lineup = ComparedImages(settings), Lineup(contenders, pixel_side=settings.pixel_side, device=crew.device)
+    store = FeatureStore(out / FEATURES, images, lineup, settings, crew)
+    images.labels(images.names) if settings.data else None
+    return [Planned(subject=s, images=0 if store.has(s) else len(images.names)) for s in lineup.subjects]
+
+
+def compare(
+    contenders: Sequence[Contender],
+    settings: CompareSettings,
+    out: Path,
+    *,
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> Comparison | None:
+    """Encode, probe and score all contenders; what is done already is taken from `out`.
+
+    Started by `torchrun` or `accelerate launch`, the processes share the images to encode, and then the contenders.
+
+    Args:
+        contenders: of `parse_contenders`.
+        settings: the protocol.
+        out: folder of features and results; the same call goes on where an earlier one stopped.
+        device: cpu, cuda or cuda:N; None takes a GPU where there is one.
+        reporter: receiver of progress.
+
+    Returns:
+        What was found; None in all processes but the first.
+
+    Raises:
+        DiTiError: a run, features, images or labels that cannot be used; each says what to do.
+    """
+    with contextlib.ExitStack() as held:
+        crew = held.enter_context(Crew(device, reporter))
+        if crew.leads:
+            held.enter_context(RunLock(out))
+        return _Run(contenders, settings, out, crew).run()
+
+
+class _Run:
+    """One process's part in a comparison."""
+
+    def __init__(self, contenders: Sequence[Contender], settings: CompareSettings, out: Path, crew: Crew) -> None:
+        self.settings, self.out, self.crew, self.say = settings, out, crew, crew.reporter
+        self.images = ComparedImages(settings)
+        if settings.data:
+            self.images.labels(self.images.names)  # what is wrong with them shows before hours of work
+        self.lineup = Lineup(contenders, pixel_side=settings.pixel_side, device=crew.device)
+        self.subjects = self.lineup.subjects
+        self.store = FeatureStore(out / FEATURES, self.images, self.lineup, settings, crew)
+        self.editors = [s for s in self.subjects if s.edits and settings.data]
+
+    def run(self) -> Comparison | None:
+        notes = [*filter(None, [describe_sizes(self.subjects)]), *self._overlaps(), *self._reduced()]
+        for note in notes:
+            self.say.note(note)
+        self._encode()
+        protocol = self._protocol()
+        self.say.note(protocol.describe())
+        probes = ProbeStore(self.out / RESULTS, self.store, protocol, self.settings.seed)
+        self._each("Probing", self.subjects, probes.has, probes.make)
+        pictures = self._pictures(protocol)
+        self._each("Pictures of", self.editors, pictures.has, pictures.make)
+        swaps = SwapStore(self.out / RESULTS, self.images, self.lineup, self.settings) if self.settings.edits else None
+        if swaps is not None:
+            self._each("Exchanging chunks of", self.editors, swaps.has, swaps.make)
+        return self._result(protocol, probes, pictures, swaps, notes) if self.crew.leads else None
+
+    def _encode(self) -> None:
+        for number, subject in enumerate(self.subjects, 1):
+            if not self.store.has(subject):
+                self.say.note(f"Encoding {number} of {len(self.subjects)}: {subject.name}.")
+                self.store.encode(subject)
+        self.crew.wait()
+
+    def _protocol(self) -> Protocol:
+        features = {subject.name: self.store.read(subject) for subject in self.subjects}
+        return make_protocol(features, {s.name: s for s in self.subjects}, self.images, self.settings.seed)
+
+    def _pictures(self, protocol: Protocol) -> PictureStore:
+        """Of test images, which neither training of the probe nor its choices saw."""
+        test = protocol.images[protocol.split.test].tolist()
+        count = min(self.settings.shown, len(test) // 2) if self.editors else 0
+        pairs = [(test[2 * i], test[2 * i + 1]) for i in range(count)]
+        return PictureStore(self.out / RESULTS, self.images, self.lineup, pairs, self.settings.steps)
+
+    def _each(
+        self,
+        what: str,
+        subjects: Sequence[Subject],
+        done: Callable[[Subject], bool],
+        make: Callable[[Subject, Reporter], None],
+    ) -> None:
+        """This process's share of the subjects; then wait for the others'."""
+        for subject in self.crew.share(subjects):
+            if not done(subject):
+                self.say.note(f"{what} {subject.name}.")
+                make(subject, self.say)
+        self.crew.wait()
+
+    def _overlaps(self) -> list[str]:
+        found = self.images.fingerprint()
+        seen = [s.name for s in self.subjects if found is not None and _trained_on(s, found)]
+        if not seen:
+            return []
+        return [f"Trained on these very images: {', '.join(seen)}. Held-out images tell more."]
+
+    def _reduced(self) -> list[str]:
+        """Raw pixels of large images, said where they are."""
+        pixels = [s for s in self.subjects if s.contender.kind in ("pixels", "pca")]
+        largest = max((s.resolution for s in self.subjects), default=0)
+        if not pixels or pixels[0].resolution == largest:
+            return []
+        side = pixels[0].resolution
+        return [f"Raw pixels and PCA see images reduced to {side}x{side}."]
+
+    def _result(
+        self, protocol: Protocol, probes: ProbeStore, pictures: PictureStore, swaps: SwapStore | None, notes: list[str]
+    ) -> Comparison:
+        probed = {subject.name: probes.read(subject) for subject in self.subjects}
+        self.say.start("Resampling test images", None)
+        scores = score_all(probed, protocol, seed=self.settings.seed)
+        self.say.finish()
+        found = {s.name: swaps.read(s) for s in self.editors} if swaps is not None else {}
+        names = self.images.names if self.settings.data else []
+        return Comparison(
+            subjects=self.subjects,
+            settings=self.settings,
+            protocol=protocol,
+            scores=scores,
+            probed=probed,
+            swaps={name: item for name, item in found.items() if item is not None},
+            pictures={s.name: pictures.read(s) for s in self.editors},
+            pairs=[(names[a], names[b]) for a, b in pictures.pairs],
+            features={s.name: str(self.store.path(s)) for s in self.subjects},
+            notes=tuple(notes),
+            data={"name": self.images.title, "fingerprint": self.images.fingerprint()},
+        )
+
+
+def _trained_on(subject: Subject, fingerprint: dict[str, Any]) -> bool:
+    """Whether the run directory of a model says so."""
+    if subject.contender.kind != "model":
+        return False
+    folder = Path(subject.contender.source)
+    for config in (folder / "config.json", folder.parent / "config.json"):
+        try:
+            trained = dict(json.loads(config.read_bytes())["data"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        keys = ("kind", "seed") if fingerprint.get("kind") == "faces" else ("kind", "sha256")
+        return all(key in trained and trained[key] == fingerprint.get(key) for key in keys)
+    return False

@@ -1,0 +1,122 @@
+"""Tables of a comparison, for the terminal and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diticli.comparing.charts import METRIC_NAMES
+from diticli.comparing.differences import Difference
+from diticli.comparing.run import Comparison
+from diticli.comparing.scores import METRICS, Score
+from diticli.pictures.report import Cell
+
+Table = tuple[list[str], list[list[Cell]]]
+MARKS = {"better": " +", "worse": " -", "not told apart": ""}
+
+
+def score_table(result: Comparison) -> Table:
+    """A row for each contender: dims, and means with 95 % intervals."""
+    kinds = list(next(iter(result.scores.values())).means)
+    columns = ["contender", "dims"]
+    columns += [f"{METRIC_NAMES[m]}" for kind in kinds for m in shown(kind)]
+    rows: list[list[Cell]] = []
+    for subject in result.subjects:
+        means = result.scores[subject.name].means
+        rows.append([subject.name, subject.dims, *(spread(means[kind][m]) for kind in kinds for m in shown(kind))])
+    return columns, rows
+
+
+def shown(kind: Any) -> Sequence[str]:
+    """Metrics of a kind that the table has room for."""
+    return [metric for metric in METRICS[kind] if metric != "roc_auc"]
+
+
+def difference_table(result: Comparison) -> Table:
+    """A row for each contender and metric: its difference to the first contender, and whether that is real."""
+    columns = ["contender", "metric", "difference", "95 % interval", "p", "p, adjusted", "verdict"]
+    rows: list[list[Cell]] = []
+    for name, own in result.scores.items():
+        for kind, found in own.differences.items():
+            for metric in shown(kind):
+                if (item := found[metric]) is not None:
+                    rows.append([name, METRIC_NAMES[metric], *_difference_cells(item)])
+    return columns, rows
+
+
+def attribute_table(result: Comparison) -> Table:
+    """A row for each attribute, a column for each contender; + and - mark what differs from the first contender."""
+    columns = ["attribute", "metric", *result.scores]
+    first = next(iter(result.scores.values()))
+    rows: list[list[Cell]] = []
+    for name, metrics in first.attributes.items():
+        metric = next(iter(metrics))
+        cells = [_marked(own.attributes[name][metric], own.by_attribute.get(name)) for own in result.scores.values()]
+        rows.append([name, METRIC_NAMES[metric], *cells])
+    return columns, rows
+
+
+def contender_table(result: Comparison) -> Table:
+    """What each contender is."""
+    columns = ["contender", "what it is", "dims", "weights", "source"]
+    rows: list[list[Cell]] = [
+        [s.name, s.describe(), s.dims, s.model_hash or None, s.contender.source or "built in"] for s in result.subjects
+    ]
+    return columns, rows
+
+
+def nested_table(found: Mapping[str, Mapping[str, Any] | None]) -> Table:
+    """Numbers of nested dictionaries as rows, a column for each contender that has some.
+
+    Args:
+        found: name of a contender -> what was measured, e.g. `DisentanglementReport.to_dict()`.
+    """
+    flat = {name: dict(flat_numbers(item)) for name, item in found.items() if item}
+    names = list(dict.fromkeys(key for item in flat.values() for key in item))
+    rows: list[list[Cell]] = [[name, *(item.get(name) for item in flat.values())] for name in names]
+    return ["measure", *flat], rows
+
+
+def flat_numbers(item: Any, prefix: str = "") -> list[tuple[str, float | int]]:
+    """Paths and values of the numbers in nested dictionaries; lists are left out."""
+    if isinstance(item, Mapping):
+        parts = [flat_numbers(value, f"{prefix} {key}".strip().replace("_", " ")) for key, value in item.items()]
+        return [pair for part in parts for pair in part]
+    if isinstance(item, bool) or not isinstance(item, int | float):
+        return []
+    return [(prefix, item)]
+
+
+def swap_table(result: Comparison) -> Table:
+    """A row for each model: mean share of the differences that each quarter of its chunks carries over, and all."""
+    columns = ["contender", "chunks", "time-steps", "mean share", "most", "least", "other change"]
+    rows: list[list[Cell]] = []
+    for name, found in result.swaps.items():
+        for swap in found["swaps"]:
+            shares = {attribute: share["value"] for attribute, share in swap["shares"].items()}
+            best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+            other = [value for value in swap["unexplained"].values() if value is not None]
+            row: list[Cell] = [name, _chunk_text(swap["chunks"]), f"{swap['timesteps'][0]}-{swap['timesteps'][1] - 1}"]
+            row += [sum(shares.values()) / len(shares), f"{best} {shares[best]:.2f}", f"{worst} {shares[worst]:.2f}"]
+            rows.append([*row, sum(other) / len(other) if other else None])
+    return columns, rows
+
+
+def spread(score: Score) -> str:
+    """A score with its interval."""
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _difference_cells(item: Difference) -> list[Cell]:
+    bounds = f"[{item.low:+.3f}, {item.high:+.3f}]"
+    return [f"{item.value:+.3f}", bounds, f"{item.p:.3f}", f"{item.adjusted_p:.3f}", item.verdict]
+
+
+def _marked(score: Score, found: Difference | None) -> str:
+    return f"{score.value:.3f}" + ("" if found is None else MARKS[found.verdict])
+
+
+def _chunk_text(chunks: Sequence[int]) -> str:
+    return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
