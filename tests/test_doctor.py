@@ -49,7 +49,7 @@ class FakeTrial:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CompileTrial", FakeTrial)
-    for variable in ("DITI_KERNELS", "DITI_ATTENTION"):
+    for variable in ("DITI_KERNELS", "DITI_ATTENTION", "DITI_LAYOUT"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -64,6 +64,7 @@ def test_json_holds_every_topic() -> None:
     assert found["torch"] == torch.__version__
     assert found["kernel masked_linear"].startswith("reference (")
     assert found["precision auto"].split()[0] in ("fp32", "bf16")
+    assert found["layout of maps"].split()[0] in ("contiguous", "channels_last")
 
 
 def test_lines_without_a_terminal_carry_status_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,9 @@ def test_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "-> Mend it." in shown
 
 
-@pytest.mark.parametrize(("variable", "value"), [("DITI_KERNELS", "fast"), ("DITI_ATTENTION", "xformers")])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("DITI_KERNELS", "fast"), ("DITI_ATTENTION", "xformers"), ("DITI_LAYOUT", "NHWC")]
+)
 def test_settings_that_commands_refuse_are_broken(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
     result = run_doctor("--json")

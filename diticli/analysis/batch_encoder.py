@@ -14,6 +14,7 @@ from diticli.config import Precision
 from diticli.models.compiled import CompiledPart, Part
 from diticli.models.device import resolve_precision
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.layout import layout_for
 from diticli.models.pipeline import normalise
 from diticli.progress import Reporter, SilentReporter
 
@@ -78,7 +79,7 @@ def _inference_copy(encoder: SemanticEncoder, dtype: torch.dtype) -> SemanticEnc
         if isinstance(module, nn.Conv2d | nn.Linear) and module is not twin.head:
             module.to(dtype)
     twin.head.register_forward_pre_hook(_in_float32)
-    return twin.to(memory_format=torch.channels_last)
+    return twin.to(memory_format=layout_for(encoder.device, dtype))
 
 
 def _in_float32(head: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

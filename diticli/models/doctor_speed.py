@@ -1,4 +1,4 @@
-"""What `diti doctor` tells of precision, kernels and attention: the choices that decide the speed."""
+"""What `diti doctor` tells of precision, layout, kernels and attention: the choices that decide the speed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from diticli.models.attention import attention_choice
 from diticli.models.attention_shapes import AttentionShape, preset_attentions
 from diticli.models.device import resolve_precision
 from diticli.models.findings import Finding
+from diticli.models.layout import layout_choice
 from diticli.settings import preset_names
 
 
 def speed(device: torch.device) -> Iterator[Finding]:
-    """Device and precision, the kernels' implementation, and the operator of every attention of the presets."""
+    """Device, precision and layout, the kernels' implementation, and the operator of every attention of the presets."""
     yield from _precision(device)
+    yield from _layout(device)
     yield from _kernels(device)
     yield from _attention(device)
 
@@ -28,6 +30,15 @@ def _precision(device: torch.device) -> Iterator[Finding]:
     reason = "the hardware computes in it" if precision == "bf16" else "the hardware is slow in bf16"
     yield Finding(topic="speed", name="device", value=str(device))
     yield Finding(topic="speed", name="precision auto", value=f"{precision} ({reason})")
+
+
+def _layout(device: torch.device) -> Iterator[Finding]:
+    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
+    try:
+        name, reason = layout_choice(device, dtype)
+        yield Finding(topic="speed", name="layout of maps", value=f"{name} ({reason})")
+    except DiTiError as error:
+        yield Finding(topic="speed", name="layout of maps", value=error.message, status="broken", remedy=error.remedy)
 
 
 def _kernels(device: torch.device) -> Iterator[Finding]:
