@@ -66,7 +66,7 @@ class OurTrainer:
             accelerator = make_accelerator(config)
             assert pipeline.unet is not None
             scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-            objective = build_objective(config, pipeline.unet, scheduler, accelerator)
+            objective = build_objective(config, pipeline.unet, scheduler)
             assert isinstance(objective, FeatureObjective)
             if not frozen_copy:
                 objective.unet = pipeline.unet.requires_grad_(False).eval()

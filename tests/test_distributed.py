@@ -74,9 +74,9 @@ def test_another_number_of_processes_goes_on(bench: Bench, tmp_path: Path) -> No
     check_same_run(out, whole)
 
 
-@pytest.mark.parametrize("method", ["simclr"])
-def test_contrast_is_with_the_global_batch(tmp_path: Path, method: str) -> None:
-    more = ("ssl.method=simclr", "ssl.weight=0.5", "ssl.hidden_dim=24", "ssl.out_dim=12", "base.images=8")
+@pytest.mark.parametrize("method", ["simclr", "simsiam"])
+def test_self_supervision_sees_the_global_batch(tmp_path: Path, method: str) -> None:
+    more = (f"ssl.method={method}", "ssl.weight=0.5", "ssl.hidden_dim=24", "ssl.out_dim=12", "base.images=8")
     assert run(train_command(tmp_path / "one", *more), tmp_path / "one.log").status == 0
     ended = run_world(train_command(tmp_path / "two", *more), 2, tmp_path)
     assert [e.status for e in ended] == [0, 0], ended[0].text

@@ -61,7 +61,7 @@ def trainer_of(config: RunConfig, base: Path, device: torch.device) -> StageTrai
 
     config, accelerator = resolve(config), make_accelerator(resolve(config))
     unet, scheduler = load_base(str(base), resolution=16)
-    objective = stage_two.build_objective(config, unet, scheduler, accelerator)
+    objective = stage_two.build_objective(config, unet, scheduler)
     images = np.random.default_rng(0).integers(256, size=(24, 16, 16, 3), dtype=np.uint8)
     stage = Stage(
         name="features",

@@ -98,7 +98,7 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
         base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
         stages.append(_plan_stage("base", base, None, config, accelerator, reporter))
-    features = build_objective(config, unet, scheduler, accelerator)
+    features = build_objective(config, unet, scheduler)
     stages.append(_plan_stage(STAGE, features, unet, config, accelerator, reporter))
     return Plan(
         preset=config.preset,

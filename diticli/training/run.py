@@ -128,8 +128,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate's handle on device, precision and processes, for resolved settings.
 
     Raises:
-        ConfigError: when a global batch cannot be shared evenly by the processes, or leaves one image to each where
-            batch norm needs two.
+        ConfigError: when a global batch cannot be shared evenly by the processes, or is one image where a loss compares
+            images.
     """
     precision = "bf16" if config.precision == "bf16" else "no"
     # Before its first step the head takes no part, and DDP must not wait for it.
@@ -146,10 +146,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
                 f"{name}.batch_size {stage.batch_size} cannot be shared by {accelerator.num_processes} processes.",
                 remedy="Use a multiple of the number of processes.",
             )
-    if config.ssl.active and config.features.batch_size < 2 * accelerator.num_processes:
+    if config.ssl.active and config.features.batch_size < 2:
         raise ConfigError(
-            f"{config.ssl.method} needs two images for each of {accelerator.num_processes} processes, "
-            f"features.batch_size is {config.features.batch_size}.",
+            f"{config.ssl.method} compares images of a batch, features.batch_size is {config.features.batch_size}.",
             remedy="Use a larger --batch-size.",
         )
     return accelerator
@@ -226,7 +225,7 @@ class _Worker:
     def features(self, unet: UNet2DModel | None, scheduler: DDPMScheduler, stop: StopRequest) -> None:
         """Train encoder and shift decoder, or without a base the encoder alone, and save the pipeline."""
         config = self.config
-        objective = build_objective(config, unet, scheduler, self.accelerator)
+        objective = build_objective(config, unet, scheduler)
         layout = config.layout(scheduler.config.num_train_timesteps)
         pipeline = DiTiPipeline(
             unet=unet,

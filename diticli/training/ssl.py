@@ -71,10 +71,26 @@ class SimCLRHead(nn.Module):
         return nt_xent(self.projector(first_BD), self.projector(second_BD), temperature=self.temperature)
 
 
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the batches of all processes; one process trains as with `nn.BatchNorm1d`.
+
+    PyTorch's `SyncBatchNorm` takes tensors on a GPU only. Features are small enough to gather them whole. Every process
+    must have as many rows.
+    """
+
+    def forward(self, features_BD: torch.Tensor) -> torch.Tensor:
+        """Normalised features [B, D]."""
+        if not self.training or _processes() == 1:
+            return super().forward(features_BD)
+        images, own = len(features_BD), distributed.get_rank() * len(features_BD)
+        return super().forward(torch.cat(all_gather(features_BD)))[own : own + images]
+
+
 class SimSiamHead(nn.Module):
     """Projector of three layers and predictor of two, with batch norm, and the symmetric negative cosine.
 
-    Batch norm follows every layer of the projector, and the first of the predictor (SimSiam, section 3).
+    Batch norm follows every layer of the projector, and the first of the predictor (SimSiam, section 3). It sees the
+    global batch (ibid., baseline settings).
 
     Args:
         latent_dim: D.
@@ -104,24 +120,22 @@ class SimSiamHead(nn.Module):
         return (forth + back) / 2
 
 
-def build_head(ssl: SSLConfig, latent_dim: int, *, synchronise: bool = False) -> nn.Module:
+def build_head(ssl: SSLConfig, latent_dim: int) -> nn.Module:
     """The head of a method, with the official sizes where none are set.
 
     Args:
         ssl: settings with a method.
         latent_dim: D.
-        synchronise: let batch norm see the batches of all processes.
     """
     if ssl.method == "simclr":
         beside, alone = (2048, 128), (latent_dim, 256)
         hidden, out = alone if ssl.only else beside
         return SimCLRHead(latent_dim, ssl.hidden_dim or hidden, ssl.out_dim or out, ssl.temperature)
-    head = SimSiamHead(latent_dim, ssl.hidden_dim or latent_dim, ssl.bottleneck_dim, ssl.out_dim or latent_dim)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(head) if synchronise else head
+    return SimSiamHead(latent_dim, ssl.hidden_dim or latent_dim, ssl.bottleneck_dim, ssl.out_dim or latent_dim)
 
 
 def _normalised(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs)
+    return nn.Linear(inputs, outputs), GlobalBatchNorm(outputs)
 
 
 def _processes() -> int:

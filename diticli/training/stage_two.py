@@ -21,7 +21,7 @@ STAGE = "features"
 
 
 def build_objective(
-    config: RunConfig, unet: UNet2DModel | None, scheduler: DDPMScheduler, accelerator: Accelerator
+    config: RunConfig, unet: UNet2DModel | None, scheduler: DDPMScheduler
 ) -> FeatureObjective | JointObjective | EncoderObjective:
     """Freshly initialised networks under their losses.
 
@@ -33,19 +33,18 @@ def build_objective(
         config: resolved settings.
         unet: the base, left as it is; None where the encoder is trained alone.
         scheduler: of the base.
-        accelerator: tells whether batch norm must be synchronised.
     """
     torch.manual_seed(fold_seed(config.seed, STAGE, "weights"))
     encoder = build_encoder(config)
     if unet is None:
-        return EncoderObjective(encoder, _head(config, accelerator), config.ssl.weight)
+        return EncoderObjective(encoder, _head(config), config.ssl.weight)
     layout = config.layout(scheduler.config.num_train_timesteps)
     decoder, schedule = ShiftDecoder.for_unet(unet, layout.latent_dim), NoiseSchedule.from_scheduler(scheduler)
     frozen = FrozenBase(unet, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     objective = FeatureObjective(frozen, encoder, decoder, schedule, layout, config.gradient)
     if not config.ssl.active:
         return objective
-    return JointObjective(objective, _head(config, accelerator), config.ssl.weight)
+    return JointObjective(objective, _head(config), config.ssl.weight)
 
 
 def step_views(config: RunConfig, accelerator: Accelerator) -> StepViews | None:
@@ -61,7 +60,5 @@ def step_views(config: RunConfig, accelerator: Accelerator) -> StepViews | None:
     )
 
 
-def _head(config: RunConfig, accelerator: Accelerator) -> nn.Module:
-    # torch has no synchronised batch norm for the CPU: there each process normalises its own share.
-    synchronise = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
-    return build_head(config.ssl, config.chunks.latent_dim, synchronise=synchronise)
+def _head(config: RunConfig) -> nn.Module:
+    return build_head(config.ssl, config.chunks.latent_dim)
