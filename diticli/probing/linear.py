@@ -26,7 +26,7 @@ DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 _BLOCK_VALUES = 2**22
-_RANK_TOLERANCE = 1e-10
+RANK_TOLERANCE = 1e-10
 _CONSTANT = 1e-6
 _MAX_ITERATIONS = 300
 _CURVATURE_FLOOR = 1e-3
@@ -80,7 +80,7 @@ class FeatureSpace:
         """The space of features that are 0 outside `dims`; its axes have entries there only."""
         own = self.basis[list(dims)]
         variances, axes = np.linalg.eigh((own * self.variances) @ own.T)
-        kept = variances > _RANK_TOLERANCE * variances[-1]
+        kept = variances > RANK_TOLERANCE * variances[-1]
         basis = np.zeros((len(self.mean), int(kept.sum())))
         basis[list(dims)] = axes[:, kept]
         return replace(self, basis=basis, variances=variances[kept])
@@ -225,7 +225,7 @@ def _axes(values: FeatureRows, train: Rows, mean: DoubleArray, std: DoubleArray)
         standard = (block - mean) / std
         gram += standard.T @ standard
     variances, basis = np.linalg.eigh(gram / len(train))
-    kept = variances > _RANK_TOLERANCE * variances[-1]
+    kept = variances > RANK_TOLERANCE * variances[-1]
     return np.ascontiguousarray(basis[:, kept]), variances[kept]
 
 
@@ -235,6 +235,6 @@ def _axes_of_few(
     """With fewer rows than features, the smaller matrix of inner products gives the same axes."""
     standard = (values[train].astype(np.float64) - mean) / std
     variances, coefficients = np.linalg.eigh(standard @ standard.T / len(train))
-    kept = variances > _RANK_TOLERANCE * variances[-1]
+    kept = variances > RANK_TOLERANCE * variances[-1]
     basis = standard.T @ (coefficients[:, kept] / np.sqrt(variances[kept] * len(train)))
     return basis, variances[kept]

@@ -15,7 +15,8 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta, FeatureRows
-from diticli.errors import ConfigError, LabelError
+from diticli.errors import ChunkError, ConfigError, LabelError
+from diticli.probing.atlas import knowledge_atlas
 from diticli.probing.bootstrap import Interval, TestDraws
 from diticli.probing.directions import Directions
 from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
@@ -46,6 +47,7 @@ def probe_features(
     meta: FeatureMeta | None = None,
     mask: MaskSettings | None = None,
     device: torch.device | str = "cpu",
+    atlas: bool = False,
     reporter: Reporter | None = None,
 ) -> ProbeReport:
     """Train and score a linear probe for every column.
@@ -69,9 +71,11 @@ def probe_features(
         meta: of the feature file: model and chunks go into the directions.
         mask: learn which few dimensions tell each attribute, fit on them as well, and compare.
         device: where masks are learned.
+        atlas: also probe each chunk of `meta` alone, all others, and all up to it, see `diticli.probing.atlas`.
         reporter: receiver of progress.
 
     Raises:
+        ChunkError: an atlas of features whose chunks are unknown.
         ConfigError: impossible fractions or seed, or a mask of more dims than vary.
         LabelError: columns of another length, too few rows or groups, or no column that can be probed.
         FeatureFileError: features that are all constant.
@@ -84,6 +88,7 @@ def probe_features(
             f"A mask of {mask.dims} dims does not fit features of {values.shape[1]}.",
             remedy=f"Use at most {values.shape[1]}.",
         )
+    layout = _layout(meta, values, atlas)
     drawn = split is None
     split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
     targets, skipped = _targets(columns, split)
@@ -101,14 +106,12 @@ def probe_features(
     few: dict[str, MaskedFit] = {}
     if mask is not None:
         few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
-    directions = _directions(targets, choices, few, space, meta or FeatureMeta(files=()))
+    directions = _directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
     draws = TestDraws.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
     outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
     resampled = resample_scores(targets, split.test, outputs, draws)
     attributes = tuple(
-        _report(
-            t, choices[t.name], outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), directions.layout
-        )
+        _report(t, choices[t.name], outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), layout)
         for t in targets
     )
     return ProbeReport(
@@ -121,8 +124,28 @@ def probe_features(
         seed=seed if drawn else None,
         latent_dim=values.shape[1],
         mask=None if mask is None else asdict(mask),
+        atlas=knowledge_atlas(targets, table, layout, draws, reporter) if atlas and layout else None,
         directions=directions,
     )
+
+
+def _layout(meta: FeatureMeta | None, values: FeatureRows, atlas: bool) -> ChunkLayout | None:
+    """Chunks of the features, None when they are unknown."""
+    known = meta is not None and meta.chunk_ends and meta.timestep_ends
+    if meta is None or not known:
+        if atlas:
+            raise ChunkError(
+                "The chunks of these features are unknown, so there is no atlas of them.",
+                remedy="Make the features with `diti encode`; keep the .json beside them.",
+            )
+        return None
+    layout = ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends)
+    if atlas and layout.latent_dim != values.shape[1]:
+        raise ChunkError(
+            f"The chunks cover {layout.latent_dim} dims, the features have {values.shape[1]}.",
+            remedy="Encode again: the .json beside the features belongs to others.",
+        )
+    return layout
 
 
 def _check_lengths(columns: Mapping[str, TargetColumn], count: int) -> None:
@@ -207,8 +230,8 @@ def _directions(
     few: Mapping[str, MaskedFit],
     space: FeatureSpace,
     meta: FeatureMeta,
+    layout: ChunkLayout | None,
 ) -> Directions:
-    known = bool(meta.chunk_ends and meta.timestep_ends)
     masked = None
     if few:
         spaces = {name: fit.space for name, fit in few.items()}
@@ -218,7 +241,7 @@ def _directions(
         masked=masked,
         chosen={name: fit.dims for name, fit in few.items()},
         patterns=_patterns(targets, choices, space),
-        layout=ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends) if known else None,
+        layout=layout,
         model=meta.model,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diticli.probing.atlas import KnowledgeAtlas
 from diticli.probing.bootstrap import Interval
 from diticli.probing.directions import Directions
 from diticli.probing.linear_probe import LinearProbe
@@ -98,6 +99,7 @@ class ProbeReport:
         seed: of the split; None for a given one.
         latent_dim: d.
         mask: settings of the learned masks, or None.
+        atlas: what each chunk knows, when asked for.
         directions: the models, trained on the training rows only, to move features with.
     """
 
@@ -110,6 +112,7 @@ class ProbeReport:
     seed: int | None
     latent_dim: int
     mask: dict[str, float] | None
+    atlas: KnowledgeAtlas | None = None
     directions: Directions = field(repr=False)
 
     @property
@@ -122,7 +125,7 @@ class ProbeReport:
         facts = {key: value for key, value in vars(self).items() if key != "directions"}
         for key in ("attributes", "skipped"):
             facts[key] = [asdict(item) for item in facts[key]]
-        return facts
+        return facts | {"atlas": self.atlas.to_dict() if self.atlas else None}
 
     def describe_split(self) -> str:
         """One line for the user."""

@@ -135,5 +135,5 @@ def _sums_before(counts_BN: FloatArray) -> FloatArray:
     return sums
 
 
-def _sum_of(counts_BP: FloatArray, values_BP: FloatArray) -> DoubleArray:
+def _sum_of(counts_BP: FloatArray, values_BP: npt.NDArray[np.floating]) -> DoubleArray:
     return np.einsum("bp,bp->b", counts_BP, values_BP, dtype=np.float64)

@@ -1,0 +1,144 @@
+"""Linear models on many subsets of the dimensions, in closed form from blocks of one Gram matrix.
+
+Numbers get ridge regression. Binary attributes get the same on 0 and 1, which orders rows as Fisher's linear
+discriminant with the same regularisation does; categories get that discriminant (Hastie, Buja and Tibshirani, Annals of
+Statistics 1995). Thousands of logistic regressions would take hours; the discriminant reads the same linear
+information, and where the table of the probe has both they differ little.
+
+Shape suffixes: N rows, R coordinates of the full space, S coordinates of a subset, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli.probing.fit import REGULARISATIONS
+from diticli.probing.linear import RANK_TOLERANCE
+from diticli.probing.mask import ProbeRows
+from diticli.probing.targets import Target
+
+FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+
+_BLOCK_ROWS = 2**15
+
+
+def same_rows(targets: Sequence[Target], rows: ProbeRows) -> Iterator[list[Target]]:
+    """Targets whose value is known in the same training rows share a Gram matrix."""
+    groups: dict[bytes, list[Target]] = {}
+    for target in targets:
+        unknown = np.isnan(target.values[rows.split.train])
+        groups.setdefault(np.packbits(unknown).tobytes(), []).append(target)
+    yield from groups.values()
+
+
+class SubsetFits:
+    """Fits of targets that are known in the same training rows; the validation rows choose each regularisation.
+
+    The objective is that of `diticli.probing.linear.SquaredLoss`: half the mean squared error + reg / 2 * ||w||^2.
+    """
+
+    def __init__(self, targets: Sequence[Target], rows: ProbeRows) -> None:
+        """The moments of the training rows; `targets` as `same_rows` puts them together."""
+        self.linear = [target for target in targets if target.kind != "category"]
+        self.categories = [target for target in targets if target.kind == "category"]
+        self._rows = rows
+        train = np.flatnonzero(~np.isnan(targets[0].values[rows.split.train]))
+        codes = [_one_hot(target, rows.split.train[train]) for target in self.categories]
+        columns = [target.values[rows.split.train[train]] for target in self.linear]
+        outcomes_NC = np.concatenate(
+            [np.stack(columns, axis=1) if columns else np.empty((len(train), 0)), *codes], axis=1
+        )
+        self._mean, self._gram, cross = _moments(rows.parts["train"], train, outcomes_NC)
+        self._rates = outcomes_NC.mean(axis=0)
+        ends = np.cumsum([len(self.linear), *(target.width for target in self.categories)])
+        self._cross, *self._class_cross = np.split(cross, ends[:-1], axis=1)
+        self._linear_rates, *self._class_rates = np.split(self._rates, ends[:-1])
+
+    def test_outputs(self, dims: Sequence[int]) -> dict[str, FloatArray]:
+        """Name of each target -> outputs [N, width] on the test rows of its model on `dims` alone."""
+        own = self._rows.space.basis[list(dims)]
+        variances, axes = np.linalg.eigh(own @ self._gram @ own.T) if len(dims) else (np.empty(0), np.empty((0, 0)))
+        kept = variances > RANK_TOLERANCE * variances.max(initial=0.0)
+        turn_RS, variances = own.T @ axes[:, kept], variances[kept]
+        val, test = (
+            self._rows.parts[part] @ turn_RS.astype(np.float32) - (self._mean @ turn_RS).astype(np.float32)
+            for part in ("val", "test")
+        )
+        outputs = self._linear_outputs(turn_RS, variances, val, test) if self.linear else {}
+        for target, cross, rates in zip(self.categories, self._class_cross, self._class_rates, strict=True):
+            outputs[target.name] = self._class_outputs(target, turn_RS.T @ cross, rates, variances, val, test)
+        return outputs
+
+    def _linear_outputs(
+        self, turn_RS: DoubleArray, variances: DoubleArray, val: FloatArray, test: FloatArray
+    ) -> dict[str, FloatArray]:
+        truth = np.stack([target.values[self._rows.split.val] for target in self.linear], axis=1)
+        cross_SC = turn_RS.T @ self._cross
+        best = np.full(len(self.linear), np.inf)
+        chosen = np.zeros_like(cross_SC)
+        for reg in REGULARISATIONS:
+            weights = cross_SC / (variances + reg)[:, None]
+            errors = np.nanmean(np.square(val @ weights + self._linear_rates - truth), axis=0)
+            better = errors < best
+            chosen[:, better], best[better] = weights[:, better], errors[better]
+        outputs = (test @ chosen + self._linear_rates).astype(np.float32)
+        return {target.name: outputs[:, i : i + 1] for i, target in enumerate(self.linear)}
+
+    def _class_outputs(
+        self,
+        target: Target,
+        cross_SC: DoubleArray,
+        rates: DoubleArray,
+        variances: DoubleArray,
+        val: FloatArray,
+        test: FloatArray,
+    ) -> FloatArray:
+        truth = target.values[self._rows.split.val]
+        known = ~np.isnan(truth)
+        best, outputs = -1.0, np.empty(0, dtype=np.float32)
+        for reg in REGULARISATIONS:
+            weights, bias = discriminant(cross_SC, rates, variances + reg)
+            accuracy = float(np.mean((val[known] @ weights + bias).argmax(axis=1) == truth[known]))
+            if accuracy > best:
+                best, outputs = accuracy, (test @ weights + bias).astype(np.float32)
+        return outputs
+
+
+def discriminant(cross_SC: DoubleArray, rates: DoubleArray, total: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """Fisher's linear discriminant with a regularised within-class covariance: weights [S, C] and bias [C].
+
+    Args:
+        cross_SC: covariance of the coordinates with the indicator of each class: rate times centred class mean.
+        rates: [C] share of each class, above 0 and summing to 1.
+        total: [S] regularised total variance of the coordinates, which are uncorrelated.
+    """
+    means_SC = cross_SC / rates
+    scaled = means_SC / total[:, None]
+    # Within = total - sum_c rate_c mean_c mean_c^T, inverted by the identity of Woodbury.
+    system = np.eye(len(rates)) - (means_SC.T @ scaled) * rates
+    weights = np.linalg.solve(system, scaled.T).T.astype(np.float64)
+    return weights, np.log(rates) - 0.5 * np.einsum("sc,sc->c", means_SC, weights)
+
+
+def _one_hot(target: Target, rows: npt.NDArray[np.int64]) -> DoubleArray:
+    return np.eye(target.width)[target.values[rows].astype(np.int64)]
+
+
+def _moments(
+    coordinates_NR: FloatArray, rows: npt.NDArray[np.int64], outcomes_NC: DoubleArray
+) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """Mean [R] and covariance [R, R] of the coordinates of `rows`, and their covariance [R, C] with the outcomes."""
+    width = coordinates_NR.shape[1]
+    total, gram, cross = np.zeros(width), np.zeros((width, width)), np.zeros((width, outcomes_NC.shape[1]))
+    centred = outcomes_NC - outcomes_NC.mean(axis=0)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = coordinates_NR[rows[start : start + _BLOCK_ROWS]].astype(np.float64)
+        total += block.sum(axis=0)
+        gram += block.T @ block
+        cross += block.T @ centred[start : start + len(block)]
+    mean = total / len(rows)
+    return mean, gram / len(rows) - np.outer(mean, mean), cross / len(rows)
