@@ -8,47 +8,35 @@ Legend of shape suffixes: N images, C channels, H height, W width, A attributes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from diticli.errors import ConfigError
+from diticli.judging.reading import (
+    DoubleArray,
+    Labels,
+    ReadAttribute,
+    ReadingNetwork,
+    check_enough,
+    fit_reader,
+    split_rows,
+    targets_of,
+)
 from diticli.probing.metrics import binary_score
 from diticli.progress import Reporter, SilentReporter
 
-DoubleArray = npt.NDArray[np.float64]
-MIN_IMAGES = 200
-HELD_OUT = 0.1
+__all__ = ["READABLE", "AttributeReader", "ReadAttribute", "train_reader", "unreadable"]
+
 GRAIN = 0.1
 """Largest standard deviation of the noise on training images: decoded images are never quite as clean as drawn ones."""
 READABLE = 0.5
 """Attributes that the reader tells worse than this judge nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadAttribute:
-    """One attribute that a reader tells.
-
-    Attributes:
-        name: of the attribute.
-        kind: "binary" is read as a probability, "number" as a value.
-        mean: of the training images.
-        std: likewise; what the reader says is standardised by both.
-    """
-
-    name: str
-    kind: Literal["binary", "number"]
-    mean: float
-    std: float
-
-
-class AttributeReader(nn.Module):
+class AttributeReader(ReadingNetwork):
     """Images -> standardised attributes.
 
     Args:
@@ -61,8 +49,7 @@ class AttributeReader(nn.Module):
     """
 
     def __init__(self, attributes: Sequence[ReadAttribute], resolution: int) -> None:
-        super().__init__()
-        self.attributes = tuple(attributes)
+        super().__init__(attributes)
         self.reliability: dict[str, float] = {}
         widths = [3, 32]
         while resolution // 2 ** (len(widths) - 2) > 4:
@@ -75,13 +62,6 @@ class AttributeReader(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(widths[-1] * side**2, 256), nn.SiLU(), nn.Dropout(0.2), nn.Linear(256, len(attributes))
         )
-        self.register_buffer("mean_A", torch.tensor([a.mean for a in attributes]), persistent=False)
-        self.register_buffer("std_A", torch.tensor([a.std for a in attributes]), persistent=False)
-        self.register_buffer("binary_A", torch.tensor([a.kind == "binary" for a in attributes]), persistent=False)
-
-    mean_A: torch.Tensor
-    std_A: torch.Tensor
-    binary_A: torch.Tensor
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         """Raw outputs [N, A]: logits of the binary attributes, standardised values of the others."""
@@ -93,8 +73,7 @@ class AttributeReader(nn.Module):
         assert not self.training
         device = self.mean_A.device
         raw = torch.cat([self(part.to(device).float()) for part in images_NCHW.split(batch_size)])
-        probability = (raw.sigmoid() - self.mean_A) / self.std_A
-        return torch.where(self.binary_A, probability, raw).double().cpu().numpy()
+        return self.standardised(raw)
 
 
 def unreadable(reader: AttributeReader) -> list[str]:
@@ -108,7 +87,7 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 def train_reader(
     images_NCHW: torch.Tensor,
-    labels: Mapping[str, tuple[Literal["binary", "number"], npt.NDArray[np.floating]]],
+    labels: Labels,
     *,
     epochs: int = 8,
     batch_size: int = 128,
@@ -135,71 +114,23 @@ def train_reader(
     """
     reporter = reporter or SilentReporter()
     count = len(images_NCHW)
-    if count < MIN_IMAGES or not labels:
-        raise ConfigError(
-            f"A reader needs at least {MIN_IMAGES} images and one attribute, got {count} and {len(labels)}.",
-            remedy="Give more labelled images.",
-        )
-    order = np.random.default_rng(seed).permutation(count)
-    test, train = order[: int(HELD_OUT * count)], order[int(HELD_OUT * count) :]
-    targets_NA = np.stack([values.astype(np.float64) for _, values in labels.values()], axis=1)
-    attributes = [_attribute(name, kind, values[train]) for name, (kind, values) in labels.items()]
+    check_enough(count, len(labels))
+    train, test = split_rows(count, seed)
+    targets_NA, attributes = targets_of(labels, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = AttributeReader(attributes, images_NCHW.shape[-1]).to(device)
-        _fit(reader, images_NCHW, targets_NA, train, epochs, batch_size, reporter)
+        options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
+        fit_reader(reader, images_NCHW, targets_NA, train, with_grain, title="Training the reader", **options)
     reader.eval().requires_grad_(False)
     reader.reliability = _reliability(reader, images_NCHW[test], targets_NA[test])
     return reader
 
 
-def _attribute(name: str, kind: Literal["binary", "number"], values: npt.NDArray[np.floating]) -> ReadAttribute:
-    mean, std = float(np.nanmean(values)), float(np.nanstd(values))
-    if not std > 0:
-        raise ConfigError(f"The attribute {name!r} has the same value in all images.", remedy="Leave it out.")
-    return ReadAttribute(name=name, kind=kind, mean=mean, std=std)
-
-
-def _fit(
-    reader: AttributeReader,
-    images_NCHW: torch.Tensor,
-    targets_NA: DoubleArray,
-    train: npt.NDArray[np.int64],
-    epochs: int,
-    batch_size: int,
-    reporter: Reporter,
-) -> None:
-    device = reader.mean_A.device
-    steps = epochs * max(1, len(train) // batch_size)
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    generator = torch.Generator().manual_seed(torch.initial_seed())
-    reporter.start("Training the reader", steps * batch_size, unit="images")
-    reader.train()
-    for step in range(steps):
-        position = step * batch_size % max(1, len(train) - batch_size + 1)
-        if position < batch_size:
-            train = train[torch.randperm(len(train), generator=generator).numpy()]
-        rows = train[position : position + batch_size]
-        x = images_NCHW[torch.from_numpy(rows)].to(device).float().div(127.5).sub(1.0)
-        grain = GRAIN * torch.rand(len(x), 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
-        loss = _loss(reader, reader(x + grain.to(device)), torch.from_numpy(targets_NA[rows]).to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        reporter.advance(len(rows))
-    reporter.finish()
-
-
-def _loss(reader: AttributeReader, raw_NA: torch.Tensor, targets_NA: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the binary attributes, squared error of the others; unknown values do not count."""
-    known = ~targets_NA.isnan()
-    targets = torch.where(known, targets_NA, 0).float()
-    squared = (raw_NA - (targets - reader.mean_A) / reader.std_A).square()
-    entropy = F.binary_cross_entropy_with_logits(raw_NA, targets.clamp(0, 1), reduction="none")
-    losses = torch.where(reader.binary_A, entropy, squared)
-    return (losses * known).sum() / known.sum().clamp(min=1)
+def with_grain(x_NCHW: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor]:
+    """The images with a little noise, of another strength each."""
+    strength = GRAIN * torch.rand(len(x_NCHW), 1, 1, 1, generator=generator)
+    return (x_NCHW + strength * torch.randn(x_NCHW.shape, generator=generator),)
 
 
 def _reliability(reader: AttributeReader, images_NCHW: torch.Tensor, targets_NA: DoubleArray) -> dict[str, float]:
