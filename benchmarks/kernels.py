@@ -4,8 +4,10 @@
 
 All ways run in turn on the same leaves, forward alone (no autograd) and forward with all gradients. A way's error is
 measured against float64 in the same run; a ratio is printed only where no way is further off than twice the usual
-sequence in the same dtype. "autocast" is what models run in bf16: the usual sequence under autocast. On a GPU,
-"of copy" is the least traffic (each tensor once) by the time, as a share of what a copy of a large tensor reaches.
+sequence in the same dtype, and where the usual sequence, run a second time in every round, equals itself within 2 %.
+Readings are short, so that most of them fall between the turns of other work on the machine; rounds go on until that
+control is sure to hold, or time is up. "autocast" is what models run in bf16: the usual sequence under autocast. On a
+GPU, "of copy" is the least traffic (each tensor once) by the time, as a share of what a copy of a large tensor reaches.
 Compiling takes longer than measuring: only the first site is compiled, and sites that do not fit --budget are left out.
 All of it: --compile-all --budget 3000.
 """
@@ -13,6 +15,7 @@ All of it: --compile-all --budget 3000.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,9 +29,10 @@ from benchmarks.agreement import Gate, relative
 from benchmarks.facts import collect, synchroniser, write
 from benchmarks.kernel_sites import CPU_SITES, SITES, Function, Site, kernels, make_leaves, ways
 from benchmarks.table import ratio_text, render
-from benchmarks.timing import Side, Timings, measure, quantile
+from benchmarks.timing import TWIN, Side, Timings, measure, quantile
 
 USUAL = "usual"
+READING_SECONDS = 1e-3
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-4}
 HEADERS = ["site", "dtype", "work", "way", "ms", "usual / this", "of copy"]
 
@@ -74,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{record['site']} {record['dtype']}: {record['refusal']}")
     for record in (r for r in records if "skipped" in r):
         print(f"not measured: {record['site']} {record['dtype']}: {record['skipped']}")
-    noisy = sum(not r["control_passed"] for r in records if "control_passed" in r)
-    print(f"{noisy} of {len(records)} measurements have a control outside 0.98-1.02.")
+    measured = [r for r in records if "control_passed" in r]
+    noisy = sum(not r["control_passed"] for r in measured)
+    print(f"control failed (outside 0.98-1.02), so that no ratio is shown: {noisy} of {len(measured)} measurements.")
     if options.out is not None:
         write(options.out, {"what": "operations by site", **facts, "copy_bytes_per_second": copy, "rows": records})
     return 1 if failed else 0
@@ -87,20 +92,37 @@ def measure_site(
     """Records of one site and dtype: forward, and forward with gradients; checked before anything is timed."""
     leaves = make_leaves(site, options.batch, device, dtype)
     usable, gate, failures = checked(build_ways(site, options.batch, device, dtype, compiled), leaves)
-    records = []
-    for work in ("forward", "forward+backward"):
-        run_of = _forward if work == "forward" else _forward_backward
-        sides = [Side(name=way.name, run=run_of(way, leaves, options.inner)) for way in usable]
+    records, wait = [], synchroniser(device)
+    for work, run_of in (("forward", _forward), ("forward+backward", _forward_backward)):
+        inner = options.inner or repeats([run_of(way, leaves, 1) for way in usable], wait)
         timings = measure(
-            sides,
+            [Side(name=way.name, run=run_of(way, leaves, inner)) for way in usable],
             rounds=options.rounds,
             warmup=2,
             budget_seconds=options.seconds,
             control=USUAL,
-            synchronise=synchroniser(device),
+            retries=options.retries,
+            settle=True,
+            synchronise=wait,
         )
-        records.append(_record(site, dtype, work, timings, gate, failures, options))
+        norm = site.operation == "norm"
+        least = site.least_bytes(options.batch, dtype.itemsize, work != "forward") if norm else None
+        what = {"site": site.name, "dtype": str(dtype)[6:], "work": work, "batch": options.batch, "least_bytes": least}
+        records.append(what | _record(timings, inner, gate, failures))
     return records
+
+
+def repeats(runs: Sequence[Callable[[], None]], wait: Callable[[], None]) -> int:
+    """How often to run between two readings of the clock, so that the fastest takes a millisecond."""
+    fastest = math.inf
+    for run in runs:
+        for _ in range(5):
+            wait()
+            started = time.perf_counter()
+            run()
+            wait()
+            fastest = min(fastest, time.perf_counter() - started)
+    return max(1, math.ceil(READING_SECONDS / fastest))
 
 
 def build_ways(site: Site, batch: int, device: torch.device, dtype: torch.dtype, compiled: bool) -> list[Way]:
@@ -189,29 +211,18 @@ def _forward_backward(way: Way, leaves: list[Tensor], inner: int) -> Callable[[]
     return run
 
 
-def _record(
-    site: Site,
-    dtype: torch.dtype,
-    work: str,
-    timings: Timings,
-    gate: Gate,
-    failures: dict[str, str],
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    names = [name for name in timings.seconds if not name.endswith("(again)")]
+def _record(timings: Timings, inner: int, gate: Gate, failures: dict[str, str]) -> dict[str, Any]:
+    """JSON form; ratios that the control or the gate forbids are kept apart or left out."""
+    names = [name for name in timings.seconds if not name.endswith(TWIN)]
     ratios = {name: timings.ratio(USUAL, name) for name in names} if gate.passed else {}
-    milliseconds = {name: timings.quantiles(name)[1] / options.inner * 1e3 for name in names}
-    norm = site.operation == "norm"
-    least = site.least_bytes(options.batch, dtype.itemsize, work != "forward") if norm else None
+    shown = ratios if timings.trustworthy else {}
     return {
-        "site": site.name,
-        "dtype": str(dtype)[6:],
-        "work": work,
-        "batch": options.batch,
-        "milliseconds": milliseconds,
-        "usual_by_this": {name: ratio.to_dict() for name, ratio in ratios.items()},
-        "printed": {name: ratio_text(ratio) for name, ratio in ratios.items()},
-        "least_bytes": least,
+        "milliseconds": {name: timings.quantiles(name)[1] / inner * 1e3 for name in names},
+        "usual_by_this": {name: ratio.to_dict() for name, ratio in shown.items()},
+        "untrusted": None if timings.trustworthy else {name: ratio.to_dict() for name, ratio in ratios.items()},
+        "printed": {name: ratio_text(ratio) for name, ratio in shown.items()},
+        "rounds": timings.rounds,
+        "runs_per_reading": inner,
         "control": None if timings.control_ratio is None else timings.control_ratio.to_dict(),
         "control_passed": timings.trustworthy,
         "agreement": gate.to_dict(),
@@ -228,7 +239,7 @@ def _of_copy(record: dict[str, Any], copy: float | None) -> dict[str, float] | N
 
 def _rows(record: dict[str, Any]) -> list[list[Any]]:
     shares = record["of_copy"] or {}
-    what = [record["site"], record["dtype"], record["work"] + ("" if record["control_passed"] else " (noisy)")]
+    what = [record["site"], record["dtype"], record["work"] + ("" if record["control_passed"] else " (control failed)")]
     return [
         [*what, name, ms, record["printed"].get(name), f"{shares[name]:.0%}" if name in shares else None]
         for name, ms in record["milliseconds"].items()
@@ -245,9 +256,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--official", type=Path, default=None, help="not used: nothing here has an official form")
     parser.add_argument("--out", type=Path, default=None, help="JSON file")
     parser.add_argument("--batch", type=int, default=None, help="images (default 64 on a GPU, 8 on a processor)")
-    parser.add_argument("--rounds", type=int, default=None, help="default 30 on a GPU, 15 on a processor")
-    parser.add_argument("--inner", type=int, default=None, help="runs between two readings of the clock")
-    parser.add_argument("--seconds", type=float, default=0.7, help="at most, for the rounds of one measurement")
+    parser.add_argument("--rounds", type=int, default=500, help="at most, where the control does not hold sooner")
+    parser.add_argument("--inner", type=int, default=None, help="runs between two readings (default: a millisecond's)")
+    parser.add_argument("--seconds", type=float, default=None, help="of one measurement's rounds (default 0.7, CPU 2)")
+    parser.add_argument("--retries", type=int, default=2, help="as many rounds and seconds more, if the control fails")
     parser.add_argument("--budget", type=float, default=45.0, help="seconds after which no new site begins")
     parser.add_argument("--site", default="", help="only sites whose name contains this, e.g. 'celeba64 norm 256+'")
     parser.add_argument("--compile-all", action="store_true", help="compile at every site and in every dtype")
@@ -256,8 +268,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = options.device == "cuda"
     options.batch = options.batch or (64 if gpu else 8)
-    options.rounds = options.rounds or (30 if gpu else 15)
-    options.inner = options.inner or (10 if gpu else 1)
+    options.seconds = options.seconds or (0.7 if gpu else 2.0)
     return options
 
 

@@ -4,6 +4,10 @@ Machines drift: clocks fall, neighbours come and go. So every round runs each si
 what counts is the ratio of two sides within a round. The interval of a median comes from order statistics, which
 assume nothing of the distribution. One side runs twice under two names; where these two differ by more than 2 %, the
 machine was too noisy to believe anything else of that measurement.
+
+A side and its twin do the same, so that the median of their ratio comes to 1 as rounds are added, however noisy the
+machine: a control that fails says that there were too few rounds for the noise. So rounds are added until it holds, as
+far as there is time (`retries`), and may end once it is sure to hold (`settle`). Neither looks at any other side.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from typing import Any
 CONTROL_BAND = (0.98, 1.02)
 CONFIDENCE = 0.95
 TWIN = " (again)"
+LEAST_ROUNDS = 3
+SETTLED_ROUNDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class Ratio:
 class Timings:
     """Seconds of every side, round by round; `control` names the side that also ran as its own twin."""
 
-    seconds: Mapping[str, Sequence[float]]
+    seconds: Mapping[str, list[float]]
     control: str = ""
     failures: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,6 +83,17 @@ class Timings:
         control = self.control_ratio
         return control is not None and CONTROL_BAND[0] <= control.median <= CONTROL_BAND[1]
 
+    @property
+    def settled(self) -> bool:
+        """Whether the whole interval of the control's ratio lies within the band, after 30 rounds at least."""
+        control = self.control_ratio if self.rounds >= SETTLED_ROUNDS else None
+        return control is not None and CONTROL_BAND[0] <= control.low and control.high <= CONTROL_BAND[1]
+
+    @property
+    def rounds(self) -> int:
+        """How often every side ran."""
+        return min(map(len, self.seconds.values()))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form: quantiles, all seconds, and the control."""
         control = self.control_ratio
@@ -91,6 +108,7 @@ class Timings:
             },
             "control": None if control is None else {"side": self.control, **control.to_dict()},
             "control_passed": self.trustworthy,
+            "rounds": self.rounds,
             "failures": dict(self.failures),
         }
 
@@ -102,6 +120,8 @@ def measure(
     warmup: int = 1,
     budget_seconds: float = math.inf,
     control: str = "",
+    retries: int = 0,
+    settle: bool = False,
     synchronise: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     seed: int = 0,
@@ -114,6 +134,8 @@ def measure(
         warmup: untimed runs of each side first (compilation, caches, choice of algorithms).
         budget_seconds: of the timed rounds.
         control: name of the side that runs a second time in every round, as its own twin.
+        retries: how often as many rounds, and as much time, are added while the control fails.
+        settle: end as soon as the control is sure to hold, after 30 rounds at least.
         synchronise: waits for the device.
         clock: seconds.
         seed: of the order within a round.
@@ -128,15 +150,42 @@ def measure(
         raise ValueError(f"Every side failed: {failures}. Run one by itself to see why.")
     control = control if control in usable else ""
     entries = list(usable.items()) + ([(control + TWIN, usable[control])] if control else [])
-    seconds: dict[str, list[float]] = {name: [] for name, _ in entries}
+    timings = Timings(seconds={name: [] for name, _ in entries}, control=control, failures=failures)
+    plan = _Plan(rounds, budget_seconds, retries if control else 0, settle)
     order, started = random.Random(seed), clock()
-    for done in range(rounds):
-        if done >= 3 and (clock() - started) * (done + 1) / done > budget_seconds:
-            break
+    while plan.goes_on(timings, clock() - started):
         order.shuffle(entries)
         for name, run in entries:
-            seconds[name].append(_time(run, synchronise, clock))
-    return Timings(seconds=seconds, control=control, failures=failures)
+            timings.seconds[name].append(_time(run, synchronise, clock))
+    return timings
+
+
+@dataclass
+class _Plan:
+    """How many rounds are wanted, and for how long; both grow while there are retries."""
+
+    rounds: int
+    seconds: float
+    retries: int
+    settle: bool
+
+    def __post_init__(self) -> None:
+        self.more = self.rounds, self.seconds
+
+    def goes_on(self, timings: Timings, elapsed: float) -> bool:
+        """Whether another round is to be made."""
+        done = timings.rounds
+        if done < LEAST_ROUNDS:
+            return True
+        if self.settle and done % 10 == 0 and timings.settled:
+            return False
+        if done < self.rounds and elapsed * (done + 1) / done <= self.seconds:
+            return True
+        if not self.retries or timings.trustworthy:
+            return False
+        self.rounds, self.seconds = done + self.more[0], elapsed + self.more[1]
+        self.retries -= 1
+        return True
 
 
 def _warm_up(
@@ -179,11 +228,11 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     largest k that keeps `confidence` is taken. Below six values there is none for 95 %.
     """
     ordered, n = sorted(values), len(values)
-    k, tail = 0, 0.0
+    k, term, tail = 0, 1, 0  # in units of 2^-n, exactly
     while k < n // 2:
-        tail += math.comb(n, k) / 2**n
-        if 1 - 2 * tail < confidence:
+        tail += term
+        if 1 - 2 * tail / 2**n < confidence:
             break
-        k += 1
+        term, k = term * (n - k) // (k + 1), k + 1
     low, high = (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
     return Ratio(quantile(ordered, 0.5), low, high)

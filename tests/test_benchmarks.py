@@ -15,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks import kernels, timing
 from benchmarks.agreement import Gate, compare
 from benchmarks.cases import CASES, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report, verdict
@@ -107,7 +108,36 @@ def test_the_budget_ends_the_rounds_but_three_are_made():
     assert len(timed(Machine(), ("side", 1.0), rounds=100, budget_seconds=0).seconds["side"]) == 3
 
 
-@pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (20, 6), (30, 10)])
+def test_rounds_are_added_while_the_control_fails():
+    """As many as were asked for, each time; and none without a control, or when it holds."""
+    noisy = {"rounds": 4, "control": "side"}
+    seeds = [seed for seed in range(40) if not timed(Machine(noise=0.3, seed=seed), ("side", 1.0), **noisy).trustworthy]
+    assert seeds
+    for seed in seeds[:10]:
+        timings = timed(Machine(noise=0.3, seed=seed), ("side", 1.0), retries=200, **noisy)
+        assert timings.trustworthy
+        assert timings.rounds > 4
+        assert timings.rounds % 4 == 0
+        assert len(timings.seconds["side" + TWIN]) == timings.rounds
+    assert timed(Machine(), ("side", 1.0), retries=5, **noisy).rounds == 4
+    assert timed(Machine(noise=0.3), ("side", 1.0), rounds=4, retries=5).rounds == 4
+
+
+def test_added_rounds_have_as_much_time_again():
+    drifting = Machine(noise=3.0, seed=1)
+    timings = timed(drifting, ("side", 1.0), rounds=10_000, control="side", budget_seconds=50, retries=3)
+    assert timings.trustworthy or 50 < drifting.now < 1000
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 30, 30), (0.03, 31, 500), (0.5, 600, 600)])
+def test_rounds_end_once_the_control_is_sure_to_hold(noise, least, most):
+    timings = timed(Machine(noise=noise), ("side", 1.0), rounds=600, control="side", settle=True)
+    assert least <= timings.rounds <= most
+    assert timings.settled == (timings.rounds < 600)
+    assert timings.to_dict()["rounds"] == timings.rounds
+
+
+@pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (20, 6), (30, 10), (2000, 956)])
 def test_the_interval_is_the_textbook_one(n, rank):
     """Ranks of the 95 % interval of a median, e.g. Conover, Practical Nonparametric Statistics, table A3."""
     interval = median_interval(list(range(1, n + 1)))
@@ -209,6 +239,38 @@ def test_errors_of_gradients():
         compare(torch.ones(1), {}, torch.ones(1), right)
     with pytest.raises(ValueError, match="Different parameters"):
         compare(torch.ones(1), right, torch.ones(1), {"a": right["a"]})
+
+
+@pytest.mark.parametrize("control_holds", [True, False])
+def test_a_site_shows_ratios_only_where_its_control_holds(monkeypatch, tmp_path, capsys, control_holds):
+    if not control_holds:
+        monkeypatch.setattr(timing.Timings, "trustworthy", property(lambda self: False))
+    else:
+        monkeypatch.setattr(timing, "CONTROL_BAND", (0, 1e9))
+    quick = ["--batch", "2", "--rounds", "3", "--seconds", "0.1", "--device", "cpu", "--site", "masked_linear"]
+    monkeypatch.setattr(kernels, "CPU_SITES", [kernels.CPU_SITES[0], kernels.CPU_SITES[-1]])
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    assert kernels.main([*quick, "--out", str(tmp_path / "kernels.json")]) == 0
+    found, shown = json.loads((tmp_path / "kernels.json").read_text())["rows"], capsys.readouterr().out
+    assert [(r["dtype"], r["work"]) for r in found] == [
+        (dtype, work) for dtype in ("float32", "bfloat16") for work in ("forward", "forward+backward")
+    ]
+    rows = [[cell.strip() for cell in line.split("|")] for line in shown.splitlines() if " usual " in line]
+    for record in found:
+        assert bool(record["usual_by_this"]) == bool(record["printed"]) == control_holds
+        assert (record["untrusted"] is None) == control_holds
+        assert record["runs_per_reading"] >= 1
+    assert ("control failed" in rows[-1][3]) != control_holds
+    assert (rows[-1][6] == "-") != control_holds
+    assert f"no ratio is shown: {0 if control_holds else 4} of 4" in shown
+
+
+def test_short_work_is_repeated_up_to_a_millisecond(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(kernels.time, "perf_counter", machine.clock)
+    slow, fast = machine.side("slow", 0.01).run, machine.side("fast", 1.7e-4).run
+    assert kernels.repeats([slow, fast], lambda: None) == 6
+    assert kernels.repeats([slow], lambda: None) == 1
 
 
 @pytest.fixture
