@@ -1,0 +1,106 @@
+"""A code made ready to be measured: rows of two parts, standardised, and which dims form a unit.
+
+Shape suffixes: N rows, D dims that vary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from diticli.disentanglement.factors import Factor
+from diticli.errors import FeatureFileError
+
+if TYPE_CHECKING:
+    from diticli.chunks import ChunkLayout
+    from diticli.data.feature_rows import FeatureRows
+
+DoubleArray = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+_CONSTANT = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorRows:
+    """A code and one factor, on the rows where the factor is known.
+
+    Attributes:
+        kind: of the factor.
+        x_train: [N, D] codes, standardised by all training rows.
+        y_train: [N] values.
+        x_test: [M, D].
+        y_test: [M].
+    """
+
+    kind: str
+    x_train: DoubleArray
+    y_train: DoubleArray
+    x_test: DoubleArray
+    y_test: DoubleArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """A code on its training and its test rows.
+
+    Attributes:
+        train_rows: row numbers of `train`.
+        test_rows: row numbers of `test`.
+        train: [N, D] standardised.
+        test: [M, D] standardised by the training rows.
+        dims: [D] the dims that vary over the training rows, by their number in the whole code.
+        groups: for every chunk with such a dim, the positions of its dims among `dims`.
+        chunks: the numbers of these chunks.
+    """
+
+    train_rows: Rows
+    test_rows: Rows
+    train: DoubleArray
+    test: DoubleArray
+    dims: Rows
+    groups: tuple[Rows, ...]
+    chunks: tuple[int, ...]
+
+    def of(self, factor: Factor) -> FactorRows:
+        """The rows where `factor` is known."""
+        parts = []
+        for codes, rows in ((self.train, self.train_rows), (self.test, self.test_rows)):
+            values = factor.values[rows]
+            known = ~np.isnan(values)
+            parts += [codes if known.all() else codes[known], values[known]]
+        return FactorRows(kind=factor.kind, x_train=parts[0], y_train=parts[1], x_test=parts[2], y_test=parts[3])
+
+
+def make_codes(codes: FeatureRows, train: Rows, test: Rows, layout: ChunkLayout | None) -> Codes:
+    """Read and standardise the two parts.
+
+    Raises:
+        FeatureFileError: values that are not finite, or no dim that varies.
+    """
+    raw = [np.asarray(codes[rows], dtype=np.float64) for rows in (train, test)]
+    if not all(np.isfinite(part).all() for part in raw):
+        raise FeatureFileError("Some features are not finite.", remedy="Encode these images again.")
+    mean, std = raw[0].mean(axis=0), raw[0].std(axis=0)
+    varies = std > _CONSTANT * np.abs(mean)
+    if not varies.any():
+        raise FeatureFileError(
+            f"All {len(std)} features are constant over the {len(train)} training rows.",
+            remedy="Check the model that made them.",
+        )
+    dims = np.flatnonzero(varies)
+    chunk_of = np.searchsorted(layout.ends, dims, side="right") if layout is not None else np.zeros(0, dtype=np.int64)
+    chunks = np.unique(chunk_of)
+    standard = [(part[:, dims] - mean[dims]) / std[dims] for part in raw]
+    return Codes(
+        train_rows=train,
+        test_rows=test,
+        train=standard[0],
+        test=standard[1],
+        dims=dims,
+        groups=tuple(np.flatnonzero(chunk_of == chunk) for chunk in chunks),
+        chunks=tuple(chunks.tolist()),
+    )

@@ -1,0 +1,37 @@
+"""Explicitness: can each class of each factor be read off the whole code by a linear classifier?
+
+Ridgeway and Mozer, NeurIPS 2018 (arXiv 1802.05312), section 3: AUROC of a logistic regression, one class against the
+rest, averaged over classes and factors. 0.5 is chance, 1 perfect; a rotation changes nothing. A number is cut at its
+quartiles (ours: the paper has discrete factors only).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning  # noqa: TID253
+from sklearn.linear_model import LogisticRegression  # noqa: TID253
+
+from diticli.disentanglement.codes import FactorRows
+from diticli.disentanglement.importance import balanced_rows
+from diticli.disentanglement.scores import mean_auroc
+
+PARTS = 4
+"""Classes that a number is cut into."""
+_ROWS = 5_000
+
+
+def explicitness(rows: FactorRows, seed: int) -> float:
+    """Mean AUROC over the classes of one factor, on the test rows.
+
+    Args:
+        rows: whose values are classes; see `Factor.classes`.
+        seed: of the draw of rows where there are more than 5,000.
+    """
+    chosen = balanced_rows(rows, _ROWS, np.random.default_rng(seed))
+    model = LogisticRegression(max_iter=300, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(rows.x_train[chosen], rows.y_train[chosen])
+    return mean_auroc(rows.y_test, model.predict_proba(rows.x_test), model.classes_)

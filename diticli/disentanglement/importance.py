@@ -1,0 +1,81 @@
+"""How much each dim matters for predicting a factor: by boosted trees and by the lasso.
+
+Both regressors appear in the literature on DCI and they read different things. Trees
+(`sklearn.ensemble.GradientBoosting*`, as in Locatello et al., ICML 2019) take the purest dims first and see
+curved relations; a code that mixes all factors in all dims still gets a high D from them. The lasso (Eastwood and
+Williams, ICLR 2018) needs every dim that takes part in the best linear readout, so it is the stricter.
+
+Cost is bounded whatever N is: trees are grown on at most 1,200 rows, with the classes as even as they can be, in 30
+rounds of rate 0.3 where scikit-learn's default is 100 of rate 0.1. Every split sees all dims: drawing a few for each
+split, the usual shortcut, spreads importance over dims that do not matter.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor  # noqa: TID253
+from sklearn.exceptions import ConvergenceWarning  # noqa: TID253
+from sklearn.linear_model import LassoCV  # noqa: TID253
+from sklearn.metrics import r2_score  # noqa: TID253
+
+from diticli.disentanglement.codes import FactorRows
+from diticli.disentanglement.scores import mean_auroc
+
+DoubleArray = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+TREE_ROWS = 1_200
+LASSO_ROWS = 5_000
+_ROUNDS = 30
+_RATE = 0.3
+_LASSO_GRID = {"alphas": 20, "eps": 1e-2, "cv": 3, "tol": 1e-3, "max_iter": 2000}
+
+
+def tree_importance(rows: FactorRows, seed: int) -> tuple[DoubleArray, float]:
+    """[D] importances that sum to 1 (or are all 0), and informativeness on the test rows.
+
+    Informativeness (the I of DCI, as a score in place of an error): R2 of a number, 2 AUROC - 1 of classes, at least 0.
+    """
+    chosen = balanced_rows(rows, TREE_ROWS, np.random.default_rng(seed))
+    kind = GradientBoostingRegressor if rows.kind == "number" else GradientBoostingClassifier
+    model = kind(n_estimators=_ROUNDS, learning_rate=_RATE, random_state=seed)
+    model.fit(rows.x_train[chosen], rows.y_train[chosen])
+    if rows.kind == "number":
+        score = float(r2_score(rows.y_test, model.predict(rows.x_test)))
+    else:
+        score = 2 * mean_auroc(rows.y_test, model.predict_proba(rows.x_test), model.classes_) - 1
+    return model.feature_importances_, max(0.0, score)
+
+
+def lasso_importance(rows: FactorRows, seed: int) -> DoubleArray:
+    """[D] absolute lasso weights on standardised dims for the standardised factor.
+
+    Penalty by three-fold cross-validation. Classes are indicators, one for a binary factor, one each for a
+    category, whose weights are summed.
+    """
+    chosen = balanced_rows(rows, LASSO_ROWS, np.random.default_rng(seed))
+    values, codes = rows.y_train[chosen], rows.x_train[chosen]
+    targets = [values == label for label in np.unique(values)] if rows.kind == "category" else [values]
+    total = np.zeros(codes.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for target in targets:
+            total += np.abs(LassoCV(**_LASSO_GRID).fit(codes, (target - target.mean()) / target.std()).coef_)
+    return total
+
+
+def balanced_rows(rows: FactorRows, most: int, rng: np.random.Generator) -> Rows:
+    """At most `most` training rows, ascending: drawn evenly of a number, of classes so that rare ones are kept."""
+    order = rng.permutation(len(rows.y_train))
+    if len(order) <= most:
+        return np.sort(order)
+    if rows.kind != "number":
+        turn = np.zeros(len(order), dtype=np.int64)
+        for label in np.unique(rows.y_train):
+            own = np.flatnonzero(rows.y_train[order] == label)
+            turn[own] = np.arange(len(own))
+        order = order[np.argsort(turn, kind="stable")]  # the first of every class, the second of every class, ...
+    return np.sort(order[:most])
