@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Self, TypeVar
 
 import torch
-from accelerate import PartialState
+from torch import distributed
 
 from diticli.analysis.team import Team
 from diticli.models.device import resolve_device
@@ -44,7 +44,7 @@ class Crew:
         self.team = Team.from_environment()
         self.device = resolve_device(self.team.device(device))
         self.reporter = (reporter or SilentReporter()) if self.leads else SilentReporter()
-        self._state: PartialState | None = None
+        self._began = False
         self._held = contextlib.ExitStack()
 
     @property
@@ -58,18 +58,26 @@ class Crew:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
+        if self.team.world > 1:
+            distributed.barrier()
 
     def __enter__(self) -> Self:
         if self.team.world > 1:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            self._state = PartialState(cpu=self.device.type == "cpu", timeout=_PATIENCE)
-            self._held.enter_context(Companions(self._state, self.reporter))
+            if not distributed.is_initialized():
+                # They only wait for one another: gloo does that on any machine, also for several processes on one GPU.
+                distributed.init_process_group("gloo", timeout=_PATIENCE)
+                self._began = True
+            peers = SimpleNamespace(
+                process_index=self.team.rank, num_processes=self.team.world, device=torch.device("cpu")
+            )
+            self._held.enter_context(Companions(peers, self.reporter))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.__exit__(kind, error, trace)
+        try:
+            self._held.__exit__(kind, error, trace)
+        finally:
+            if self._began:
+                distributed.destroy_process_group()

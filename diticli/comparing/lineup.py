@@ -63,9 +63,12 @@ class Subject:
             return f"{what}, {self.resolution}x{self.resolution}"
         if kind == "features":
             return f"features of {self.contender.source}"
-        what = "encoder before training" if kind == "untrained" else "DiTi" if self.edits else "encoder alone"
-        chunks = f", K = {self.layout.chunks}" if self.layout is not None and self.edits else ""
-        return f"{what}{chunks}, {self.resolution} px"
+        if kind == "untrained":
+            return f"encoder before training, {self.resolution} px"
+        if self.layout is None or not self.edits:
+            return f"encoder alone, {self.resolution} px"
+        method = "PDAE (K = 1)" if self.layout.chunks == 1 else f"DiTi (K = {self.layout.chunks})"
+        return f"{method}, {self.resolution} px"
 
 
 class Lineup:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from diticli._version import __version__
 from diticli.comparing.encoding import FeatureStore, digest
@@ -124,7 +124,7 @@ class ProbeStore:
         }
         tensors = {"outputs": np.ascontiguousarray(outputs)}
         text = json.dumps(data, indent=1, allow_nan=False, default=to_json) + "\n"
-        write_atomically(self._path(subject, ".safetensors"), "scores", lambda path: save_file(tensors, path))
+        write_atomically(self._path(subject, ".safetensors"), "scores", lambda path: path.write_bytes(save(tensors)))
         write_atomically(self._path(subject, ".json"), "scores", lambda path: path.write_text(text, encoding="utf-8"))
 
     def _read(self, subject: Subject) -> Probed:

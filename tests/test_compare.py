@@ -1,0 +1,423 @@
+"""`diti compare`: one protocol for all, results kept, honest differences, and pages that hostile names cannot break."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_report import HOSTILE, Checker
+from typer.testing import CliRunner
+
+from diticli.commands.app import app
+from diticli.commands.compare import DEFAULT_FACES
+from diticli.comparing import pca, run
+from diticli.comparing.contenders import Contender, parse_baselines, parse_contenders
+from diticli.comparing.differences import difference, holm, judged
+from diticli.comparing.pca import pca_features
+from diticli.comparing.report import write_comparison
+from diticli.comparing.run import Comparison, compare
+from diticli.comparing.settings import DEFAULT_DATA, CompareSettings
+from diticli.data.faces import write_faces
+from diticli.data.features import read_features
+from diticli.errors import ConfigError, DiTiError, FeatureFileError, LabelError, ModelError
+from diticli.progress import SilentReporter
+
+FACES = "faces:160:1"
+SMALL: dict[str, Any] = {"data": (FACES,), "shown": 1, "steps": 2, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def models(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DiTi model, a PDAE one (a single chunk) and an encoder alone."""
+    from diticli.chunks import ChunkLayout
+
+    folder = tmp_path_factory.mktemp("models")
+    make_pipeline().save_pretrained(str(folder / "diti"))
+    one = ChunkLayout.uniform(chunks=1, latent_dim=16).to_dict()
+    make_pipeline(chunk_layout=one).save_pretrained(str(folder / "pdae"))
+    make_pipeline(unet=None, shift_decoder=None).save_pretrained(str(folder / "simclr"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    out = tmp_path_factory.mktemp("out")
+    named = parse_contenders([str(models / name) for name in ("diti", "pdae", "simclr")])
+    result = compare(named, CompareSettings(**SMALL), out, device="cpu")
+    assert result is not None
+    return result, out
+
+
+class Notes(SilentReporter):
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+# who is compared
+
+
+def test_contenders_are_named_after_their_folders(tmp_path: Path) -> None:
+    named = parse_contenders(["runs/demo", "runs/pdae/model", "b=runs/x", "runs/y/feats.npy", "hub/id"], ())
+    assert [c.name for c in named] == ["demo", "pdae", "b", "y", "id"]
+    assert [c.kind for c in named] == ["model", "model", "model", "features", "model"]
+    assert named[2].source == "runs/x"
+    built_in = parse_contenders(["a"], untrained=2, seed=3)[1:]
+    assert [(c.kind, c.seed) for c in built_in] == [("pixels", 0), ("pca", 0), ("untrained", 3), ("untrained", 4)]
+    odd = tmp_path / "a=b"
+    odd.mkdir()
+    assert parse_contenders([str(odd)], ())[0].source == str(odd)
+
+
+def test_equal_names_take_the_whole_path_or_are_refused() -> None:
+    assert [c.name for c in parse_contenders(["x/run", "y/run"], ())] == ["x/run", "y/run"]
+    for runs in (["runs/a", "runs/a"], ["b=runs/a", "b=runs/c"], ["raw pixels=runs/a"]):
+        with pytest.raises(ConfigError, match="2 contenders are called") as caught:
+            parse_contenders(runs, ("pixels",))
+        assert "first=runs/a" in caught.value.remedy
+
+
+def test_baselines() -> None:
+    assert parse_baselines("pca, Pixels") == ("pixels", "pca")
+    assert parse_baselines("none") == ()
+    for text in ("", "pcaa", "none,pca"):
+        with pytest.raises(ConfigError, match="no such baselines"):
+            parse_baselines(text)
+
+
+def test_the_default_faces_are_those_of_the_demo() -> None:
+    from diticli.demo import HELD_OUT_SEED
+
+    assert DEFAULT_FACES == DEFAULT_DATA == f"faces:4000:{HELD_OUT_SEED}"
+
+
+# differences
+
+
+def test_holm_and_verdicts() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    rng = np.random.default_rng(0)
+    first = rng.normal(0.5, 0.02, 1000)
+    better = difference(0.1, first + 0.1 + rng.normal(0, 0.01, 1000), first)
+    same = difference(0.0, first + rng.normal(0, 0.01, 1000), first)
+    assert better is not None
+    assert better.low < 0.1 < better.high
+    assert [d.verdict for d in judged([better, same], "r2") if d] == ["better", "not told apart"]
+    assert [d.verdict for d in judged([better, None], "mse") if d] == ["worse"]
+    assert difference(0.0, np.full(3, np.nan), np.zeros(3)) is None
+
+
+def test_pairing_tells_apart_what_single_intervals_cannot() -> None:
+    """Both scores move by 0.1 from resample to resample, but together."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(0.5, 0.1, 1000)
+    found = judged([difference(0.02, first + rng.normal(0.02, 0.005, 1000), first)], "r2")[0]
+    assert found is not None
+    assert found.verdict == "better"
+    assert found.high - found.low < 0.03
+
+
+# PCA
+
+
+def test_pca_sees_training_rows_only_and_keeps_their_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(60, 3)) @ rng.normal(size=(3, 8))).astype(np.float32)
+    train = np.arange(0, 40)
+    found = pca_features(values, np.arange(60), train, 3)
+    centred = values - values[train].mean(axis=0)
+    assert np.allclose(found @ found.T, centred @ centred.T, rtol=1e-3, atol=1e-3)
+    changed = values.copy()
+    changed[40:] += 100
+    assert np.allclose(pca_features(changed, np.arange(60), train, 3)[:40], found[:40])
+    monkeypatch.setattr(pca, "FIT_ROWS", 20)
+    assert pca_features(values, np.arange(60), train, 3, seed=1).shape == (60, 3)
+    with pytest.raises(ConfigError, match="no 30 principal"):
+        pca_features(values, np.arange(60), train, 30)
+
+
+# the protocol
+
+
+def test_one_protocol_for_all(compared: tuple[Comparison, Path]) -> None:
+    result, _ = compared
+    names = ["diti", "pdae", "simclr", "raw pixels", "PCA of pixels", "untrained encoder, seed 0"]
+    assert [s.name for s in result.subjects] == list(result.scores) == names
+    assert [s.dims for s in result.subjects] == [16, 16, 16, 3 * 16**2, 16, 16]
+    assert result.protocol.split.sizes == {"train": 112, "val": 24, "test": 24}
+    for name, probed in result.probed.items():
+        assert probed.report["split"] == result.protocol.split.sizes
+        for item in probed.report["attributes"]:
+            score = next(iter(result.scores[name].attributes[item["name"]].values()))
+            assert score.value == pytest.approx(item["value"], abs=1e-4), "as the probe itself says"
+    pixels = result.scores["raw pixels"]
+    assert pixels.means["number"]["r2"].value > result.scores["diti"].means["number"]["r2"].value
+    assert pixels.differences["number"]["r2"].verdict == "better"  # type: ignore[union-attr]
+    assert result.scores["diti"].differences == {}
+    same = result.scores["pdae"].differences["number"]["r2"]
+    assert same is not None
+    assert (same.value, same.verdict) == (pytest.approx(0, abs=1e-6), "not told apart"), "its encoder is the same"
+
+
+def test_scores_are_those_of_encode_and_probe(compared: tuple[Comparison, Path], models: Path, tmp_path: Path) -> None:
+    """The commands that the report names give the numbers of its table."""
+    result, _ = compared
+    cli = CliRunner()
+    write_faces(tmp_path / "f", 160, 16, 1)
+    encode = ["encode", FACES, "-o", str(tmp_path / "x.npy"), "--model", str(models / "diti"), "--precision", "fp32"]
+    assert cli.invoke(app, [*encode, "--device", "cpu"]).exit_code == 0
+    probe = ["probe", str(tmp_path / "x.npy"), "--labels", str(tmp_path / "f" / "labels.csv"), "--json"]
+    told = json.loads(cli.invoke(app, [*probe, "-o", str(tmp_path / "p")]).stdout)
+    for kind, means in result.scores["diti"].means.items():
+        for metric, score in means.items():
+            assert told["means"][kind][metric] == pytest.approx(score.value, abs=1e-5)
+
+
+def test_untrained_encoders_have_the_architecture_and_their_own_weights(compared: tuple[Comparison, Path]) -> None:
+    result, out = compared
+    hashes = {s.model_hash for s in result.subjects if s.contender.kind in ("model", "untrained")}
+    assert len(hashes) == 4
+    features = read_features(Path(result.features["untrained encoder, seed 0"]))
+    assert features.values.shape == (160, 16)
+    assert len(list((out / run.FEATURES).iterdir())) == 5, "PCA and raw pixels share theirs"
+
+
+def test_what_is_done_is_not_done_again(
+    compared: tuple[Comparison, Path], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, out = compared
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("done again")
+
+    for place in ("encoding.encode_sharded", "probes.probe_features", "pictures.edit_pair"):
+        monkeypatch.setattr(f"diticli.comparing.{place}", refuse)
+    renamed = parse_contenders([f"x={models / 'pdae'}", str(models / "diti")], ())
+    again = compare(renamed, CompareSettings(**SMALL), out, device="cpu")
+    assert again is not None
+    assert again.scores["x"].means == result.scores["pdae"].means
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_comparison_goes_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = parse_contenders([str(models / "simclr")], ("pixels",))
+    settings = CompareSettings(**SMALL)
+    make = run.ProbeStore.make
+
+    def stop(self: Any, subject: Any, reporter: Any) -> None:
+        if subject.name == "raw pixels":
+            raise KeyboardInterrupt
+        make(self, subject, reporter)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.ProbeStore, "make", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compare(named, settings, tmp_path / "out", device="cpu")
+    kept = sorted((tmp_path / "out" / run.RESULTS).glob("*.json"))
+    assert len(kept) == 1
+    notes = Notes()
+    assert compare(named, settings, tmp_path / "out", device="cpu", reporter=notes) is not None
+    assert [line for line in notes.lines if line.startswith(("Probing", "Encoding"))] == ["Probing raw pixels."]
+    kept[0].write_text("{")
+    assert compare(named, settings, tmp_path / "out", device="cpu") is not None, "a damaged result is made again"
+
+
+def test_models_of_different_sizes_are_compared_and_it_is_said(
+    models: Path, make_pipeline: Any, tmp_path: Path
+) -> None:
+    from diticli.models.encoder import SemanticEncoder
+
+    large = SemanticEncoder(32, 3, (8, 8), 16, 8, 2, 4)
+    make_pipeline(unet=None, shift_decoder=None, encoder=large).save_pretrained(str(tmp_path / "large"))
+    notes = Notes()
+    named = parse_contenders([str(tmp_path / "large"), str(models / "simclr")], ("pixels",))
+    settings = CompareSettings(**SMALL, pixel_side=16)
+    result = compare(named, settings, tmp_path / "out", device="cpu", reporter=notes)
+    assert result is not None
+    assert [s.resolution for s in result.subjects] == [32, 16, 16]
+    assert "large 32 px (center crop), simclr 16 px (center crop)" in result.notes[0]
+    assert "reduced to 16x16" in result.notes[1]
+    assert set(result.notes) < set(notes.lines)
+
+
+def test_a_model_on_its_own_training_images_is_told(models: Path, tmp_path: Path) -> None:
+    from diticli.comparing.images import ComparedImages
+    from diticli.comparing.lineup import Lineup
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(models / "simclr")
+    for seed, told in ((1, True), (0, False)):
+        text = json.dumps({"data": {"kind": "faces", "seed": seed, "count": 9}})
+        (tmp_path / "run" / "config.json").write_text(text)
+        lineup = Lineup(parse_contenders([str(tmp_path / "run")], ()), pixel_side=32, device=torch.device("cpu"))
+        fingerprint = ComparedImages(CompareSettings(**SMALL)).fingerprint()
+        assert fingerprint is not None
+        assert run._trained_on(lineup.subjects[0], fingerprint) is told
+
+
+# features made by anyone
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[Path, Path]:
+    """Features of 60 files that tell the attribute "a", and others that do not."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=60)
+    names = [f"p{i:03d}.jpg" for i in range(60)]
+    (tmp_path / "labels.csv").write_text(
+        "file,a,b,who\n"
+        + "\n".join(f"{n},{v},{int(v > 0)},{'xyz'[i % 3]}" for i, (n, v) in enumerate(zip(names, truth, strict=True)))
+    )
+    (tmp_path / "groups.csv").write_text("file,group\n" + "\n".join(f"{n},g{i // 4}" for i, n in enumerate(names)))
+    for stem, columns, rows in (("good", truth[:, None], 60), ("poor", 0 * truth[:, None], 50)):
+        values = np.concatenate([columns, rng.normal(size=(60, 4))], axis=1).astype(np.float32)
+        np.save(tmp_path / f"{stem}.npy", values[:rows][::-1])
+        (tmp_path / f"{stem}.json").write_text(json.dumps({"files": names[:rows][::-1]}))
+    return tmp_path, tmp_path / "labels.csv"
+
+
+def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
+    folder, labels = labelled
+    named = parse_contenders([str(folder / "good.npy"), str(folder / "poor.npy")], ())
+    settings = CompareSettings(data=(), labels=str(labels), groups=folder / "groups.csv")
+    result = compare(named, settings, folder / "out")
+    assert result is not None
+    assert result.protocol.counts == {"images": 60, "rows": 50, "left_out": 10}
+    assert "10 labelled images are left out" in result.protocol.describe()
+    groups = result.protocol.groups
+    assert groups is not None
+    parts = [{groups[i] for i in rows} for rows in vars(result.protocol.split).values()]
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    poor = result.scores["poor"]
+    assert result.scores["good"].means["number"]["r2"].value > 0.99
+    assert poor.by_attribute["a"].verdict == "worse"  # type: ignore[union-attr]
+    assert poor.differences["number"]["mse"].verdict == "worse"  # type: ignore[union-attr]
+    assert set(poor.means) == {"number", "binary", "category"}
+    data = write_comparison(result, folder / "out", ["diti", "compare"])
+    assert data["protocol"]["groups"] == 13
+    script = (folder / "out" / "commands.sh").read_text()
+    assert f"diti probe {folder / 'good.npy'}" in script
+    assert "--groups" in script
+
+
+def test_features_without_names_are_taken_in_the_order_of_the_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(160, 3)).astype(np.float32))
+    result = compare(parse_contenders([str(tmp_path / "a.npy")], ("pixels",)), CompareSettings(**SMALL), tmp_path / "o")
+    assert result is not None
+    assert (result.protocol.rows["a"] == result.protocol.images).all()
+    other = CompareSettings(**SMALL | {"data": ("faces:100:1",)})
+    with pytest.raises(FeatureFileError, match="160 rows without names, the data 100 images"):
+        compare(parse_contenders([str(tmp_path / "a.npy")], ("pixels",)), other, tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"labels": "gone.csv"}, LabelError, "gone.csv"),
+        ({"data": ("photos",)}, ConfigError, "The labels of photos are missing"),
+        ({"data": ()}, ConfigError, "Neither images nor labels"),
+        ({"steps": 1}, ConfigError, "steps must be at least 2"),
+    ],
+)
+def test_what_is_missing_is_named(models: Path, tmp_path: Path, change: Any, error: type, words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        compare(parse_contenders([str(models / "diti")]), CompareSettings(**SMALL | change), tmp_path / "o")
+    assert caught.value.remedy
+    assert not (tmp_path / "o").exists(), "nothing is left behind"
+
+
+def test_a_run_that_does_not_exist_or_has_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for source in (tmp_path / "run", tmp_path / "gone"):
+        with pytest.raises(ModelError):
+            compare(parse_contenders([str(source)]), CompareSettings(**SMALL), tmp_path / "o")
+
+
+def test_features_of_other_images(labelled: tuple[Path, Path], tmp_path: Path) -> None:
+    named = parse_contenders([str(labelled[0] / "good.npy")], ("pixels",))
+    with pytest.raises(FeatureFileError, match="features of good are of other images"):
+        compare(named, CompareSettings(**SMALL | {"data": ("faces:20:1",)}), tmp_path / "o")
+
+
+# what is written
+
+
+def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], tmp_path: Path) -> None:
+    result, _ = compared
+    data = write_comparison(result, tmp_path, ["diti", "compare", "a b"])
+    page = (tmp_path / "report.html").read_text()
+    seen = Checker(page)
+    assert seen.count("script") == 1, "the one that sorts"
+    assert seen.count("img") == 2
+    assert "http" not in page
+    assert page.count('class="sortable"') >= 3
+    assert json.loads((tmp_path / "compare.json").read_text()) == data
+    assert data["compared_with"] == "diti"
+    assert data["contenders"][1]["differences"]["number"]["r2"]["verdict"] == "not told apart"
+    assert data["versions"]["torch"]
+    script = (tmp_path / "commands.sh").read_text()
+    assert "diti compare 'a b'" in script
+    assert "diti faces compared-faces -n 160 --seed 1 --size 16" in script
+    assert script.count("diti encode") == 3
+
+
+def test_hostile_names_stay_text(models: Path, tmp_path: Path) -> None:
+    hostile = [Contender(name=HOSTILE, kind="model", source=str(models / "simclr"))]
+    result = compare(hostile, CompareSettings(**SMALL), tmp_path, device="cpu")
+    assert result is not None
+    write_comparison(result, tmp_path, ["diti", "compare", HOSTILE + "; rm -rf $HOME"])
+    page = (tmp_path / "report.html").read_text()
+    seen = Checker(page)
+    assert seen.count("script") == 1
+    assert "<script>alert" not in page
+    assert "onerror" not in {name for _, attributes in seen.seen for name in attributes}
+    assert "'\"'\"'" in (tmp_path / "commands.sh").read_text(), "quoted for the shell"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("features", "results", "report.html", "compare.json", "commands.sh", "scores.png")
+    }
+
+
+def test_the_command(models: Path, tmp_path: Path) -> None:
+    cli = CliRunner()
+    arguments = ["compare", str(models / "diti"), str(models / "simclr"), "--data", FACES, "--baselines", "pca"]
+    arguments += ["--steps", "2", "--shown", "1", "--device", "cpu", "-o", str(tmp_path / "out")]
+    planned = cli.invoke(app, [*arguments, "--dry-run", "--json"])
+    assert planned.exit_code == 0, planned.output
+    assert [c["to_encode"] for c in json.loads(planned.stdout)["contenders"]] == [160, 160, 160]
+    assert not (tmp_path / "out").exists(), "a dry run writes nothing"
+    assert "160 images to encode" in cli.invoke(app, [*arguments, "--dry-run"]).output
+    edits = ["--edits", "--pairs", "4", "--learn", "200", "--epochs", "1"]
+    done = cli.invoke(app, [*arguments, *edits, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told == json.loads((tmp_path / "out" / "compare.json").read_text())
+    swaps = told["contenders"][0]["swaps"]["swaps"]
+    assert [swap["chunks"] for swap in swaps] == [[0], [1], [2], [3], [0, 1, 2, 3]]
+    assert told["contenders"][1]["swaps"] is None, "an encoder alone cannot edit"
+    shown = cli.invoke(app, [*arguments, *edits])
+    assert "not told apart" in shown.output
+    assert "PCA of pixels" in shown.output
+    assert "here" in cli.invoke(app, [*arguments, "--dry-run"]).output
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What exchanged chunks carry over" in page
+
+
+def test_errors_of_the_command(models: Path, tmp_path: Path) -> None:
+    cli = CliRunner()
+    run_twice = cli.invoke(app, ["compare", str(models / "diti"), str(models / "diti"), "--dry-run"])
+    assert run_twice.exit_code == 2
+    assert "contenders are called" in run_twice.output
+    assert cli.invoke(app, ["compare", str(models / "diti"), "--data", str(tmp_path)]).exit_code == 2
+    assert cli.invoke(app, ["compare", str(models / "diti"), "--baselines", "x", "--dry-run"]).exit_code == 2
+    assert issubclass(ConfigError, DiTiError)
