@@ -15,17 +15,18 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.data.features import FeatureMeta, FeatureRows
+from diticli.disentanglement import measure_disentanglement, measure_statistics
 from diticli.errors import ChunkError, ConfigError, LabelError
 from diticli.probing.atlas import knowledge_atlas
-from diticli.probing.bootstrap import Interval, TestDraws
-from diticli.probing.directions import Directions
+from diticli.probing.attribute_scores import attribute_report, mean_intervals
+from diticli.probing.bootstrap import TestDraws
 from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
+from diticli.probing.fitted import fitted_directions
 from diticli.probing.linear import FeatureSpace
-from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.mask import MaskedFit, ProbeRows, fit_masked
 from diticli.probing.promask import MaskSettings
-from diticli.probing.report import AttributeReport, MaskedScore, ProbeReport, SkippedAttribute, mean_scores
-from diticli.probing.resampled import Resampled, intervals_of, mean_intervals_of, resample_scores
+from diticli.probing.report import ProbeReport, SkippedAttribute, mean_scores
+from diticli.probing.resampled import resample_scores
 from diticli.probing.splits import FRACTIONS, Split, split_rows
 from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
 from diticli.progress import Reporter, SilentReporter
@@ -47,6 +48,8 @@ def probe_features(
     meta: FeatureMeta | None = None,
     mask: MaskSettings | None = None,
     device: torch.device | str = "cpu",
+    statistics: bool = False,
+    metrics: bool = False,
     atlas: bool = False,
     reporter: Reporter | None = None,
 ) -> ProbeReport:
@@ -71,6 +74,8 @@ def probe_features(
         meta: of the feature file: model and chunks go into the directions.
         mask: learn which few dimensions tell each attribute, fit on them as well, and compare.
         device: where masks are learned.
+        statistics: also say how the features vary, over all N rows, see `diticli.disentanglement.statistics`.
+        metrics: also score disentanglement, with the columns as factors, see `diticli.disentanglement`.
         atlas: also probe each chunk of `meta` alone, all others, and all up to it, see `diticli.probing.atlas`.
         reporter: receiver of progress.
 
@@ -78,7 +83,7 @@ def probe_features(
         ChunkError: an atlas of features whose chunks are unknown.
         ConfigError: impossible fractions or seed, or a mask of more dims than vary.
         LabelError: columns of another length, too few rows or groups, or no column that can be probed.
-        FeatureFileError: features that are all constant.
+        FeatureFileError: features that are all constant, or with metrics or statistics not finite.
     """
     reporter = reporter or SilentReporter()
     rows = np.arange(len(values)) if rows is None else rows
@@ -106,25 +111,33 @@ def probe_features(
     few: dict[str, MaskedFit] = {}
     if mask is not None:
         few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
-    directions = _directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
+    directions = fitted_directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
     draws = TestDraws.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
     outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
-    resampled = resample_scores(targets, split.test, outputs, draws)
+    resampled = resample_scores(targets, split.test, outputs, draws, reporter)
     attributes = tuple(
-        _report(t, choices[t.name], outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), layout)
+        attribute_report(
+            t, choices[t.name].reg, outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), layout
+        )
         for t in targets
     )
     return ProbeReport(
         attributes=attributes,
         skipped=skipped,
         means=mean_scores(attributes),
-        mean_intervals=_mean_intervals(attributes, resampled),
+        mean_intervals=mean_intervals(attributes, resampled),
         split=split.sizes,
         groups=None if groups is None else len(set(groups)),
         seed=seed if drawn else None,
         latent_dim=values.shape[1],
         mask=None if mask is None else asdict(mask),
+        statistics=measure_statistics(values, layout) if statistics else None,
         atlas=knowledge_atlas(targets, table, layout, draws, reporter) if atlas and layout else None,
+        disentanglement=measure_disentanglement(
+            values[rows], columns, split, layout=layout, seed=seed, reporter=reporter
+        )
+        if metrics
+        else None,
         directions=directions,
     )
 
@@ -171,104 +184,3 @@ def _targets(columns: Mapping[str, TargetColumn], split: Split) -> tuple[list[Ta
             remedy="Give more labelled images, or attributes that vary.",
         )
     return targets, tuple(skipped)
-
-
-def _report(
-    target: Target,
-    choice: Choice,
-    outputs: DoubleArray,
-    resampled: Resampled,
-    split: Split,
-    few: MaskedFit | None,
-    layout: ChunkLayout | None,
-) -> AttributeReport:
-    score = target.score(split.test, outputs)
-    intervals = intervals_of(resampled)
-    low, high = intervals.get(score.metric, (None, None))
-    return AttributeReport(
-        name=target.name,
-        kind=target.kind,
-        metric=score.metric,
-        value=score.value,
-        base_rate=score.base_rate,
-        extras=score.extras | target.extras,
-        n_train=len(target.known(split.train)),
-        n_val=len(target.known(split.val)),
-        n_test=len(target.known(split.test)),
-        regularisation=choice.reg,
-        low=low,
-        high=high,
-        intervals=intervals,
-        masked=None if few is None else _masked_score(few, layout),
-    )
-
-
-def _mean_intervals(
-    attributes: Sequence[AttributeReport], resampled: Mapping[str, Resampled]
-) -> dict[str, dict[str, Interval]]:
-    kinds = dict.fromkeys(item.kind for item in attributes)
-    alike = {kind: [resampled[item.name] for item in attributes if item.kind == kind] for kind in kinds if resampled}
-    return {kind: mean_intervals_of(many) for kind, many in alike.items()}
-
-
-def _masked_score(few: MaskedFit, layout: ChunkLayout | None) -> MaskedScore:
-    ends = layout.ends if layout else ()
-    chunks = np.searchsorted(ends, few.dims, side="right")
-    return MaskedScore(
-        dims=few.dims,
-        value=few.score.value,
-        extras=few.score.extras,
-        by_weight=few.by_weight.value,
-        by_weight_extras=few.by_weight.extras,
-        per_chunk=tuple(np.bincount(chunks, minlength=len(ends)).tolist()) if layout else (),
-    )
-
-
-def _directions(
-    targets: Sequence[Target],
-    choices: Mapping[str, Choice],
-    few: Mapping[str, MaskedFit],
-    space: FeatureSpace,
-    meta: FeatureMeta,
-    layout: ChunkLayout | None,
-) -> Directions:
-    masked = None
-    if few:
-        spaces = {name: fit.space for name, fit in few.items()}
-        masked = _linear_probe(targets, {name: fit.choice for name, fit in few.items()}, spaces, meta.model_hash)
-    return Directions(
-        full=_linear_probe(targets, choices, dict.fromkeys(choices, space), meta.model_hash),
-        masked=masked,
-        chosen={name: fit.dims for name, fit in few.items()},
-        patterns=_patterns(targets, choices, space),
-        layout=layout,
-        model=meta.model,
-    )
-
-
-def _patterns(targets: Sequence[Target], choices: Mapping[str, Choice], space: FeatureSpace) -> FloatArray:
-    """Covariance [A, d] of standardised features and each model's output over the training rows."""
-    patterns = [((space.basis * space.variances) @ choices[t.name].weights).T * t.scale for t in targets]
-    return np.concatenate(patterns).astype(np.float32)
-
-
-def _linear_probe(
-    targets: Sequence[Target],
-    choices: Mapping[str, Choice],
-    spaces: Mapping[str, FeatureSpace],
-    model_hash: str,
-) -> LinearProbe:
-    """All models in standardised feature space; a number's row predicts the number itself."""
-    space = spaces[targets[0].name]
-    weights = [(spaces[t.name].basis @ choices[t.name].weights).T * t.scale for t in targets]
-    bias = [choices[t.name].bias * t.scale + t.offset for t in targets]
-    return LinearProbe(
-        weights=np.concatenate(weights).astype(np.float32),
-        bias=np.concatenate(bias).astype(np.float32),
-        mean=space.mean.astype(np.float32),
-        std=space.std.astype(np.float32),
-        names=tuple(t.name for t in targets for _ in range(t.width)),
-        kinds=tuple(t.kind for t in targets for _ in range(t.width)),
-        classes=tuple(name for t in targets for name in (t.classes or ("",))),
-        model_hash=model_hash,
-    )

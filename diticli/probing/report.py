@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diticli.disentanglement import DisentanglementReport, FeatureStatistics
 from diticli.probing.atlas import KnowledgeAtlas
 from diticli.probing.bootstrap import Interval
 from diticli.probing.directions import Directions
@@ -99,7 +100,9 @@ class ProbeReport:
         seed: of the split; None for a given one.
         latent_dim: d.
         mask: settings of the learned masks, or None.
-        atlas: what each chunk knows, when asked for.
+        statistics: of the features, without labels; None unless asked for.
+        disentanglement: scores with the attributes as factors; None unless asked for.
+        atlas: what each chunk knows; None unless asked for.
         directions: the models, trained on the training rows only, to move features with.
     """
 
@@ -112,6 +115,8 @@ class ProbeReport:
     seed: int | None
     latent_dim: int
     mask: dict[str, float] | None
+    statistics: FeatureStatistics | None = None
+    disentanglement: DisentanglementReport | None = None
     atlas: KnowledgeAtlas | None = None
     directions: Directions = field(repr=False)
 
@@ -125,7 +130,9 @@ class ProbeReport:
         facts = {key: value for key, value in vars(self).items() if key != "directions"}
         for key in ("attributes", "skipped"):
             facts[key] = [asdict(item) for item in facts[key]]
-        return facts | {"atlas": self.atlas.to_dict() if self.atlas else None}
+        for key in ("statistics", "disentanglement", "atlas"):
+            facts[key] = None if facts[key] is None else facts[key].to_dict()
+        return facts
 
     def describe_split(self) -> str:
         """One line for the user."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from diticli.probing.bootstrap import Interval, TestDraws, interval, mean_of
 from diticli.probing.targets import Target
+from diticli.progress import Reporter, SilentReporter
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
@@ -22,7 +23,11 @@ _Scorer = Callable[[FloatArray], Resampled]
 
 
 def resample_scores(
-    targets: Sequence[Target], rows: Rows, outputs: Mapping[str, DoubleArray], draws: TestDraws
+    targets: Sequence[Target],
+    rows: Rows,
+    outputs: Mapping[str, DoubleArray],
+    draws: TestDraws,
+    reporter: Reporter | None = None,
 ) -> dict[str, Resampled]:
     """Scores of every target on every resample, by name; empty when nothing can be resampled.
 
@@ -31,14 +36,19 @@ def resample_scores(
         rows: [N] the rows that `draws` draws.
         outputs: name of a target -> [N, width] outputs of its model.
         draws: which rows, the same for all targets.
+        reporter: receiver of progress, in resamples.
     """
     if not draws.usable:
         return {}
     scorers = {target.name: _scorer(target, rows, outputs[target.name]) for target in targets}
     found: dict[str, list[Resampled]] = {name: [] for name in scorers}
+    reporter = reporter or SilentReporter()
+    reporter.start("Resampling test rows", draws.resamples, unit="resamples")
     for weights_BN in draws.blocks():
         for name, scorer in scorers.items():
             found[name].append(scorer(weights_BN))
+        reporter.advance(len(weights_BN))
+    reporter.finish()
     return {
         name: {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for name, parts in found.items()
     }
