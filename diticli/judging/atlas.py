@@ -24,7 +24,8 @@ from diticli.judging.images import JudgedImages
 from diticli.judging.modularity import centre_of_mass, completeness, concentration, disentanglement
 from diticli.judging.reader import AttributeReader, unreadable
 from diticli.judging.scores import DoubleArray, Estimate, Share, resampled_shares, to_json
-from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.models.model import DiTiModel
+from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
 
 Groups = tuple[tuple[int, ...], ...]
@@ -83,7 +84,7 @@ class SwapAtlas:
 
 
 def swap_atlas(
-    pipeline: DiTiPipeline,
+    pipeline: DiTiModel,
     judged: JudgedImages,
     reader: AttributeReader,
     *,
@@ -157,7 +158,7 @@ def _images(pairs: int | None, judged: int) -> int:
 
 
 def _readings(
-    pipeline: DiTiPipeline,
+    pipeline: DiTiModel,
     reader: AttributeReader,
     x0_NCHW: torch.Tensor,
     groups: Groups,

@@ -31,7 +31,8 @@ from diticli.judging.scores import (
     transferred,
     unexplained,
 )
-from diticli.models.pipeline import DiTiPipeline, normalise
+from diticli.models.model import DiTiModel
+from diticli.models.pixels import normalise
 from diticli.pictures.grids import to_uint8
 from diticli.probing.directions import DEFAULT_ALONG, Along, Directions
 from diticli.probing.probe import probe_features
@@ -132,7 +133,7 @@ class Faithfulness:
 
 
 def evaluate_model(
-    pipeline: DiTiPipeline,
+    pipeline: DiTiModel,
     judged: JudgedImages,
     reader: AttributeReader,
     chunk_sets: Sequence[tuple[int, ...]],
@@ -166,7 +167,7 @@ class _Evaluation:
 
     def __init__(
         self,
-        pipeline: DiTiPipeline,
+        pipeline: DiTiModel,
         judged: JudgedImages,
         reader: AttributeReader,
         settings: EvaluationSettings,

@@ -13,12 +13,11 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.errors import ConfigError, DataError, TrainingDivergedError
@@ -27,6 +26,13 @@ from diticli.models.pixels import normalise
 from diticli.models.predictor import run_base
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from diticli.models.plain_unet import PlainUNet
+
+    Base = UNet2DModel | PlainUNet | FrozenBase
 
 DoubleArray = npt.NDArray[np.float64]
 GRID = 64
@@ -58,6 +64,26 @@ class GapCurve:
     clamped_stderr: tuple[float, ...]
     images: int
     total_timesteps: int
+
+    @classmethod
+    def of(cls, errors_2GN: DoubleArray, timesteps: tuple[int, ...], total_timesteps: int) -> Self:
+        """The curve of each image's error, as predicted and clamped.
+
+        Raises:
+            TrainingDivergedError: for NaN or infinity among them.
+        """
+        if not np.isfinite(errors_2GN).all():
+            raise TrainingDivergedError("The model predicts NaN or infinity.", remedy="Train it again, more slowly.")
+        (error, stderr), (clamped, clamped_stderr) = (_mean_and_error(part) for part in errors_2GN)
+        return cls(
+            timesteps=timesteps,
+            error=error,
+            stderr=stderr,
+            clamped=clamped,
+            clamped_stderr=clamped_stderr,
+            images=errors_2GN.shape[-1],
+            total_timesteps=total_timesteps,
+        )
 
     def lost_between(self, t0: float, t1: float, *, clamped: bool = True) -> float:
         """What is lost in the time-steps [t0, t1): the rise of the error, made monotone, over them; at least 0.
@@ -99,7 +125,7 @@ class GapCurve:
 
 
 def measure_gap(
-    base: UNet2DModel | FrozenBase,
+    base: Base,
     schedule: NoiseSchedule,
     images_NCHW: torch.Tensor,
     *,
@@ -128,7 +154,7 @@ def measure_gap(
         TrainingDivergedError: when the base says NaN or infinity.
     """
     reporter = reporter or SilentReporter()
-    _check_images(images_NCHW)
+    check_images(images_NCHW)
     grid = checked_timesteps(timesteps, schedule.timesteps)
     reporter.start("Measuring what the base loses", len(images_NCHW) * len(grid), unit="images")
     with evaluating(base):
@@ -137,19 +163,7 @@ def measure_gap(
             for x0, noise in noisy_batches(images_NCHW, seed, batch_size, device_of(base))
         ]
     reporter.finish()
-    errors_2GN = np.concatenate(batches, axis=2)
-    if not np.isfinite(errors_2GN).all():
-        raise TrainingDivergedError("The base predicts NaN or infinity.", remedy="Train it again, more slowly.")
-    (error, stderr), (clamped, clamped_stderr) = (mean_and_error(part) for part in errors_2GN)
-    return GapCurve(
-        timesteps=grid,
-        error=error,
-        stderr=stderr,
-        clamped=clamped,
-        clamped_stderr=clamped_stderr,
-        images=len(images_NCHW),
-        total_timesteps=schedule.timesteps,
-    )
+    return GapCurve.of(np.concatenate(batches, axis=2), grid, schedule.timesteps)
 
 
 def checked_timesteps(timesteps: Sequence[int] | None, total: int) -> tuple[int, ...]:
@@ -178,7 +192,7 @@ def noisy_batches(
         yield normalise(part.to(device)), noise.to(device)
 
 
-def mean_and_error(values_GN: DoubleArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_and_error(values_GN: DoubleArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean over images and its standard error, both [G]."""
     count = values_GN.shape[-1]
     spread = values_GN.std(axis=-1, ddof=1) if count > 1 else np.full(len(values_GN), np.nan)
@@ -205,7 +219,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def _errors(
-    base: UNet2DModel | FrozenBase,
+    base: Base,
     schedule: NoiseSchedule,
     grid: Sequence[int],
     x0_BCHW: torch.Tensor,
@@ -218,19 +232,28 @@ def _errors(
     for t in grid:
         bar, t_1 = bar_T[t], torch.full((1,), t, device=x0_BCHW.device)
         x_t = bar.sqrt() * x0_BCHW + (1 - bar).sqrt() * noise_BCHW
-        estimate = run_base(base, x_t, t_1)[0].float()
-        predicted = (x_t - (1 - bar).sqrt() * estimate) / bar.sqrt()
-        rows.append(torch.stack([image_error(x0_BCHW, x) for x in (predicted, predicted.clamp(-1, 1))]))
+        rows.append(both_errors(x0_BCHW, x_t, run_base(base, x_t, t_1)[0].float(), bar))
         reporter.advance(len(x0_BCHW))
     return torch.stack(rows, dim=1).double().cpu().numpy()
 
 
-def image_error(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of each image, [B]."""
-    return (first_BCHW - second_BCHW).square().mean(dim=(1, 2, 3))
+def both_errors(
+    x0_BCHW: torch.Tensor, x_t_BCHW: torch.Tensor, estimate_BCHW: torch.Tensor, bar: torch.Tensor
+) -> torch.Tensor:
+    """[2, B]: mean squared error of the image that a noise estimate implies, as it is and clamped to [-1, 1].
+
+    Args:
+        x0_BCHW: images.
+        x_t_BCHW: the same with noise.
+        estimate_BCHW: of the noise.
+        bar: alpha-bar_t, a scalar.
+    """
+    predicted = (x_t_BCHW - (1 - bar).sqrt() * estimate_BCHW) / bar.sqrt()
+    return torch.stack([(x0_BCHW - x).square().mean(dim=(1, 2, 3)) for x in (predicted, predicted.clamp(-1, 1))])
 
 
-def _check_images(images_NCHW: torch.Tensor) -> None:
+def check_images(images_NCHW: torch.Tensor) -> None:
+    """Raise DataError for anything but uint8 images [N, C, R, R], or none."""
     if images_NCHW.dtype != torch.uint8 or images_NCHW.ndim != 4 or not len(images_NCHW):
         raise DataError(
             f"The gap is measured on uint8 images [N, 3, R, R], got {images_NCHW.dtype} {list(images_NCHW.shape)}.",
