@@ -23,7 +23,7 @@ def command(monkeypatch):
 
     loaded = []
     locate = ModuleType("diticli.models.locate")
-    locate.load_pipeline = lambda model, device: loaded.append((model, device)) or ReadablePipeline()
+    locate.load_model = lambda model, device: loaded.append((model, device)) or ReadablePipeline()
     monkeypatch.setitem(sys.modules, "diticli.models.locate", locate)
     app = typer.Typer()
     app.command()(edit)

@@ -237,7 +237,7 @@ def command(make_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
         asked.append((model, device))
         return pipeline
 
-    monkeypatch.setattr("diticli.models.locate.load_pipeline", load)
+    monkeypatch.setattr("diticli.models.locate.load_model", load)
     app = typer.Typer()
     app.command()(encode)
 

@@ -1,11 +1,21 @@
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch.nn import functional as F
 
 from diticli.errors import ConfigError
+from diticli.models.blocks import run_attention
 from diticli.models.build import build_encoder
 from diticli.models.encoder import SemanticEncoder
 from diticli.settings import build_config
+
+
+def stock_attention(encoder):
+    """The encoder's attention as diffusers computes it."""
+    options = {"heads": 2, "dim_head": 4, "norm_num_groups": 4, "eps": 1e-5, "bias": True}
+    block = Attention(8, **options, residual_connection=True, _from_deprecated_attn_block=True)
+    block.load_state_dict(encoder.attention.state_dict())
+    return block
 
 
 def tiny(**changes):
@@ -40,7 +50,7 @@ def test_forward_is_conv_attention_norm_silu():
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(2, 3, 16, 16)
-    h = encoder.attention(encoder.convs[0](x))
+    h = stock_attention(encoder)(encoder.convs[0](x))
     h = F.silu(F.group_norm(h, 4, encoder.norms[0].weight, encoder.norms[0].bias))
     h = encoder.convs[1](h)
     h = F.silu(F.group_norm(h, 4, encoder.norms[1].weight, encoder.norms[1].bias))
@@ -51,11 +61,12 @@ def test_forward_is_conv_attention_norm_silu():
 def test_attention_is_the_identity_at_first_and_attends_afterwards():
     encoder = tiny()
     h = torch.randn(1, 8, 8, 8)
-    assert torch.equal(encoder.attention(h), h)
+    assert torch.equal(run_attention(encoder.attention, h), h)
     torch.nn.init.normal_(encoder.attention.to_out[0].weight)
     other = h.clone()
     other[..., 0, 0] += 1  # a far pixel is seen
-    assert not torch.equal(encoder.attention(h)[..., 7, 7], encoder.attention(other)[..., 7, 7])
+    attended, changed = (run_attention(encoder.attention, x)[..., 7, 7] for x in (h, other))
+    assert not torch.equal(attended, changed)
 
 
 def test_attention_is_left_out_where_no_map_has_its_size():

@@ -13,9 +13,9 @@ from torch import nn
 from diticli.config import Precision
 from diticli.models.compiled import CompiledPart, Part
 from diticli.models.device import resolve_precision
-from diticli.models.encoder import SemanticEncoder
+from diticli.models.encoder_body import EncoderBody
 from diticli.models.layout import layout_for
-from diticli.models.pipeline import normalise
+from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
 
 
@@ -42,7 +42,7 @@ class BatchEncoder:
 
     def __init__(
         self,
-        encoder: SemanticEncoder,
+        encoder: EncoderBody,
         precision: Precision = "auto",
         *,
         compile: bool = False,
@@ -72,14 +72,14 @@ class BatchEncoder:
         return features_BD
 
 
-def _inference_copy(encoder: SemanticEncoder, dtype: torch.dtype) -> SemanticEncoder:
+def _inference_copy(encoder: EncoderBody, dtype: torch.dtype) -> EncoderBody:
     """Convolutions and attention in `dtype`; the head in float32, for the result is not rounded to bf16 then."""
     twin = copy.deepcopy(encoder).requires_grad_(False).eval()
     for module in twin.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module is not twin.head:
             module.to(dtype)
     twin.head.register_forward_pre_hook(_in_float32)
-    return twin.to(memory_format=layout_for(encoder.device, dtype))
+    return twin.to(memory_format=layout_for(encoder.device, dtype))  # type: ignore[call-overload]
 
 
 def _in_float32(head: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

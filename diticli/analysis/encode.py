@@ -26,7 +26,7 @@ from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
 from diticli.errors import DataError, ModelError
-from diticli.models.pipeline import DiTiPipeline
+from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload
 from diticli.progress import Reporter, SilentReporter
 
@@ -47,7 +47,7 @@ class _Batch:
 
 
 def encode_with(
-    pipeline: DiTiPipeline, source: ImageSource, out: Path, *, precision: Precision = "auto", **options: Any
+    pipeline: DiTiModel, source: ImageSource, out: Path, *, precision: Precision = "auto", **options: Any
 ) -> EncodeResult:
     """`encode_images` by a model, which fills in all that the metadata says of it; `options` as there.
 
@@ -66,7 +66,7 @@ def encode_with(
 
 
 def model_facts(
-    pipeline: DiTiPipeline, source: ImageSource, precision: Precision, reporter: Reporter | None
+    pipeline: DiTiModel, source: ImageSource, precision: Precision, reporter: Reporter | None
 ) -> tuple[BatchEncoder, dict[str, Any]]:
     """The encoder of a model for this many images, and what the metadata says of both, by field of `FeatureMeta`.
 

@@ -24,7 +24,7 @@ from diticli.data.features import FeatureMeta
 from diticli.data.image_slice import ImageSlice
 from diticli.data.images import ImageSource
 from diticli.errors import DataError
-from diticli.models.pipeline import DiTiPipeline
+from diticli.models.model import DiTiModel
 from diticli.progress import Reporter, SilentReporter
 
 DEFAULT_SHARD = 100_000
@@ -67,7 +67,7 @@ class ShardedResult:
 
 
 def encode_sharded_with(
-    pipeline: DiTiPipeline, source: ImageSource, folder: Path, *, precision: Precision = "auto", **options: Any
+    pipeline: DiTiModel, source: ImageSource, folder: Path, *, precision: Precision = "auto", **options: Any
 ) -> ShardedResult:
     """`encode_sharded` by a model, which fills in all that the metadata says of it; `options` as there.
 

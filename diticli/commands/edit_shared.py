@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.editing.settings import EditSettings
     from diticli.editing.sheet import Shown
-    from diticli.models.pipeline import DiTiPipeline
+    from diticli.models.model import DiTiModel
 
 
 def settings_of(request: Request) -> EditSettings:
@@ -39,11 +39,11 @@ def settings_of(request: Request) -> EditSettings:
     return (EditSettings.like_official if request.official else EditSettings)(seed=request.seed, **chosen)
 
 
-def load(request: Request) -> DiTiPipeline:
+def load(request: Request) -> DiTiModel:
     """The model."""
-    from diticli.models.locate import load_pipeline
+    from diticli.models.locate import load_model
 
-    return load_pipeline(request.model, request.device)
+    return load_model(request.model, request.device)
 
 
 def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:
@@ -55,7 +55,7 @@ def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:
     return [layout.parse(spec) for spec in request.chunks]
 
 
-def read_images(request: Request, pipeline: DiTiPipeline) -> list[Image.Image]:
+def read_images(request: Request, pipeline: DiTiModel) -> list[Image.Image]:
     """All images, as the model sees them."""
     from diticli.editing.inputs import read_source
 

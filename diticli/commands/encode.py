@@ -94,13 +94,13 @@ def encode(
     from diticli.analysis.team import Team
     from diticli.commands.console import emit_json, reporter
     from diticli.data.images import open_images
-    from diticli.models.locate import load_pipeline
+    from diticli.models.locate import load_model
     from diticli.progress import SilentReporter
 
     team = Team.from_environment()
     sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
     _check_team(team, sharded, sources)
-    pipeline = load_pipeline(model, team.device(device))
+    pipeline = load_model(model, team.device(device))
     source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop)
     options: dict[str, Any] = {
         "precision": precision.value,

@@ -87,7 +87,7 @@ def evaluate(
     from diticli.judging.images import judged_faces, judged_folder
     from diticli.judging.reader import train_reader
     from diticli.judging.report import write_evaluation
-    from diticli.models.locate import load_pipeline
+    from diticli.models.locate import load_model
     from diticli.sampling import DEFAULT_STEPS
 
     if (data == FACES) != (labels is None):
@@ -96,7 +96,7 @@ def evaluate(
             remedy="Give --data and --labels together, or neither.",
         )
     names: list[str | None] = [*models] if models else [None]
-    pipelines = [load_pipeline(name, device) for name in names]
+    pipelines = [load_model(name, device) for name in names]
     first = pipelines[0]
     if odd := [p.model_id for p in pipelines if (p.resolution, p.crop) != (first.resolution, first.crop)]:
         raise ConfigError(

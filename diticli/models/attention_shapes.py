@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from diticli.models.build import build_encoder, build_unet
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.plain_blocks import is_attention
 from diticli.settings import build_config
 
 
@@ -49,7 +49,7 @@ def preset_attentions(preset: str) -> list[AttentionShape]:
     return list(dict.fromkeys(of_unet + of_encoder))
 
 
-def _in_unet(unet: UNet2DModel) -> Iterator[tuple[int, Attention]]:
+def _in_unet(unet: UNet2DModel) -> Iterator[tuple[int, Any]]:
     """Map size and block; the way up repeats the sizes of the way down."""
     size = unet.config.sample_size
     for level, block in enumerate(unet.down_blocks):
@@ -58,14 +58,14 @@ def _in_unet(unet: UNet2DModel) -> Iterator[tuple[int, Attention]]:
         yield from ((size >> (len(unet.down_blocks) - 1), attention) for attention in _attentions(unet.mid_block))
 
 
-def _in_encoder(encoder: SemanticEncoder) -> Iterator[tuple[int, Attention]]:
+def _in_encoder(encoder: SemanticEncoder) -> Iterator[tuple[int, Any]]:
     if encoder.attention is not None:
         yield encoder.config.attention_size, encoder.attention
 
 
-def _attentions(block: nn.Module) -> Iterator[Attention]:
-    return (module for module in block.modules() if isinstance(module, Attention))
+def _attentions(block: nn.Module) -> Iterator[Any]:
+    return (module for module in block.modules() if is_attention(module))
 
 
-def _heads(block: Attention) -> tuple[int, int]:
+def _heads(block: Any) -> tuple[int, int]:
     return block.heads, block.inner_dim // block.heads

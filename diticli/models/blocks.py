@@ -1,4 +1,4 @@
-"""diffusers' blocks, run here: their modules and weights, our order of operations.
+"""diffusers' blocks (or their plain twins), run here: their modules and weights, our order of operations.
 
 What differs from their own forward is speed alone. Norm, modulation and activation are one operator; the
 concatenation with a skip is never built; maps stay channels_last; q, k and v are one product.
@@ -8,17 +8,21 @@ Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K ch
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diticli.models.attention import attend
 from diticli.models.modulation import Modulation
 from diticli.models.norms import modulated_norm, norm_silu
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
 
 
 def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.config import Precision
 from diticli.models.device import resolve_precision
 from diticli.models.frozen import FrozenBase
 from diticli.models.frozen_shift import FrozenShift
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.shift_body import ShiftBody
 from diticli.models.step_graph import StepGraph, wants_graph
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from diticli.models.plain_unet import PlainUNet
 
 
 class FrozenPair:
@@ -31,7 +36,7 @@ class FrozenPair:
 
     MOST_GRAPHS = 4
 
-    def __init__(self, unet: UNet2DModel, decoder: ShiftDecoder, dtype: torch.dtype) -> None:
+    def __init__(self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, dtype: torch.dtype) -> None:
         if unet.dtype != torch.float32:
             unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
         devices = [unet.device] if unet.device.type == "cuda" else []
@@ -70,7 +75,7 @@ class FrozenCopies:
     def __init__(self) -> None:
         self._made: tuple[object, FrozenPair] | None = None
 
-    def of(self, unet: UNet2DModel, decoder: ShiftDecoder, precision: Precision) -> FrozenPair:
+    def of(self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, precision: Precision) -> FrozenPair:
         """Copies of both; networks that were cast to less than float32 keep their own dtype.
 
         Raises:

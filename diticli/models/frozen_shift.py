@@ -14,7 +14,7 @@ from diticli.models.blocks import norm_silu
 from diticli.models.frozen import to_inference
 from diticli.models.modulation import PathWeights, gather_weights, modulate
 from diticli.models.predictor import ChunkWindows
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.shift_body import ShiftBody
 from diticli.models.unet import DownFeatures, run_up_path, up_resnets
 
 
@@ -28,7 +28,7 @@ class FrozenShift(nn.Module):
         dtype: in which the copy computes.
     """
 
-    def __init__(self, decoder: ShiftDecoder, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, decoder: ShiftBody, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.decoder = copy.deepcopy(decoder).float().requires_grad_(False).eval()
         for field, value in gather_weights(up_resnets(self.decoder))._asdict().items():

@@ -23,14 +23,15 @@ def local_folder(name: str) -> Path:
     Raises:
         ModelError: when there is neither, or its lists of weights name files elsewhere.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return _checked(Path(path))
     if os.path.exists(path):
         raise ModelError(f"{name} is a file.", remedy="Give the folder of the model.")
+    # Imported here: for a folder nobody should wait for an HTTP client.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return _checked(Path(snapshot_download(name, allow_patterns=_PATTERNS)))
     except HFValidationError as error:
@@ -60,6 +61,19 @@ def _checked(folder: Path) -> Path:
 def first_line(error: BaseException) -> str:
     """First line of an exception's text, for a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def pipeline_folder(name: str) -> Path:
+    """Folder of the pipeline that a path, a run directory or a Hub id names, checked by `check_index`.
+
+    Raises:
+        ModelError: when there is none, or it is no pipeline of ours.
+    """
+    folder = local_folder(name)
+    if (folder / "model" / "model_index.json").is_file():
+        folder = folder / "model"
+    check_index(folder)
+    return folder
 
 
 def check_index(folder: Path) -> None:

@@ -11,12 +11,14 @@ R rows of all projections (S for "default", 2 S for "scale_shift", scales first)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers.models.resnet import ResnetBlock2D
 
 
 class Modulation(NamedTuple):

@@ -8,10 +8,10 @@ from diticli.data.decode import CROP_NOTES
 from diticli.errors import ModelError
 
 if TYPE_CHECKING:
-    from diticli.models.pipeline import DiTiPipeline
+    from diticli.models.model import DiTiModel
 
 
-def check_parts(pipeline: DiTiPipeline) -> None:
+def check_parts(pipeline: DiTiModel) -> None:
     """Refuse parts that do not fit each other.
 
     Raises:

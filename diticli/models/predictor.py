@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.chunks import ChunkLayout
@@ -18,7 +17,10 @@ from diticli.models.frozen import FrozenBase
 from diticli.models.unet import DownFeatures, predict_noise, run_down_path
 
 if TYPE_CHECKING:
-    from diticli.models.shift_decoder import ShiftDecoder
+    from diffusers import UNet2DModel
+
+    from diticli.models.plain_unet import PlainUNet
+    from diticli.models.shift_body import ShiftBody
 
 
 class Prediction(NamedTuple):
@@ -42,7 +44,7 @@ class ChunkWindows(nn.Module):
 
 
 def run_base(
-    base: UNet2DModel | FrozenBase, x_BCHW: torch.Tensor, t_B: torch.Tensor
+    base: UNet2DModel | PlainUNet | FrozenBase, x_BCHW: torch.Tensor, t_B: torch.Tensor
 ) -> tuple[torch.Tensor, DownFeatures]:
     """Noise estimate [B, C, H, W] and down-path features of a base in eval mode, without gradient.
 
@@ -59,8 +61,8 @@ def run_base(
 
 
 def predict(
-    base: UNet2DModel | FrozenBase,
-    decoder: ShiftDecoder,
+    base: UNet2DModel | PlainUNet | FrozenBase,
+    decoder: ShiftBody,
     x_BCHW: torch.Tensor,
     t_B: torch.Tensor,
     *z_mods: torch.Tensor,

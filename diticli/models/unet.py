@@ -1,4 +1,4 @@
-"""The base: a frozen, unconditional `UNet2DModel`, run in two halves.
+"""The base: a frozen, unconditional `UNet2DModel` (or its plain twin), run in two halves.
 
 The shift branch needs the base's down-path features, so the UNet's own parts are called in turn here.
 
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D
 
 from diticli.errors import ModelError
 from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
@@ -22,12 +20,14 @@ from diticli.models.hub import first_line, local_folder
 from diticli.models.layout import in_layout
 from diticli.models.modulation import Modulation, PathWeights, gather_weights, modulate
 from diticli.models.norms import norm_silu
+from diticli.models.plain_blocks import is_resnet
+from diticli.models.plain_unet import DOWN_BLOCKS, UP_BLOCKS
 
-# What `run_down_path` and `run_up_path` can run.
-_BLOCKS = {
-    *("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
-    *("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-}
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.models.resnet import ResnetBlock2D
+
+    from diticli.models.plain_unet import PlainUNet
 
 
 class DownFeatures(NamedTuple):
@@ -45,7 +45,7 @@ class UpPath(Protocol):
     up_blocks: Any
 
 
-def estimate_noise(unet: UNet2DModel, x_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+def estimate_noise(unet: UNet2DModel | PlainUNet, x_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
     """The noise estimate [B, C, H, W] of `unet`: what its own forward computes, faster.
 
     Args:
@@ -57,7 +57,7 @@ def estimate_noise(unet: UNet2DModel, x_BCHW: torch.Tensor, t_B: torch.Tensor) -
 
 
 def run_down_path(
-    unet: UNet2DModel, x_BCHW: torch.Tensor, t_B: torch.Tensor, weights: PathWeights | None = None
+    unet: UNet2DModel | PlainUNet, x_BCHW: torch.Tensor, t_B: torch.Tensor, weights: PathWeights | None = None
 ) -> DownFeatures:
     """First half of `unet`: noisy images [B, C, H, W] at time-steps [B], or [1] for all samples.
 
@@ -70,13 +70,14 @@ def run_down_path(
     modulations = modulate(resnets, weights or gather_weights(resnets), temb)
     h = unet.conv_in(in_layout(x_BCHW))
     skips = [h]
-    for block in unet.down_blocks:
+    down_blocks: Any = unet.down_blocks
+    for block in down_blocks:
         for resnet, attention in _layers(block):
             h = run_resnet(resnet, h, next(modulations))
             h = h if attention is None else run_attention(attention, h)
             skips.append(h)
         for sampler in block.downsamplers or ():
-            if isinstance(sampler, ResnetBlock2D):
+            if is_resnet(sampler):
                 h = run_resnet(sampler, h, next(modulations))
             else:
                 h = run_downsample(sampler, h)
@@ -100,14 +101,16 @@ def run_up_path(
             h = run_resnet(resnet, h, next(modulations), remaining.pop())
             h = h if attention is None else run_attention(attention, h)
         for sampler in block.upsamplers or ():
-            if isinstance(sampler, ResnetBlock2D):
+            if is_resnet(sampler):
                 h = run_resnet(sampler, h, next(modulations))
             else:
                 h = run_upsample(sampler, h)
     return h
 
 
-def predict_noise(unet: UNet2DModel, down: DownFeatures, weights: PathWeights | None = None) -> torch.Tensor:
+def predict_noise(
+    unet: UNet2DModel | PlainUNet, down: DownFeatures, weights: PathWeights | None = None
+) -> torch.Tensor:
     """Second half of `unet`: its noise estimate [B, C, H, W] from the down-path features.
 
     `weights` are those of `up_resnets(unet)`, where they are kept ready.
@@ -117,7 +120,7 @@ def predict_noise(unet: UNet2DModel, down: DownFeatures, weights: PathWeights | 
     return unet.conv_out(norm_silu(unet.conv_norm_out, run_up_path(unet, down.hidden, down.skips, modulations)))
 
 
-def down_resnets(unet: UNet2DModel) -> list[ResnetBlock2D]:
+def down_resnets(unet: UNet2DModel | PlainUNet) -> list[ResnetBlock2D]:
     """Residual blocks of the down path, in the order in which they run."""
     return [resnet for block in unet.down_blocks for resnet in _resnets(block, block.downsamplers)]
 
@@ -129,7 +132,7 @@ def up_resnets(path: UpPath) -> list[ResnetBlock2D]:
 
 
 def _resnets(block: Any, samplers: Any) -> list[ResnetBlock2D]:
-    return [*block.resnets, *(sampler for sampler in samplers or () if isinstance(sampler, ResnetBlock2D))]
+    return [*block.resnets, *(sampler for sampler in samplers or () if is_resnet(sampler))]
 
 
 def _layers(block: Any) -> Iterator[tuple[ResnetBlock2D, Any]]:
@@ -145,7 +148,7 @@ def check_base(unet: UNet2DModel, *, resolution: int | None = None) -> None:
             activation that cannot be run here, or another resolution or channel count than the data's.
     """
     config = unet.config
-    unknown = sorted({*config.down_block_types, *config.up_block_types} - _BLOCKS)
+    unknown = sorted({*config.down_block_types, *config.up_block_types} - {*DOWN_BLOCKS, *UP_BLOCKS})
     problems = {
         f"it uses a {config.time_embedding_type} time embedding": config.time_embedding_type != "positional",
         "it is class-conditional": config.class_embed_type is not None or config.num_class_embeds is not None,
@@ -188,6 +191,8 @@ def load_base(name_or_path: str, *, resolution: int | None = None) -> tuple[UNet
 
 
 def _load_unet(folder: Path) -> UNet2DModel:
+    from diffusers import UNet2DModel
+
     remedy = "Give a folder saved by diffusers (with config.json and safetensors weights) or a Hub id."
     try:
         # Without safetensors diffusers would unpickle.
@@ -204,6 +209,8 @@ def _load_unet(folder: Path) -> UNet2DModel:
 
 
 def _load_scheduler(folder: Path) -> DDPMScheduler:
+    from diffusers import DDPMScheduler
+
     if (folder / "scheduler").is_dir():
         folder = folder / "scheduler"
     if not (folder / "scheduler_config.json").is_file():

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.heads import unet_from_config
+from diticli.models.plain_blocks import is_attention
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.official.config import encoder_config, new_qkv_order, unet_config
 
@@ -173,8 +173,8 @@ def _take(module: nn.Module, key: str, source: _Source, official: StateDict, new
         tensor = tensor.squeeze(-1)
     if source.part is None:
         return tensor
-    block = module.get_submodule(key.rpartition(".to_")[0])
-    assert isinstance(block, Attention)
+    block: Any = module.get_submodule(key.rpartition(".to_")[0])
+    assert is_attention(block)
     rest = tensor.shape[1:]
     split = tensor.view(3, -1, *rest) if new_qkv else tensor.view(block.heads, 3, -1, *rest).transpose(0, 1)
     return split[source.part].reshape(-1, *rest).clone(memory_format=torch.contiguous_format)
