@@ -7,6 +7,7 @@ each looks there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -27,6 +28,9 @@ _FAILURE, _HEARD = "diti/failure", "diti/heard/{rank}"
 _LOOK_SECONDS = 0.5
 _GRACE_SECONDS = 5.0
 """How long a process may take to end by itself after another failed."""
+_HEARING_SECONDS = 30.0
+"""How long a process that failed stays for others to hear why: one that lives looks every half second, if it is given
+the time."""
 _STATUS = 69
 _LOST = "Another process of this run ended without a word."
 
@@ -122,9 +126,10 @@ class Companions:
                 self._store.set(_HEARD.format(rank=self.rank), "")
         except distributed.DistError:  # the process that kept the store
             mine, first = "", _LOST
-        if first == mine != _LOST:
+        told_here = first == mine != _LOST
+        if told_here or (first != _LOST and self.rank == 0):  # process 0 keeps the store
             self._wait_for_listeners()
-        elif not isinstance(error, DiTiError):
+        if not told_here and not isinstance(error, DiTiError):
             raise OtherProcessError(
                 first, remedy="Remove the cause, then run the same command again: it goes on from the last checkpoint."
             ) from error
@@ -134,10 +139,11 @@ class Companions:
         return f"Process {self.rank} of {self.world} failed: {text}"
 
     def _wait_for_listeners(self) -> None:
-        end = time.monotonic() + _GRACE_SECONDS
+        end = time.monotonic() + _HEARING_SECONDS
         keys = [_HEARD.format(rank=rank) for rank in range(self.world) if rank != self.rank]
-        while not self._store.check(keys) and time.monotonic() < end:
-            time.sleep(0.05)
+        with contextlib.suppress(distributed.DistError):  # whoever kept the store heard it and is gone
+            while not self._store.check(keys) and time.monotonic() < end:
+                time.sleep(0.05)
 
     def _watch(self) -> None:
         while not self._over.wait(_LOOK_SECONDS):

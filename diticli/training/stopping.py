@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,7 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 REPEAT_SECONDS = 1.0
-"""Signals this close are one request: `torchrun` passes on what a terminal has already sent to its processes."""
+"""Signals this close are one request."""
+LAUNCHED_SECONDS = 10.0
+"""The same under a launcher: `torchrun` passes on, when it gets to it, what a terminal has already sent to all."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -41,6 +44,7 @@ class StopRequest:
         self.signal = 0
         self._agree = agree
         self._since = 0.0
+        self._patience = LAUNCHED_SECONDS if os.environ.get("WORLD_SIZE", "1") != "1" else REPEAT_SECONDS
         self._previous: dict[int, Any] = {}
 
     def now(self) -> int:
@@ -62,5 +66,5 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.signal, self._since = number, time.monotonic()
-        elif time.monotonic() - self._since > REPEAT_SECONDS:
+        elif time.monotonic() - self._since > self._patience:
             raise KeyboardInterrupt

@@ -9,6 +9,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from . import injections
 from .processes import run, start
 from .settings import Bench, draw_photos, encode_command, train_command
@@ -56,6 +58,46 @@ def fill_disk(bench: Bench, rng: random.Random) -> None:
     check(ended, 65, f"Cannot write {out}", "Free some space and run the same command again")
     assert not out.exists()
     finish(bench, out)
+
+
+def change_image(bench: Bench, rng: random.Random) -> None:
+    """A picture changes between a stop and going on: nothing of before is mixed in."""
+    folder = bench.folder()
+    photos, out, fresh = draw_photos(folder / "photos"), folder / "features.npy", folder / "fresh.npy"
+    command = encode_command(photos, out, bench.run)
+    ended = run(command, folder / "log", inject=partial(injections.signal_at_batch, 2, signal.SIGINT))
+    check(ended, 128 + signal.SIGINT, "Run the same command again to go on")
+    Image.new("RGB", (20, 20), "red").save(rng.choice(sorted(photos.iterdir())))
+    check(run(command, folder / "log"), 0, "The partial file of another model or other images is replaced")
+    assert run(encode_command(photos, fresh, bench.run), folder / "log").status == 0
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def lose_image(bench: Bench, rng: random.Random) -> None:
+    """A picture vanishes between listing and reading: it has no row, and is named."""
+    folder = bench.folder()
+    photos, out = draw_photos(folder / "photos"), folder / "features.npy"
+    chosen = rng.choice(names := sorted(path.name for path in photos.iterdir()))
+    inject = partial(injections.delete_once_listed, photos / chosen)
+    check(
+        run(encode_command(photos, out, bench.run), folder / "log", inject=inject), 0, "1 of 37 images cannot be read"
+    )
+    facts = json.loads(out.with_suffix(".json").read_text())
+    assert facts["files"] == [name for name in names if name != chosen]
+    assert [item["file"] for item in facts["skipped"]] == [chosen]
+
+
+def start_two_at_once(bench: Bench, rng: random.Random) -> None:
+    """Two commands race for one file: it is that of one command, and whoever came too late is told."""
+    assert bench.features
+    out = bench.folder() / "features.npy"
+    both = [start(encode_command(bench.faces, out, bench.run), out.with_name(f"log-{i}")) for i in range(2)]
+    first, second = sorted((command.wait() for command in both), key=lambda ended: ended.status)
+    assert first.status == 0, first.text
+    if second.status:
+        check(second, 65, "Another process is writing", str(out))
+    assert out.read_bytes() == bench.features.read_bytes()
+    assert not list(out.parent.glob("*.partial*"))
 
 
 def refuse_folder(bench: Bench, rng: random.Random) -> None:

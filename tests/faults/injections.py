@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .processes import Injection
+from .processes import LIMIT, Injection
 
 
 def limit_files(size: int) -> None:
@@ -45,15 +45,15 @@ def hang_at(step: int) -> None:
 
     def hang() -> None:
         print(f"step {step} is reached", flush=True)
-        time.sleep(600)
+        time.sleep(10 * LIMIT)
 
     at_step(step, hang)
 
 
-def rewind_clock(seconds: float) -> None:
-    """The wall clock goes back at every look."""
+def turn_clock(seconds: float) -> None:
+    """The wall clock jumps at every look, ahead or (negative) back."""
     began, looks = time.time(), iter(range(10**9))
-    time.time = lambda: began - seconds * next(looks)  # type: ignore[assignment]
+    time.time = lambda: began + seconds * next(looks)  # type: ignore[assignment]
 
 
 def kill_decoder_at(step: int) -> None:
@@ -83,6 +83,16 @@ def fill_disk_when_publishing(size: int) -> None:
         publish(self, target, save)
 
     RunDirectory.publish = limited  # type: ignore[method-assign]
+
+
+def delete_once_listed(path: Path) -> None:
+    """A file vanishes after the images were listed and before any is encoded."""
+    from diticli.analysis import encode
+
+    def announce(*arguments: Any) -> None:
+        path.unlink()
+
+    encode._announce = announce
 
 
 def save_every_batch() -> None:

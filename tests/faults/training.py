@@ -128,13 +128,13 @@ def kill_decoder(bench: Bench, rng: random.Random) -> None:
     finish(bench, folder, *more)
 
 
-def turn_back_clock(bench: Bench, rng: random.Random) -> None:
-    """The wall clock goes back by up to a day at every look, with a stop between."""
-    folder, back = bench.folder(), partial(injections.rewind_clock, rng.uniform(1, 86_400))
-    ended = train(folder, inject=partial(injections.both, back, partial(injections.signal_at, 4, signal.SIGINT)))
+def turn_clock(bench: Bench, rng: random.Random, *, way: int) -> None:
+    """The wall clock jumps by up to a day at every look, 1 ahead or -1 back, with a stop between."""
+    folder, turn = bench.folder(), partial(injections.turn_clock, way * rng.uniform(1, 86_400))
+    ended = train(folder, inject=partial(injections.both, turn, partial(injections.signal_at, 4, signal.SIGINT)))
     assert ended.status == 130, ended.text
     assert newest(folder).name == "step-00000004"
-    ended = train(folder, inject=back)
+    ended = train(folder, inject=turn)
     assert ended.status == 0, ended.text
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["images_per_second"] > 0 for line in lines)
