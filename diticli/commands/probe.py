@@ -1,8 +1,8 @@
-"""`diti probe`: how linearly do cached features tell each attribute?"""
+"""`diti probe`: how linearly do cached features tell each attribute, and where in the chunks?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +12,11 @@ from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
-    from diticli.data.features import FeatureMeta
+    from diticli.data.features import FeatureMeta, Features
     from diticli.probing.promask import MaskSettings
-    from diticli.probing.report import AttributeReport, ProbeReport
+    from diticli.probing.report import ProbeReport
 
-SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy"}
 FOLDER_LABELS = "folder"
-COLUMNS = ["attribute", "kind", "metric", "value", "base rate", "MSE", "R2"]
-BUSIEST = 3
 
 
 def probe(
@@ -30,13 +27,14 @@ def probe(
         ),
     ],
     labels: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="CSV with file names first, CelebA's or CelebAMask-HQ's attribute list, lfw_attributes.txt, "
-            "metadata.csv/.jsonl; or the word folder: each image's folder is its category.",
+            "metadata.csv/.jsonl; or the word folder: each image's folder is its category. Without labels only "
+            "statistics of the features are told.",
             show_default=False,
         ),
-    ],
+    ] = None,
     groups: Annotated[
         Path | None,
         typer.Option(
@@ -65,8 +63,24 @@ def probe(
         int | None,
         typer.Option(min=10, help="Training steps of --mask-dims. Default: 600.", show_default=False),
     ] = None,
+    metrics: Annotated[
+        bool,
+        typer.Option(
+            "--metrics",
+            help="Also score disentanglement, attributes as factors, dims and chunks as units: DCI, MIG, SAP, "
+            "FactorVAE, modularity, explicitness, TAD.",
+        ),
+    ] = False,
+    atlas: Annotated[
+        bool,
+        typer.Option(
+            "--atlas",
+            help="Also tell what each chunk knows: attributes read from each chunk alone, from all others, and from "
+            "chunks 0 to k.",
+        ),
+    ] = False,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for report.json, the classifiers and the directions.")
+        Path, typer.Option("--out", "-o", help="Folder for report.json, classifiers, directions and heatmaps.")
     ] = Path("probe"),
     device: DeviceOption = None,
     seed: SeedOption = 0,
@@ -76,7 +90,9 @@ def probe(
 
     Labels are matched by file name. Of the matched rows 70 % train, 15 % choose the regularisation and
     15 % are only scored, unless --split says which are which. Binary attributes give the average
-    precision, numbers Pearson's r (and R2, MSE), categories the accuracy.
+    precision, numbers Pearson's r (and R2, MSE), categories the accuracy. Intervals are bootstrap 95 %
+    intervals over the scored images, or over their groups where --groups is given (1,000 resamples); report.json
+    has those of all metrics.
 
     The folder also gets directions.safetensors and directions.json: what attribute editing needs, the
     classifiers on standardised features, mean and deviation of each dim, the model and its chunks. In Python:
@@ -86,7 +102,16 @@ def probe(
     that is trained together with a classifier. The table then has two more scores on the same test rows: of
     a classifier on these 16 dims alone, and of one on the 16 dims of the largest weights, for comparison.
 
+    --atlas reads every attribute from each chunk alone, from all but it, and from chunks 0 to k, with linear
+    models in closed form, and writes three heatmaps over the time-steps. An attribute comes in at the time-step
+    that is the centre of what chunks 0 to k gain with each k. It takes about as long as the probe itself;
+    --metrics fits boosted trees and takes longer.
+
     Example: diti probe feats.npy --labels labels.csv -o probe
+
+    Example: diti probe feats.npy --labels labels.csv --atlas --metrics -o probe
+
+    Example: diti probe feats.npy
 
     Example: diti probe celeba.npy --labels list_attr_celeba.txt --split list_eval_partition.txt
 
@@ -103,7 +128,14 @@ def probe(
     from diticli.probing.probe import probe_features
     from diticli.probing.splits import given_split
 
+    mask = _mask(mask_dims, mask_steps)
     loaded = read_features(features)
+    if labels is None:
+        _check_alone(
+            {"--groups": groups, "--split": split, "--mask-dims": mask, "--metrics": metrics, "--atlas": atlas}
+        )
+        _statistics(features, loaded, out, as_json)
+        return
     meta = _named(features, loaded.meta)
     joined = join_labels(
         meta.files,
@@ -120,8 +152,11 @@ def probe(
         split=given_split(joined.parts, groups=joined.groups) if joined.parts else None,
         seed=seed,
         meta=meta,
-        mask=_mask(mask_dims, mask_steps),
+        mask=mask,
         device=resolve_device(device) if mask_dims else "cpu",
+        statistics=True,
+        metrics=metrics,
+        atlas=atlas,
         reporter=reporter(),
     )
     facts = {"features": str(features), "labels": labels, "groups_file": str(groups or "")}
@@ -132,7 +167,45 @@ def probe(
         emit_json(data)
         return
     _show(report)
-    say(f"Wrote {out}: report.json, probe.safetensors, directions.json and directions.safetensors.")
+    pictures = ", heatmaps" if report.atlas else ""
+    say(f"Wrote {out}: report.json, probe.safetensors, directions.json and directions.safetensors{pictures}.")
+
+
+def _statistics(path: Path, loaded: Features, out: Path, as_json: bool) -> None:
+    """What can be told without labels."""
+    from diticli.commands.console import emit_json, say
+    from diticli.commands.probe_tables import show_statistics
+    from diticli.disentanglement import measure_statistics
+    from diticli.probing.files import write_statistics
+    from diticli.probing.probe import layout_of
+
+    layout = layout_of(loaded.meta)
+    statistics = measure_statistics(loaded.values, layout)
+    data = write_statistics(statistics, layout, out, {"features": str(path)})
+    if as_json:
+        emit_json(data)
+        return
+    show_statistics(statistics, layout)
+    say(f"Wrote {out}: report.json. Give --labels for what the features tell.")
+
+
+def _show(report: ProbeReport) -> None:
+    from diticli.commands.console import say
+    from diticli.commands.probe_tables import describe_statistics, show_atlas, show_disentanglement, show_scores
+
+    show_scores(report)
+    if report.disentanglement:
+        show_disentanglement(report.disentanglement)
+    if report.atlas:
+        show_atlas(report.atlas)
+    if report.statistics:
+        say(describe_statistics(report.statistics))
+
+
+def _check_alone(given: Mapping[str, object]) -> None:
+    useless = [name for name, value in given.items() if value]
+    if useless:
+        raise ConfigError(f"{useless[0]} is of no use without labels.", remedy="Add --labels FILE.")
 
 
 def _mask(dims: int | None, steps: int | None) -> MaskSettings | None:
@@ -152,53 +225,3 @@ def _named(path: Path, meta: FeatureMeta | None) -> FeatureMeta:
             remedy='Make it with `diti encode`, or write {"files": [...]} with one name per row there.',
         )
     return meta
-
-
-def _show(report: ProbeReport) -> None:
-    from diticli.commands.console import say, show_table
-
-    columns = [*COLUMNS, *_mask_columns(report)]
-    rows: list[list[str]] = []
-    for kind, means in report.means.items():
-        alike = [item for item in report.attributes if item.kind == kind]
-        rows += [_row(item) for item in sorted(alike, key=lambda item: -item.value)]
-        rows += [_mean_row(kind, alike[0].metric, means)]
-    rows.sort(key=lambda row: row[0].startswith("mean of"))
-    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    shown = [[row[i] for i in used] for row in rows]
-    show_table("Linear probe, test rows", [columns[i] for i in used], shown)
-    for skipped in report.skipped:
-        say(f"Not probed: {skipped.name} ({skipped.reason}).")
-
-
-def _mask_columns(report: ProbeReport) -> list[str]:
-    count = next((len(item.masked.dims) for item in report.attributes if item.masked), 0)
-    return [f"{count} dims", f"{count} by weight", f"{BUSIEST} busiest chunks"] if count else []
-
-
-def _row(item: AttributeReport) -> list[str]:
-    row = [item.name, item.kind, SHORT[item.metric], *_numbers(item.value, item.base_rate, item.extras)]
-    if item.masked is None:
-        return row
-    return [*row, f"{item.masked.value:.3f}", f"{item.masked.by_weight:.3f}", _busiest(item.masked.per_chunk)]
-
-
-def _mean_row(kind: str, metric: str, means: Mapping[str, float]) -> list[str]:
-    name = f"mean of {means['attributes']:.0f}"
-    row = [name, kind, SHORT[metric], *_numbers(means[metric], means["base_rate"], means)]
-    if f"masked_{metric}" not in means:
-        return row
-    return [*row, f"{means[f'masked_{metric}']:.3f}", f"{means[f'by_weight_{metric}']:.3f}", ""]
-
-
-def _busiest(per_chunk: Sequence[int]) -> str:
-    """The chunks that own most of the chosen dims, with how many."""
-    order = sorted((chunk for chunk, count in enumerate(per_chunk) if count), key=lambda c: (-per_chunk[c], c))
-    return ", ".join(f"{chunk}: {per_chunk[chunk]}" for chunk in order[:BUSIEST])
-
-
-def _numbers(value: float, base_rate: float, extras: Mapping[str, float]) -> list[str]:
-    """Numbers have errors (of the standardised target), the other kinds a base rate."""
-    if "r2" in extras:
-        return [f"{value:.3f}", "", f"{extras['mse']:.3f}", f"{extras['r2']:.3f}"]
-    return [f"{value:.3f}", f"{base_rate:.3f}", "", ""]

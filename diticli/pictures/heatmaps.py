@@ -6,6 +6,7 @@ chunk_heatmap(path, skill_RK, rows=names, layout=layout, title="Each chunk alone
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,21 +79,21 @@ def chunk_heatmap(
     everything = grid if totals is None else np.column_stack([grid, totals])
     top = limit or max(0.05, float(np.abs(everything[np.isfinite(everything)]).max(initial=0.0)))
 
+    width = max(4.0, 0.9 + 0.075 * max(map(len, rows)) + _cell_width(layout.chunks) * (layout.chunks + 2))
+
     def draw(axes: Axes) -> None:
         _cells(axes, grid, 0.0, top)
         if totals is not None:
             _cells(axes, np.asarray(totals, dtype=np.float64)[:, None], layout.chunks + _GAP, top)
         _axes(axes, rows, layout, totals_label if totals is not None else None)
-        footer = [note, f"Red: {marks_label}" if marks is not None and any(marks) else ""]
         for row, mark in enumerate(marks or ()):
             if mark is not None:
                 _mark(axes, row, mark, layout)
-        axes.set_title(plain(title), loc="left")
-        below = ".  ".join(text.strip().rstrip(".") for text in footer if text)
-        axes.set_xlabel("time-step t (0: clean, T: noise)" + (f"\n{plain(below)}" if below else ""))
+        axes.set_title(_wrapped(title, width / 0.115), loc="left", fontsize=11)
+        texts = ["time-step t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
+        axes.set_xlabel("\n".join(_wrapped(text, width / 0.077) for text in texts if text), fontsize=8.5)
 
-    width = 0.9 + 0.075 * max(map(len, rows)) + _cell_width(layout.chunks) * (layout.chunks + 2)
-    return save_chart(path, draw, (max(4.0, width), 1.5 + 0.27 * len(rows)))
+    return save_chart(path, draw, (width, 1.6 + 0.27 * len(rows)))
 
 
 def _cell_width(chunks: int) -> float:
@@ -120,7 +121,7 @@ def _cells(axes: Axes, grid: DoubleArray, left: float, top: float) -> None:
             colour = "w" if abs(value) > 0.62 * top else "k"
             place = (left + column + 0.5, row + 0.5)
             axes.text(
-                *place, _number(value, short), ha="center", va="center", fontsize=5.5 if short else 7, color=colour
+                *place, _number(value, short, top), ha="center", va="center", fontsize=5.5 if short else 7, color=colour
             )
 
 
@@ -153,9 +154,14 @@ def _mark(axes: Axes, row: int, mark: tuple[float, float, float], layout: ChunkL
     axes.plot([centre], [row + 0.88], marker="o", markersize=3.6, color=_MARK, zorder=4)
 
 
-def _number(value: float, short: bool) -> str:
-    text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+def _number(value: float, short: bool, top: float) -> str:
+    digits = 3 if top < 0.1 and not short else 2
+    text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.00"
     return text.replace("0.", ".", 1) if short else text
+
+
+def _wrapped(text: str, letters: float) -> str:
+    return "\n".join(plain(line) for line in textwrap.wrap(text, max(20, int(letters))))
 
 
 def _colours() -> Colormap:

@@ -93,7 +93,9 @@ def probe_features(
             f"A mask of {mask.dims} dims does not fit features of {values.shape[1]}.",
             remedy=f"Use at most {values.shape[1]}.",
         )
-    layout = _layout(meta, values, atlas)
+    layout = layout_of(meta)
+    if atlas:
+        _check_atlas(layout, values.shape[1])
     drawn = split is None
     split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
     targets, skipped = _targets(columns, split)
@@ -142,23 +144,28 @@ def probe_features(
     )
 
 
-def _layout(meta: FeatureMeta | None, values: FeatureRows, atlas: bool) -> ChunkLayout | None:
-    """Chunks of the features, None when they are unknown."""
-    known = meta is not None and meta.chunk_ends and meta.timestep_ends
-    if meta is None or not known:
-        if atlas:
-            raise ChunkError(
-                "The chunks of these features are unknown, so there is no atlas of them.",
-                remedy="Make the features with `diti encode`; keep the .json beside them.",
-            )
+def layout_of(meta: FeatureMeta | None) -> ChunkLayout | None:
+    """Chunks of a feature file's dimensions, None when it does not tell them.
+
+    Raises:
+        ChunkError: when its ends are no layout.
+    """
+    if meta is None or not (meta.chunk_ends and meta.timestep_ends):
         return None
-    layout = ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends)
-    if atlas and layout.latent_dim != values.shape[1]:
+    return ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends)
+
+
+def _check_atlas(layout: ChunkLayout | None, width: int) -> None:
+    if layout is None:
         raise ChunkError(
-            f"The chunks cover {layout.latent_dim} dims, the features have {values.shape[1]}.",
+            "The chunks of these features are unknown, so there is no atlas of them.",
+            remedy="Make the features with `diti encode`; keep the .json beside them.",
+        )
+    if layout.latent_dim != width:
+        raise ChunkError(
+            f"The chunks cover {layout.latent_dim} dims, the features have {width}.",
             remedy="Encode again: the .json beside the features belongs to others.",
         )
-    return layout
 
 
 def _check_lengths(columns: Mapping[str, TargetColumn], count: int) -> None:

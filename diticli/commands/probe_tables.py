@@ -1,0 +1,170 @@
+"""Tables of `diti probe`: scores of attributes, disentanglement, what chunks know, how features vary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from diticli.commands.console import say, show_table
+
+if TYPE_CHECKING:
+    from diticli.chunks import ChunkLayout
+    from diticli.disentanglement import DisentanglementReport, FeatureStatistics
+    from diticli.probing.atlas import AttributeAtlas, Estimate, KnowledgeAtlas
+    from diticli.probing.bootstrap import Interval
+    from diticli.probing.report import AttributeReport, ProbeReport
+
+SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
+COLUMNS = ["attribute", "kind", "metric", "value", "95 %", "base rate", "MSE", "R2"]
+BUSIEST = 3
+UNITS = (
+    ("DCI disentanglement", "disentanglement"),
+    ("DCI completeness", "completeness"),
+    ("DCI disentanglement, lasso", "linear_disentanglement"),
+    ("DCI completeness, lasso", "linear_completeness"),
+    ("MIG", "mig"),
+    ("SAP", "sap"),
+    ("FactorVAE score", "factor_vae"),
+    ("modularity", "modularity"),
+    ("TAD", "tad"),
+)
+
+
+def show_scores(report: ProbeReport) -> None:
+    """Linear probes of all attributes, and their means."""
+    columns = [*COLUMNS, *_mask_columns(report)]
+    rows: list[list[str]] = []
+    for kind, means in report.means.items():
+        alike = [item for item in report.attributes if item.kind == kind]
+        rows += [_row(item) for item in sorted(alike, key=lambda item: -item.value)]
+        rows += [_mean_row(kind, alike[0].metric, means, report.mean_intervals.get(kind, {}))]
+    rows.sort(key=lambda row: row[0].startswith("mean of"))
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    shown = [[row[i] for i in used] for row in rows]
+    show_table("Linear probe, test rows", [columns[i] for i in used], shown)
+    for skipped in report.skipped:
+        say(f"Not probed: {skipped.name} ({skipped.reason}).")
+
+
+def _mask_columns(report: ProbeReport) -> list[str]:
+    count = next((len(item.masked.dims) for item in report.attributes if item.masked), 0)
+    return [f"{count} dims", f"{count} by weight", f"{BUSIEST} busiest chunks"] if count else []
+
+
+def _row(item: AttributeReport) -> list[str]:
+    interval = None if item.low is None or item.high is None else (item.low, item.high)
+    row = [item.name, item.kind, SHORT[item.metric], *_numbers(item.value, interval, item.base_rate, item.extras)]
+    if item.masked is None:
+        return row
+    return [*row, f"{item.masked.value:.3f}", f"{item.masked.by_weight:.3f}", _busiest(item.masked.per_chunk)]
+
+
+def _mean_row(kind: str, metric: str, means: Mapping[str, float], intervals: Mapping[str, Interval]) -> list[str]:
+    name = f"mean of {means['attributes']:.0f}"
+    row = [name, kind, SHORT[metric], *_numbers(means[metric], intervals.get(metric), means["base_rate"], means)]
+    if f"masked_{metric}" not in means:
+        return row
+    return [*row, f"{means[f'masked_{metric}']:.3f}", f"{means[f'by_weight_{metric}']:.3f}", ""]
+
+
+def _busiest(per_chunk: Sequence[int]) -> str:
+    """The chunks that own most of the chosen dims, with how many."""
+    order = sorted((chunk for chunk, count in enumerate(per_chunk) if count), key=lambda c: (-per_chunk[c], c))
+    return ", ".join(f"{chunk}: {per_chunk[chunk]}" for chunk in order[:BUSIEST])
+
+
+def _numbers(value: float, interval: Interval | None, base_rate: float, extras: Mapping[str, float]) -> list[str]:
+    """Numbers have errors (of the standardised target), the other kinds a base rate."""
+    if "r2" in extras:
+        return [f"{value:.3f}", between(interval), "", f"{extras['mse']:.3f}", f"{extras['r2']:.3f}"]
+    return [f"{value:.3f}", between(interval), f"{base_rate:.3f}", "", ""]
+
+
+def between(interval: Interval | None) -> str:
+    """An interval in a cell; empty when there is none."""
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def show_disentanglement(report: DisentanglementReport) -> None:
+    """Scores on dims, and on chunks where they are known."""
+    units = [report.dims] if report.chunks is None else [report.dims, report.chunks]
+    rows = [[label, *(_score(getattr(unit, field)) for unit in units)] for label, field in UNITS]
+    rows += [
+        ["attributes captured (TAD)", *(f"{len(unit.captured)} of {unit.considered}" for unit in units)],
+        ["DCI informativeness", *[f"{report.informativeness:.3f}"] * len(units)],
+        ["explicitness", *[f"{report.explicitness:.3f}"] * len(units)],
+        ["units that vary", *(f"{unit.units}" for unit in units)],
+    ]
+    title = f"Disentanglement of {len(report.factors)} factors"
+    show_table(title, ["metric", "dims", "chunks"][: 1 + len(units)], rows)
+    for skipped in report.skipped:
+        say(f"No factor: {skipped.name} ({skipped.reason}).")
+
+
+def show_atlas(atlas: KnowledgeAtlas) -> None:
+    """Where each attribute is told, in the order in which they come in."""
+    items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
+    columns = ["attribute", "scale", "all chunks", "best alone", "most its own", "comes in at t", "lies at t"]
+    show_table("What chunks know: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
+    say(
+        "Comes in: the centre of what chunks 0 to k gain with k. Lies: the centre of what chunks tell alone. "
+        "With 95 % intervals."
+    )
+
+
+def show_statistics(statistics: FeatureStatistics, layout: ChunkLayout | None) -> None:
+    """How features vary, chunk by chunk."""
+    say(describe_statistics(statistics))
+    if layout is None:
+        return
+    rows = []
+    for k, chunk in enumerate(statistics.chunks):
+        others = [value for other, value in enumerate(statistics.chunk_correlation[k]) if other != k]
+        rows.append(
+            [
+                f"{k}",
+                f"{layout.timestep_starts[k]}-{layout.timestep_ends[k] - 1}",
+                f"{chunk.dims}",
+                f"{chunk.active_dims}",
+                f"{chunk.share:.1%}",
+                f"{chunk.effective_rank:.2f}",
+                f"{sum(others) / len(others):.3f}" if others else "",
+            ]
+        )
+    columns = ["chunk", "time-steps", "dims", "active", "variance", "effective rank", "correlation with others"]
+    show_table("Features by chunk", columns, rows)
+
+
+def describe_statistics(statistics: FeatureStatistics) -> str:
+    """One line of them."""
+    text = (
+        f"Features: {statistics.active_dims} of {statistics.dims} dims active, effective rank "
+        f"{statistics.effective_rank:.1f}"
+    )
+    if statistics.mean_chunk_correlation is None:
+        return text + "."
+    return text + f", mean correlation between chunks {statistics.mean_chunk_correlation:.3f}."
+
+
+def _atlas_row(item: AttributeAtlas) -> list[str]:
+    alone, own = (max(range(len(part)), key=lambda k: part[k].value) for part in (item.alone, item.unique))
+    return [
+        item.name,
+        SHORT[item.measure],
+        f"{item.all.value:.3f}",
+        f"{item.alone[alone].value:.3f} in {alone}",
+        f"{item.unique[own].value:.3f} in {own}",
+        _centre(item.centre_prefix),
+        _centre(item.centre_alone),
+    ]
+
+
+def _centre(centre: Estimate | None) -> str:
+    if centre is None:
+        return "nowhere"
+    around = "" if centre.low is None or centre.high is None else f" ({centre.low:.0f} to {centre.high:.0f})"
+    return f"{centre.value:.0f}{around}"
+
+
+def _score(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

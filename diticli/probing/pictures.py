@@ -1,0 +1,92 @@
+"""The atlas and the statistics of features as heatmaps beside a probe's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diticli.chunks import ChunkLayout
+from diticli.disentanglement import FeatureStatistics
+from diticli.pictures.heatmaps import Mark, chunk_heatmap
+from diticli.probing.atlas import Estimate, KnowledgeAtlas
+
+SCALE = (
+    "Share of the way from the base rate to 1, on test rows: R2 of numbers, average precision of binary attributes, "
+    "accuracy of categories"
+)
+_MARKS = "centre of mass in t with its 95 % interval"
+
+
+def draw_atlas(atlas: KnowledgeAtlas, folder: Path) -> list[Path]:
+    """Write atlas-alone.png, atlas-unique.png and atlas-prefix.png, attributes in the order in which they come in.
+
+    Raises:
+        DataError: when one cannot be written.
+    """
+    order = sorted(range(len(atlas.attributes)), key=lambda i: _comes_in(atlas.attributes[i].centre_prefix))
+    items = [atlas.attributes[i] for i in order]
+    tables = {part: atlas.table(part)[order] for part in ("alone", "unique", "prefix")}
+    names, totals = [item.name for item in items], [item.all.value for item in items]
+    return [
+        chunk_heatmap(
+            folder / "atlas-alone.png",
+            tables["alone"],
+            rows=names,
+            layout=atlas.layout,
+            title="What each chunk tells alone",
+            limit=1.0,
+            totals=totals,
+            marks=_marks([item.centre_alone for item in items]),
+            marks_label=_MARKS,
+            note=SCALE,
+        ),
+        chunk_heatmap(
+            folder / "atlas-unique.png",
+            tables["unique"],
+            rows=names,
+            layout=atlas.layout,
+            title="What no other chunk tells: all chunks minus all but this one",
+            note=SCALE,
+        ),
+        chunk_heatmap(
+            folder / "atlas-prefix.png",
+            tables["prefix"],
+            rows=names,
+            layout=atlas.layout,
+            title="What chunks 0 to k tell together",
+            limit=1.0,
+            marks=_marks([item.centre_prefix for item in items]),
+            marks_label=_MARKS,
+            note=SCALE,
+        ),
+    ]
+
+
+def draw_statistics(statistics: FeatureStatistics, layout: ChunkLayout, folder: Path) -> Path:
+    """Write chunk-correlation.png.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    return chunk_heatmap(
+        folder / "chunk-correlation.png",
+        np.array(statistics.chunk_correlation),
+        rows=[f"chunk {k}" for k in range(layout.chunks)],
+        layout=layout,
+        title="Correlation between chunks (RV coefficient)",
+        limit=1.0,
+        note="0: unrelated, 1: the same up to rotation and scale",
+    )
+
+
+def _comes_in(centre: Estimate | None) -> float:
+    return float("inf") if centre is None else centre.value
+
+
+def _marks(centres: Sequence[Estimate | None]) -> list[Mark]:
+    return [
+        None if one is None or one.low is None or one.high is None else (one.value, one.low, one.high)
+        for one in centres
+    ]
