@@ -61,6 +61,12 @@ def compare(
     pixel_side: Annotated[
         int, typer.Option(min=1, max=128, help="Larger images are reduced to so many pixels a side for raw pixels.")
     ] = 32,
+    metrics: Annotated[
+        bool,
+        typer.Option(
+            "--metrics/--no-metrics", help="Also measure disentanglement, what each chunk knows, and how features vary."
+        ),
+    ] = True,
     edits: Annotated[
         bool, typer.Option("--edits", help="Also measure what exchanged chunks carry over; takes minutes.")
     ] = False,
@@ -125,6 +131,7 @@ def compare(
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
         pixel_side=pixel_side,
+        metrics=metrics,
         shown=shown,
         edits=edits,
         pairs=pairs,

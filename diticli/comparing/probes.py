@@ -18,6 +18,7 @@ from diticli.comparing.encoding import FeatureStore, digest
 from diticli.comparing.lineup import Subject
 from diticli.comparing.pca import pca_features
 from diticli.comparing.protocol import Protocol
+from diticli.comparing.settings import CompareSettings
 from diticli.data.feature_meta import FeatureMeta
 from diticli.data.feature_rows import FeatureRows
 from diticli.judging.scores import to_json
@@ -30,6 +31,8 @@ FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 FORMAT = 1
 """Of the kept files; another number makes all of them again."""
+METRIC_DIMS = 1024
+"""Features of more dims get no disentanglement metrics: these cost time by dims, attributes and images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +58,18 @@ class ProbeStore:
         folder: made when something is written.
         features: of the subjects.
         protocol: the same for all.
-        seed: of probes and bootstraps.
+        settings: seed of probes and bootstraps, and whether to measure more than scores.
     """
 
-    def __init__(self, folder: Path, features: FeatureStore, protocol: Protocol, seed: int) -> None:
-        self.folder, self.features, self.protocol, self.seed = folder, features, protocol, seed
+    def __init__(self, folder: Path, features: FeatureStore, protocol: Protocol, settings: CompareSettings) -> None:
+        self.folder, self.features, self.protocol = folder, features, protocol
+        self.seed, self.metrics = settings.seed, settings.metrics
 
     def key(self, subject: Subject) -> str:
         """Hash (16 hex digits) of everything that the probe depends on."""
         what = "pca" if subject.contender.kind == "pca" else "features"
         facts = [FORMAT, __version__, what, subject.dims, self.features.key(subject), self.protocol.digest, self.seed]
-        return digest(facts)
+        return digest([*facts, self._extras(subject)])
 
     def has(self, subject: Subject) -> bool:
         """Whether it is done."""
@@ -89,6 +93,7 @@ class ProbeStore:
             split=protocol.split,
             seed=self.seed,
             meta=meta,
+            **self._extras(subject),
             reporter=reporter,
         )
         outputs = report.probe.predict(np.asarray(values[rows[protocol.split.test]], dtype=np.float32))
@@ -106,6 +111,13 @@ class ProbeStore:
             self._path(subject, ".json").unlink(missing_ok=True)
             self.make(subject, self.features.crew.reporter)
             return self._read(subject)
+
+    def _extras(self, subject: Subject) -> dict[str, Any]:
+        """What `probe_features` measures beside scores."""
+        chunked = subject.contender.kind in ("model", "features") and subject.layout is not None
+        atlas = chunked and subject.layout is not None and subject.layout.chunks > 1
+        metrics = self.metrics and subject.dims <= METRIC_DIMS
+        return {"statistics": self.metrics, "metrics": metrics, "atlas": self.metrics and atlas}
 
     def _features(self, subject: Subject) -> tuple[FeatureRows, Rows, FeatureMeta | None]:
         protocol, rows = self.protocol, self.protocol.rows[subject.name]

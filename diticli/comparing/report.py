@@ -8,28 +8,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from diticli.chunks import ChunkLayout
 from diticli.comparing.charts import score_chart
 from diticli.comparing.pictures import side_by_side
+from diticli.comparing.probes import METRIC_DIMS
 from diticli.comparing.repeat import commands
 from diticli.comparing.run import Comparison
 from diticli.comparing.tables import (
     Table,
     attribute_table,
+    centre_table,
     contender_table,
     difference_table,
-    nested_table,
+    metric_table,
     score_table,
+    statistics_table,
     swap_table,
 )
 from diticli.judging.scores import to_json
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.files import write_atomically
 from diticli.pictures.grids import save_png
+from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section, write_report
 from diticli.training.rundir import versions
 
 REPORT, DATA, COMMANDS = "report.html", "compare.json", "commands.sh"
-_NO_LABELS = {"disentanglement": "Disentanglement", "statistics": "What the features are like, without labels"}
 
 
 def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[
         _differences(result),
         _attributes(result),
         *_measured(result),
-        *_atlases(result),
+        *_atlases(result, out),
         *_swaps(result, out),
         *_pictures(result, out),
         _repeat(result, script),
@@ -145,17 +149,52 @@ def _attributes(result: Comparison) -> Section:
 
 
 def _measured(result: Comparison) -> list[Section]:
-    """What the probe's report holds beside scores, where it holds that."""
+    """What was measured beside scores, where it was."""
+    metrics, statistics = metric_table(result), statistics_table(result)
     sections = []
-    for field, title in _NO_LABELS.items():
-        table = nested_table({name: found.report.get(field) for name, found in result.probed.items()})
-        if table[1]:
-            sections.append(Section(title=title, table=table, sortable=True))
+    if metrics[1]:
+        text = (
+            "The attributes as factors, dims as units, and chunks where there are some. Higher is better; 1 is "
+            "perfect, except for TAD, which sums over the attributes that it captures. Metrics of dims depend on the "
+            f"axes of the features, linear probes do not. Features of more than {METRIC_DIMS:,} dims are left out. "
+            "Definitions and sources: diticli/disentanglement."
+        )
+        sections.append(Section(title="Disentanglement", text=text, table=metrics, sortable=True))
+    if statistics[1]:
+        text = (
+            "How the features vary over all images, without labels. Active: dims with at least 1 % of the mean "
+            "variance. Effective rank: exp of the entropy of the covariance's eigenvalues. Correlation between chunks: "
+            "mean RV coefficient, 0 unrelated, 1 the same."
+        )
+        sections.append(Section(title="The features themselves", text=text, table=statistics, sortable=True))
     return sections
 
 
-def _atlases(result: Comparison) -> list[Section]:
-    return []
+def _atlases(result: Comparison, out: Path) -> list[Section]:
+    """What each chunk knows, for contenders with chunks."""
+    sections = []
+    for index, (name, probed) in enumerate(result.probed.items()):
+        if not (found := probed.report.get("atlas")):
+            continue
+        items = found["attributes"]
+        marks = [c and (c["value"], c["low"], c["high"]) for c in (item["centre_prefix"] for item in items)]
+        chart = chunk_heatmap(
+            out / f"knows-{index}.png",
+            [item["alone"]["value"] for item in items],
+            rows=[item["name"] for item in items],
+            layout=ChunkLayout.from_dict(found["chunks"]),
+            title="Skill of each chunk alone",
+            totals=[item["all"]["value"] for item in items],
+            marks=[None if mark is None or None in mark else mark for mark in marks],
+            marks_label="where the attribute comes in as chunks are added, with 95 % interval",
+        )
+        text = (
+            "A probe on each chunk alone; skill 0 is the base rate, 1 is everything, R2 for numbers. What a chunk "
+            "knows is not what it does: see what exchanged chunks carry over (--edits)."
+        )
+        title = f"{name}: what each chunk knows"
+        sections.append(Section(title=title, text=text, picture=chart, table=centre_table(found), sortable=True))
+    return sections
 
 
 def _swaps(result: Comparison, out: Path) -> list[Section]:

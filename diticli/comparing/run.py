@@ -118,6 +118,7 @@ def compare(
         crew = held.enter_context(Crew(device, reporter))
         if crew.leads:
             held.enter_context(RunLock(out))
+        crew.wait()  # before anything is written: the first process may have been refused
         return _Run(contenders, settings, out, crew).run()
 
 
@@ -141,7 +142,7 @@ class _Run:
         self._encode()
         protocol = self._protocol()
         self.say.note(protocol.describe())
-        probes = ProbeStore(self.out / RESULTS, self.store, protocol, self.settings.seed)
+        probes = ProbeStore(self.out / RESULTS, self.store, protocol, self.settings)
         self._each("Probing", self.subjects, probes.has, probes.make)
         pictures = self._pictures(protocol)
         self._each("Pictures of", self.editors, pictures.has, pictures.make)

@@ -28,6 +28,7 @@ class CompareSettings:
         batch_size: images encoded together.
         workers: decoding threads, see `iter_decoded`.
         pixel_side: larger images are reduced to so many pixels a side before raw pixels or PCA see them.
+        metrics: also measure disentanglement, what each chunk knows, and how the features vary.
         shown: pairs of test images whose reconstructions and exchanges the report shows; 0 for none.
         edits: also measure what exchanged chunks carry over (minutes), see `diticli.judging.evaluation`.
         pairs: of images that `edits` exchanges.
@@ -48,6 +49,7 @@ class CompareSettings:
     batch_size: int = 128
     workers: int | None = None
     pixel_side: int = 32
+    metrics: bool = True
     shown: int = 2
     edits: bool = False
     pairs: int = 64

@@ -12,6 +12,27 @@ from diticli.comparing.scores import METRICS, Score
 from diticli.pictures.report import Cell
 
 Table = tuple[list[str], list[list[Cell]]]
+METRIC_COLUMNS = {
+    "informativeness": "informativeness",
+    "DCI disentanglement": "disentanglement",
+    "completeness": "completeness",
+    "MIG": "mig",
+    "SAP": "sap",
+    "FactorVAE": "factor_vae",
+    "modularity": "modularity",
+    "explicitness": "explicitness",
+    "TAD": "tad",
+    "captured": "captured",
+}
+"""Headings, and keys of `DisentanglementReport.to_dict()`."""
+STATISTIC_COLUMNS = {
+    "dims": "dims",
+    "active": "active_dims",
+    "effective rank": "effective_rank",
+    "participation ratio": "participation_ratio",
+    "correlation between chunks": "mean_chunk_correlation",
+}
+"""Headings, and keys of `FeatureStatistics.to_dict()`."""
 MARKS = {"better": " +", "worse": " -", "not told apart": ""}
 
 
@@ -65,26 +86,44 @@ def contender_table(result: Comparison) -> Table:
     return columns, rows
 
 
-def nested_table(found: Mapping[str, Mapping[str, Any] | None]) -> Table:
-    """Numbers of nested dictionaries as rows, a column for each contender that has some.
+def metric_table(result: Comparison) -> Table:
+    """Disentanglement, a row for each contender that has been measured, and one more where chunks are units."""
+    columns = ["contender", "units", *METRIC_COLUMNS]
+    rows: list[list[Cell]] = []
+    for name, probed in result.probed.items():
+        found = probed.report.get("disentanglement") or {}
+        for units in ("dims", "chunks"):
+            if own := found.get(units):
+                whole = {key: found.get(key) for key in ("informativeness", "explicitness")}
+                own = whole | own | {"captured": len(own["captured"])}
+                rows.append([name, f"{own['units']} {units}", *(own.get(key) for key in METRIC_COLUMNS.values())])
+    return columns, rows
+
+
+def statistics_table(result: Comparison) -> Table:
+    """How the features vary, without labels, a row for each contender."""
+    rows: list[list[Cell]] = []
+    for name, probed in result.probed.items():
+        if found := probed.report.get("statistics"):
+            rows.append([name, *(found.get(key) for key in STATISTIC_COLUMNS.values())])
+    return ["contender", *STATISTIC_COLUMNS], rows
+
+
+def centre_table(found: Mapping[str, Any]) -> Table:
+    """Where one contender's chunks tell each attribute, in time-steps.
 
     Args:
-        found: name of a contender -> what was measured, e.g. `DisentanglementReport.to_dict()`.
+        found: `KnowledgeAtlas.to_dict()`.
     """
-    flat = {name: dict(flat_numbers(item)) for name, item in found.items() if item}
-    names = list(dict.fromkeys(key for item in flat.values() for key in item))
-    rows: list[list[Cell]] = [[name, *(item.get(name) for item in flat.values())] for name in names]
-    return ["measure", *flat], rows
-
-
-def flat_numbers(item: Any, prefix: str = "") -> list[tuple[str, float | int]]:
-    """Paths and values of the numbers in nested dictionaries; lists are left out."""
-    if isinstance(item, Mapping):
-        parts = [flat_numbers(value, f"{prefix} {key}".strip().replace("_", " ")) for key, value in item.items()]
-        return [pair for part in parts for pair in part]
-    if isinstance(item, bool) or not isinstance(item, int | float):
-        return []
-    return [(prefix, item)]
+    columns = ["attribute", "skill of all chunks", "comes in at t", "95 % interval", "found at t", "95 % interval"]
+    rows: list[list[Cell]] = []
+    for item in found["attributes"]:
+        row: list[Cell] = [item["name"], item["all"]["value"]]
+        for key in ("centre_prefix", "centre_alone"):
+            centre = item[key]
+            row += [None, None] if centre is None else [f"{centre['value']:.0f}", _bounds(centre)]
+        rows.append(row)
+    return columns, rows
 
 
 def swap_table(result: Comparison) -> Table:
@@ -112,6 +151,10 @@ def spread(score: Score) -> str:
 def _difference_cells(item: Difference) -> list[Cell]:
     bounds = f"[{item.low:+.3f}, {item.high:+.3f}]"
     return [f"{item.value:+.3f}", bounds, f"{item.p:.3f}", f"{item.adjusted_p:.3f}", item.verdict]
+
+
+def _bounds(item: Mapping[str, Any]) -> str | None:
+    return None if item["low"] is None else f"[{item['low']:.0f}, {item['high']:.0f}]"
 
 
 def _marked(score: Score, found: Difference | None) -> str:
