@@ -9,10 +9,12 @@ import errno
 import fcntl
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from faults import injections
@@ -22,6 +24,7 @@ from faults.settings import Bench, encode_command, train_command
 from faults.training import check_run
 
 from diticli.errors import ConfigError
+from diticli.training import stopping
 from diticli.training.lock import RunLock
 
 
@@ -57,6 +60,24 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def _no_locks(*arguments: object) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize(("world", "patience"), [("1", stopping.REPEAT_SECONDS), ("2", stopping.LAUNCHED_SECONDS)])
+def test_signals_close_together_are_one_request(monkeypatch: pytest.MonkeyPatch, world: str, patience: float) -> None:
+    """A launcher passes on what a terminal sent to all; a later signal does not wait for the step."""
+    now, before = [100.0], signal.getsignal(signal.SIGINT)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with stopping.StopRequest() as stop:
+        assert stop.now() == 0
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += patience
+        signal.raise_signal(signal.SIGINT)
+        assert stop.now() == signal.SIGTERM
+        now[0] += 0.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.fixture
