@@ -7,6 +7,7 @@ the staged partition. Pure Python and NumPy, so that the command line can check 
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Sequence
@@ -124,6 +125,25 @@ class ChunkLayout:
         for count, total in zip(per_stage, dims, strict=True):
             sizes += [total // count] * (count - 1) + [total - (total // count) * (count - 1)]
         return cls(timestep_ends=timestep_ends, ends=tuple(accumulate(sizes)))
+
+    @classmethod
+    def in_proportion(cls, amounts: Sequence[float], *, latent_dim: int, timesteps: int = 1000) -> ChunkLayout:
+        """Chunks equal in time, their dimensions in proportion to `amounts`; every chunk has at least one.
+
+        Args:
+            amounts: [K] what each chunk has to hold, such as `GapCurve.lost_between` its time-steps; 0 or more.
+            latent_dim: d.
+            timesteps: T.
+
+        Raises:
+            ChunkError: for amounts that are negative, not finite or all 0, or too many chunks.
+        """
+        chunks = len(amounts)
+        _check_counts(chunks, latent_dim, timesteps)
+        if not all(math.isfinite(a) and a >= 0 for a in amounts) or not sum(amounts) > 0:
+            raise ChunkError(f"Amounts must not be negative, and not all 0, got {list(amounts)}.")
+        spare = _share_out(amounts, latent_dim - chunks)
+        return cls(timestep_ends=_equal_time(chunks, timesteps), ends=tuple(accumulate(1 + s for s in spare)))
 
     @property
     def chunks(self) -> int:
@@ -258,14 +278,20 @@ def _rescale(dims: Sequence[int], total: int, at_least: Sequence[int]) -> list[i
         raise ChunkError(f"{total} dimensions are too few for {sum(at_least)} chunks.")
     if sum(dims) == total:
         return list(dims)
-    exact = [d * total / sum(dims) for d in dims]
-    scaled = [int(e) for e in exact]
-    by_remainder = sorted(range(len(dims)), key=lambda i: (scaled[i] - exact[i], i))
-    for i in by_remainder[: total - sum(scaled)]:
-        scaled[i] += 1
+    scaled = _share_out(dims, total)
     for i, minimum in enumerate(at_least):
         while scaled[i] < minimum:
             richest = max(range(len(scaled)), key=lambda j: scaled[j] - at_least[j])
             scaled[richest] -= 1
             scaled[i] += 1
     return scaled
+
+
+def _share_out(amounts: Sequence[float], total: int) -> list[int]:
+    """Whole numbers that sum to `total`, in proportion; the largest remainders get the spare ones."""
+    exact = [a * total / sum(amounts) for a in amounts]
+    shares = [int(e) for e in exact]
+    by_remainder = sorted(range(len(amounts)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from diticli.config import SSLConfig
+from diticli.config_groups import SSLConfig
 from diticli.models.pipeline import normalise
 from diticli.training.augment import (
     BRIGHTNESS,

@@ -266,3 +266,21 @@ def test_timestep_outside_the_schedule_is_an_error(timestep):
 def test_fractional_ends_are_refused_not_rounded():
     with pytest.raises(ChunkError, match="not a chunk layout"):
         ChunkLayout.from_dict({"timestep_ends": [500, 1000], "ends": [1.5, 4]})
+
+
+@quick
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40).filter(any), st.integers(0, 300))
+def test_dims_follow_amounts_to_within_one(amounts, spare):
+    layout = ChunkLayout.in_proportion(amounts, latent_dim=len(amounts) + spare)
+    sizes = np.diff((0, *layout.ends))
+    assert (
+        sizes.sum() == layout.latent_dim
+        and layout.timestep_ends == ChunkLayout.uniform(chunks=len(amounts), latent_dim=layout.latent_dim).timestep_ends
+    )
+    assert np.all(np.abs(sizes - 1 - spare * np.array(amounts) / sum(amounts)) <= 1)
+
+
+@pytest.mark.parametrize("amounts", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [float("inf"), 1.0]])
+def test_amounts_that_cannot_be_followed_are_refused(amounts):
+    with pytest.raises(ChunkError, match="Amounts"):
+        ChunkLayout.in_proportion(amounts, latent_dim=8)

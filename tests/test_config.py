@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from diticli.config import ChunksConfig, DataConfig, RunConfig, StageConfig, UNetConfig
+from diticli.config import RunConfig
+from diticli.config_groups import ChunksConfig, DataConfig, StageConfig, UNetConfig
 from diticli.errors import ChunkError, ConfigError
 from diticli.settings import build_config, from_dict, preset_names, read_settings, to_dict
 

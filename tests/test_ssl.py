@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diticli.config import RunConfig, SSLConfig, StageConfig
+from diticli.config import RunConfig
+from diticli.config_groups import SSLConfig, StageConfig
 from diticli.errors import ConfigError
 from diticli.settings import build_config
 from diticli.training.objectives import EncoderObjective, JointObjective, StepLosses

@@ -17,6 +17,15 @@ class Partition(StrEnum):
 
     uniform = "uniform"
     staged = "staged"
+    auto = "auto"
+
+
+class Weighting(StrEnum):
+    """Choices of --weighting."""
+
+    pdae = "pdae"
+    uniform = "uniform"
+    gap = "gap"
 
 
 class Gradient(StrEnum):
@@ -105,7 +114,8 @@ LatentDimOption = Annotated[
 PartitionOption = Annotated[
     Partition | None,
     typer.Option(
-        help="Equal slices, or dimensions per stage of time-steps.",
+        help="Equal slices, dimensions per stage of time-steps, or auto: in proportion to what the base loses in each "
+        "chunk's time-steps.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -130,6 +140,24 @@ GradientOption = Annotated[
     Gradient | None,
     typer.Option(
         help="Which slices of the features learn at a time-step.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+WeightingOption = Annotated[
+    Weighting | None,
+    typer.Option(
+        help="Loss weight over time-steps: as published (pdae), the same for all, or one over the base's error (gap).",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+BottleneckOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Price of a nat in the features, as a share of the base's loss, e.g. 1e-5: keeps a chunk to what is lost "
+        "in its own time-steps. 0, as published: none.",
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from diffusers import DDPMScheduler, UNet2DModel
 
-from diticli.config import RunConfig, UNetConfig
+from diticli.config import RunConfig
+from diticli.config_groups import UNetConfig
 from diticli.models.encoder import SemanticEncoder
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from diticli.config import SSLConfig
+from diticli.config_groups import SSLConfig
 from diticli.training.batches import Share, fold_seed
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

@@ -216,6 +216,11 @@ class StepNoise:
             x0 = torch.where(coins[:, None, None, None], x0.flip(-1), x0)
         return x0, t, noise
 
+    def draw_features(self, step: int, dims: int, device: torch.device) -> torch.Tensor:
+        """Gaussian noise [B, dims] for the features of a step."""
+        generator = torch.Generator(device).manual_seed(fold_seed(self.seed, self.stage, step, "features"))
+        return torch.randn(self.batch_size, dims, device=device, generator=generator)[self.share.of(self.batch_size)]
+
 
 def fold_seed(seed: int, *parts: str | int) -> int:
     """A 48-bit seed from a run's seed and any names or numbers; the same everywhere."""

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
-from diticli.config import StageConfig
+from diticli.config_groups import StageConfig
 from diticli.errors import TrainingDivergedError
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
@@ -252,6 +252,8 @@ def draw_inputs(
     inputs: dict[str, torch.Tensor] = {}
     if objective.timesteps:
         inputs |= zip(("x0_BCHW", "t_B", "noise_BCHW"), noise.draw(step, images_BCHW), strict=True)
+    if objective.feature_noise:
+        inputs["feature_noise_BD"] = noise.draw_features(step, objective.feature_noise, images_BCHW.device)
     if views is not None:
         inputs["views_2BCHW"] = views.draw(step, images_BCHW)
     return inputs

@@ -1,15 +1,16 @@
 """The losses of both stages, as modules whose forward returns one loss per image.
 
 A module per stage keeps the loop blind to the method, and lets DDP wrap the whole step. Its
-forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, and `views_2BCHW` where there are
-views. `compile_parts` exchanges the parts of forward for compiled ones; modules, weights and their names stay.
+forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, `feature_noise_BD` where the
+objective asks for it, and `views_2BCHW` where there are views. `compile_parts` exchanges the parts of forward for
+compiled ones; modules, weights and their names stay.
 
 Legend of shape suffixes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from diffusers import UNet2DModel
@@ -24,26 +25,13 @@ from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import DownFeatures, estimate_noise
 from diticli.schedule import NoiseSchedule, per_sample
 from diticli.training.compilation import Compiler
-
-
-class StepLosses(NamedTuple):
-    """Losses of a step, one per image."""
-
-    total_B: torch.Tensor
-    """What is minimised."""
-    noise_B: torch.Tensor | None
-    """The part that depends on the time-step."""
-    ssl_B: torch.Tensor | None
-    """The self-supervised part, unweighted."""
-
-    @classmethod
-    def of(cls, output: StepLosses | torch.Tensor) -> StepLosses:
-        """What an objective returned; a lone tensor depends on the time-step as a whole."""
-        return output if isinstance(output, StepLosses) else cls(output, output, None)
+from diticli.training.step_losses import StepLosses
 
 
 class NoiseObjective(nn.Module):
     """Stage 1: the simple DDPM loss (Ho et al., 2020, eq. 14), mean over elements of (noise - estimate)^2."""
+
+    feature_noise = 0
 
     def __init__(self, unet: UNet2DModel, schedule: NoiseSchedule) -> None:
         super().__init__()
@@ -82,10 +70,18 @@ class FeatureObjective(nn.Module):
     DiTi eq. 6). `cumulative` lets gradient reach the whole visible prefix of z, `detached` only the slice of
     t's own chunk (same value), `dual` is the sum of both.
 
+    With a bottleneck the decoder sees z + n, n standard Gaussian, and bottleneck * KL(N(z, 1) || N(0, 1)) =
+    bottleneck * |z|^2 / 2 is added: a Gaussian channel whose nats have a price (Alemi et al., 2017, arXiv 1612.00410,
+    eq. 17, with fixed variance). See `diticli.training.relevance`.
+
     Args:
         unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
+        weight_T: w_t, [T]; None: as published.
+        bottleneck: price of a nat; 0 for none.
     """
+
+    weight_T: torch.Tensor
 
     def __init__(
         self,
@@ -95,6 +91,9 @@ class FeatureObjective(nn.Module):
         schedule: NoiseSchedule,
         layout: ChunkLayout,
         gradient: str,
+        *,
+        weight_T: torch.Tensor | None = None,
+        bottleneck: float = 0.0,
     ) -> None:
         super().__init__()
         self.unet = unet.requires_grad_(False).eval()
@@ -102,6 +101,9 @@ class FeatureObjective(nn.Module):
         self.shift_decoder = shift_decoder
         self.schedule = schedule
         self.windows = ChunkWindows(layout)
+        weight_T = schedule.loss_weight if weight_T is None else weight_T
+        self.register_buffer("weight_T", weight_T.float().clone(), persistent=False)
+        self.bottleneck = bottleneck
         self.detach_earlier = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
         self._frozen_part: Part = self._look
         self._trained_part: Part = self._losses
@@ -117,11 +119,24 @@ class FeatureObjective(nn.Module):
         self.unet.eval()
         return self
 
-    def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
-        """Loss [B] of images in [-1, 1] at integer time-steps."""
+    def forward(
+        self,
+        x0_BCHW: torch.Tensor,
+        t_B: torch.Tensor,
+        noise_BCHW: torch.Tensor,
+        feature_noise_BD: torch.Tensor | None = None,
+    ) -> StepLosses | torch.Tensor:
+        """Loss [B] of images in [-1, 1] at integer time-steps; with a bottleneck, its parts.
+
+        Args:
+            x0_BCHW: images.
+            t_B: time-steps.
+            noise_BCHW: what is added to the images.
+            feature_noise_BD: what is added to the features, where there is a bottleneck.
+        """
         noise, down = self._frozen_part(x0_BCHW, t_B, noise_BCHW)
-        losses_B: torch.Tensor = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down)
-        return losses_B
+        losses_B, nats_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
+        return losses_B if nats_B is None else StepLosses(losses_B + self.bottleneck * nats_B, losses_B, None)
 
     def _look(
         self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
@@ -135,21 +150,31 @@ class FeatureObjective(nn.Module):
         noise_BCHW: torch.Tensor,
         base_BCHW: torch.Tensor,
         down: DownFeatures,
-    ) -> torch.Tensor:
-        z = self.encoder(x0_BCHW)
+        feature_noise_BD: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Loss [B] of the noise estimate, and nats [B] that the features may tell."""
+        z, nats_B = self.encoder(x0_BCHW), None
+        if feature_noise_BD is not None:
+            nats_B = 0.5 * z.float().square().sum(dim=1)
+            z = z + feature_noise_BD
         coefficient = per_sample(self.schedule.shift_coef, t_B)
-        weight = self.schedule.loss_weight[t_B]
+        weight = self.weight_T[t_B]
         total = x0_BCHW.new_zeros(len(x0_BCHW))
         for detach in self.detach_earlier:
             shift = self.shift_decoder(down, self.shift_decoder.project(z, t_B, self.windows, detach))
             estimate = base_BCHW.float() + coefficient * shift.float()
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))
-        return total
+        return total, nats_B
 
     @property
     def timesteps(self) -> int:
         """T of the time-steps and noise that forward takes."""
         return self.schedule.timesteps
+
+    @property
+    def feature_noise(self) -> int:
+        """D of the feature noise that forward takes; 0 for none."""
+        return self.windows.latent_dim if self.bottleneck > 0 else 0
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """What the moving average sees."""
@@ -182,14 +207,15 @@ class JointObjective(nn.Module):
         x0_BCHW: torch.Tensor,
         t_B: torch.Tensor,
         noise_BCHW: torch.Tensor,
+        feature_noise_BD: torch.Tensor | None = None,
         views_2BCHW: torch.Tensor | None = None,
     ) -> StepLosses:
         """Losses [B] of images and, where there are any, of their two views."""
-        noise_B = self.features(x0_BCHW, t_B, noise_BCHW)
+        own = StepLosses.of(self.features(x0_BCHW, t_B, noise_BCHW, feature_noise_BD))
         if views_2BCHW is None:
-            return StepLosses(noise_B, noise_B, None)
+            return own
         ssl_B = _compare_views(self._view_part, self.head, views_2BCHW)
-        return StepLosses(noise_B + self.weight * ssl_B, noise_B, ssl_B)
+        return own._replace(total_B=own.total_B + self.weight * ssl_B, ssl_B=ssl_B)
 
     def _embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         features_BD: torch.Tensor = self.encoder(images_BCHW)
@@ -199,6 +225,11 @@ class JointObjective(nn.Module):
     def timesteps(self) -> int:
         """T of the time-steps and noise that forward takes."""
         return self.features.timesteps
+
+    @property
+    def feature_noise(self) -> int:
+        """D of the feature noise that forward takes; 0 for none."""
+        return self.features.feature_noise
 
     @property
     def encoder(self) -> SemanticEncoder:
@@ -225,6 +256,7 @@ class EncoderObjective(nn.Module):
     """
 
     shift_decoder = None
+    feature_noise = 0
 
     def __init__(self, encoder: SemanticEncoder, head: nn.Module, weight: float) -> None:
         super().__init__()

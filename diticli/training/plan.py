@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from diticli.models.unet import load_base
 from diticli.progress import Reporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
+from diticli.training.images import open_source
 from diticli.training.loop import Stage, StageTrainer, draw_inputs
 from diticli.training.objectives import NoiseObjective, Objective
-from diticli.training.run import make_accelerator, open_source, resolve
+from diticli.training.run import make_accelerator, resolve
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
@@ -88,7 +89,6 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
     config = resolve(config)
     accelerator = make_accelerator(config)
     source = open_source(config)
-    layout = config.layout()
     stages = []
     if config.ssl.only:
         unet, scheduler = None, new_scheduler()
@@ -98,7 +98,8 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
         base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
         stages.append(_plan_stage("base", base, None, config, accelerator, reporter))
-    features = build_objective(config, unet, scheduler)
+    layout = config.provisional_layout(scheduler.config.num_train_timesteps)
+    features = build_objective(_measured(config), unet, scheduler)
     stages.append(_plan_stage(STAGE, features, unet, config, accelerator, reporter))
     return Plan(
         preset=config.preset,
@@ -114,6 +115,12 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
         stages=tuple(stages),
         peak_memory_mb=_peak_memory_mb(accelerator.device),
     )
+
+
+def _measured(config: RunConfig) -> RunConfig:
+    """Settings of the same cost that ask for no measured base."""
+    auto = config.chunks.partition == "auto"
+    return replace(config, chunks=replace(config.chunks, partition="uniform")) if auto else config
 
 
 def _plan_stage(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,21 +15,23 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
-from diticli.data.images import ImageSource, load_images, open_images
 from diticli.errors import ConfigError
 from diticli.models.attention import check_attention
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.gap import GapCurve
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.unet import load_base
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
-from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed, fold_seed
+from diticli.training.base_gap import read_gap, write_gap
+from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import drop_other_stages
 from diticli.training.companions import Companions
 from diticli.training.compilation import compile_pays
 from diticli.training.failures import explained
+from diticli.training.images import Images, open_source, prepare_images
 from diticli.training.journal import Journal
 from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
@@ -38,16 +39,6 @@ from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity
 from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
-
-
-@dataclass(frozen=True)
-class Images:
-    """The run's images: a feed for training and a few to look at."""
-
-    feed: ImageFeed
-    count: int
-    preview: torch.Tensor
-    """uint8 [B, 3, R, R]."""
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -63,17 +54,6 @@ def resolve(config: RunConfig) -> RunConfig:
         precision=resolve_precision(config.precision, device),
         compile=compile_pays(config, device) if config.compile == "auto" else config.compile,
     )
-
-
-def open_source(config: RunConfig) -> ImageSource:
-    """The images named by the settings.
-
-    Raises:
-        DataError: when there are none.
-    """
-    data = config.data
-    crop = None if data.crop == "auto" else data.crop
-    return open_images(data.source, data.resolution, crop=crop, faces_count=data.faces_count)
 
 
 def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> Path:
@@ -162,28 +142,6 @@ def _forget_other_accelerator(device: str, precision: str) -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def prepare_images(
-    config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter, *, rank: int = 0
-) -> Images:
-    """Decode into memory what fits, stream the rest.
-
-    What cannot be read is listed in `skipped.txt`. Streaming processes meet different images: those of rank 1 and
-    above have lists of their own, `skipped-RANK.txt`.
-
-    Raises:
-        DataError: when too many images are unreadable.
-    """
-    size = len(source) * 3 * config.data.resolution**2
-    if size > config.data.memory_limit_mb * 2**20:
-        workers = config.data.workers or len(os.sched_getaffinity(0))
-        feed = StreamFeed(source, workers, run.root / (f"skipped-{rank}.txt" if rank else "skipped.txt"))
-        return Images(feed, len(source), feed.first(samples.COUNT))
-    skipped_list = None if rank else run.root / "skipped.txt"
-    loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
-    memory = MemoryFeed(loaded.images)
-    return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
-
-
 @dataclass(frozen=True)
 class _Worker:
     """Both stages of one run."""
@@ -225,8 +183,12 @@ class _Worker:
     def features(self, unet: UNet2DModel | None, scheduler: DDPMScheduler, stop: StopRequest) -> None:
         """Train encoder and shift decoder, or without a base the encoder alone, and save the pipeline."""
         config = self.config
-        objective = build_objective(config, unet, scheduler)
-        layout = config.layout(scheduler.config.num_train_timesteps)
+        gap = self._gap(unet, scheduler)
+        layout = config.layout(scheduler.config.num_train_timesteps, gap)
+        if config.chunks.partition == "auto":
+            sizes = ", ".join(str(end - start) for start, end in zip(layout.starts, layout.ends, strict=True))
+            self.reporter.note(f"Dims of the chunks, by what the base loses: {sizes}.")
+        objective = build_objective(config, unet, scheduler, gap)
         pipeline = DiTiPipeline(
             unet=unet,
             encoder=objective.encoder,
@@ -248,6 +210,25 @@ class _Worker:
         self._run(STAGE, objective, stop, look)
         pipeline.to("cpu")
         self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
+
+    def _gap(self, unet: UNet2DModel | None, scheduler: DDPMScheduler) -> GapCurve | None:
+        """What the base loses on the run's images, where the settings need to know."""
+        if unet is None or not self.config.measures_base:
+            return None
+        if self.accelerator.is_main_process:
+            write_gap(
+                self.run.gap,
+                unet,
+                NoiseSchedule.from_scheduler(scheduler),
+                self.images.feed,
+                self.images.count,
+                seed=self.config.seed,
+                precision=self.config.precision,
+                device=self.accelerator.device,
+                reporter=self.reporter,
+            )
+        self.accelerator.wait_for_everyone()
+        return read_gap(self.run.gap)
 
     def _run(
         self, name: str, objective: Objective, stop: StopRequest, look: Callable[[int, torch.Tensor], None]

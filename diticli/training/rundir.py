@@ -2,6 +2,7 @@
 
 runs/NAME/config.json      everything resolved, with versions
           base/            stage 1 result (diffusers layout)
+          gap.json         what the base loses by time-step, where the run needs to know
           model/           the finished `DiTiPipeline`
           checkpoints/     exact resume
           metrics.jsonl    one line per log interval
@@ -48,6 +49,11 @@ class RunDirectory:
     def base(self) -> Path:
         """Stage 1 result."""
         return self.root / "base"
+
+    @property
+    def gap(self) -> Path:
+        """What the base loses by time-step."""
+        return self.root / "gap.json"
 
     @property
     def model(self) -> Path:

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from diticli.config import SSLConfig
+from diticli.config_groups import SSLConfig
 
 
 def nt_xent(first_BE: torch.Tensor, second_BE: torch.Tensor, *, temperature: float = 0.5) -> torch.Tensor:

@@ -10,18 +10,20 @@ from torch import nn
 from diticli.config import RunConfig
 from diticli.models.build import build_encoder
 from diticli.models.frozen import FrozenBase
+from diticli.models.gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
 from diticli.training.augment import StepViews, augmentation_of
 from diticli.training.batches import Share, fold_seed
 from diticli.training.objectives import EncoderObjective, FeatureObjective, JointObjective
+from diticli.training.relevance import loss_weights
 from diticli.training.ssl import build_head
 
 STAGE = "features"
 
 
 def build_objective(
-    config: RunConfig, unet: UNet2DModel | None, scheduler: DDPMScheduler
+    config: RunConfig, unet: UNet2DModel | None, scheduler: DDPMScheduler, gap: GapCurve | None = None
 ) -> FeatureObjective | JointObjective | EncoderObjective:
     """Freshly initialised networks under their losses.
 
@@ -33,15 +35,26 @@ def build_objective(
         config: resolved settings.
         unet: the base, left as it is; None where the encoder is trained alone.
         scheduler: of the base.
+        gap: what the base loses by time-step, where the settings need to know (`RunConfig.measures_base`).
     """
     torch.manual_seed(fold_seed(config.seed, STAGE, "weights"))
     encoder = build_encoder(config)
     if unet is None:
         return EncoderObjective(encoder, _head(config), config.ssl.weight)
-    layout = config.layout(scheduler.config.num_train_timesteps)
+    layout = config.layout(scheduler.config.num_train_timesteps, gap)
     decoder, schedule = ShiftDecoder.for_unet(unet, layout.latent_dim), NoiseSchedule.from_scheduler(scheduler)
     frozen = FrozenBase(unet, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    objective = FeatureObjective(frozen, encoder, decoder, schedule, layout, config.gradient)
+    relative = config.modularity.relative and gap is not None
+    objective = FeatureObjective(
+        frozen,
+        encoder,
+        decoder,
+        schedule,
+        layout,
+        config.gradient,
+        weight_T=loss_weights(schedule, gap, config.modularity.weighting) if relative else None,
+        bottleneck=config.modularity.bottleneck,
+    )
     if not config.ssl.active:
         return objective
     return JointObjective(objective, _head(config), config.ssl.weight)

@@ -1,0 +1,233 @@
+"""The groups of a run's settings, each a frozen dataclass that is checked when it is built. Pure Python.
+
+They stand in `diticli.config.RunConfig`; a preset's TOML sections have their names.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from diticli.chunks import PAPER_STAGE_DIMS, PAPER_STAGE_ENDS, ChunkLayout
+from diticli.errors import ChunkError, ConfigError
+
+
+class LossCurve(Protocol):
+    """What `diticli.models.gap.GapCurve` offers."""
+
+    def lost_between(self, t0: float, t1: float) -> float:
+        """What the base loses in the time-steps [t0, t1), 0 or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images and how they are read."""
+
+    source: str = "faces"
+    """Folder, tars or LMDB (see `diticli.data.sources.open_images`), or `faces[:COUNT[:SEED]]`, the built-in data."""
+    resolution: int = 64
+    """Height and width in pixels after crop and resize."""
+    crop: Literal["auto", "center", "celeba"] = "auto"
+    """Which square of each picture: the central one, or that of the CelebA literature for its aligned images;
+    auto takes the latter for CelebA's LMDB only."""
+    faces_count: int = 50_000
+    """Images of the built-in data when `source` names no count."""
+    horizontal_flip: bool = True
+    """Flip half of the training images."""
+    workers: int = 0
+    """Decoding threads or processes; 0 means one per processor core."""
+    memory_limit_mb: int = 4096
+    """Data sets that fit decoded into this many megabytes are held in memory, others are streamed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Shape of the base `UNet2DModel`, when it is trained here."""
+
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels of each level, finest first; each level halves the resolution of the one before."""
+    layers_per_block: int = 2
+    """Residual blocks per level on the way down (one more on the way up)."""
+    attention_sizes: tuple[int, ...] = (16,)
+    """Map sizes (in pixels) at which attention blocks stand; the middle block always has one."""
+    head_dim: int = 0
+    """Channels of an attention head; 0 means a single head."""
+    resampling: Literal["conv", "resnet"] = "resnet"
+    """How levels are joined: strided convolution and upsampled convolution, or residual blocks."""
+    time_scale_shift: Literal["default", "scale_shift"] = "scale_shift"
+    """How the time embedding modulates a residual block."""
+    norm_groups: int = 32
+    """Groups of every GroupNorm."""
+    dropout: float = 0.0
+    """Dropout within residual blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Shape of the feature encoder."""
+
+    widths: tuple[int, ...] = (64, 128, 128, 128)
+    """Channels of each stride-2 convolution."""
+    attention_size: int = 16
+    """Map size (in pixels) at which the attention block stands; 0 means none."""
+    attention_heads: int = 4
+    """Heads of the attention block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunksConfig:
+    """How time-steps and feature dimensions are cut."""
+
+    count: int = 64
+    """K, number of chunks; 1 is PDAE."""
+    latent_dim: int = 512
+    """d, length of the feature vector."""
+    partition: Literal["uniform", "staged", "auto"] = "staged"
+    """Equal slices, a number of dimensions per stage of time-steps, or in proportion to what the base loses in each
+    chunk's time-steps, measured once it is trained."""
+    stage_ends: tuple[int, ...] = PAPER_STAGE_ENDS
+    """Exclusive ends of the stages in time-steps."""
+    stage_dims: tuple[int, ...] = PAPER_STAGE_DIMS
+    """Dimensions of the stages; rescaled in proportion when they do not sum to `latent_dim`."""
+
+    def layout(self, timesteps: int = 1000, gap: LossCurve | None = None) -> ChunkLayout:
+        """The layout that these settings describe.
+
+        Args:
+            timesteps: T.
+            gap: what the base loses by time-step; the auto partition follows it.
+
+        Raises:
+            ChunkError: when they do not add up, or the auto partition is asked for before the base is measured.
+        """
+        uniform = ChunkLayout.uniform(chunks=self.count, latent_dim=self.latent_dim, timesteps=timesteps)
+        if self.partition == "uniform":
+            return uniform
+        if self.partition == "auto":
+            if gap is None:
+                raise ChunkError("The auto partition is known once the base is measured.")
+            ranges = zip(uniform.timestep_starts, uniform.timestep_ends, strict=True)
+            lost = [gap.lost_between(start, end) for start, end in ranges]
+            return ChunkLayout.in_proportion(lost, latent_dim=self.latent_dim, timesteps=timesteps)
+        return ChunkLayout.staged(
+            chunks=self.count,
+            stage_ends=self.stage_ends,
+            stage_dims=self.stage_dims,
+            latent_dim=self.latent_dim,
+            timesteps=timesteps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModularityConfig:
+    """What keeps a chunk to the attributes that are lost in its own time-steps. Not part of the published method, which
+    is the default; `diticli.training.relevance` says why it works."""
+
+    weighting: Literal["pdae", "uniform", "gap"] = "pdae"
+    """Loss weight over time-steps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
+    that each time-step has the same to gain."""
+    bottleneck: float = 0.0
+    """What a nat of information in the features costs, as a share of the base's loss: in training, noise of standard
+    deviation 1 is added to the features, and bottleneck * |z|^2 / 2 to the loss. 0: neither."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bottleneck < math.inf:
+            raise ConfigError(f"modularity.bottleneck must be zero or more, got {self.bottleneck}.")
+
+    @property
+    def relative(self) -> bool:
+        """Whether losses are told as shares of the base's own, which must be measured for that."""
+        return self.weighting != "pdae" or self.bottleneck > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Budget and optimizer of one training stage."""
+
+    images: int = 1_000_000
+    """Training images seen in all (with repetition)."""
+    batch_size: int = 128
+    """Global batch, over all processes."""
+    learning_rate: float = 1e-4
+    """Per 32 images of the global batch: the optimizer gets learning_rate * batch_size / 32."""
+    warmup_images: int = 0
+    """Linear warm-up of the learning rate."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up."""
+    ema_decay: float = 0.9999
+    """Exponential moving average of the weights, per step; rises to this value over the first steps."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.batch_size < 1 or not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(
+                f"A stage needs images, batch_size and learning_rate above zero, got {self.images}, "
+                f"{self.batch_size}, {self.learning_rate}."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay lies in [0, 1), got {self.ema_decay}.")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the images divided by the batch, rounded up."""
+        return -(-self.images // self.batch_size)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """What the optimizer gets."""
+        return self.learning_rate * self.batch_size / 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSLConfig:
+    """Self-supervised loss of the encoder, beside stage 2's own or alone. The defaults are the official values."""
+
+    method: Literal["none", "simclr", "simsiam"] = "none"
+    """SimCLR (contrastive) or SimSiam (no negatives)."""
+    weight: float = 0.01
+    """Factor of the loss; at 0 nothing of it is computed."""
+    start_step: int = 0
+    """Steps of stage 2 that go without it."""
+    only: bool = False
+    """Train the encoder by this loss alone: no base, no shift decoder."""
+    temperature: float = 0.5
+    """SimCLR: tau."""
+    hidden_dim: int = 0
+    """Width of the projector's hidden layers; 0: 2048 for SimCLR beside stage 2, else the latent dim."""
+    out_dim: int = 0
+    """Width of what the loss compares; 0: SimCLR 128 beside stage 2 and 256 alone, SimSiam the latent dim."""
+    bottleneck_dim: int = 128
+    """SimSiam: hidden width of the predictor."""
+    augmentation: Literal["auto", "simclr", "simsiam", "none"] = "auto"
+    """How views are made; auto: as the method's name says, none: both views are the image itself."""
+    min_crop: float = 1.0
+    """Smallest area of the random resized crop, as a share of the image; 1: no crop, as in the official code."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"ssl.weight must be zero or more, got {self.weight}.")
+        if not 0 < self.temperature < math.inf or not 0 < self.min_crop <= 1:
+            raise ConfigError(
+                f"ssl.temperature must be above zero and ssl.min_crop in (0, 1], got {self.temperature}, "
+                f"{self.min_crop}."
+            )
+        if min(self.start_step, self.hidden_dim, self.out_dim) < 0 or self.bottleneck_dim < 1:
+            raise ConfigError(
+                f"ssl.start_step, hidden_dim and out_dim must not be negative, ssl.bottleneck_dim must be above zero; "
+                f"got {self.start_step}, {self.hidden_dim}, {self.out_dim}, {self.bottleneck_dim}."
+            )
+        if self.only and not self.active:
+            raise ConfigError(
+                f"ssl.only trains by the self-supervised loss alone, but there is none: method {self.method}, "
+                f"weight {self.weight:g}.",
+                remedy="Choose --ssl simclr or --ssl simsiam, with a weight above zero.",
+            )
+        if self.only and self.start_step:
+            raise ConfigError(f"ssl.only has nothing else to train before ssl.start_step {self.start_step}.")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is such a loss."""
+        return self.method != "none" and self.weight > 0

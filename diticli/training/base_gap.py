@@ -1,0 +1,79 @@
+"""What the run's base loses by time-step: measured once between the stages, then read, so that a resumed run and all
+processes see the same curve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+from diticli.errors import CheckpointError
+from diticli.models.frozen import FrozenBase
+from diticli.models.gap import GapCurve, measure_gap
+from diticli.progress import Reporter, SilentReporter
+from diticli.schedule import NoiseSchedule
+from diticli.training.batches import DataOrder, ImageFeed, Share, fold_seed
+from diticli.training.checkpoint import write_json
+
+GAP_IMAGES = 128
+_BATCH = 32
+
+
+def write_gap(
+    path: Path,
+    unet: UNet2DModel,
+    schedule: NoiseSchedule,
+    feed: ImageFeed,
+    images: int,
+    *,
+    seed: int,
+    precision: str,
+    device: torch.device,
+    reporter: Reporter | None = None,
+) -> None:
+    """Measure `unet` on images of the run drawn at random, and write the curve to `path` unless it is there.
+
+    Args:
+        path: JSON file.
+        unet: the base.
+        schedule: its noise schedule.
+        feed: the run's images.
+        images: how many the feed has.
+        seed: of the run.
+        precision: "bf16" or "fp32", as stage 2 computes the base.
+        device: where to measure.
+        reporter: receiver of progress.
+
+    Raises:
+        TrainingDivergedError: when the base says NaN or infinity.
+    """
+    if path.is_file():
+        return
+    order = DataOrder(images, _BATCH, fold_seed(seed, "gap", "order"))
+    drawn = feed.batches(order, 0, -(-min(images, GAP_IMAGES) // _BATCH), Share(rank=0, world=1), torch.device("cpu"))
+    base = FrozenBase(unet, torch.bfloat16 if precision == "bf16" else torch.float32).to(device)
+    curve = measure_gap(
+        base,
+        schedule.to(device),
+        torch.cat(list(drawn)).cpu(),
+        seed=fold_seed(seed, "gap", "noise"),
+        reporter=reporter or SilentReporter(),
+    )
+    write_json(path, curve.to_dict())
+
+
+def read_gap(path: Path) -> GapCurve:
+    """The curve that `write_gap` left.
+
+    Raises:
+        CheckpointError: when it is missing or damaged.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+        return GapCurve(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged ({error}).", remedy="Remove it; the same command measures it again."
+        ) from error

@@ -1,0 +1,58 @@
+"""The images of a run, from its settings: decoded into memory where they fit, else streamed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from diticli.config import RunConfig
+from diticli.data.images import ImageSource, load_images, open_images
+from diticli.progress import Reporter
+from diticli.training import samples
+from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed
+from diticli.training.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Images:
+    """The run's images: a feed for training and a few to look at."""
+
+    feed: ImageFeed
+    count: int
+    preview: torch.Tensor
+    """uint8 [B, 3, R, R]."""
+
+
+def open_source(config: RunConfig) -> ImageSource:
+    """The images named by the settings.
+
+    Raises:
+        DataError: when there are none.
+    """
+    data = config.data
+    crop = None if data.crop == "auto" else data.crop
+    return open_images(data.source, data.resolution, crop=crop, faces_count=data.faces_count)
+
+
+def prepare_images(
+    config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter, *, rank: int = 0
+) -> Images:
+    """Decode into memory what fits, stream the rest.
+
+    What cannot be read is listed in `skipped.txt`. Streaming processes meet different images: those of rank 1 and
+    above have lists of their own, `skipped-RANK.txt`.
+
+    Raises:
+        DataError: when too many images are unreadable.
+    """
+    size = len(source) * 3 * config.data.resolution**2
+    if size > config.data.memory_limit_mb * 2**20:
+        workers = config.data.workers or len(os.sched_getaffinity(0))
+        feed = StreamFeed(source, workers, run.root / (f"skipped-{rank}.txt" if rank else "skipped.txt"))
+        return Images(feed, len(source), feed.first(samples.COUNT))
+    skipped_list = None if rank else run.root / "skipped.txt"
+    loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
+    memory = MemoryFeed(loaded.images)
+    return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])

@@ -1,0 +1,44 @@
+"""Loss weights over time-steps, and why a bottleneck keeps chunks apart. Ours; the published weight is the default.
+
+A factor of the image that x_t determines up to a variance of 1 / (SNR_t s) costs the noise estimate one degree of
+freedom, 1 / D of its mean squared error, at every t before the factor is lost (SNR_t s < 1), however well x_t shows it:
+by I-MMSE (Guo et al., 2005), precision is worth as much at any noise level. Features without noise know the factor
+exactly, so every factor helps equally at the smallest t, the first chunk takes what is easiest, and what it took the
+later chunks need not learn: coarse attributes end up early. Where features are known to a variance of 1 / p only, they
+save p / (p + SNR_t s) of that degree of freedom: nothing while x_t tells more than they do (SNR_t s >> p), all of it
+just before the factor is lost. A Gaussian channel whose nats have a price gives features such a precision, and chunks
+the attributes that are lost in their own time-steps.
+
+With "uniform" weights a degree of freedom saves the same at all t. "gap" makes late time-steps, where the base's error
+is small, count as much as early ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diticli.models.gap import GapCurve
+from diticli.schedule import NoiseSchedule
+
+
+def loss_weights(schedule: NoiseSchedule, gap: GapCurve, weighting: str) -> torch.Tensor:
+    """w_t [T], scaled so that the base alone has a mean loss of 1.
+
+    Args:
+        schedule: of the base.
+        gap: the base's errors by time-step.
+        weighting: "pdae", "uniform" or "gap"; see `diticli.config_groups.ModularityConfig`.
+    """
+    error_T = noise_error(schedule, gap)
+    weights = {"pdae": schedule.loss_weight, "uniform": torch.ones_like(error_T), "gap": 1 / error_T}[weighting]
+    return weights / (weights * error_T).mean()
+
+
+def noise_error(schedule: NoiseSchedule, gap: GapCurve) -> torch.Tensor:
+    """Mean squared error [T] of the base's noise estimate: that of the image times SNR_t, straight in log between the
+    time-steps that were measured."""
+    bar = schedule.alphas_cumprod.double().cpu().numpy()
+    measured = np.array(gap.timesteps)
+    errors = np.array(gap.error) * bar[measured] / (1 - bar[measured])
+    return torch.from_numpy(np.exp(np.interp(np.arange(len(bar)), measured, np.log(errors)))).float()

@@ -1,0 +1,23 @@
+"""What an objective returns for a step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class StepLosses(NamedTuple):
+    """Losses of a step, one per image."""
+
+    total_B: torch.Tensor
+    """What is minimised."""
+    noise_B: torch.Tensor | None
+    """The part that depends on the time-step."""
+    ssl_B: torch.Tensor | None
+    """The self-supervised part, unweighted."""
+
+    @classmethod
+    def of(cls, output: StepLosses | torch.Tensor) -> StepLosses:
+        """What an objective returned; a lone tensor depends on the time-step as a whole."""
+        return output if isinstance(output, StepLosses) else cls(output, output, None)

@@ -1,0 +1,76 @@
+"""The partition that follows what the base loses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diticli.chunks import ChunkLayout
+from diticli.config import RunConfig
+from diticli.config_groups import ChunksConfig
+from diticli.errors import CheckpointError, ChunkError
+from diticli.settings import build_config
+from diticli.training.base_gap import read_gap
+from diticli.training.run import train
+
+TINY = (
+    "data.source=faces:40",
+    "data.resolution=16",
+    "unet.channels=8,16",
+    "unet.norm_groups=4",
+    "encoder.widths=32,32",
+    "chunks.count=4",
+    "chunks.latent_dim=24",
+    "chunks.partition=auto",
+    "base.images=16",
+    "base.batch_size=8",
+    "features.images=16",
+    "features.batch_size=8",
+    "device=cpu",
+    "precision=fp32",
+    "sample_every=0",
+)
+
+
+class _Curve:
+    """Everything is lost between t = 500 and t = 750, evenly."""
+
+    def lost_between(self, t0, t1):
+        return float(np.interp(t1, [500, 750], [0, 1]) - np.interp(t0, [500, 750], [0, 1]))
+
+
+def test_dims_go_where_the_base_loses():
+    chunks = ChunksConfig(count=8, latent_dim=28, partition="auto")
+    assert np.diff((0, *chunks.layout(1000, _Curve()).ends)).tolist() == [1, 1, 1, 1, 11, 11, 1, 1]
+
+
+def test_the_partition_is_unknown_before_the_base_is_measured():
+    config = RunConfig(chunks=ChunksConfig(count=8, latent_dim=28, partition="auto"))
+    assert config.measures_base
+    with pytest.raises(ChunkError, match="measured"):
+        config.layout()
+    provisional = config.provisional_layout()
+    assert (provisional.chunks, provisional.latent_dim) == (8, 28)
+    with pytest.raises(ChunkError, match="9 chunks do not fit 8"):
+        RunConfig(chunks=ChunksConfig(count=9, latent_dim=8, partition="auto"))
+
+
+def test_a_run_measures_its_base_once_and_keeps_to_it(tmp_path):
+    config = build_config("faces32", assignments=TINY)
+    model = train(config, tmp_path / "run")
+    gap = read_gap(tmp_path / "run" / "gap.json")
+    saved = json.loads((model / "model_index.json").read_text())["chunk_layout"]
+    assert ChunkLayout.from_dict(saved) == config.chunks.layout(1000, gap)
+    assert gap.total_timesteps == 1000
+    assert 0 < gap.lost_between(0, 1000) < 4
+    torch.manual_seed(1)
+    again = train(config, tmp_path / "again")
+    assert (tmp_path / "again" / "gap.json").read_text() == (tmp_path / "run" / "gap.json").read_text()
+    assert json.loads((again / "model_index.json").read_text())["chunk_layout"] == saved
+
+
+def test_a_damaged_curve_is_named(tmp_path):
+    (tmp_path / "gap.json").write_text('{"timesteps": 3}')
+    with pytest.raises(CheckpointError, match=r"gap\.json"):
+        read_gap(tmp_path / "gap.json")
