@@ -1,4 +1,4 @@
-"""`python -m benchmarks train|encode|edit|kernels|all`; see README.md."""
+"""`python -m benchmarks train|forward|encode|edit|kernels|all`; see README.md."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diticli.errors import DiTiError
 
 PARTS = {
     "train": "a training step: the official code, ours, and ours with each feature off",
+    "forward": "one noise estimate of base and shift: the official networks and ours",
     "encode": "images to features: the official encoder and ours, resident and from JPEGs",
     "edit": "counterfactuals of a pair: the official 1000 + 100 steps and ours",
     "kernels": "each operation against plain PyTorch",

@@ -1,4 +1,4 @@
-"""What `train`, `encode` and `edit` share: sides that are built one by one, measured in turn, and put in a table."""
+"""What `train`, `encode`, `forward` and `edit` share: sides built one by one, measured in turn, and put in a table."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from benchmarks.agreement import Gate
 from benchmarks.facts import datasheet_peak, matmul_peak, synchroniser
+from benchmarks.limits import OutOfTimeError, time_limit
 from benchmarks.table import ratio_text, render
 from benchmarks.timing import Side, Timings, measure
 
@@ -26,23 +27,28 @@ class Candidate:
         build: makes what runs the work once.
         note: what it is.
         precision: "fp32", "tf32" or "bf16", for the share of the peak.
+        limit: seconds that building and the first run may take, compiling included.
+        compiled: whether the seconds until the end of its first run are worth telling.
     """
 
     name: str
     build: Callable[[], Callable[[], None]]
     note: str
     precision: str = "fp32"
+    limit: float = math.inf
+    compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A measurement and what belongs beside it."""
+    """A measurement and what belongs beside it; `first_run` is of those that compile, in seconds."""
 
     timings: Timings
     notes: dict[str, str]
     precisions: dict[str, str]
     memory: dict[str, int]
     skipped: dict[str, str]
+    first_run: dict[str, float] = field(default_factory=dict)
 
 
 def compare_sides(
@@ -55,30 +61,36 @@ def compare_sides(
     budget_seconds: float,
     control: str,
     build_seconds: float = math.inf,
+    retries: int = 0,
     skipped: dict[str, str] | None = None,
 ) -> Comparison:
     """Build every candidate, measure those that work, and on a GPU their peak memory.
 
     Args:
         inner: runs between two readings of the clock.
-        build_seconds: candidates whose turn comes later (building one may mean compiling it) are not measured.
+        build_seconds: for building (which may mean compiling) all candidates; those that are not ready by then are
+            not measured.
         others: see `benchmarks.timing.measure`.
     """
-    skipped, resident, sides = dict(skipped or {}), {}, []
-    started = time.monotonic()
+    skipped, resident, first_run, sides = dict(skipped or {}), {}, {}, []
+    end = time.monotonic() + build_seconds
     for candidate in candidates:
-        if time.monotonic() - started > build_seconds:
-            skipped[candidate.name] = f"out of time: {build_seconds:.0f} s were meant for building the sides"
-            continue
-        before = _allocated(device)
+        before, began = _allocated(device), time.monotonic()
         try:
-            run = candidate.build()
-            run()
-            synchroniser(device)()
+            with time_limit(min(candidate.limit, end - began)):
+                run = candidate.build()
+                run()
+                synchroniser(device)()
+        except OutOfTimeError:
+            skipped[candidate.name] = _too_slow(candidate, time.monotonic() - began, build_seconds)
+            _clear(device)
+            continue
         except Exception as error:  # one side that cannot run must not cost the others
             skipped[candidate.name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
             _clear(device)
             continue
+        if candidate.compiled:
+            first_run[candidate.name] = time.monotonic() - began
         resident[candidate.name] = _allocated(device) - before
         sides.append(Side(name=candidate.name, run=_repeat(run, inner), note=candidate.note))
     timings = measure(
@@ -87,6 +99,7 @@ def compare_sides(
         warmup=warmup,
         budget_seconds=budget_seconds,
         control=control,
+        retries=retries,
         synchronise=synchroniser(device),
     )
     timings = Timings(
@@ -102,6 +115,7 @@ def compare_sides(
         precisions={c.name: c.precision for c in candidates},
         memory=memory,
         skipped=skipped | dict(timings.failures),
+        first_run=first_run,
     )
 
 
@@ -131,6 +145,7 @@ def report(
         rows.append(row)
     headers = ["side", "ms", "20-80 %", f"{unit}/s", f"time / time of {ours}", "peak GiB", "of peak", "what"]
     lines = [render(headers, rows), *(f"not measured: {k}: {v}" for k, v in comparison.skipped.items())]
+    lines += [f"compiled and run once in {v:.0f} s: {k}" for k, v in comparison.first_run.items()]
     lines += [verdict(timings, gate)]
     result = timings.to_dict() | {
         "unit": unit,
@@ -140,6 +155,7 @@ def report(
         "notes": comparison.notes,
         "precisions": comparison.precisions,
         "not_measured": comparison.skipped,
+        "first_run_seconds": comparison.first_run or None,
         "agreement": gate.to_dict(),
         "speed_up_of_ours": ratios if timings.trustworthy else None,
         "speed_up_untrusted": None if timings.trustworthy else ratios,
@@ -172,6 +188,14 @@ def _mfu(flops: float, seconds: float, device: torch.device, precision: str) -> 
     text = f"{flops / seconds / matmul_peak(device, precision):.0%}"
     stated = datasheet_peak(device, precision)
     return text if stated is None else f"{text} ({flops / seconds / stated:.0%} of data sheet)"
+
+
+def _too_slow(candidate: Candidate, seconds: float, build_seconds: float) -> str:
+    """Why a candidate is left out, with the seconds that were spent on it."""
+    work = "compiling" if candidate.compiled else "building"
+    if seconds < 0.5:
+        return f"out of time: {build_seconds:.0f} s were meant for building all sides"
+    return f"out of time: {work} it had not ended after {seconds:.0f} s"
 
 
 def _repeat(run: Callable[[], None], times: int) -> Callable[[], None]:

@@ -142,7 +142,8 @@ def from_jpegs(
         encode_with(pipeline, source, folder / "feats.npy", resume=False)
 
     sides = [Side(name="decode only", run=decode), Side(name="encode", run=encode)]
-    timings = measure(sides, rounds=8, budget_seconds=budget, control="decode only", synchronise=synchroniser(device))
+    wait = synchroniser(device)
+    timings = measure(sides, rounds=8, budget_seconds=budget, control="decode only", retries=1, synchronise=wait)
     share = timings.ratio("decode only", "encode")
     rate = count / timings.quantiles("encode")[1]
     text = f"from JPEGs of {JPEG_SIDE} px: {rate:,.0f} images/s, {ratio_text(share)} of the pure decode rate"
@@ -166,6 +167,7 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             rounds=options.rounds,
             inner=4 if device.type == "cuda" else 1,
             budget_seconds=options.budget,
+            retries=1,
             control=OURS,
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images")

@@ -258,8 +258,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=None, help="images (default 64 on a GPU, 8 on a processor)")
     parser.add_argument("--rounds", type=int, default=500, help="at most, where the control does not hold sooner")
     parser.add_argument("--inner", type=int, default=None, help="runs between two readings (default: a millisecond's)")
-    parser.add_argument("--seconds", type=float, default=None, help="of one measurement's rounds (default 0.7, CPU 2)")
-    parser.add_argument("--retries", type=int, default=2, help="as many rounds and seconds more, if the control fails")
+    parser.add_argument("--seconds", type=float, default=None, help="of one measurement's rounds (default 0.7, CPU 3)")
+    parser.add_argument(
+        "--retries", type=int, default=2, help="as many rounds and seconds more while the control is not sure"
+    )
     parser.add_argument("--budget", type=float, default=45.0, help="seconds after which no new site begins")
     parser.add_argument("--site", default="", help="only sites whose name contains this, e.g. 'celeba64 norm 256+'")
     parser.add_argument("--compile-all", action="store_true", help="compile at every site and in every dtype")
@@ -268,7 +270,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = options.device == "cuda"
     options.batch = options.batch or (64 if gpu else 8)
-    options.seconds = options.seconds or (0.7 if gpu else 2.0)
+    options.seconds = options.seconds or (0.7 if gpu else 3.0)
     return options
 
 

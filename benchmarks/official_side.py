@@ -36,6 +36,7 @@ class OfficialCode:
     """The classes and functions of the official code that are run."""
 
     diffusion: Any
+    base: Any
     decoder: Any
     encoders: Any
     uniform_masks: Any
@@ -60,6 +61,7 @@ def load_code(path: Path) -> OfficialCode:
             sampling.tqdm = _without_bar  # type: ignore[attr-defined]
             return OfficialCode(
                 diffusion=sampling.GaussianDiffusion,
+                base=importlib.import_module("model.unet").UNet,
                 decoder=importlib.import_module("model.unet").ShiftUNet,
                 encoders=importlib.import_module("model.representation.encoder"),
                 uniform_masks=masks.uni_masks,
@@ -110,6 +112,14 @@ class OfficialModel:
         weights = {"ema_encoder": self.encoder.state_dict(), "ema_decoder": self.decoder.state_dict()}
         torch.save(weights, folder / "checkpoint.pt")
         return folder
+
+    def base(self) -> nn.Module:
+        """The official class of the base alone, with the decoder's weights of it."""
+        with torch.random.fork_rng(devices=[]):
+            base: nn.Module = self.code.base(**self.case.denoise_fn)
+        weights = self.decoder.state_dict()
+        base.load_state_dict({name: weights[name] for name in base.state_dict()})
+        return base
 
     def masks(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Chunk of a time-step [T], and prefix, own and earlier dims of a chunk [K, d]."""

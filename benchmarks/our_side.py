@@ -14,6 +14,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from benchmarks.cases import SEED, Case
+from diticli.models.frozen import FrozenBase
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.batches import MemoryFeed, Share, StepNoise
@@ -38,6 +39,7 @@ class OurTrainer:
         compile: as `diti train --compile`.
         gradient: "cumulative", "detached" or "dual".
         frozen_copy: False computes the base by the UNet itself instead of its inference copy.
+        merge: False keeps repetition and convolution apart in the base's copy.
         environment: variables (DITI_KERNELS, ...) that hold while it is built and while it runs.
         reporter: told where compiling fails, which makes the side another one than its name says.
     """
@@ -54,6 +56,7 @@ class OurTrainer:
         compile: bool = False,
         gradient: str = "cumulative",
         frozen_copy: bool = True,
+        merge: bool = True,
         environment: Mapping[str, str] | None = None,
         reporter: Reporter | None = None,
     ) -> None:
@@ -62,7 +65,7 @@ class OurTrainer:
         config = case.run_config(
             batch_size=batch_size, device=device, precision=precision, gradient=gradient, compile=compile
         )
-        with _variables(self.environment):
+        with variables(self.environment):
             accelerator = make_accelerator(config)
             assert pipeline.unet is not None
             scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -70,6 +73,8 @@ class OurTrainer:
             assert isinstance(objective, FeatureObjective)
             if not frozen_copy:
                 objective.unet = pipeline.unet.requires_grad_(False).eval()
+            elif not merge:
+                objective.unet = FrozenBase(pipeline.unet, objective.unet.dtype, merge_up_to=0)
             objective.encoder.load_state_dict(pipeline.encoder.state_dict())
             assert pipeline.shift_decoder is not None
             objective.shift_decoder.load_state_dict(pipeline.shift_decoder.state_dict())
@@ -103,7 +108,7 @@ class OurTrainer:
         before = state._mixed_precision
         state._mixed_precision = "bf16" if self.precision == "bf16" else "no"
         try:
-            with _variables(self.environment):
+            with variables(self.environment):
                 yield
         finally:
             state._mixed_precision = before
@@ -178,7 +183,8 @@ def _distinguish(objective: torch.nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that hold within the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

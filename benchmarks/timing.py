@@ -135,7 +135,7 @@ def measure(
         budget_seconds: of the timed rounds.
         control: name of the side that runs a second time in every round, as its own twin.
         retries: how often as many rounds, and as much time, are added while the control fails.
-        settle: end as soon as the control is sure to hold, after 30 rounds at least.
+        settle: end as soon as the control is sure to hold, after 30 rounds at least, and retry until it is.
         synchronise: waits for the device.
         clock: seconds.
         seed: of the order within a round.
@@ -181,7 +181,7 @@ class _Plan:
             return False
         if done < self.rounds and elapsed * (done + 1) / done <= self.seconds:
             return True
-        if not self.retries or timings.trustworthy:
+        if not self.retries or (timings.settled if self.settle else timings.trustworthy):
             return False
         self.rounds, self.seconds = done + self.more[0], elapsed + self.more[1]
         self.retries -= 1

@@ -7,14 +7,20 @@ with its own --compile, A3 tuned by us (bf16, channels_last, fused Adam, foreach
 and ours with each feature switched off in turn. A step is forward, backward, Adam and moving average; drawing
 time-steps and noise is part of it on both sides. Before that, losses and gradients of both sides are compared, in both
 gradient modes.
+
+On a CPU compiled sides are measured where they are asked for (--compile on for ours, --compiled for A2); a side whose
+compilation outlasts --compile-limit is left out, and named with the seconds spent on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +28,17 @@ import torch
 from diti_kernels.dispatch import decide
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.agreement import Gate
 from benchmarks.cases import CASES, Case, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report
 from benchmarks.facts import collect, synchroniser, write
+from benchmarks.limits import OutOfTimeError, time_limit
 from benchmarks.official_side import OfficialModel, load_code
 from benchmarks.step_agreement import Setting, check_agreement
 from benchmarks.table import ratio_text
 from benchmarks.timing import Side, measure
 from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.layout import layout_choice
 from diticli.models.pipeline import normalise
 from diticli.official.convert import pipeline_from_official
 
@@ -37,77 +46,79 @@ OURS = "ours"
 Save = Callable[[dict[str, Any]], None]
 
 
-def candidates(setting: Setting, *, features: bool, compiled: bool) -> tuple[list[Candidate], dict[str, str]]:
-    """The sides, most important first, and those that this device has no use for."""
+def candidates(
+    setting: Setting, *, features: bool, compiled: bool, limit: float = math.inf
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The sides, most important first, and those that this device has no use for.
+
+    Args:
+        setting: the case.
+        features: ours with each feature off as well.
+        compiled: A2 as well.
+        limit: seconds that a side may take to compile.
+    """
     device, skipped = setting.device, {}
     images, x0 = setting.images.to(device), normalise(setting.images.to(device))
     tf32 = "tf32" if device.type == "cuda" else "fp32"
 
-    def theirs(**options: Any) -> Callable[[], Callable[[], None]]:
-        return lambda: functools.partial(setting.official(**options).step, x0)
+    def theirs(name: str, note: str, precision: str = "fp32", **options: Any) -> Candidate:
+        def build() -> Callable[[], None]:
+            return functools.partial(setting.official(precision=precision, **options).step, x0)
 
-    def ours(**changes: Any) -> Callable[[], Callable[[], None]]:
-        return lambda: functools.partial(setting.ours(**changes).step, images)
+        precise, compiles = tf32 if precision == "fp32" else precision, "compiled" in options
+        return Candidate(name=name, build=build, note=note, precision=precise, limit=limit, compiled=compiles)
 
-    sides = [Candidate(name=OURS, build=ours(), note=_what(setting), precision=setting.precision)]
+    def ours(name: str, note: str, *, fused: bool = True, **changes: Any) -> Candidate:
+        def build() -> Callable[[], None]:
+            trainer = setting.ours(**changes)
+            if not fused:
+                trainer.unfuse_optimizer()
+            return functools.partial(trainer.step, images)
+
+        precision, compiles = changes.get("precision", setting.precision), changes.get("compile", setting.compile)
+        precise = tf32 if precision == "fp32" else precision
+        return Candidate(name=name, build=build, note=note, precision=precise, limit=limit, compiled=compiles)
+
+    sides = [ours(OURS, _what(setting))]
     if setting.model is not None:
         sides += [
-            Candidate(name="A0", build=theirs(), note="official as shipped", precision=tf32),
-            Candidate(name="A1", build=theirs(precision="bf16"), note="official, bf16 autocast", precision="bf16"),
-            Candidate(
-                name="A3", build=theirs(precision="bf16", tuned=True), note="official, tuned by us", precision="bf16"
-            ),
+            theirs("A0", "official as shipped"),
+            theirs("A1", "official, bf16 autocast", "bf16"),
+            theirs("A3", "official, tuned by us", "bf16", tuned=True),
         ]
     if setting.compile:
-        eager = Candidate(name="no compile", build=ours(compile=False), note="ours, eager", precision=setting.precision)
-        sides.append(eager)
+        sides.append(ours("no compile", "ours, eager", compile=False))
     if setting.model is not None:
         if compiled:
-            sides += [Candidate(name="A2", build=theirs(compiled=True), note="official, its --compile", precision=tf32)]
+            sides.append(theirs("A2", "official, its --compile", compiled=True))
         else:
-            skipped["A2"] = "not asked for: compiling it takes minutes on a CPU (--compiled)"
+            skipped["A2"] = "not asked for: compiling it takes minutes (--compiled)"
     if features:
-        for name, note, changes, why_not in _switches(setting):
-            if why_not:
-                skipped[name] = why_not
-                continue
-            precision = changes.get("precision", setting.precision)
-            precision = tf32 if precision == "fp32" else precision
-            sides.append(Candidate(name=name, build=ours(**changes), note=note, precision=precision))
-        sides.append(
-            Candidate(
-                name="plain Adam",
-                build=_plain_adam(setting, images),
-                note="ours, Adam not fused",
-                precision=setting.precision,
-            )
-        )
+        switches = _switches(setting)
+        skipped |= {name: why_not for name, _, _, why_not in switches if why_not}
+        sides += [ours(name, note, **changes) for name, note, changes, why_not in switches if not why_not]
     return sides, skipped
 
 
 def _switches(setting: Setting) -> list[tuple[str, str, dict[str, Any], str]]:
     """(name, note, what changes, why it is not measured): ours with one feature off."""
     triton, bf16 = decide(setting.device.type).backend == "triton", setting.precision == "bf16"
-    reference, sdpa = {"DITI_KERNELS": "reference"}, {"DITI_ATTENTION": "sdpa"}
+    reference, sdpa, plain = {"DITI_KERNELS": "reference"}, {"DITI_ATTENTION": "sdpa"}, {"DITI_LAYOUT": "contiguous"}
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    laid = layout_choice(setting.device, dtype).name == "channels_last"
     return [
         ("no frozen copy", "ours, base computed by the UNet itself", {"frozen_copy": False}, ""),
+        ("not merged", "ours, doubling and convolution apart", {"merge": False}, ""),
+        ("contiguous", _as(plain), {"environment": plain}, "" if laid else "ours is contiguous here anyway"),
         ("reference ops", _as(reference), {"environment": reference}, "" if triton else "no kernel runs here anyway"),
         ("sdpa", _as(sdpa), {"environment": sdpa}, ""),
         ("fp32", "ours, fp32", {"precision": "fp32"}, "" if bf16 else "ours is fp32 here"),
+        ("plain Adam", "ours, Adam not fused", {"fused": False}, ""),
     ]
 
 
 def _as(environment: dict[str, str]) -> str:
     return "ours, " + ", ".join(f"{name}={value}" for name, value in environment.items())
-
-
-def _plain_adam(setting: Setting, images: torch.Tensor) -> Callable[[], Callable[[], None]]:
-    def build() -> Callable[[], None]:
-        trainer = setting.ours()
-        trainer.unfuse_optimizer()
-        return functools.partial(trainer.step, images)
-
-    return build
 
 
 def _what(setting: Setting) -> str:
@@ -123,6 +134,20 @@ def count_flops(setting: Setting) -> float:
     with FlopCounterMode(display=False) as counter:
         setting.official().losses(x0)[0].backward()
     return float(counter.get_total_flops()) / count * setting.batch_size
+
+
+def checked(setting: Setting, limit: float) -> tuple[Setting, Gate, dict[str, str]]:
+    """The agreement of both sides, and why ours goes on uncompiled where compiling it takes longer than `limit`."""
+    if not setting.compile:
+        return setting, check_agreement(setting), {}
+    began = time.monotonic()
+    try:
+        with time_limit(limit):
+            return setting, check_agreement(setting), {}
+    except OutOfTimeError:
+        late = f"out of time: compiling it had not ended after {time.monotonic() - began:.0f} s"
+    setting = replace(setting, compile=False)
+    return setting, check_agreement(setting), {"ours, compiled": late}
 
 
 def with_loader(setting: Setting, *, rounds: int, steps: int, budget: float) -> tuple[str, dict[str, Any]]:
@@ -164,9 +189,9 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             precision=precision,
             compile=compile,
         )
-        gate = check_agreement(setting)
+        setting, gate, late = checked(setting, options.compile_limit)
         flops = count_flops(setting)
-        sides, skipped = candidates(setting, features=not options.brief, compiled=compiled)
+        sides, skipped = candidates(setting, features=not options.brief, compiled=compiled, limit=options.compile_limit)
         comparison = compare_sides(
             sides,
             device,
@@ -176,7 +201,8 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             budget_seconds=options.budget,
             build_seconds=options.build,
             control=OURS,
-            skipped=skipped,
+            retries=options.retries,
+            skipped=skipped | late,
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images", flops=flops)
         print(f"\n{case.name}, batch {batch_size}: {flops / batch_size / 1e9:.1f} GFLOP an image\n{text}", flush=True)
@@ -201,6 +227,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--brief", action="store_true", help="no switching off of features")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of timed rounds per case")
+    parser.add_argument("--retries", type=int, default=0, help="as many more while the control fails")
+    parser.add_argument("--compile-limit", type=float, default=300.0, help="seconds that one side may take to compile")
     parser.add_argument("--build", type=float, default=600.0, help="seconds to build and compile the sides of a case")
 
 
