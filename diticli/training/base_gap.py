@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -71,8 +72,9 @@ def read_gap(path: Path) -> GapCurve:
         CheckpointError: when it is missing or damaged.
     """
     try:
-        facts = json.loads(path.read_bytes())
-        return GapCurve(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
+        facts: dict[str, Any] = json.loads(path.read_bytes())
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        return GapCurve(**fields)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is missing or damaged ({error}).", remedy="Remove it; the same command measures it again."

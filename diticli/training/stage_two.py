@@ -44,7 +44,9 @@ def build_objective(
     layout = config.layout(scheduler.config.num_train_timesteps, gap)
     decoder, schedule = ShiftDecoder.for_unet(unet, layout.latent_dim), NoiseSchedule.from_scheduler(scheduler)
     frozen = FrozenBase(unet, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    relative = config.modularity.relative and gap is not None
+    weights_T = None
+    if gap is not None and config.modularity.relative:
+        weights_T = loss_weights(schedule, gap, config.modularity.weighting)
     objective = FeatureObjective(
         frozen,
         encoder,
@@ -52,7 +54,7 @@ def build_objective(
         schedule,
         layout,
         config.gradient,
-        weight_T=loss_weights(schedule, gap, config.modularity.weighting) if relative else None,
+        weight_T=weights_T,
         bottleneck=config.modularity.bottleneck,
     )
     if not config.ssl.active:
