@@ -1,0 +1,117 @@
+"""What judges the arms of `benchmarks.evidence`: made once per folder, the same for all of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.facts import write
+from diticli.data.faces import FACTORS
+from diticli.data.images import FaceImages, load_images
+from diticli.data.labels import LabelColumn
+from diticli.disentanglement import measure_disentanglement
+from diticli.judging.atlas import SwapAtlas, swap_atlas
+from diticli.judging.evaluation import EvaluationSettings
+from diticli.judging.images import JudgedImages, judged_faces
+from diticli.judging.lost import measure_lost
+from diticli.judging.order import spearman
+from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
+from diticli.models.locate import load_pipeline
+from diticli.models.pipeline import DiTiPipeline
+from diticli.models.pixels import normalise
+from diticli.models.unet import load_base
+from diticli.probing.probe import probe_features
+from diticli.progress import SilentReporter
+from diticli.schedule import NoiseSchedule
+
+PROBED, PROBED_SEED = 4000, 1
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Readers and faces, none of which any training saw."""
+
+    judged: JudgedImages
+    reader: AttributeReader
+    lost: dict[str, float]
+    """Factor -> time-step at which noise has hidden half of it."""
+
+    @classmethod
+    def prepare(cls, folder: Path, base: Path, *, learn: int, pairs: int) -> Judges:
+        """Train the readers, or read those that an earlier call left in `folder`."""
+        unet, scheduler = load_base(str(base), resolution=None)
+        judged = judged_faces(int(unet.config.sample_size), learn=learn, pairs=pairs, reporter=SilentReporter())
+        reader = _reader(folder, judged)
+        place = folder / "lost.json"
+        if not place.is_file():
+            schedule = NoiseSchedule.from_scheduler(scheduler)
+            write(place, measure_lost(judged.learn_NCHW, judged.labels, schedule).to_dict())
+        half = json.loads(place.read_text())["half"]
+        return cls(judged, reader, {name: found["value"] for name, found in half.items() if found})
+
+    def judge(self, run: Path) -> dict[str, Any]:
+        """Scores of a run's model."""
+        pipeline = load_pipeline(str(run), "cpu")
+        groups = [(chunk,) for chunk in range(pipeline.chunks.chunks)]
+        settings = EvaluationSettings(steps=10)
+        atlas = swap_atlas(pipeline, self.judged, self.reader, groups=groups, settings=settings)
+        return {**self._knows(pipeline), **self._does(atlas), "layout": pipeline.chunks.to_dict()}
+
+    def _knows(self, pipeline: DiTiPipeline) -> dict[str, Any]:
+        faces = FaceImages(PROBED, PROBED_SEED, pipeline.resolution)
+        images = torch.from_numpy(load_images(faces).images).permute(0, 3, 1, 2)
+        z = torch.cat([pipeline.encode(normalise(part)) for part in images.split(500)]).float().numpy()
+        columns = {f.name: LabelColumn(f.kind, faces.factors()[:, i]) for i, f in enumerate(FACTORS)}
+        report = probe_features(z, columns, seed=0)
+        found = measure_disentanglement(z, columns, None, layout=pipeline.chunks).to_dict()
+        chunks = found.get("chunks") or {}
+        return {
+            "r2": float(np.mean([a.extras["r2"] for a in report.attributes if a.kind == "number"])),
+            "average_precision": float(np.mean([a.value for a in report.attributes if a.kind == "binary"])),
+            "probe": {a.name: a.extras.get("r2", a.value) for a in report.attributes},
+            "chunk_disentanglement": chunks.get("disentanglement"),
+            "mig": found["dims"]["mig"],
+            "disentanglement": found,
+            "chunk_power": [
+                float(z[:, pipeline.chunks.dims_of(k)].var(axis=0).sum()) for k in range(len(pipeline.chunks.ends))
+            ],
+        }
+
+    def _does(self, atlas: SwapAtlas) -> dict[str, Any]:
+        centres = {n: c.value for n, c in atlas.centres.items() if c is not None and n not in atlas.unreadable}
+        both = [name for name in centres if name in self.lost]
+        order = spearman(np.array([centres[n] for n in both]), np.array([self.lost[n] for n in both]))
+        acting = [
+            any(shares[g].differs and shares[g].value > 0.02 for shares in atlas.shares.values())
+            for g in range(len(atlas.groups))
+        ]
+        several = len(atlas.groups) > 1
+        return {
+            "together": float(np.mean([share.value for share in atlas.together.values()])),
+            "concentration": atlas.completeness.value if several else None,
+            "selectivity": atlas.disentanglement.value if several else None,
+            "acting": float(sum(acting)),
+            "order": float(order) if several and len(both) > 2 else None,
+            "centres": centres,
+            "atlas": atlas.to_dict(),
+        }
+
+
+def _reader(folder: Path, judged: JudgedImages) -> AttributeReader:
+    place, facts = folder / "reader.safetensors", folder / "reader.json"
+    if facts.is_file():
+        known = json.loads(facts.read_text())
+        reader = AttributeReader([ReadAttribute(**a) for a in known["attributes"]], judged.judge_NCHW.shape[-1])
+        reader.load_state_dict(load_file(place))
+        reader.reliability = known["reliability"]
+        return reader.eval().requires_grad_(False)
+    reader = train_reader(judged.learn_NCHW, judged.labels)
+    save_file(reader.state_dict(), place)
+    write(facts, {"attributes": [asdict(a) for a in reader.attributes], "reliability": reader.reliability})
+    return reader
