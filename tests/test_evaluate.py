@@ -218,7 +218,7 @@ def test_the_command_writes_a_report_for_every_model(make_pipeline: Any, tmp_pat
         "--epochs",
         "1",
     ]
-    arguments += ["--steps", "2", "--no-moves", "--json", "-o", str(tmp_path / "out")]
+    arguments += ["--steps", "2", "--no-moves", "--full", "--groups", "2", "--json", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -226,7 +226,15 @@ def test_the_command_writes_a_report_for_every_model(make_pipeline: Any, tmp_pat
     assert [len(model["swaps"]) for model in told["models"]] == [5, 5]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("exchanged chunks") >= 2
-    assert (tmp_path / "out" / "shares-1.png").is_file()
+    for picture in ("shares", "atlas", "lost", "gap", "use"):
+        assert (tmp_path / "out" / f"{picture}-1.png").is_file()
+    model = told["models"][1]
+    assert [len(shares) for shares in model["atlas"]["shares"].values()] == [2] * len(FACTORS)
+    assert [group["chunks"] for group in model["use"]["groups"]] == [[0, 1], [2, 3]]
+    assert len(model["gap"]["filled"]) == 64
+    assert model["lost"] == told["models"][0]["lost"]
+    for title in ("what each chunk does", "when attributes are lost", "the gap", "what each chunk is worth"):
+        assert title in page
 
 
 def test_labels_and_data_belong_together(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from drawing_pipeline import SIDE, DrawingPipeline, oracle
 
-from diticli.chunks import ChunkLayout
 from diticli.data.faces import FACTORS
 from diticli.errors import ChunkError, ConfigError
-from diticli.judging.atlas import consecutive_groups, swap_atlas
+from diticli.judging.atlas import swap_atlas
 from diticli.judging.evaluation import EvaluationSettings
 from diticli.judging.images import JudgedImages, judged_faces
 from diticli.judging.modularity import centre_of_mass, completeness, concentration, disentanglement
@@ -120,14 +119,6 @@ def test_chunks_that_do_not_exist_are_refused(faces: JudgedImages) -> None:
     pipeline: Any = DrawingPipeline(faces)
     with pytest.raises(ChunkError, match="13"):
         swap_atlas(pipeline, faces, oracle(pipeline), groups=[(13,)])
-
-
-def test_consecutive_groups_cover_all_chunks_once() -> None:
-    layout = ChunkLayout.uniform(chunks=10, latent_dim=20)
-    assert consecutive_groups(layout, 3) == ((0, 1, 2), (3, 4, 5), (6, 7, 8, 9))
-    assert consecutive_groups(layout, 99) == tuple((k,) for k in range(10))
-    with pytest.raises(ConfigError, match="0 groups"):
-        consecutive_groups(layout, 0)
 
 
 def test_modularity_of_known_matrices() -> None:

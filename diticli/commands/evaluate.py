@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from diticli.chunks import ChunkLayout
-    from diticli.judging.evaluation import Faithfulness
-
 FACES = "faces"
-OVERVIEW_ROWS = 4
 
 
 class AlongChoice(StrEnum):
@@ -63,6 +57,39 @@ def evaluate(
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
     ] = None,
+    atlas: Annotated[
+        bool,
+        typer.Option(
+            "--atlas/--no-atlas",
+            help="Also exchange every chunk alone: which chunk carries which attribute, where in time, how modularly. "
+            "One decoding of all pairs a chunk.",
+        ),
+    ] = False,
+    gap: Annotated[
+        bool,
+        typer.Option(
+            "--gap/--no-gap",
+            help="Also the error of the predicted image by time-step with and without features, and what each chunk is "
+            "worth to the decoder; warns of ignored ones. On at most 64 images: a minute or two on a CPU.",
+        ),
+    ] = False,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost/--no-lost",
+            help="Also when the noise hides each attribute, by a reader of noisy --learn images, which learns half as "
+            "long again as the other; with --atlas, whether chunks act in that order. Two minutes on a CPU.",
+        ),
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="--atlas, --gap and --lost.")] = False,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Take the chunks in so many consecutive groups in --atlas and --gap. Default: every chunk by itself.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.html, evaluation.json and the pictures.")
     ] = Path("evaluation"),
@@ -78,12 +105,16 @@ def evaluate(
 
     Example: diti evaluate runs/demo
 
+    Example: diti evaluate runs/demo --full --pairs 32 --steps 10
+
     Example: diti evaluate runs/demo runs/pdae --chunks 0-3 --chunks 4-15 -o evaluation
 
     Example: diti evaluate runs/celeba --data celeba/ --labels list_attr_celeba.txt --pairs 200
     """
     from diticli.commands.console import emit_json, reporter, say
+    from diticli.commands.evaluate_view import quarters_and_all, show_evidence, show_faithfulness
     from diticli.judging.evaluation import EvaluationSettings, evaluate_model
+    from diticli.judging.evidence import EvidenceRequest, collect_evidence
     from diticli.judging.images import judged_faces, judged_folder
     from diticli.judging.reader import train_reader
     from diticli.judging.report import write_evaluation
@@ -108,7 +139,7 @@ def evaluate(
         if labels is None
         else judged_folder(data, labels, side, learn=learn, pairs=pairs, crop=first.crop, seed=seed, reporter=progress)
     )
-    chosen = [[p.chunks.parse(spec) for spec in chunks] if chunks else _quarters_and_all(p.chunks) for p in pipelines]
+    chosen = [[p.chunks.parse(spec) for spec in chunks] if chunks else quarters_and_all(p.chunks) for p in pipelines]
     judge = train_reader(
         judged.learn_NCHW, judged.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress
     )
@@ -117,35 +148,16 @@ def evaluate(
         evaluate_model(p, judged, judge, sets, settings=settings, moves=moves, reporter=progress)
         for p, sets in zip(pipelines, chosen, strict=True)
     ]
-    written = write_evaluation(results, judge, judged, out)
+    request = EvidenceRequest(
+        atlas=atlas or full, gap=gap or full, lost=lost or full, groups=groups, lost_epochs=-(-3 * epochs // 2)
+    )
+    evidence = collect_evidence(pipelines, judged, judge, request, settings=settings, reporter=progress)
+    layouts = [p.chunks for p in pipelines]
+    written = write_evaluation(results, judge, judged, out, evidence=list(zip(evidence, layouts, strict=True)))
     if as_json:
         emit_json(written)
         return
-    for result in results:
-        _show(result)
+    for result, found in zip(results, evidence, strict=True):
+        show_faithfulness(result)
+        show_evidence(result.model, found)
     say(f"Wrote {out / 'report.html'} and {out / 'evaluation.json'}.")
-
-
-def _quarters_and_all(layout: ChunkLayout) -> list[tuple[int, ...]]:
-    """All chunks in (up to) four consecutive sets, and all at once."""
-    rows = min(OVERVIEW_ROWS, layout.chunks)
-    cuts = [layout.chunks * row // rows for row in range(rows + 1)]
-    parts = [tuple(range(low, high)) for low, high in pairwise(cuts)]
-    return list(dict.fromkeys([*parts, tuple(range(layout.chunks))]))
-
-
-def _show(result: Faithfulness) -> None:
-    from diticli.commands.console import say, show_table
-    from diticli.judging.report import move_table, swap_table
-
-    say(f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images")
-    for title, (columns, rows) in (
-        ("Exchanged chunks: share of each difference carried over", swap_table(result)),
-        (f"Moved along an attribute by {result.facts['amount']:g}, in standard deviations", move_table(result)),
-    ):
-        if rows:
-            show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
-
-
-def _text(cell: str | int | float | None) -> str:
-    return "" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.editing.mixing import check_chunks, mix_chunks
+from diticli.editing.stages import grouped
 from diticli.errors import ConfigError
 from diticli.judging.evaluation import EvaluationSettings
 from diticli.judging.images import JudgedImages
@@ -27,6 +27,9 @@ from diticli.judging.scores import DoubleArray, Estimate, Share, resampled_share
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
+
+if TYPE_CHECKING:
+    pass
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -101,7 +104,7 @@ def swap_atlas(
         pipeline: the model.
         judged: images of the model's resolution.
         reader: trained on `judged.learn_NCHW`.
-        groups: chunks that go together; default: every chunk by itself. See `consecutive_groups`.
+        groups: chunks that go together; default: every chunk by itself.
         pairs: how many of the judged pairs to exchange; default: all.
         settings: steps, solver, batch size, seed of the bootstrap.
         reporter: receiver of progress.
@@ -113,7 +116,7 @@ def swap_atlas(
     """
     settings, reporter = settings or EvaluationSettings(), reporter or SilentReporter()
     layout = pipeline.chunks
-    chosen = tuple(tuple(sorted(group)) for group in (groups or consecutive_groups(layout, layout.chunks)))
+    chosen = tuple(tuple(sorted(group)) for group in (groups or grouped(layout, layout.chunks)))
     for group in chosen:
         check_chunks(group, layout)
     images_NCHW = judged.judge_NCHW[: _images(pairs, len(judged.judge_NCHW))]
@@ -132,19 +135,6 @@ def swap_atlas(
         facts={"steps": settings.steps, "solver": settings.solver, "seed": settings.seed},
         **_summary(tuple(a.name for a in reader.attributes), poor, layout, chosen, values_GA, draws_RGA),
     )
-
-
-def consecutive_groups(layout: ChunkLayout, count: int) -> Groups:
-    """All chunks in (at most) `count` consecutive groups of about equal size.
-
-    Raises:
-        ConfigError: for less than one.
-    """
-    if count < 1:
-        raise ConfigError(f"Cannot put the chunks into {count} groups.", remedy="Ask for at least 1.")
-    rows = min(count, layout.chunks)
-    cuts = [layout.chunks * row // rows for row in range(rows + 1)]
-    return tuple(tuple(range(low, high)) for low, high in pairwise(cuts))
 
 
 def _images(pairs: int | None, judged: int) -> int:

@@ -1,4 +1,4 @@
-"""Faithfulness as tables, a heatmap, JSON and one HTML page."""
+"""Faithfulness as tables, a heatmap, JSON and one HTML page, which other evidence joins."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 
 from diticli._version import __version__
+from diticli.chunks import ChunkLayout
 from diticli.judging.evaluation import Faithfulness
+from diticli.judging.evidence import Evidence
+from diticli.judging.evidence_report import evidence_sections
+from diticli.judging.evidence_tables import Table, chunk_text
 from diticli.judging.images import JudgedImages
 from diticli.judging.reader import AttributeReader, unreadable
 from diticli.judging.scores import to_json
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.files import write_atomically
 from diticli.pictures.report import Cell, Section, write_report
-
-Table = tuple[list[str], list[list[Cell]]]
-
-
-def chunk_text(chunks: Sequence[int]) -> str:
-    """Consecutive chunks as a range."""
-    return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
 
 
 def swap_table(result: Faithfulness) -> Table:
@@ -54,9 +51,21 @@ def move_table(result: Faithfulness) -> Table:
 
 
 def write_evaluation(
-    results: Sequence[Faithfulness], reader: AttributeReader, judged: JudgedImages, out: Path
+    results: Sequence[Faithfulness],
+    reader: AttributeReader,
+    judged: JudgedImages,
+    out: Path,
+    *,
+    evidence: Sequence[tuple[Evidence, ChunkLayout]] = (),
 ) -> dict[str, Any]:
-    """Write evaluation.json, a heatmap per model and report.html into `out`; returns what the JSON holds.
+    """Write evaluation.json, pictures and report.html into `out`; returns what the JSON holds.
+
+    Args:
+        results: one per model.
+        reader: that judged them.
+        judged: on these images.
+        out: folder.
+        evidence: what else was measured of each model, and its chunks; none, or one per model.
 
     Raises:
         DataError: when `out` cannot be written.
@@ -65,7 +74,10 @@ def write_evaluation(
         "images": judged.name,
         "reader": {"learned_from": len(judged.learn_NCHW), "reliability": to_json(reader.reliability)},
         "unreadable": unreadable(reader),
-        "models": [to_json(result) for result in results],
+        "models": [
+            {**to_json(result), **(evidence[index][0].to_dict() if evidence else {})}
+            for index, result in enumerate(results)
+        ],
         "version": __version__,
     }
     text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
@@ -73,6 +85,8 @@ def write_evaluation(
     sections = [_reader_section(reader, judged)]
     for index, result in enumerate(results):
         sections += _model_sections(result, out / f"shares-{index}.png")
+        if evidence:
+            sections += evidence_sections(evidence[index][0], result.model, evidence[index][1], out, index)
     write_report(out / "report.html", title="Faithfulness of edits", sections=sections)
     return facts
 

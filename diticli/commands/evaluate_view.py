@@ -1,0 +1,60 @@
+"""What `diti evaluate` shows on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diticli.chunks import ChunkLayout
+    from diticli.judging.evaluation import Faithfulness
+    from diticli.judging.evidence import Evidence
+    from diticli.pictures.report import Cell
+
+
+def quarters_and_all(layout: ChunkLayout) -> list[tuple[int, ...]]:
+    """All chunks in (up to) four consecutive sets, and all at once."""
+    from diticli.editing.stages import OVERVIEW_ROWS, grouped
+
+    return list(dict.fromkeys([*grouped(layout, OVERVIEW_ROWS), tuple(range(layout.chunks))]))
+
+
+def show_faithfulness(result: Faithfulness) -> None:
+    """Tables of exchanged chunks and of moved attributes."""
+    from diticli.commands.console import say
+    from diticli.judging.report import move_table, swap_table
+
+    say(f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images")
+    _show("Exchanged chunks: share of each difference carried over", swap_table(result))
+    _show(f"Moved along an attribute by {result.facts['amount']:g}, in standard deviations", move_table(result))
+
+
+def show_evidence(model: str, evidence: Evidence) -> None:
+    """Tables of what else was measured."""
+    from diticli.commands.console import say
+    from diticli.judging.evidence_report import modularity_text, order_text, use_text
+    from diticli.judging.evidence_tables import atlas_table, gap_table, lost_table, use_table
+
+    if evidence.atlas is not None:
+        _show(f"{model}: each chunk exchanged alone", atlas_table(evidence.atlas))
+        say(modularity_text(evidence.atlas))
+    if evidence.lost is not None:
+        _show("When the noise hides half of each attribute", lost_table(evidence.lost, evidence.atlas))
+        if evidence.atlas is not None:
+            say(order_text(evidence.order))
+    if evidence.gap is not None:
+        _show(f"{model}: error of the predicted image", gap_table(evidence.gap))
+    if evidence.use is not None:
+        _show(f"{model}: rise of the loss without a chunk", use_table(evidence.use))
+        say(use_text(evidence.use))
+
+
+def _show(title: str, table: tuple[list[str], list[list[Cell]]]) -> None:
+    from diticli.commands.console import show_table
+
+    columns, rows = table
+    if rows:
+        show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
+
+
+def _text(cell: Cell) -> str:
+    return "" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
