@@ -168,6 +168,4 @@ def _colours() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
-    colours = LinearSegmentedColormap.from_list("diti", stops)
-    colours.set_bad(_UNKNOWN)
-    return colours
+    return LinearSegmentedColormap.from_list("diti", stops).with_extremes(bad=_UNKNOWN)

@@ -6,9 +6,10 @@ atlas.attributes[0].centre_prefix                # the time-steps at which the f
 Skill is the scale of `diticli.probing.influence`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
-The centre of mass of an attribute in t is a weighted mean of the chunks' mid time-steps, in two readings:
-- alone: weights are the skills of the chunks alone, where the interval lies above 0. It says where the attribute is
-  found at all, and lies in the middle when every chunk tells it.
+The centre of mass of an attribute in t is a weighted mean of the chunks' mid time-steps, in two readings. A skill
+counts in them where its interval lies above 0:
+- alone: weights are the skills of the chunks alone. It says where the attribute is found at all, and lies in the
+  middle when every chunk tells it.
 - prefix: weights are the increments of the running maximum of the skill of chunks 0..k. It says where the attribute
   comes in. A time-step of chunk k sees just these chunks, so it is what "lost at t" means for features (arXiv
   2401.11430, section 4).
@@ -178,9 +179,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     estimates = [_estimate(value, many) for value, many in zip(values, resampled_SB, strict=True)]
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
-    found = np.array([_above_zero(one) for one in estimates[alone]])
-    rises = (_rises(prefix_values) for prefix_values in (values[prefix], resampled_SB[prefix]))
-    known = _above_zero(estimates[0])
+    found = np.array([_above_zero(one) for one in estimates])
     return AttributeAtlas(
         name=target.name,
         kind=target.kind,
@@ -191,8 +190,12 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         alone=tuple(estimates[alone]),
         unique=tuple(_estimate(value, many) for value, many in lost),
         prefix=tuple(estimates[prefix]),
-        centre_alone=_centre(middles, _gated(values[alone], found), _gated(resampled_SB[alone], found)),
-        centre_prefix=_centre(middles, *rises) if known else None,
+        centre_alone=_centre(middles, *(_gated(many[alone], found[alone]) for many in (values, resampled_SB))),
+        centre_prefix=_centre(
+            middles, *(_rises(_gated(many[prefix], found[prefix])) for many in (values, resampled_SB))
+        )
+        if found[0]
+        else None,
     )
 
 
@@ -206,13 +209,13 @@ def _above_zero(estimate: Estimate) -> bool:
 
 
 def _gated(skills: DoubleArray, found_K: npt.NDArray[np.bool_]) -> DoubleArray:
-    """Positive skills [K] or [K, B] of the chunks that count; noise of the others would pull the centre inwards."""
+    """Positive skills [K] or [K, B], 0 where they may be chance: noise would pull the centre inwards."""
     return (np.maximum(skills, 0).T * found_K).T
 
 
 def _rises(prefix: DoubleArray) -> DoubleArray:
     """Increments of the running maximum along the chunks, [K] or [K, B], from 0 on."""
-    return np.diff(np.maximum.accumulate(np.maximum(prefix, 0), axis=0), axis=0, prepend=0.0)
+    return np.diff(np.maximum.accumulate(prefix, axis=0), axis=0, prepend=0.0)
 
 
 def _centre(middles_K: DoubleArray, weights_K: DoubleArray, resampled_KB: DoubleArray) -> Estimate | None:
