@@ -166,7 +166,9 @@ def _chunk(covariance: DoubleArray, active: npt.NDArray[np.bool_], part: slice) 
 
 
 def _correlation(covariance: DoubleArray, slices: list[slice]) -> DoubleArray:
-    norms = np.array([[np.square(covariance[a, b]).sum() for b in slices] for a in slices]).reshape(len(slices), len(slices))
+    norms = np.array([[np.square(covariance[a, b]).sum() for b in slices] for a in slices]).reshape(
+        len(slices), len(slices)
+    )
     scale = np.sqrt(np.outer(np.diag(norms), np.diag(norms))) if slices else norms
     return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
 
