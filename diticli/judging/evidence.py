@@ -18,7 +18,7 @@ from diticli.judging.used import FeatureUse, measure_use
 from diticli.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
-    from diticli.models.pipeline import DiTiPipeline
+    from diticli.models.model import DiTiModel
 
 
 GAP_IMAGES = 64
@@ -68,7 +68,7 @@ class Evidence:
 
 
 def collect_evidence(
-    pipelines: Sequence[DiTiPipeline],
+    pipelines: Sequence[DiTiModel],
     judged: JudgedImages,
     reader: AttributeReader,
     request: EvidenceRequest,
@@ -95,7 +95,8 @@ def collect_evidence(
     found: dict[bytes, LostCurves] = {}
     results = []
     for pipeline in pipelines:
-        layout, options = pipeline.chunks, {"seed": settings.seed, "reporter": reporter}
+        layout = pipeline.chunks
+        options: dict[str, Any] = {"seed": settings.seed, "reporter": reporter}
         groups = grouped(layout, request.groups or layout.chunks)
         parts: dict[str, Any] = {}
         if request.gap:

@@ -43,7 +43,7 @@ def atlas_table(atlas: SwapAtlas) -> Table:
     rows: list[list[Cell]] = []
     for name, shares in atlas.shares.items():
         order = sorted(range(len(shares)), key=lambda g: -shares[g].value)[:2]
-        best = [cell for g in order for cell in (chunk_text(atlas.groups[g]), shares[g].value)]
+        best: list[Cell] = [cell for g in order for cell in (chunk_text(atlas.groups[g]), shares[g].value)]
         best += [None] * (4 - len(best))
         centre = between(atlas.centres[name], 0)
         rows.append([name, *best, atlas.together[name].value, centre, atlas.concentration[name]])

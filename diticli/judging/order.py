@@ -52,15 +52,15 @@ def compare_order(atlas: SwapAtlas, lost: LostCurves, *, seed: int = 0) -> Order
         seed: of the permutations.
     """
     lost_names = list(lost.half)
-    found = [
-        (name, centre, half)
+    found = {
+        name: (centre.value, half.value)
         for name, centre in atlas.centres.items()
         if centre is not None and name not in atlas.unreadable and (half := lost.half.get(name)) is not None
-    ]
+    }
     if len(found) < MIN_ATTRIBUTES:
         return None
-    names = tuple(name for name, _, _ in found)
-    centres_A, halves_A = (np.array([pair[i].value for pair in found]) for i in (1, 2))
+    names = tuple(found)
+    centres_A, halves_A = np.array(list(found.values())).T
     count = min(len(atlas.centre_draws), len(lost.half_draws))
     centre_draws_RA = atlas.centre_draws[:count, [atlas.attributes.index(name) for name in names]]
     half_draws_RA = lost.half_draws[:count, [lost_names.index(name) for name in names]]

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from diticli.models.plain_unet import PlainUNet
 
-    Base = UNet2DModel | PlainUNet | FrozenBase
-
 DoubleArray = npt.NDArray[np.float64]
 GRID = 64
 
@@ -125,7 +123,7 @@ class GapCurve:
 
 
 def measure_gap(
-    base: Base,
+    base: UNet2DModel | PlainUNet | FrozenBase,
     schedule: NoiseSchedule,
     images_NCHW: torch.Tensor,
     *,
@@ -219,7 +217,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def _errors(
-    base: Base,
+    base: UNet2DModel | PlainUNet | FrozenBase,
     schedule: NoiseSchedule,
     grid: Sequence[int],
     x0_BCHW: torch.Tensor,
