@@ -80,6 +80,8 @@ def chunk_heatmap(
     top = limit or max(0.05, float(np.abs(everything[np.isfinite(everything)]).max(initial=0.0)))
 
     width = max(4.0, 0.9 + 0.075 * max(map(len, rows)) + _cell_width(layout.chunks) * (layout.chunks + 2))
+    texts = ["time-step t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
+    above, below = _wrapped(title, width / 0.115), "\n".join(_wrapped(text, width / 0.077) for text in texts if text)
 
     def draw(axes: Axes) -> None:
         _cells(axes, grid, 0.0, top)
@@ -89,11 +91,11 @@ def chunk_heatmap(
         for row, mark in enumerate(marks or ()):
             if mark is not None:
                 _mark(axes, row, mark, layout)
-        axes.set_title(_wrapped(title, width / 0.115), loc="left", fontsize=11)
-        texts = ["time-step t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
-        axes.set_xlabel("\n".join(_wrapped(text, width / 0.077) for text in texts if text), fontsize=8.5)
+        axes.set_title(above, loc="left", fontsize=11)
+        axes.set_xlabel(below, fontsize=8.5)
 
-    return save_chart(path, draw, (width, 1.6 + 0.27 * len(rows)))
+    text_height = 0.19 * above.count("\n") + 0.15 * below.count("\n")
+    return save_chart(path, draw, (width, 1.25 + text_height + 0.27 * len(rows)))
 
 
 def _cell_width(chunks: int) -> float:
