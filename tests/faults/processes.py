@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -121,6 +122,7 @@ def _run(arguments: list[str], log: str, inject: Injection | None, env: dict[str
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started these tests in the background ignores it
     multiprocessing.set_start_method("fork", force=True)  # as in a command that nobody's fork server started
     import torch
 
