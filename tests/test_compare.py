@@ -21,13 +21,14 @@ from diticli.comparing.pca import pca_features
 from diticli.comparing.report import write_comparison
 from diticli.comparing.run import Comparison, compare
 from diticli.comparing.settings import DEFAULT_DATA, CompareSettings
+from diticli.comparing.tables import metric_table, statistics_table
 from diticli.data.faces import write_faces
 from diticli.data.features import read_features
 from diticli.errors import ConfigError, DiTiError, FeatureFileError, LabelError, ModelError
 from diticli.progress import SilentReporter
 
 FACES = "faces:160:1"
-SMALL: dict[str, Any] = {"data": (FACES,), "shown": 1, "steps": 2, "precision": "fp32"}
+SMALL: dict[str, Any] = {"data": (FACES,), "shown": 1, "steps": 2, "precision": "fp32", "metrics": False}
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,7 @@ def test_pca_sees_training_rows_only_and_keeps_their_variance(monkeypatch: pytes
     assert np.allclose(pca_features(changed, np.arange(60), train, 3)[:40], found[:40])
     monkeypatch.setattr(pca, "FIT_ROWS", 20)
     assert pca_features(values, np.arange(60), train, 3, seed=1).shape == (60, 3)
-    with pytest.raises(ConfigError, match="no 30 principal"):
-        pca_features(values, np.arange(60), train, 30)
+    assert pca_features(values, np.arange(60), train[:5], 30).shape == (60, 5), "as many as rows can tell"
 
 
 # the protocol
@@ -282,7 +282,8 @@ def labelled(tmp_path: Path) -> tuple[Path, Path]:
     for stem, columns, rows in (("good", truth[:, None], 60), ("poor", 0 * truth[:, None], 50)):
         values = np.concatenate([columns, rng.normal(size=(60, 4))], axis=1).astype(np.float32)
         np.save(tmp_path / f"{stem}.npy", values[:rows][::-1])
-        (tmp_path / f"{stem}.json").write_text(json.dumps({"files": names[:rows][::-1]}))
+        chunks = {"chunk_ends": [2, 5], "timestep_ends": [400, 1000]} if stem == "good" else {}
+        (tmp_path / f"{stem}.json").write_text(json.dumps({"files": names[:rows][::-1], **chunks}))
     return tmp_path, tmp_path / "labels.csv"
 
 
@@ -308,6 +309,16 @@ def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
     script = (folder / "out" / "commands.sh").read_text()
     assert f"diti probe {folder / 'good.npy'}" in script
     assert "--groups" in script
+    page = (folder / "out" / "report.html").read_text()
+    assert "good: what each chunk knows" in page
+    assert "poor: what each chunk knows" not in page
+    measured = result.probed["good"].report
+    assert measured["statistics"]["dims"] == 5
+    first, second = (measured["atlas"]["attributes"][0]["alone"]["value"][k] for k in (0, 1))
+    assert first > 0.99 > 0.5 > second, "the attribute is the first dim"
+    units = [row[:2] for row in metric_table(result)[1]]
+    assert units == [["good", "5 dims"], ["good", "2 chunks"], ["poor", "4 dims"]]
+    assert len(statistics_table(result)[1]) == 2
 
 
 def test_features_without_names_are_taken_in_the_order_of_the_images(tmp_path: Path) -> None:
@@ -326,6 +337,7 @@ def test_features_without_names_are_taken_in_the_order_of_the_images(tmp_path: P
         ({"labels": "gone.csv"}, LabelError, "gone.csv"),
         ({"data": ("photos",)}, ConfigError, "The labels of photos are missing"),
         ({"data": ()}, ConfigError, "Neither images nor labels"),
+        ({"edits": True, "labels": "folder"}, ConfigError, "Exchanges cannot be judged"),
         ({"steps": 1}, ConfigError, "steps must be at least 2"),
     ],
 )
@@ -390,7 +402,16 @@ def test_hostile_names_stay_text(models: Path, tmp_path: Path) -> None:
 
 def test_the_command(models: Path, tmp_path: Path) -> None:
     cli = CliRunner()
-    arguments = ["compare", str(models / "diti"), str(models / "simclr"), "--data", FACES, "--baselines", "pca"]
+    arguments = [
+        "compare",
+        str(models / "diti"),
+        str(models / "simclr"),
+        "--data",
+        FACES,
+        "--baselines",
+        "pca",
+        "--no-metrics",
+    ]
     arguments += ["--steps", "2", "--shown", "1", "--device", "cpu", "-o", str(tmp_path / "out")]
     planned = cli.invoke(app, [*arguments, "--dry-run", "--json"])
     assert planned.exit_code == 0, planned.output

@@ -72,7 +72,11 @@ class ComparedImages:
             factors = source.factors()
             columns = {f.name: LabelColumn(f.kind, factors[:, i]) for i, f in enumerate(FACTORS)}
             return LabelTable(tuple(self.names), columns)
-        return folder_labels(names) if settings.labels == FOLDER_LABELS else read_labels(Path(settings.labels))
+        return folder_labels(names) if settings.labels == FOLDER_LABELS else self._file_labels
+
+    @cached_property
+    def _file_labels(self) -> LabelTable:
+        return read_labels(Path(str(self.settings.labels)))
 
     def groups(self) -> Mapping[str, str] | None:
         """File name -> group, where given."""

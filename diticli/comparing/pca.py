@@ -7,7 +7,6 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 
 from diticli.data.feature_rows import FeatureRows
-from diticli.errors import ConfigError
 
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -17,25 +16,18 @@ _BLOCK = 4096
 
 
 def pca_features(values: FeatureRows, rows: Rows, train: Rows, dims: int, *, seed: int = 0) -> FloatArray:
-    """Coordinates [M, dims] of `values[rows]` along the principal axes of the training rows.
+    """Coordinates [M, at most dims] of `values[rows]` along the principal axes of the training rows.
 
     Args:
         values: float32 [N, P] pixels.
         rows: [M] rows to project.
         train: which of 0..M-1 the axes are fitted on.
-        dims: number of axes, at most P and the number of training rows.
+        dims: number of axes; fewer where pixels or training rows are fewer.
         seed: of the draw of training rows, where there are more than `FIT_ROWS`.
-
-    Raises:
-        ConfigError: for more dims than that.
     """
     if len(train) > FIT_ROWS:
         train = np.sort(np.random.default_rng(seed).choice(train, FIT_ROWS, replace=False))
-    if dims > min(len(train), values.shape[1]):
-        raise ConfigError(
-            f"{len(train)} training images of {values.shape[1]} pixel values have no {dims} principal components.",
-            remedy="Give more images, or leave PCA out: --baselines pixels,untrained.",
-        )
+    dims = min(dims, len(train), values.shape[1])
     pca = PCA(dims, svd_solver="covariance_eigh" if len(train) > values.shape[1] else "full")
     pca.fit(np.asarray(values[rows[train]], dtype=np.float32))
     parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))

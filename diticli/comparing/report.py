@@ -89,7 +89,7 @@ def _contender_facts(result: Comparison, index: int) -> dict[str, Any]:
         "about": subject.describe(),
         "source": subject.contender.source,
         "seed": subject.contender.seed if subject.contender.kind == "untrained" else None,
-        "dims": subject.dims,
+        "dims": result.probed[subject.name].report["latent_dim"],
         "resolution": subject.resolution or None,
         "crop": subject.crop if subject.resolution else None,
         "chunks": subject.layout.chunks if subject.layout and subject.contender.kind != "untrained" else None,

@@ -72,6 +72,12 @@ class CompareSettings:
                 remedy="Give --labels FILE, or --labels folder where folders are categories.",
             )
 
+        if self.edits and (self.labels == FOLDER_LABELS or len(self.data) != 1):
+            raise ConfigError(
+                "Exchanges cannot be judged by folders as categories, or without one source of images.",
+                remedy="Leave --edits out, or give one --data, with a file of --labels unless it is faces.",
+            )
+
     @property
     def built_in(self) -> bool:
         """Whether the images are the built-in faces, whose truth is known."""

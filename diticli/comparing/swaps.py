@@ -11,10 +11,9 @@ from diticli.chunks import ChunkLayout
 from diticli.comparing.encoding import digest
 from diticli.comparing.images import ComparedImages
 from diticli.comparing.lineup import Lineup, Subject
-from diticli.comparing.settings import FOLDER_LABELS, CompareSettings
+from diticli.comparing.settings import CompareSettings
 from diticli.data.decode import Crop
 from diticli.editing.stages import grouped
-from diticli.errors import ConfigError
 from diticli.judging.evaluation import EvaluationSettings, evaluate_model
 from diticli.judging.images import JudgedImages, judged_faces, judged_folder
 from diticli.judging.reader import AttributeReader, train_reader
@@ -33,17 +32,9 @@ class SwapStore:
         images: of the comparison; the built-in faces are judged on faces of other seeds.
         lineup: the models.
         settings: how many images.
-
-    Raises:
-        ConfigError: where the labels are no file to learn from.
     """
 
     def __init__(self, folder: Path, images: ComparedImages, lineup: Lineup, settings: CompareSettings) -> None:
-        if settings.labels == FOLDER_LABELS or (len(settings.data) != 1):
-            raise ConfigError(
-                "Exchanges cannot be judged by folders as categories, or without one source of images.",
-                remedy="Leave --edits out, or give one --data with a file of --labels.",
-            )
         self.folder, self.images, self.lineup, self.settings = folder, images, lineup, settings
         self._readers: dict[tuple[int, Crop], tuple[JudgedImages, AttributeReader]] = {}
 

@@ -44,7 +44,8 @@ def score_table(result: Comparison) -> Table:
     rows: list[list[Cell]] = []
     for subject in result.subjects:
         means = result.scores[subject.name].means
-        rows.append([subject.name, subject.dims, *(spread(means[kind][m]) for kind in kinds for m in shown(kind))])
+        dims = result.probed[subject.name].report["latent_dim"]
+        rows.append([subject.name, dims, *(spread(means[kind][m]) for kind in kinds for m in shown(kind))])
     return columns, rows
 
 
@@ -80,9 +81,11 @@ def attribute_table(result: Comparison) -> Table:
 def contender_table(result: Comparison) -> Table:
     """What each contender is."""
     columns = ["contender", "what it is", "dims", "weights", "source"]
-    rows: list[list[Cell]] = [
-        [s.name, s.describe(), s.dims, s.model_hash or None, s.contender.source or "built in"] for s in result.subjects
-    ]
+    rows: list[list[Cell]] = []
+    for subject in result.subjects:
+        dims = result.probed[subject.name].report["latent_dim"]
+        source = subject.contender.source or "built in"
+        rows.append([subject.name, subject.describe(), dims, subject.model_hash or None, source])
     return columns, rows
 
 
