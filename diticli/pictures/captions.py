@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
@@ -53,12 +54,22 @@ def clean(text: str) -> str:
 @cache
 def _font(size: int) -> Font:
     """DejaVu Sans of matplotlib: Pillow's bundled font has neither accents nor Greek letters."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    path = _font_file()
     if not path.is_file():
         return ImageFont.load_default(size)
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)  # Raqm refuses some texts
+
+
+def _font_file() -> Path:
+    """Where matplotlib keeps it; importing matplotlib to ask takes a tenth of a second."""
+    inside = Path("fonts", "ttf", "DejaVuSans.ttf")
+    package = find_spec("matplotlib")
+    for folder in (package and package.submodule_search_locations) or ():
+        if (path := Path(folder, "mpl-data", inside)).is_file():
+            return path
+    import matplotlib  # some distributions keep its data elsewhere
+
+    return Path(matplotlib.get_data_path(), inside)
 
 
 def _wrap(pieces: Sequence[str], font: Font, max_width: int) -> list[str]:
