@@ -20,7 +20,7 @@ Rows = npt.NDArray[np.int64]
 MIN_TRAIN = 10
 """Known training rows of each class, or of a number."""
 MIN_TEST = 2
-MAX_CLASSES = 100
+MAX_CLASSES = 50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,14 @@ from diticli.disentanglement.scores import mean_auroc
 
 DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+Target = npt.NDArray[np.float64] | npt.NDArray[np.bool_]
 
 TREE_ROWS = 1_200
 LASSO_ROWS = 5_000
 _ROUNDS = 30
 _RATE = 0.3
 _LASSO_GRID = {"alphas": 20, "eps": 1e-2, "cv": 3, "tol": 1e-3, "max_iter": 2000}
+_LEAST_R2 = 0.01
 
 
 def tree_importance(rows: FactorRows, seed: int) -> tuple[DoubleArray, float]:
@@ -54,17 +56,24 @@ def lasso_importance(rows: FactorRows, seed: int) -> DoubleArray:
     """[D] absolute lasso weights on standardised dims for the standardised factor.
 
     Penalty by three-fold cross-validation. Classes are indicators, one for a binary factor, one each for a
-    category, whose weights are summed.
+    category, whose weights are summed. Weights that explain nothing on the test rows (R2 up to 0.01) are left out: of
+    pure noise the lasso keeps one tiny weight, and one weight alone would look perfectly disentangled.
     """
     chosen = balanced_rows(rows, LASSO_ROWS, np.random.default_rng(seed))
-    values, codes = rows.y_train[chosen], rows.x_train[chosen]
-    targets = [values == label for label in np.unique(values)] if rows.kind == "category" else [values]
-    total = np.zeros(codes.shape[1])
+    fitted, held_out = rows.y_train[chosen], rows.y_test
+    if rows.kind != "category":
+        return _lasso_weights(rows, chosen, fitted, held_out)
+    weights = [_lasso_weights(rows, chosen, fitted == label, held_out == label) for label in np.unique(fitted)]
+    return np.sum(weights, axis=0)
+
+
+def _lasso_weights(rows: FactorRows, chosen: Rows, fitted: Target, held_out: Target) -> DoubleArray:
+    mean, std = fitted.mean(), fitted.std()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for target in targets:
-            total += np.abs(LassoCV(**_LASSO_GRID).fit(codes, (target - target.mean()) / target.std()).coef_)
-    return total
+        model = LassoCV(**_LASSO_GRID).fit(rows.x_train[chosen], (fitted - mean) / std)
+    explained = r2_score((held_out - mean) / std, model.predict(rows.x_test))
+    return np.abs(model.coef_) * (explained > _LEAST_R2)
 
 
 def balanced_rows(rows: FactorRows, most: int, rng: np.random.Generator) -> Rows:

@@ -18,7 +18,7 @@ class UnitScores:
         units: units that vary over the training rows; the others count for nothing.
         disentanglement: DCI, boosted trees: does each unit tell one factor?
         completeness: DCI, boosted trees: is each factor told by one unit?
-        linear_disentanglement: the same from lasso weights.
+        linear_disentanglement: the same from lasso weights, None also where the lasso predicts no factor.
         linear_completeness: likewise.
         mig: mutual information gap.
         sap: separated attribute predictability.

@@ -166,10 +166,10 @@ def _chunk(covariance: DoubleArray, active: npt.NDArray[np.bool_], part: slice) 
 
 
 def _correlation(covariance: DoubleArray, slices: list[slice]) -> DoubleArray:
-    norms = np.array([[np.square(covariance[a, b]).sum() for b in slices] for a in slices]).reshape(
-        len(slices), len(slices)
-    )
-    scale = np.sqrt(np.outer(np.diag(norms), np.diag(norms))) if slices else norms
+    norms = np.zeros((len(slices), len(slices)))
+    for row, a in enumerate(slices):
+        norms[row] = [np.square(covariance[a, b]).sum() for b in slices]
+    scale = np.sqrt(np.outer(np.diag(norms), np.diag(norms)))
     return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
 
 
