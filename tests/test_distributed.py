@@ -75,9 +75,21 @@ def test_another_number_of_processes_goes_on(bench: Bench, tmp_path: Path) -> No
     check_same_run(out, whole)
 
 
-@pytest.mark.parametrize("method", ["simclr", "simsiam"])
-def test_self_supervision_sees_the_global_batch(tmp_path: Path, method: str) -> None:
-    more = (f"ssl.method={method}", "ssl.weight=0.5", "ssl.hidden_dim=24", "ssl.out_dim=12", "base.images=8")
+HEAD = ("ssl.weight=0.5", "ssl.hidden_dim=24", "ssl.out_dim=12")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("ssl.method=simclr", *HEAD),
+        ("ssl.method=simsiam", *HEAD),
+        ("chunks.partition=auto", "modularity.weighting=gap", "modularity.bottleneck=0.01"),
+    ],
+    ids=["simclr", "simsiam", "modularity"],
+)
+def test_other_losses_see_the_global_batch(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Negatives and batch norm of all processes, and one measurement of the base for all."""
+    more = (*more, "base.images=8")
     assert run(train_command(tmp_path / "one", *more), tmp_path / "one.log").status == 0
     ended = run_world(train_command(tmp_path / "two", *more), 2, tmp_path)
     assert [e.status for e in ended] == [0, 0], ended[0].text
@@ -85,7 +97,7 @@ def test_self_supervision_sees_the_global_batch(tmp_path: Path, method: str) -> 
     journals = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     one, two = ([json.loads(line).get("ssl_loss") or 0.0 for line in lines] for lines in journals)
     torch.testing.assert_close(two, one, **LOSS)
-    assert any(one)
+    assert any(one) == more[0].startswith("ssl")
 
 
 def test_streamed_pictures_with_a_bad_one(tmp_path: Path) -> None:
