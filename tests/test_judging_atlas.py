@@ -17,6 +17,7 @@ from diticli.judging.evaluation import EvaluationSettings
 from diticli.judging.images import JudgedImages, judged_faces
 from diticli.judging.modularity import centre_of_mass, completeness, concentration, disentanglement
 from diticli.judging.reader import ReadAttribute
+from diticli.models.pixels import normalise
 from diticli.progress import SilentReporter
 
 NAMES = [factor.name for factor in FACTORS]
@@ -80,6 +81,36 @@ def test_attributes_that_cannot_be_read_do_not_count(faces: JudgedImages) -> Non
     atlas = swap_atlas(pipeline, faces, reader, groups=[(0, 2), (1,)])
     assert atlas.unreadable == ("background_hue",)
     assert atlas.selectivity == pytest.approx([1.0, 1.0])
+
+
+def test_a_group_that_does_next_to_nothing_surely_gives_no_attribute_a_centre(faces: JudgedImages) -> None:
+    """However narrow its interval: otherwise the last chunks, whose tiny effects are the surest, would draw centres."""
+    pipeline: Any = DrawingPipeline(faces)
+    reader = oracle(pipeline)
+    before, exact = reader.read(normalise(faces.judge_NCHW)), reader.read
+
+    def faintly(images: Any) -> np.ndarray:
+        # Exchanges of chunk 12 (stripes) are read as if they carried a hundredth of the first factor, too.
+        said = exact(images)
+        other = before[np.arange(len(before)) ^ 1]
+        if (
+            len(said) == len(before)
+            and np.allclose(said[:, 12], other[:, 12])
+            and np.allclose(said[:, 1], before[:, 1])
+        ):
+            said = said.copy()
+            said[:, 0] = before[:, 0] + 0.01 * (other - before)[:, 0]
+        return said
+
+    reader.read = faintly
+    settings = EvaluationSettings(batch_size=len(before))
+    atlas = swap_atlas(pipeline, faces, reader, groups=[(1,), (12,)], settings=settings)
+    share = atlas.shares["background_hue"][1]
+    assert share.value == pytest.approx(0.01)
+    assert share.differs
+    assert atlas.centres["background_hue"] is None
+    assert atlas.concentration["background_hue"] is None
+    assert atlas.centres["stripes"] is not None
 
 
 def test_the_json_form_is_plain(faces: JudgedImages) -> None:

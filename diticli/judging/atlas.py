@@ -31,6 +31,7 @@ from diticli.progress import Reporter, SilentReporter
 if TYPE_CHECKING:
     pass
 
+MOVES = 0.05
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -38,8 +39,9 @@ Groups = tuple[tuple[int, ...], ...]
 class SwapAtlas:
     """Attributes by groups of chunks: the share of each difference that exchanging the group alone carries over.
 
-    Centres of mass and modularity weigh a group by the absolute share, or by 0 where the share's interval holds 0:
-    many groups that do nothing would otherwise pull every centre to the middle.
+    Centres of mass and modularity weigh groups by the absolute share. A group is said to move an attribute when the
+    share is at least `MOVES` and its interval leaves 0 out; an attribute that no group moves has neither centre nor
+    concentration, for both would describe noise.
 
     Attributes:
         model: its id.
@@ -52,7 +54,7 @@ class SwapAtlas:
         concentration: attribute -> 1 when one group alone moves it, 0 when all do alike; None as above.
         selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
         completeness: mean of `concentration`; see `diticli.judging.modularity`.
-        disentanglement: mean of `selectivity`, weighted by how much each group moves.
+        disentanglement: `selectivity` of all groups, weighted by the sum of their shares.
         unreadable: attributes that the reader tells badly; they count in none of the last three.
         pairs: how many were exchanged, both ways.
         facts: solver, steps.
@@ -188,24 +190,28 @@ def _summary(
 ) -> dict[str, Any]:
     """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
     shares = [[Share.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())]
-    known_GA = np.array([[share.differs for share in row] for row in shares[:-1]])
-    effects_GA, effects_RGA = np.abs(values[:-1]) * known_GA, np.abs(draws[:, :-1]) * known_GA
+    moves_GA = np.array([[share.differs and share.value >= MOVES for share in row] for row in shares[:-1]])
+    effects_GA, effects_RGA = np.abs(values[:-1]), np.abs(draws[:, :-1])
     starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)
     times_G = np.array([(starts[list(group)] + ends[list(group)]).mean() / 2 for group in groups])
-    centres_A, centres_RA = centre_of_mass(effects_GA, times_G), centre_of_mass(effects_RGA, times_G)
-    good = [index for index, name in enumerate(names) if name not in poor]
+    moved_A, good_A = moves_GA.any(axis=0), np.array([name not in poor for name in names])
+    centres_A, centres_RA = (
+        np.where(moved_A, centre_of_mass(effects, times_G), np.nan) for effects in (effects_GA, effects_RGA)
+    )
+    whole, selective = moved_A & good_A, np.where(moves_GA[:, good_A].any(axis=1), 1.0, np.nan)
     return {
         "shares": {name: tuple(row[a] for row in shares[:-1]) for a, name in enumerate(names)},
         "together": dict(zip(names, shares[-1], strict=True)),
         "centres": {
-            name: None if np.isnan(centres_A[a]) else Estimate.of(centres_A[a], centres_RA[:, a])
-            for a, name in enumerate(names)
+            name: Estimate.of(centres_A[a], centres_RA[:, a]) if moved_A[a] else None for a, name in enumerate(names)
         },
-        "concentration": dict(zip(names, _or_none(concentration(effects_GA.T)), strict=True)),
-        "selectivity": tuple(_or_none(concentration(effects_GA[:, good]))),
-        "completeness": Estimate.of(float(completeness(effects_GA[:, good])), completeness(effects_RGA[..., good])),
+        "concentration": dict(
+            zip(names, _or_none(np.where(moved_A, concentration(effects_GA.T), np.nan)), strict=True)
+        ),
+        "selectivity": tuple(_or_none(selective * concentration(effects_GA[:, good_A]))),
+        "completeness": Estimate.of(float(completeness(effects_GA[:, whole])), completeness(effects_RGA[..., whole])),
         "disentanglement": Estimate.of(
-            float(disentanglement(effects_GA[:, good])), disentanglement(effects_RGA[..., good])
+            float(disentanglement(effects_GA[:, good_A])), disentanglement(effects_RGA[..., good_A])
         ),
         "centre_draws": centres_RA,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from diticli.chunks import ChunkLayout
-from diticli.judging.atlas import SwapAtlas
+from diticli.judging.atlas import MOVES, SwapAtlas
 from diticli.judging.denoising import ModelGap
 from diticli.judging.evidence import Evidence
 from diticli.judging.evidence_tables import atlas_table, between, chunk_text, gap_table, lost_table, use_table
@@ -86,7 +86,8 @@ def _atlas(atlas: SwapAtlas, name: str, layout: ChunkLayout, picture: Path) -> S
     text = (
         f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, {atlas.facts['steps']} "
         "steps), and the reader says which share of each difference came along: 0 nothing, 1 all of it. The centre of "
-        "mass weighs the chunks' time-steps by the absolute share where its 95 % interval leaves 0 out. "
+        f"mass weighs the chunks' time-steps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
+        "beyond doubt, have none. "
         f"{modularity_text(atlas)} Both are DCI's definitions (Eastwood & Williams, 2018) on this matrix in place of "
         "a regressor's importances."
     )
