@@ -182,13 +182,13 @@ def objective(make_unet: Callable[..., Any], layout: ChunkLayout) -> Callable[..
     return make
 
 
-def step(objective: FeatureObjective, autocast: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def step(objective: FeatureObjective, autocast: bool, device: torch.device = CPU) -> tuple[Tensor, dict[str, Tensor]]:
     """Losses and gradients on the same images, time-steps and noise each time."""
     random = torch.Generator().manual_seed(3)
-    x0, noise = (torch.randn(3, 3, 16, 16, generator=random) for _ in range(2))
+    x0, noise = (torch.randn(3, 3, 16, 16, generator=random).to(device) for _ in range(2))
     objective.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = objective(x0_BCHW=x0, t_B=T, noise_BCHW=noise)
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        losses = objective(x0_BCHW=x0, t_B=T.to(device), noise_BCHW=noise)
     losses.mean().backward()
     return losses.detach(), {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
 
@@ -223,6 +223,19 @@ def test_a_training_step_keeps_it_forwards_and_backwards(
     step(trained, autocast)
     assert sum(what.startswith("gradient") for what, _ in seen) > 20
     assert not astray(seen, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_training_step_on_a_gpu_keeps_channels_last(
+    objective: Callable[..., FeatureObjective], autocast: bool
+) -> None:
+    trained = objective(dtype=torch.bfloat16 if autocast else torch.float32).to(CUDA)
+    seen = watched(trained)
+    step(trained, autocast, CUDA)
+    assert sum(what.startswith("gradient") for what, _ in seen) > 20
+    assert not astray(seen, "channels_last")
 
 
 def test_compiled_graphs_keep_channels_last(make_unet: Callable[..., Any]) -> None:
