@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,3 +184,16 @@ def test_wrappers_keep_their_config(tmp_path):
     encoder.save_pretrained(tmp_path)
     assert SemanticEncoder.from_pretrained(tmp_path).config.widths == [8, 8]
     assert encoder.dtype == torch.float32
+
+
+def test_benchmark_counts_everything_before_editing_as_starting(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    from benchmarks.startup import summary, table
+
+    plain = {"torch": [2.0, 1.0], "model": [1.0, 0.5], "editing": [6.0, 6.0]}
+    diffusers = plain | {"diffusers": [3.0, 3.0]}
+    found = summary({"plain": [plain] * 6, "diffusers": [diffusers] * 6})
+    assert found["wall"]["seconds"]["plain"] == {"torch": 2.0, "model": 1.0, "editing": 6.0, "starting": 3.0}
+    assert found["wall"]["ratios"]["starting / editing, plain"].median == 0.5
+    assert found["processor"]["ratios"]["starting, diffusers / plain"].median == 3.0
+    assert "| starting" in table(found)
