@@ -163,9 +163,12 @@ def compare(
 def _tell_plan(
     contenders: tuple[Contender, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
 ) -> None:
+    from diticli.analysis.team import Team
     from diticli.commands.console import emit_json, show_table
     from diticli.comparing.run import plan
 
+    if Team.from_environment().rank:
+        return  # one of several processes says it
     planned = plan(contenders, settings, out, device=device)
     if as_json:
         facts = [
@@ -183,7 +186,7 @@ def _state(images: int) -> str:
 
 
 def _show(result: Comparison) -> None:
-    from diticli.commands.console import say, show_table
+    from diticli.commands.console import show_table
     from diticli.comparing.tables import difference_table, score_table, swap_table
 
     for title, (columns, rows) in (
@@ -193,8 +196,6 @@ def _show(result: Comparison) -> None:
     ):
         if rows:
             show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
-    for note in result.notes:
-        say(note)
 
 
 def _text(cell: Any) -> str:
