@@ -116,7 +116,7 @@ class OurTrainer:
     def step(self, images: torch.Tensor) -> None:
         """One step on uint8 images that lie on the device."""
         with self.active():
-            self.trainer.train_step(draw_inputs(self.objective, self.noise, None, self.trainer.step, images))
+            self.trainer.train_step(draw_inputs(self.trainer.stage, self.noise, None, self.trainer.step, images))
 
     def losses(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Losses [B], through the same wrapped module that `step` runs."""

@@ -130,15 +130,23 @@ class ModularityConfig:
     bottleneck: float = 0.0
     """What a nat of information in the features costs, as a share of the base's loss: in training, noise of standard
     deviation 1 is added to the features, and bottleneck * |z|^2 / 2 to the loss. 0: neither."""
+    bottleneck_rise: float = 0.5
+    """Share of the steps over which the price rises from 0: features that cost before they help are given up."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.bottleneck < math.inf:
             raise ConfigError(f"modularity.bottleneck must be zero or more, got {self.bottleneck}.")
+        if not 0 <= self.bottleneck_rise <= 1:
+            raise ConfigError(f"modularity.bottleneck_rise lies in [0, 1], got {self.bottleneck_rise}.")
 
     @property
     def relative(self) -> bool:
         """Whether losses are told as shares of the base's own, which must be measured for that."""
         return self.weighting != "pdae" or self.bottleneck > 0
+
+    def price(self, progress: float) -> float:
+        """The bottleneck when this share of the steps is done."""
+        return self.bottleneck * min(1.0, progress / self.bottleneck_rise if self.bottleneck_rise else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

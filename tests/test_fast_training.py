@@ -85,7 +85,7 @@ def take_steps(trainer: StageTrainer, first: int, last: int, device: torch.devic
     order = DataOrder(stage.images, stage.budget.batch_size, seed=0)
     noise = StepNoise(seed=0, stage="features", timesteps=1000, batch_size=8, flip=True, share=Share())
     for images in stage.feed.batches(order, first, last, Share(), device):
-        trainer.train_step(draw_inputs(stage.objective, noise, None, trainer.step, images))
+        trainer.train_step(draw_inputs(stage, noise, None, trainer.step, images))
 
 
 class Refuse(TorchDispatchMode):

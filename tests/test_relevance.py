@@ -84,22 +84,23 @@ def test_the_published_loss_is_the_default():
 
 def test_a_bottleneck_prices_the_nats_of_noisy_features():
     x0, t, noise = inputs()
-    priced, free = objective(bottleneck=0.25), objective()
+    priced, free = objective(bottleneck=True), objective()
+    price = torch.tensor(0.25)
     feature_noise = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
-    losses = priced(x0, t, noise, feature_noise)
+    losses = priced(x0, t, noise, feature_noise, price)
     nats = 0.5 * priced.encoder(x0).square().sum(dim=1)
     torch.testing.assert_close(losses.total_B, losses.noise_B + 0.25 * nats)
     assert not torch.allclose(losses.noise_B, free(x0, t, noise))  # the decoder sees the noise
-    torch.testing.assert_close(priced(x0, t, noise, torch.zeros(4, 8)).noise_B, free(x0, t, noise))
+    torch.testing.assert_close(priced(x0, t, noise, torch.zeros(4, 8), price).noise_B, free(x0, t, noise))
 
 
 def test_the_price_reaches_every_dim_even_where_the_loss_is_detached():
     x0, _, noise = inputs()
     t = torch.full((4,), 999)
     weights = []
-    for bottleneck in (0.0, 0.25):
+    for bottleneck in (False, True):
         it = objective(bottleneck=bottleneck)
-        loss = it(x0, t, noise, torch.zeros(4, 8)) if bottleneck else it(x0, t, noise)
+        loss = it(x0, t, noise, torch.zeros(4, 8), torch.tensor(0.25)) if bottleneck else it(x0, t, noise)
         (loss.total_B if bottleneck else loss).mean().backward()
         weights.append(it.encoder.head.weight.grad.abs().sum(dim=1))
     assert weights[0][:6].tolist() == [0] * 6  # t = 999 belongs to the last chunk, dims 6 and 7
@@ -128,6 +129,14 @@ def test_a_run_with_a_bottleneck_trains_and_says_so(tmp_path):
     assert (tmp_path / "run" / "gap.json").is_file()
 
 
+def test_the_price_rises_over_the_first_part_of_the_steps():
+    modularity = ModularityConfig(bottleneck=2.0, bottleneck_rise=0.5)
+    assert [modularity.price(progress) for progress in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
+    assert ModularityConfig(bottleneck=2.0, bottleneck_rise=0).price(0) == 2
+
+
 def test_a_negative_price_is_refused():
     with pytest.raises(ConfigError, match="bottleneck"):
         ModularityConfig(bottleneck=-1.0)
+    with pytest.raises(ConfigError, match="bottleneck_rise"):
+        ModularityConfig(bottleneck_rise=1.5)

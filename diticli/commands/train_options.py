@@ -156,8 +156,8 @@ BottleneckOption = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Price of a nat in the features, as a share of the base's loss, e.g. 1e-5: keeps a chunk to what is lost "
-        "in its own time-steps. 0, as published: none.",
+        help="Price of a nat in the features, rising over the first half, as a share of the base's loss, e.g. 1e-5: "
+        "keeps a chunk to what is lost in its own time-steps. 0, as published: none.",
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -58,6 +58,8 @@ class Stage:
     """Two views of each image, for a self-supervised loss."""
     views_from: int = 0
     """First step (zero-based) that gets views."""
+    price: Callable[[float], float] = field(default=lambda progress: 0.0)
+    """Price of a nat in the features by the share of the steps that is done."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
     """Called with the moving average in place, as (step, mean loss per time-step bin)."""
 
@@ -212,7 +214,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     started, first_step = time.perf_counter(), trainer.step
     for images in stage.feed.batches(order, trainer.step, budget.steps, share, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
-        trainer.train_step(draw_inputs(stage.objective, noise, views, trainer.step, images))
+        trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))
         last = trainer.step == budget.steps
         fields: dict[str, Any] = {}
         if trainer.step % stage.log_every == 0 or last:
@@ -246,14 +248,17 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
 
 
 def draw_inputs(
-    objective: Objective, noise: StepNoise, views: StepViews | None, step: int, images_BCHW: torch.Tensor
+    stage: Stage, noise: StepNoise, views: StepViews | None, step: int, images_BCHW: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Arguments of the objective, by name, for a step (zero-based) with these uint8 images."""
+    """Arguments of the stage's objective, by name, for a step (zero-based) with these uint8 images."""
+    objective = stage.objective
     inputs: dict[str, torch.Tensor] = {}
     if objective.timesteps:
         inputs |= zip(("x0_BCHW", "t_B", "noise_BCHW"), noise.draw(step, images_BCHW), strict=True)
     if objective.feature_noise:
         inputs["feature_noise_BD"] = noise.draw_features(step, objective.feature_noise, images_BCHW.device)
+        # A scalar on the host: it multiplies tensors of any device without waiting for it.
+        inputs["price"] = torch.tensor(stage.price(step / stage.budget.steps))
     if views is not None:
         inputs["views_2BCHW"] = views.draw(step, images_BCHW)
     return inputs

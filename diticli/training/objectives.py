@@ -1,8 +1,8 @@
 """The losses of both stages, as modules whose forward returns one loss per image.
 
 A module per stage keeps the loop blind to the method, and lets DDP wrap the whole step. Its
-forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, `feature_noise_BD` where the
-objective asks for it, and `views_2BCHW` where there are views. `compile_parts` exchanges the parts of forward for
+forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, `feature_noise_BD` and `price` where
+the objective asks for them, and `views_2BCHW` where there are views. `compile_parts` exchanges the parts of forward for
 compiled ones; modules, weights and their names stay.
 
 Legend of shape suffixes: B batch, C channels, H height, W width.
@@ -70,15 +70,15 @@ class FeatureObjective(nn.Module):
     DiTi eq. 6). `cumulative` lets gradient reach the whole visible prefix of z, `detached` only the slice of
     t's own chunk (same value), `dual` is the sum of both.
 
-    With a bottleneck the decoder sees z + n, n standard Gaussian, and bottleneck * KL(N(z, 1) || N(0, 1)) =
-    bottleneck * |z|^2 / 2 is added: a Gaussian channel whose nats have a price (Alemi et al., 2017, arXiv 1612.00410,
+    With a bottleneck the decoder sees z + n, n standard Gaussian, and price * KL(N(z, 1) || N(0, 1)) =
+    price * |z|^2 / 2 is added: a Gaussian channel whose nats have a price (Alemi et al., 2017, arXiv 1612.00410,
     eq. 17, with fixed variance). See `diticli.training.relevance`.
 
     Args:
         unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
         weight_T: w_t, [T]; None: as published.
-        bottleneck: price of a nat; 0 for none.
+        bottleneck: whether forward takes feature noise and a price.
     """
 
     weight_T: torch.Tensor
@@ -93,7 +93,7 @@ class FeatureObjective(nn.Module):
         gradient: str,
         *,
         weight_T: torch.Tensor | None = None,
-        bottleneck: float = 0.0,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet.requires_grad_(False).eval()
@@ -125,6 +125,7 @@ class FeatureObjective(nn.Module):
         t_B: torch.Tensor,
         noise_BCHW: torch.Tensor,
         feature_noise_BD: torch.Tensor | None = None,
+        price: torch.Tensor | None = None,
     ) -> StepLosses | torch.Tensor:
         """Loss [B] of images in [-1, 1] at integer time-steps; with a bottleneck, its parts.
 
@@ -133,10 +134,13 @@ class FeatureObjective(nn.Module):
             t_B: time-steps.
             noise_BCHW: what is added to the images.
             feature_noise_BD: what is added to the features, where there is a bottleneck.
+            price: of a nat, a scalar, likewise.
         """
         noise, down = self._frozen_part(x0_BCHW, t_B, noise_BCHW)
         losses_B, nats_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
-        return losses_B if nats_B is None else StepLosses(losses_B + self.bottleneck * nats_B, losses_B, None)
+        if nats_B is None or price is None:
+            return losses_B
+        return StepLosses(losses_B + price * nats_B, losses_B, None)
 
     def _look(
         self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
@@ -174,7 +178,7 @@ class FeatureObjective(nn.Module):
     @property
     def feature_noise(self) -> int:
         """D of the feature noise that forward takes; 0 for none."""
-        return self.windows.latent_dim if self.bottleneck > 0 else 0
+        return self.windows.latent_dim if self.bottleneck else 0
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """What the moving average sees."""
@@ -208,10 +212,11 @@ class JointObjective(nn.Module):
         t_B: torch.Tensor,
         noise_BCHW: torch.Tensor,
         feature_noise_BD: torch.Tensor | None = None,
+        price: torch.Tensor | None = None,
         views_2BCHW: torch.Tensor | None = None,
     ) -> StepLosses:
         """Losses [B] of images and, where there are any, of their two views."""
-        own = StepLosses.of(self.features(x0_BCHW, t_B, noise_BCHW, feature_noise_BD))
+        own = StepLosses.of(self.features(x0_BCHW, t_B, noise_BCHW, feature_noise_BD, price))
         if views_2BCHW is None:
             return own
         ssl_B = _compare_views(self._view_part, self.head, views_2BCHW)

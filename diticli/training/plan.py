@@ -187,7 +187,7 @@ def _time_steps(trainer: StageTrainer) -> tuple[float, float]:
     )
     marks = [time.perf_counter()]
     for images in stage.feed.batches(order, 0, WARM_STEPS + TIMED_STEPS, share, device):
-        trainer.train_step(draw_inputs(stage.objective, noise, stage.views, trainer.step, images))
+        trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))
         if trainer.step in (1, WARM_STEPS, WARM_STEPS + TIMED_STEPS):
             _wait(device)
             marks.append(time.perf_counter())

@@ -249,6 +249,7 @@ class _Worker:
             identity=identity(config, self.fingerprint, name, self.images.count),
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
+            price=config.modularity.price,
             on_sample=look,
         )
         if self.accelerator.is_main_process:

@@ -55,7 +55,7 @@ def build_objective(
         layout,
         config.gradient,
         weight_T=weights_T,
-        bottleneck=config.modularity.bottleneck,
+        bottleneck=config.modularity.bottleneck > 0,
     )
     if not config.ssl.active:
         return objective
