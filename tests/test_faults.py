@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from faults import injections
 from faults.catalogue import FAULTS, Fault
-from faults.processes import run
+from faults.processes import LIMIT, run
 from faults.settings import Bench, encode_command, train_command
 from faults.training import check_run
 
@@ -128,7 +128,8 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     """300 steps; the first 100 fill caches."""
     log = tmp_path / "memory"
     more = ("base.images=8", "features.images=2400", "checkpoint_every=50", "log_every=10")
-    ended = run(train_command(tmp_path / "run", *more), tmp_path / "log", inject=partial(injections.watch_memory, log))
+    inject = partial(injections.watch_memory, log)
+    ended = run(train_command(tmp_path / "run", *more), tmp_path / "log", inject=inject, seconds=4 * LIMIT)
     assert ended.status == 0, ended.text
     kilobytes = [int(line) for line in log.read_text().split()]
     assert len(kilobytes) == 30

@@ -53,7 +53,7 @@ def ask(bench: Bench, rng: random.Random, *, number: int) -> None:
 def fill_disk(bench: Bench, rng: random.Random) -> None:
     """The file may not grow beyond a random size."""
     out = bench.folder() / "features.npy"
-    inject = partial(injections.limit_files, rng.randrange(200, 20_000))
+    inject = partial(injections.limit_files, rng.randrange(1000, 20_000))
     ended = run(encode_command(bench.faces, out, bench.run), out.with_name("log"), inject=inject)
     check(ended, 65, f"Cannot write {out}", "Free some space and run the same command again")
     assert not out.exists()

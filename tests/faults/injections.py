@@ -16,7 +16,10 @@ from .processes import LIMIT, Injection
 
 
 def limit_files(size: int) -> None:
-    """No file may grow beyond `size` bytes: writing fails in its middle, as on a full disk."""
+    """No file may grow beyond `size` bytes: writing fails in its middle, as on a full disk.
+
+    The log of the command is a file as well: it needs 1,000.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

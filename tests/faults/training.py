@@ -56,7 +56,7 @@ def fill_disk(bench: Bench, rng: random.Random, *, size: int) -> None:
 def fill_disk_at_the_end(bench: Bench, rng: random.Random) -> None:
     """The disk is full when the finished model is written."""
     folder = bench.folder()
-    ended = train(folder, inject=partial(injections.fill_disk_when_publishing, rng.randrange(100, 20_000)))
+    ended = train(folder, inject=partial(injections.fill_disk_when_publishing, rng.randrange(1000, 20_000)))
     check(ended, 74, "Cannot write", "model", "Free some disk space")
     assert not (folder / "run" / "model").exists()
     finish(bench, folder)
