@@ -68,3 +68,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, wrong: dict[str, object], 
     given = {"values_RK": np.zeros((1, 3)), "rows": ["a"], "layout": layout, "title": "t"} | wrong
     with pytest.raises(ValueError, match=match):
         chunk_heatmap(tmp_path / "a.png", **given)  # type: ignore[arg-type]
+
+
+def test_hostile_names_and_sizes_stay_within_a_picture(tmp_path: Path) -> None:
+    layout = ChunkLayout.uniform(chunks=2, latent_dim=2)
+    names = ["x" * 20_000, "$\\frac{", "\udcff\x00", ""]
+    path = chunk_heatmap(tmp_path / "a.png", np.eye(4, 2), rows=names, layout=layout, title="")
+    assert pixels(path).shape[1] < 1000

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
+from diticli.pictures.captions import clean
 from diticli.pictures.charts import plain, save_chart
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ MAX_TEXT_CHUNKS = 80
 _LONG_TEXT_CHUNKS = 20
 _T_LABELS = 20
 _GAP = 0.4
+_MAX_NAME = 40
+_MAX_SIDE = 300.0
+"""Inches; matplotlib draws at most 2^16 pixels."""
 _MARK = "#d1242f"
 _UNKNOWN = "#e6e8eb"
 
@@ -55,7 +59,7 @@ def chunk_heatmap(
     Args:
         path: where to.
         values_RK: [R, K]; NaN leaves a grey cell.
-        rows: [R] names.
+        rows: [R] names; long ones are cut.
         layout: K chunks and their time-steps.
         title: text above.
         limit: value of the darkest colour, above 0 (default: the largest magnitude of a value, at least 0.05).
@@ -79,7 +83,8 @@ def chunk_heatmap(
     everything = grid if totals is None else np.column_stack([grid, totals])
     top = limit or max(0.05, float(np.abs(everything[np.isfinite(everything)]).max(initial=0.0)))
 
-    width = max(4.0, 0.9 + 0.075 * max(map(len, rows)) + _cell_width(layout.chunks) * (layout.chunks + 2))
+    names = [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…" for name in map(clean, rows)]
+    width = max(4.0, 0.9 + 0.075 * max(map(len, names)) + _cell_width(layout.chunks) * (layout.chunks + 2))
     texts = ["time-step t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
     above, below = _wrapped(title, width / 0.115), "\n".join(_wrapped(text, width / 0.077) for text in texts if text)
 
@@ -87,7 +92,7 @@ def chunk_heatmap(
         _cells(axes, grid, 0.0, top)
         if totals is not None:
             _cells(axes, np.asarray(totals, dtype=np.float64)[:, None], layout.chunks + _GAP, top)
-        _axes(axes, rows, layout, totals_label if totals is not None else None)
+        _axes(axes, names, layout, totals_label if totals is not None else None)
         for row, mark in enumerate(marks or ()):
             if mark is not None:
                 _mark(axes, row, mark, layout)
@@ -95,7 +100,8 @@ def chunk_heatmap(
         axes.set_xlabel(below, fontsize=8.5)
 
     text_height = 0.19 * above.count("\n") + 0.15 * below.count("\n")
-    return save_chart(path, draw, (width, 1.25 + text_height + 0.27 * len(rows)))
+    height = 1.25 + text_height + 0.27 * len(rows)
+    return save_chart(path, draw, (min(width, _MAX_SIDE), min(height, _MAX_SIDE)))
 
 
 def _cell_width(chunks: int) -> float:
