@@ -1,4 +1,4 @@
-"""The metrics against disentanglement_lib's own numbers for the same codes: tests/data/disentanglement_golden.json."""
+"""The metrics against numbers of public code for the same codes: tests/data/disentanglement_golden.json."""
 
 import json
 from pathlib import Path
@@ -18,9 +18,12 @@ from diticli.disentanglement.information import bin_columns, bin_count, entropy,
 from diticli.disentanglement.mig import mutual_information_gap
 from diticli.disentanglement.modularity import modularity
 from diticli.disentanglement.sap import predictability, squared_correlations
+from diticli.disentanglement.scores import column_aurocs
+from diticli.disentanglement.tad import captured_attributes, entropy_reductions, total_auroc_difference
 from diticli.probing.splits import Split
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "disentanglement_golden.json").read_text())["codes"]
+FILE = json.loads((Path(__file__).parent / "data" / "disentanglement_golden.json").read_text())
+GOLDEN = FILE["codes"]
 KINDS = tuple(GOLDEN)
 SIZES = (4, 2, 6, 3, 10)
 TRAIN, TEST = slice(0, 2000), slice(2000, 3000)
@@ -108,3 +111,19 @@ def test_the_report_as_a_whole_agrees() -> None:
     assert report.explicitness == pytest.approx(golden["explicitness_test"], abs=0.002)
     assert report.dims.factor_vae == pytest.approx(golden["factor_vae_eval"], abs=0.06)
     assert report.dims.disentanglement == pytest.approx(golden["disentanglement"], abs=0.05)
+
+
+def test_tad_and_captured_attributes_are_equal() -> None:
+    stream, golden = np.random.RandomState(11), FILE["tad"]
+    attributes = stream.random_sample((1500, 6)) < np.array([0.5, 0.3, 0.1, 0.5, 0.5, 0.2])
+    attributes[:, 4] = attributes[:, 3] ^ (stream.random_sample(1500) < 0.1)
+    codes, told = stream.standard_normal((1500, 8)), attributes.astype(float)
+    for dim, weight in enumerate((3, 1.5, -2, 2)):
+        codes[:, dim] += weight * told[:, dim]
+    codes[:, 4] += told[:, 0] + 0.5 * told[:, 1]
+    codes[:, 5] += 0.3 * told[:, 5]
+    aurocs = np.stack([column_aurocs(codes, positive) for positive in attributes.T], axis=1)
+    captured = captured_attributes(aurocs, entropy_reductions(told))
+    assert aurocs.max(axis=0) == pytest.approx(np.array(golden["best_aurocs"]), abs=1e-5)
+    assert captured.sum() == golden["captured"]
+    assert total_auroc_difference(aurocs, captured) == pytest.approx(golden["tad"], abs=1e-4)
