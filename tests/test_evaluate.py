@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
 from diticli.errors import ConfigError
+from diticli.judging import used
 from diticli.judging.evaluation import EvaluationSettings, evaluate_model
 from diticli.judging.images import JudgedImages, judged_faces, judged_folder
 from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
 from diticli.judging.scores import Change, change, drift_outside, to_json, transferred, unexplained
+from diticli.models import gap
 from diticli.progress import SilentReporter
 
 
@@ -204,7 +206,11 @@ def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> No
         )
 
 
-def test_the_command_writes_a_report_for_every_model(make_pipeline: Any, tmp_path: Path) -> None:
+def test_the_command_writes_a_report_for_every_model(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gap, "GRID", 8)
+    monkeypatch.setattr(used, "POINTS", 4)
     for name in ("a", "b"):
         make_pipeline().save_pretrained(str(tmp_path / name))
     arguments = [
@@ -231,7 +237,7 @@ def test_the_command_writes_a_report_for_every_model(make_pipeline: Any, tmp_pat
     model = told["models"][1]
     assert [len(shares) for shares in model["atlas"]["shares"].values()] == [2] * len(FACTORS)
     assert [group["chunks"] for group in model["use"]["groups"]] == [[0, 1], [2, 3]]
-    assert len(model["gap"]["filled"]) == 64
+    assert len(model["gap"]["filled"]) == 8
     assert model["lost"] == told["models"][0]["lost"]
     for title in ("what each chunk does", "when attributes are lost", "the gap", "what each chunk is worth"):
         assert title in page

@@ -13,7 +13,7 @@ from diticli.chunks import ChunkLayout
 from diticli.commands.evaluate_view import quarters_and_all, show_evidence
 from diticli.judging.denoising import ModelGap
 from diticli.judging.evidence import Evidence
-from diticli.judging.evidence_report import evidence_sections, order_text
+from diticli.judging.evidence_report import evidence_sections, modularity_text, order_text
 from diticli.judging.evidence_tables import between, gap_table, lost_table, use_table
 from diticli.judging.order import compare_order
 from diticli.judging.scores import Estimate
@@ -73,6 +73,12 @@ def test_the_order_is_put_into_words() -> None:
     assert "3 centres" in order_text(evidence().order)
 
 
+def test_a_single_chunk_has_neither_order_nor_modularity() -> None:
+    atlas = atlas_of({"a": 500.0, "b": 500.0, "c": 500.0})
+    assert "no modularity" in modularity_text(atlas)
+    assert compare_order(atlas, lost_of({"a": 50, "b": 300, "c": 800})) is None
+
+
 def test_every_part_has_a_section_and_a_picture(tmp_path: Path) -> None:
     one = ChunkLayout.uniform(chunks=1, latent_dim=4)
     sections = evidence_sections(evidence(), "model", one, tmp_path, 0)
@@ -94,7 +100,7 @@ def test_the_terminal_shows_every_table(capsys: pytest.CaptureFixture[str]) -> N
     told = capsys.readouterr()
     for text in ("exchanged alone", "hides half", "error of the predicted", "without a chunk"):
         assert text in told.out
-    for text in ("Completeness", "Spearman", "Ignored: chunks 1."):
+    for text in ("no modularity", "Spearman", "Ignored: chunks 1."):
         assert text in told.err
     show_evidence("model", Evidence())
     assert capsys.readouterr().out == ""

@@ -78,7 +78,7 @@ def evaluate(
         typer.Option(
             "--lost/--no-lost",
             help="Also when the noise hides each attribute, by a reader of noisy --learn images, which learns half as "
-            "long again as the other; with --atlas, whether chunks act in that order. Two minutes on a CPU.",
+            "long again as the other; with --atlas, whether chunks act in that order. Some minutes on a CPU.",
         ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="--atlas, --gap and --lost.")] = False,

@@ -51,7 +51,7 @@ def evidence_sections(evidence: Evidence, name: str, layout: ChunkLayout, out: P
 def order_text(order: OrderAgreement | None) -> str:
     """Whether chunks act in the order in which attributes are lost, in a sentence."""
     if order is None:
-        return "Too few attributes have both a centre and a time to compare their order."
+        return "Too few attributes have a time and centres that differ: there is no order to compare."
     return (
         f"Spearman's correlation of the {len(order.attributes)} centres with the times at which half of each attribute "
         f"is lost: {between(order.spearman)}; attributes in random order agree as well in {order.p_value:.1%} of cases."
@@ -66,6 +66,8 @@ def use_text(use: FeatureUse) -> str:
 
 def modularity_text(atlas: SwapAtlas) -> str:
     """The two scores in a sentence."""
+    if len(atlas.groups) < 2:
+        return "A single group of chunks has no modularity."
     return (
         f"Completeness (an attribute is moved by one chunk alone) {between(atlas.completeness)}, disentanglement (a "
         f"chunk moves one attribute alone) {between(atlas.disentanglement)}; 1 perfect, 0 everything everywhere."
@@ -88,8 +90,8 @@ def _atlas(atlas: SwapAtlas, name: str, layout: ChunkLayout, picture: Path) -> S
         "steps), and the reader says which share of each difference came along: 0 nothing, 1 all of it. The centre of "
         f"mass weighs the chunks' time-steps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
         "beyond doubt, have none. "
-        f"{modularity_text(atlas)} Both are DCI's definitions (Eastwood & Williams, 2018) on this matrix in place of "
-        "a regressor's importances."
+        f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
+        "regressor's importances."
     )
     if atlas.unreadable:
         text += f" Not counted, as the reader cannot tell them: {', '.join(atlas.unreadable)}."

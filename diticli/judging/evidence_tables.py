@@ -30,16 +30,8 @@ def between(estimate: Estimate | None, digits: int = 2) -> str | None:
 
 def atlas_table(atlas: SwapAtlas) -> Table:
     """A row per attribute: the groups that carry over most, all together, centre of mass, concentration."""
-    columns = [
-        "attribute",
-        "carried most by chunk",
-        "share",
-        "second",
-        "share",
-        "all chunks",
-        "centre t",
-        "concentration",
-    ]
+    names = ["best chunk", "its share", "second", "its share", "all chunks", "centre t", "concentration"]
+    columns = ["attribute", *names]
     rows: list[list[Cell]] = []
     for name, shares in atlas.shares.items():
         order = sorted(range(len(shares)), key=lambda g: -shares[g].value)[:2]

@@ -44,7 +44,8 @@ class OrderAgreement:
 
 
 def compare_order(atlas: SwapAtlas, lost: LostCurves, *, seed: int = 0) -> OrderAgreement | None:
-    """Spearman's correlation of `SwapAtlas.centres` and `LostCurves.half`; None for fewer than three attributes.
+    """Spearman's correlation of `SwapAtlas.centres` and `LostCurves.half`; None for fewer than three attributes, or
+    where all have the same centre (as with a single chunk).
 
     Args:
         atlas: what chunks do.
@@ -65,6 +66,8 @@ def compare_order(atlas: SwapAtlas, lost: LostCurves, *, seed: int = 0) -> Order
     centre_draws_RA = atlas.centre_draws[:count, [atlas.attributes.index(name) for name in names]]
     half_draws_RA = lost.half_draws[:count, [lost_names.index(name) for name in names]]
     rho = float(spearman(centres_A, halves_A))
+    if np.isnan(rho):
+        return None
     order_RA = np.argsort(np.random.default_rng(seed).random((PERMUTATIONS, len(names))), axis=1)
     chance_R = spearman(centres_A[order_RA], halves_A)
     return OrderAgreement(
