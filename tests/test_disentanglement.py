@@ -1,6 +1,7 @@
 """Disentanglement metrics on codes whose scores are known: copies, rotations, mixtures, noise."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,15 @@ def noise(dims: int, seed: int = 9) -> np.ndarray:
 def measure(codes: np.ndarray, columns: dict[str, LabelColumn], **others: Any) -> DisentanglementReport:
     split = split_rows(len(codes), seed=1)
     return measure_disentanglement(codes.astype(np.float32), columns, split, **others)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_votes() -> Iterator[None]:
+    """A tenth of the votes: enough for scores this far apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diticli.disentanglement.votes.TRAIN_VOTES", 1000)
+        patch.setattr("diticli.disentanglement.votes.TEST_VOTES", 500)
+        yield
 
 
 @pytest.fixture(scope="module")
