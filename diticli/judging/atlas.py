@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from diticli.chunks import ChunkLayout
@@ -191,29 +192,36 @@ def _summary(
     """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
     shares = [[Share.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())]
     moves_GA = np.array([[share.differs and share.value >= MOVES for share in row] for row in shares[:-1]])
-    effects_GA, effects_RGA = np.abs(values[:-1]), np.abs(draws[:, :-1])
     starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)
     times_G = np.array([(starts[list(group)] + ends[list(group)]).mean() / 2 for group in groups])
-    moved_A, good_A = moves_GA.any(axis=0), np.array([name not in poor for name in names])
-    centres_A, centres_RA = (
-        np.where(moved_A, centre_of_mass(effects, times_G), np.nan) for effects in (effects_GA, effects_RGA)
-    )
-    whole, selective = moved_A & good_A, np.where(moves_GA[:, good_A].any(axis=1), 1.0, np.nan)
+    # The effects themselves are the first sample, those of resampled pairs the others.
+    effects_SGA = np.abs(np.concatenate([values[None, :-1], draws[:, :-1]]))
+    centres_SA = np.where(moves_GA.any(axis=0), centre_of_mass(effects_SGA, times_G), np.nan)
     return {
         "shares": {name: tuple(row[a] for row in shares[:-1]) for a, name in enumerate(names)},
         "together": dict(zip(names, shares[-1], strict=True)),
         "centres": {
-            name: Estimate.of(centres_A[a], centres_RA[:, a]) if moved_A[a] else None for a, name in enumerate(names)
+            name: None if np.isnan(centre_S[0]) else Estimate.of(centre_S[0], centre_S[1:])
+            for name, centre_S in zip(names, centres_SA.T, strict=True)
         },
-        "concentration": dict(
-            zip(names, _or_none(np.where(moved_A, concentration(effects_GA.T), np.nan)), strict=True)
-        ),
-        "selectivity": tuple(_or_none(selective * concentration(effects_GA[:, good_A]))),
-        "completeness": Estimate.of(float(completeness(effects_GA[:, whole])), completeness(effects_RGA[..., whole])),
-        "disentanglement": Estimate.of(
-            float(disentanglement(effects_GA[:, good_A])), disentanglement(effects_RGA[..., good_A])
-        ),
-        "centre_draws": centres_RA,
+        "centre_draws": centres_SA[1:],
+        **_modularity(names, [name not in poor for name in names], moves_GA, effects_SGA),
+    }
+
+
+def _modularity(
+    names: tuple[str, ...], readable: Sequence[bool], moves_GA: npt.NDArray[np.bool_], effects_SGA: DoubleArray
+) -> dict[str, Any]:
+    good_A, moved_A, acting_G = np.array(readable), moves_GA.any(axis=0), moves_GA[:, readable].any(axis=1)
+    scores_A = np.where(moved_A, concentration(effects_SGA[0].T), np.nan)
+    scores_G = np.where(acting_G, concentration(effects_SGA[0][:, good_A]), np.nan)
+    complete_S = completeness(effects_SGA[..., moved_A & good_A])
+    disentangled_S = disentanglement(effects_SGA[..., good_A])
+    return {
+        "concentration": dict(zip(names, _or_none(scores_A), strict=True)),
+        "selectivity": tuple(_or_none(scores_G)),
+        "completeness": Estimate.of(complete_S[0], complete_S[1:]),
+        "disentanglement": Estimate.of(disentangled_S[0], disentangled_S[1:]),
     }
 
 

@@ -183,16 +183,23 @@ def _losses(
         for t in grid.timesteps:
             step = NoisyImages(denoiser, x0, noise, t)
             weight = denoiser.schedule.loss_weight[t].item()
-            estimates = [step.base_BCHW, step.estimate(z), step.estimate(mean_D.expand_as(z))]
-            for mask, (start, _) in zip(masks, ranges, strict=True):
-                seen = start <= t
-                estimates.append(step.estimate(torch.where(mask, mean_D, z)) if seen else estimates[1])
+            seen = [mask if start <= t else None for mask, (start, _) in zip(masks, ranges, strict=True)]
+            estimates = _estimates(step, z, mean_D, seen)
             rows.append(weight * torch.stack([(noise - e).square().mean(dim=(1, 2, 3)) for e in estimates]))
             reporter.advance(len(x0))
         parts.append(torch.stack(rows, dim=1).double().cpu().numpy())
     reporter.finish()
     base_KN, whole_KN, none_KN, *without = np.concatenate(parts, axis=2)
     return _Losses(base_KN, whole_KN, none_KN, np.stack(without) - whole_KN)
+
+
+def _estimates(
+    step: NoisyImages, z_BD: torch.Tensor, mean_D: torch.Tensor, masks: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """Of the base, with features, with their mean, and without each group; a group that is not seen changes nothing."""
+    whole = step.estimate(z_BD)
+    without = [whole if mask is None else step.estimate(torch.where(mask, mean_D, z_BD)) for mask in masks]
+    return [step.base_BCHW, whole, step.estimate(mean_D.expand_as(z_BD)), *without]
 
 
 def _summary(
