@@ -153,6 +153,7 @@ def test_rare_classes_of_a_category_are_unknown() -> None:
     rows = np.arange(len(texts))
     factors, skipped = make_factors({"f": LabelColumn("category", texts)}, rows, rows)
     assert not skipped
+    assert factors[0].kind == "binary"
     assert np.isnan(factors[0].values[40:]).all()
     assert set(factors[0].values[:40]) == {0.0, 1.0}
 

@@ -29,7 +29,7 @@ class Factor:
 
     Attributes:
         name: of the column.
-        kind: of the column.
+        kind: of the column, but a category of two classes is binary.
         values: [N] 0/1, numbers, or class codes 0..C-1; NaN where unknown.
     """
 
@@ -62,7 +62,7 @@ def make_factors(
         if reason:
             skipped.append(SkippedFactor(name=name, kind=column.kind, reason=reason))
         else:
-            factors.append(Factor(name=name, kind=column.kind, values=values))
+            factors.append(Factor(name=name, kind=_kind(column.kind, values), values=values))
     return tuple(factors), tuple(skipped)
 
 
@@ -77,6 +77,10 @@ def _values(column: TargetColumn, train: Rows) -> DoubleArray:
         return np.full(len(texts), np.nan)
     codes = np.searchsorted(classes, texts).clip(max=len(classes) - 1)
     return np.where(classes[codes] == texts, codes, np.nan)
+
+
+def _kind(kind: Kind, values: DoubleArray) -> Kind:
+    return "binary" if kind == "category" and np.nanmax(values) == 1 else kind
 
 
 def _unfit(values: DoubleArray, kind: Kind, train: Rows, test: Rows) -> str:

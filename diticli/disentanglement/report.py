@@ -51,7 +51,7 @@ class FactorScores:
 
     Attributes:
         name: of the factor.
-        kind: "binary", "number" or "category".
+        kind: "binary", "number" or "category"; a category of two classes counts as binary.
         informativeness: what boosted trees predict on test rows: R2 of numbers, 2 AUROC - 1 of classes; at least 0.
         explicitness: AUROC of a linear classifier, mean over classes; 0.5 is chance.
         best_dim: the dim that shares most information with it.
