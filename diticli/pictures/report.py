@@ -54,12 +54,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => {
     const sort = () => {
-      const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
-      heads.forEach(other => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       const text = row => row.cells[column].textContent;
       const rows = [...body.rows], known = rows.map(text).filter(cell => cell !== "\u2013");
       const numeric = known.every(cell => !isNaN(parseFloat(cell)));
+      const sorted = head.getAttribute("aria-sort") || (numeric ? "ascending" : "descending");
+      const sign = sorted === "descending" ? 1 : -1;
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       rows.sort((one, other) => {
         if (!numeric) return sign * text(one).localeCompare(text(other));
         const [a, b] = [parseFloat(text(one)), parseFloat(text(other))];
