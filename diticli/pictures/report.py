@@ -1,4 +1,4 @@
-"""A self-contained HTML report: text, tables and inline pictures; no external resource, and no script but for sorting."""
+"""A self-contained HTML report: text, tables, inline pictures; no external resource, and no script but for sorting."""
 
 from __future__ import annotations
 
