@@ -21,6 +21,7 @@ from diticli.comparing.tables import (
     contender_table,
     difference_table,
     metric_table,
+    readable,
     score_table,
     statistics_table,
     swap_table,
@@ -155,7 +156,8 @@ def _measured(result: Comparison) -> list[Section]:
     if metrics[1]:
         text = (
             "The attributes as factors, dims as units, and chunks where there are some. Higher is better; 1 is "
-            "perfect, except for TAD, which sums over the attributes that it captures. Metrics of dims depend on the "
+            "perfect, except for TAD, which sums over the attributes that it captures. DCI: informativeness (I), "
+            "disentanglement (D) and completeness (C) of boosted trees. Metrics of dims depend on the "
             f"axes of the features, linear probes do not. Features of more than {METRIC_DIMS:,} dims are left out. "
             "Definitions and sources: diticli/disentanglement."
         )
@@ -205,6 +207,9 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
         "pixels alone says which share of each difference was carried over: 0 nothing, 1 all of it. Other change: root "
         "mean square of what is no step towards the partner, in standard deviations."
     )
+    first = next(iter(result.swaps.values()))
+    if poor := sorted(set(first["swaps"][0]["shares"]) - set(readable(first))):
+        text += f"\n\nIt tells these too badly to judge by, and the means leave them out: {', '.join(poor)}."
     sections = [Section(title="What exchanged chunks carry over", text=text, table=swap_table(result), sortable=True)]
     for index, (name, found) in enumerate(result.swaps.items()):
         swaps, attributes = found["swaps"], list(found["swaps"][0]["shares"])

@@ -9,18 +9,19 @@ from diticli.comparing.charts import METRIC_NAMES
 from diticli.comparing.differences import Difference
 from diticli.comparing.run import Comparison
 from diticli.comparing.scores import METRICS, Score
+from diticli.judging.reader import READABLE
 from diticli.pictures.report import Cell
 
 Table = tuple[list[str], list[list[Cell]]]
 METRIC_COLUMNS = {
-    "informativeness": "informativeness",
-    "DCI disentanglement": "disentanglement",
-    "completeness": "completeness",
+    "DCI I": "informativeness",
+    "D": "disentanglement",
+    "C": "completeness",
     "MIG": "mig",
     "SAP": "sap",
     "FactorVAE": "factor_vae",
-    "modularity": "modularity",
-    "explicitness": "explicitness",
+    "modular.": "modularity",
+    "explicit.": "explicitness",
     "TAD": "tad",
     "captured": "captured",
 }
@@ -135,13 +136,19 @@ def swap_table(result: Comparison) -> Table:
     rows: list[list[Cell]] = []
     for name, found in result.swaps.items():
         for swap in found["swaps"]:
-            shares = {attribute: share["value"] for attribute, share in swap["shares"].items()}
+            shares = {attribute: swap["shares"][attribute]["value"] for attribute in readable(found)}
             best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
             other = [value for value in swap["unexplained"].values() if value is not None]
             row: list[Cell] = [name, _chunk_text(swap["chunks"]), f"{swap['timesteps'][0]}-{swap['timesteps'][1] - 1}"]
             row += [sum(shares.values()) / len(shares), f"{best} {shares[best]:.2f}", f"{worst} {shares[worst]:.2f}"]
             rows.append([*row, sum(other) / len(other) if other else None])
     return columns, rows
+
+
+def readable(found: Mapping[str, Any]) -> list[str]:
+    """Attributes that the reader behind the exchanges tells well enough to judge by; all where it tells none."""
+    names = list(found["swaps"][0]["shares"])
+    return [name for name in names if (found["reader"].get(name) or 0) >= READABLE] or names
 
 
 def spread(score: Score) -> str:
