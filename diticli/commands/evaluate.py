@@ -70,7 +70,7 @@ def evaluate(
         typer.Option(
             "--gap/--no-gap",
             help="Also the error of the predicted image by time-step with and without features, and what each chunk is "
-            "worth to the decoder; warns of ignored ones. On at most 64 images: a minute or two on a CPU.",
+            "worth to the decoder; warns of ignored ones. On at most 32 images: a minute or two on a CPU.",
         ),
     ] = False,
     lost: Annotated[

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diticli.models.model import DiTiModel
 
 
-GAP_IMAGES = 64
+GAP_IMAGES = 32
 """The gap is measured on at most so many of the judged images: its standard errors are small, its time-steps many."""
 
 
