@@ -112,7 +112,7 @@ class _Features(nn.Module):
         super().__init__()
         self.encoder, self.shift_decoder = encoder, nn.Linear(1, 1)
 
-    def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
         return self.encoder(x0_BCHW).square().mean(1) + 0 * t_B
 
     def trained_modules(self) -> dict[str, nn.Module]:
@@ -123,7 +123,7 @@ def test_joint_loss_is_the_weighted_sum_and_waits_for_views() -> None:
     encoder, head = nn.Sequential(nn.Flatten(), nn.Linear(12, 8)), SimCLRHead(8, 16, 4)
     joint, alone = JointObjective(_Features(encoder), head, 0.25), EncoderObjective(encoder, head, 0.25)  # type: ignore[arg-type]
     x0, views = torch.randn(5, 3, 2, 2), torch.randn(2, 5, 3, 2, 2)
-    both = joint(x0, torch.zeros(5), x0, views)
+    both = joint(x0, torch.zeros(5), x0, views_2BCHW=views)
     ssl = head(encoder(views[0]), encoder(views[1]))
     torch.testing.assert_close(both.ssl_B, ssl)
     torch.testing.assert_close(both.total_B, both.noise_B + 0.25 * ssl)
