@@ -6,13 +6,12 @@ atlas.attributes[0].centre_prefix                # the time-steps at which the f
 Skill is the scale of `diticli.probing.influence`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
-The centre of mass of an attribute in t is a weighted mean of the chunks' mid time-steps, in two readings. A skill
-counts in them where its interval lies above 0:
-- alone: weights are the skills of the chunks alone. It says where the attribute is found at all, and lies in the
-  middle when every chunk tells it.
-- prefix: weights are the increments of the running maximum of the skill of chunks 0..k. It says where the attribute
-  comes in. A time-step of chunk k sees just these chunks, so it is what "lost at t" means for features (arXiv
-  2401.11430, section 4).
+The centre of mass of an attribute in t is a weighted mean of the chunks' mid time-steps, in two readings:
+- alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
+  found at all, and lies in the middle when every chunk tells it.
+- prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
+  where the attribute comes in. A time-step of chunk k sees just these chunks, so it is what "lost at t" means for
+  features (arXiv 2401.11430, section 4).
 """
 
 from __future__ import annotations
@@ -191,9 +190,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         unique=tuple(_estimate(value, many) for value, many in lost),
         prefix=tuple(estimates[prefix]),
         centre_alone=_centre(middles, *(_gated(many[alone], found[alone]) for many in (values, resampled_SB))),
-        centre_prefix=_centre(
-            middles, *(_rises(_gated(many[prefix], found[prefix])) for many in (values, resampled_SB))
-        )
+        centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB)))
         if found[0]
         else None,
     )
@@ -214,16 +211,18 @@ def _gated(skills: DoubleArray, found_K: npt.NDArray[np.bool_]) -> DoubleArray:
 
 
 def _rises(prefix: DoubleArray) -> DoubleArray:
-    """Increments of the running maximum along the chunks, [K] or [K, B], from 0 on."""
-    return np.diff(np.maximum.accumulate(prefix, axis=0), axis=0, prepend=0.0)
+    """Increments along the chunks, [K] or [K, B], from 0 on."""
+    return np.diff(prefix, axis=0, prepend=0.0)
 
 
 def _centre(middles_K: DoubleArray, weights_K: DoubleArray, resampled_KB: DoubleArray) -> Estimate | None:
+    """Weighted mean, held within the middles: where skill falls with more chunks, weights are negative."""
     if not weights_K.sum() > 0:
         return None
-    with np.errstate(invalid="ignore", divide="ignore"):
-        many = (middles_K @ resampled_KB) / resampled_KB.sum(axis=0)
-    return _estimate(middles_K @ weights_K / weights_K.sum(), many)
+    totals = resampled_KB.sum(axis=0)
+    many = (middles_K @ resampled_KB) / np.where(totals > 0, totals, np.nan)
+    ends = middles_K[0], middles_K[-1]
+    return _estimate(np.clip(middles_K @ weights_K / weights_K.sum(), *ends), np.clip(many, *ends))
 
 
 def _attribute_dict(item: AttributeAtlas) -> dict[str, Any]:
