@@ -62,8 +62,8 @@ def test_what_is_left_falls_from_one(found: LostCurves) -> None:
         assert curve is not None
         assert curve[0] == 1
         assert list(curve) == sorted(curve, reverse=True)
-        assert curve[-1] < 0.2
-        assert found.explained[name][0] > 0.8
+        assert curve[-1] < 0.3
+        assert found.explained[name][0] > 0.5
     assert (found.timesteps[0], found.timesteps[-1], len(found.timesteps)) == (0, T - 1, 21)
     assert (found.learned_from, found.held_out) == (540, 60)
     told = found.to_dict()
