@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_a_dip_of_the_error_is_no_gain() -> None:
     assert found.lost_between(100, 500) == 0.0
     assert found.monotone() == pytest.approx([0.3, 0.3, 0.9])
     assert found.lost_between(0, T) == pytest.approx(0.9)
+
+
+def test_no_more_is_lost_than_the_mean_image_misses() -> None:
+    found = replace(curve([0.1, 0.3, 0.9]), mean_image=0.5)
+    assert found.lost_between(0, T) == pytest.approx(0.5)
+    assert found.lost_between(0, 500) == pytest.approx(0.3)
+    assert found.lost_between(900, T) == pytest.approx(0.0)
+
+
+def test_the_mean_image_misses_the_variance(make_unet: Any, schedule: NoiseSchedule, images: torch.Tensor) -> None:
+    found = measure_gap(make_unet(), schedule, images, timesteps=[5])
+    assert found.mean_image == pytest.approx((images.double() / 127.5).var(dim=0).mean().item(), rel=1e-6)
+    assert measure_gap(make_unet(), schedule, images[:1], timesteps=[5]).mean_image is None
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 5), (5, 4), (0, T + 1), (float("nan"), 5)])

@@ -53,6 +53,7 @@ class GapCurve:
         clamped_stderr: likewise.
         images: N.
         total_timesteps: T.
+        mean_image: error of the mean image, the guess without any x_t: what is lost when all is; None when unknown.
     """
 
     timesteps: tuple[int, ...]
@@ -62,9 +63,16 @@ class GapCurve:
     clamped_stderr: tuple[float, ...]
     images: int
     total_timesteps: int
+    mean_image: float | None = None
 
     @classmethod
-    def of(cls, errors_2GN: DoubleArray, timesteps: tuple[int, ...], total_timesteps: int) -> Self:
+    def of(
+        cls,
+        errors_2GN: DoubleArray,
+        timesteps: tuple[int, ...],
+        total_timesteps: int,
+        mean_image: float | None = None,
+    ) -> Self:
         """The curve of each image's error, as predicted and clamped.
 
         Raises:
@@ -81,13 +89,15 @@ class GapCurve:
             clamped_stderr=clamped_stderr,
             images=errors_2GN.shape[-1],
             total_timesteps=total_timesteps,
+            mean_image=mean_image,
         )
 
     def lost_between(self, t0: float, t1: float, *, clamped: bool = True) -> float:
         """What is lost in the time-steps [t0, t1): the rise of the error, made monotone, over them; at least 0.
 
         Nothing is lost before the first time-step, so that the ranges of a partition add up to the whole, which is
-        `lost_between(0, T)`. Between the points of the grid the curve is a straight line, beyond the last one flat.
+        `lost_between(0, T)`. Between the points of the grid the curve is a straight line, beyond the last one flat. No
+        more is lost than the mean image would miss: at the last time-steps a network's own imprecision may miss more.
 
         Args:
             t0: first time-step, 0 <= t0 <= t1.
@@ -104,7 +114,8 @@ class GapCurve:
             )
         # A boundary b has the time-steps below b behind it: the error at t belongs to the boundary t + 1.
         boundaries = np.array([0, *(t + 1 for t in self.timesteps)], dtype=np.float64)
-        heights = np.array([0.0, *self.monotone(clamped=clamped)])
+        most = math.inf if self.mean_image is None else self.mean_image
+        heights = np.minimum([0.0, *self.monotone(clamped=clamped)], most)
         low, high = np.interp([t0, t1], boundaries, heights)
         return max(0.0, float(high - low))
 
@@ -161,7 +172,8 @@ def measure_gap(
             for x0, noise in noisy_batches(images_NCHW, seed, batch_size, device_of(base))
         ]
     reporter.finish()
-    return GapCurve.of(np.concatenate(batches, axis=2), grid, schedule.timesteps)
+    errors_2GN = np.concatenate(batches, axis=2)
+    return GapCurve.of(errors_2GN, grid, schedule.timesteps, _mean_image_error(images_NCHW))
 
 
 def checked_timesteps(timesteps: Sequence[int] | None, total: int) -> tuple[int, ...]:
@@ -188,6 +200,13 @@ def noisy_batches(
     for part in images_NCHW.split(batch_size):
         noise = torch.stack([torch.randn(part.shape[1:], generator=generator) for _ in part])
         yield normalise(part.to(device)), noise.to(device)
+
+
+def _mean_image_error(images_NCHW: torch.Tensor) -> float | None:
+    """Mean variance of a pixel over the images, in [-1, 1]; None for a single image."""
+    if len(images_NCHW) < 2:
+        return None
+    return float(normalise(images_NCHW).double().var(dim=0).mean())
 
 
 def _mean_and_error(values_GN: DoubleArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
