@@ -1,7 +1,7 @@
 """Typed errors of the core.
 
 Every error says what is wrong (with the offending value) and carries a remedy: what the user can do
-about it. The command line turns them into one line each (`diticli.commands.errors`); a notebook sees
+about it. The command line turns them into one line each (`diticli.commands.failure`); a notebook sees
 them as ordinary exceptions.
 """
 

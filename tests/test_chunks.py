@@ -273,10 +273,9 @@ def test_fractional_ends_are_refused_not_rounded():
 def test_dims_follow_amounts_to_within_one(amounts, spare):
     layout = ChunkLayout.in_proportion(amounts, latent_dim=len(amounts) + spare)
     sizes = np.diff((0, *layout.ends))
-    assert (
-        sizes.sum() == layout.latent_dim
-        and layout.timestep_ends == ChunkLayout.uniform(chunks=len(amounts), latent_dim=layout.latent_dim).timestep_ends
-    )
+    uniform = ChunkLayout.uniform(chunks=len(amounts), latent_dim=layout.latent_dim)
+    assert sizes.sum() == layout.latent_dim
+    assert layout.timestep_ends == uniform.timestep_ends
     assert np.all(np.abs(sizes - 1 - spare * np.array(amounts) / sum(amounts)) <= 1)
 
 

@@ -1,6 +1,7 @@
 """The partition that follows what the base loses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from diticli.chunks import ChunkLayout
 from diticli.config import RunConfig
 from diticli.config_groups import ChunksConfig
-from diticli.errors import CheckpointError, ChunkError
+from diticli.errors import CheckpointError, ChunkError, DataError
+from diticli.models.unet import load_base
 from diticli.settings import build_config
 from diticli.training.base_gap import read_gap
 from diticli.training.run import train
@@ -74,3 +76,18 @@ def test_a_damaged_curve_is_named(tmp_path):
     (tmp_path / "gap.json").write_text('{"timesteps": 3}')
     with pytest.raises(CheckpointError, match=r"gap\.json"):
         read_gap(tmp_path / "gap.json")
+
+
+def test_a_run_does_not_go_on_with_another_base(tmp_path):
+    config = build_config("faces32", assignments=TINY)
+    train(config, tmp_path / "first")
+    base = tmp_path / "first" / "base"
+    given = build_config("faces32", assignments=(*TINY, f"base_model={base}"))
+    train(given, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    unet, _ = load_base(str(base))
+    with torch.no_grad():
+        unet.conv_in.weight.mul_(1.5)
+    unet.save_pretrained(base / "unet")
+    with pytest.raises(DataError, match=r"The base changed since .*run was started"):
+        train(given, tmp_path / "run")

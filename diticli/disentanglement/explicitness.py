@@ -10,8 +10,8 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning  # noqa: TID253
-from sklearn.linear_model import LogisticRegression  # noqa: TID253
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from diticli.disentanglement.codes import FactorRows
 from diticli.disentanglement.importance import balanced_rows

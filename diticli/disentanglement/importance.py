@@ -16,10 +16,10 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor  # noqa: TID253
-from sklearn.exceptions import ConvergenceWarning  # noqa: TID253
-from sklearn.linear_model import LassoCV  # noqa: TID253
-from sklearn.metrics import r2_score  # noqa: TID253
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LassoCV
+from sklearn.metrics import r2_score
 
 from diticli.disentanglement.codes import FactorRows
 from diticli.disentanglement.scores import mean_auroc

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # noqa: TID253
-from sklearn.linear_model import RidgeCV  # noqa: TID253
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import RidgeCV
 
 from diticli.disentanglement.codes import FactorRows
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.tree import DecisionTreeClassifier  # noqa: TID253
+from sklearn.tree import DecisionTreeClassifier
 
 from diticli.disentanglement.codes import FactorRows
 

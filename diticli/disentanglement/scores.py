@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score  # noqa: TID253
+from sklearn.metrics import roc_auc_score
 
 DoubleArray = npt.NDArray[np.float64]
 

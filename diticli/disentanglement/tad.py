@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import mutual_info_score  # noqa: TID253
+from sklearn.metrics import mutual_info_score
 
 from diticli.disentanglement.gaps import top_gap
 

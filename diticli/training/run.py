@@ -19,7 +19,9 @@ from diticli.errors import ConfigError
 from diticli.models.attention import check_attention
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.fingerprint import Fingerprint
 from diticli.models.gap import GapCurve
+from diticli.models.layout import layout_choice
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.unet import load_base
 from diticli.progress import Reporter, SilentReporter
@@ -69,7 +71,9 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     reporter = reporter or SilentReporter()
     config = resolve(config)
     accelerator = make_accelerator(config)
-    check_attention(accelerator.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    check_attention(accelerator.device, dtype)
+    layout_choice(accelerator.device, dtype)  # refuses an unknown DITI_LAYOUT before anything is read
     with Companions(accelerator, reporter) as companions, explained(out):
         _train(config, RunDirectory(out), accelerator, companions, reporter)
     return out / "model"
@@ -83,6 +87,8 @@ def _train(
     config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
     given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
+    if given is not None:
+        fingerprint = {**fingerprint, "base": Fingerprint().of("", {"unet": given[0]})}
     main = accelerator.is_main_process
     reporter = reporter if main else SilentReporter()
     with contextlib.ExitStack() as held:

@@ -128,9 +128,10 @@ class RunDirectory:
                 remedy="Give the same settings to go on, or another --out for a new run.",
             )
         if facts := _differences(saved["data"], json.loads(json.dumps(fingerprint))):
+            what = "base" if saved["data"].get("base") != fingerprint.get("base") else "images"
             raise DataError(
-                f"The images changed since {self.root} was started: {facts}.",
-                remedy="Restore them to go on, or choose another --out.",
+                f"The {what} changed since {self.root} was started: {facts}.",
+                remedy=f"Restore the {what} to go on, or choose another --out.",
             )
 
     def publish(self, target: Path, save: Callable[[Path], None]) -> None:
