@@ -133,14 +133,12 @@ class FeatureObjective(nn.Module):
             x0_BCHW: images.
             t_B: time-steps.
             noise_BCHW: what is added to the images.
-            feature_noise_BD: what is added to the features, where there is a bottleneck.
-            price: of a nat, a scalar, likewise.
+            feature_noise_BD: what is added to the features, where there is a bottleneck; `price` of a nat likewise.
         """
         noise, down = self._frozen_part(x0_BCHW, t_B, noise_BCHW)
         losses_B, nats_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
-        if nats_B is None or price is None:
-            return losses_B
-        return StepLosses(losses_B + price * nats_B, losses_B, None)
+        priced = nats_B is not None and price is not None
+        return StepLosses(losses_B + price * nats_B, losses_B, None) if priced else losses_B
 
     def _look(
         self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
