@@ -126,10 +126,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     )
     _forget_other_accelerator(config.device, precision)
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu", kwargs_handlers=[sharing])
+    try:
+        _check_shares(config, accelerator.num_processes)
+    except ConfigError:
+        # All processes refuse; one that ends while another still joins would hide the reason behind a lost connection.
+        accelerator.wait_for_everyone()
+        raise
+    return accelerator
+
+
+def _check_shares(config: RunConfig, processes: int) -> None:
     for name, stage in (("base", config.base), ("features", config.features)):
-        if stage.batch_size % accelerator.num_processes:
+        if stage.batch_size % processes:
             raise ConfigError(
-                f"{name}.batch_size {stage.batch_size} cannot be shared by {accelerator.num_processes} processes.",
+                f"{name}.batch_size {stage.batch_size} cannot be shared by {processes} processes.",
                 remedy="Use a multiple of the number of processes.",
             )
     if config.ssl.active and config.features.batch_size < 2:
@@ -137,7 +147,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             f"{config.ssl.method} compares images of a batch, features.batch_size is {config.features.batch_size}.",
             remedy="Use a larger --batch-size.",
         )
-    return accelerator
 
 
 def _forget_other_accelerator(device: str, precision: str) -> None:

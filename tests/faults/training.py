@@ -99,7 +99,7 @@ def change_images(bench: Bench, rng: random.Random, *, how: str) -> None:
     elif how == "comes":
         shutil.copy(aside, added)
         shutil.copy(aside, chosen)
-    check(run(command(), folder / "log"), 65, "The images changed since", words, "Restore them to go on")
+    check(run(command(), folder / "log"), 65, "The images changed since", words, "Restore the images to go on")
     assert checkpoints(folder / "run") == before
     added.unlink(missing_ok=True)
     shutil.move(aside, chosen)
