@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,19 @@ def collect(device: torch.device) -> dict[str, Any]:
     """Date, command, device, threads and versions."""
     return {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks", *_without_places(sys.argv[1:])]),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "load_average_at_start": os.getloadavg()[0],
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("DITI_", "OMP_", "TRITON_"))},
         "versions": versions(),
     }
+
+
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with PATH for where the official checkout lies on this machine."""
+    before = ["", *arguments]
+    return ["PATH" if last == "--official" else this for last, this in zip(before, arguments, strict=False)]
 
 
 def device_name(device: torch.device) -> str:

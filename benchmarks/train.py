@@ -77,6 +77,7 @@ def candidates(
 
         precision, compiles = changes.get("precision", setting.precision), changes.get("compile", setting.compile)
         precise = tf32 if precision == "fp32" else precision
+        compiles = compiles and name != OURS  # the check of agreement has compiled it, so no time is left to tell
         return Candidate(name=name, build=build, note=note, precision=precise, limit=limit, compiled=compiles)
 
     sides = [ours(OURS, _what(setting))]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from diticli.disentanglement.report import Kind, SkippedFactor
-
-if TYPE_CHECKING:
-    from diticli.probing.targets import TargetColumn
 
 DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -21,6 +18,18 @@ MIN_TRAIN = 10
 """Known training rows of each class, or of a number."""
 MIN_TEST = 2
 MAX_CLASSES = 50
+
+
+class LabelledColumn(Protocol):
+    """What `diticli.data.labels.LabelColumn` offers."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the values are."""
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """[N]: 0/1 or numbers with NaN for unknown, or text with "" for unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +60,7 @@ class Factor:
 
 
 def make_factors(
-    columns: Mapping[str, TargetColumn], train: Rows, test: Rows
+    columns: Mapping[str, LabelledColumn], train: Rows, test: Rows
 ) -> tuple[tuple[Factor, ...], tuple[SkippedFactor, ...]]:
     """Factors that vary enough among `train` and `test`, and the columns left out."""
     factors: list[Factor] = []
@@ -66,7 +75,7 @@ def make_factors(
     return tuple(factors), tuple(skipped)
 
 
-def _values(column: TargetColumn, train: Rows) -> DoubleArray:
+def _values(column: LabelledColumn, train: Rows) -> DoubleArray:
     if column.kind != "category":
         values = np.asarray(column.values, dtype=np.float64)
         return np.where(np.isfinite(values), values, np.nan)

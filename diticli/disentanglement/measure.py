@@ -7,7 +7,7 @@ report.chunks.mig, report.dims.disentanglement; report.to_dict()
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from diticli.disentanglement.assemble import assemble_factors, assemble_units
 from diticli.disentanglement.codes import make_codes
 from diticli.disentanglement.columns import measure_factor
-from diticli.disentanglement.factors import make_factors
+from diticli.disentanglement.factors import LabelledColumn, make_factors
 from diticli.disentanglement.report import DisentanglementReport
 from diticli.disentanglement.statistics import check_width
 from diticli.disentanglement.votes import cast_votes
@@ -25,8 +25,6 @@ from diticli.progress import Reporter, SilentReporter
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.data.feature_rows import FeatureRows
-    from diticli.probing.splits import Split
-    from diticli.probing.targets import TargetColumn
 
 Rows = npt.NDArray[np.int64]
 
@@ -35,10 +33,22 @@ MAX_ROWS = 20_000
 _DRAWN_TRAIN = 0.7
 
 
+class Parts(Protocol):
+    """Rows to fit on and rows to score on, as `diticli.probing.splits.Split` has them."""
+
+    @property
+    def train(self) -> Rows:
+        """Row indices."""
+
+    @property
+    def test(self) -> Rows:
+        """Row indices."""
+
+
 def measure_disentanglement(
     codes_ND: FeatureRows,
-    columns: Mapping[str, TargetColumn],
-    split: Split | None,
+    columns: Mapping[str, LabelledColumn],
+    split: Parts | None,
     *,
     layout: ChunkLayout | None = None,
     seed: int = 0,
@@ -98,7 +108,7 @@ def measure_disentanglement(
     )
 
 
-def _check_lengths(columns: Mapping[str, TargetColumn], count: int) -> None:
+def _check_lengths(columns: Mapping[str, LabelledColumn], count: int) -> None:
     for name, column in columns.items():
         if len(column.values) != count:
             raise LabelError(
@@ -107,7 +117,7 @@ def _check_lengths(columns: Mapping[str, TargetColumn], count: int) -> None:
             )
 
 
-def _parts(count: int, split: Split | None, seed: int) -> tuple[Rows, Rows]:
+def _parts(count: int, split: Parts | None, seed: int) -> tuple[Rows, Rows]:
     """Training and test rows, ascending, at most `MAX_ROWS` each."""
     rng = np.random.default_rng(seed)
     if split is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,6 @@ from diticli.judging.scores import DoubleArray, Estimate, Share, resampled_share
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
-
-if TYPE_CHECKING:
-    pass
 
 MOVES = 0.05
 Groups = tuple[tuple[int, ...], ...]
