@@ -124,12 +124,11 @@ class OurForward:
         self.scale_T = pipeline.schedule.shift_scale(self.t_T, "posterior")
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         with variables(self.environment):
-            self.pair = FrozenPair(pipeline.unet, pipeline.shift_decoder, dtype)
+            self.pair = FrozenPair(pipeline.unet, pipeline.shift_decoder, dtype, compile=compile and part == "pair")
             if not merge:
                 self.pair.base = FrozenBase(pipeline.unet, dtype, merge_up_to=0)
-        if compile:
+        if compile and part == "base":
             self.pair.base.compile(fullgraph=True, dynamic=False)
-            self.pair.shift.compile(fullgraph=True, dynamic=False)
         self.run = self._base if part == "base" else self._pair
 
     @torch.no_grad()

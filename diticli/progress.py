@@ -5,6 +5,7 @@ The core never prints. A notebook that wants no output passes nothing and gets `
 
 from __future__ import annotations
 
+import warnings
 from typing import Protocol
 
 
@@ -44,3 +45,11 @@ class SilentReporter:
 
     def warn(self, message: str) -> None:
         """See `Reporter.warn`."""
+
+
+class WarningReporter(SilentReporter):
+    """Discards everything but warnings, which become Python's own."""
+
+    def warn(self, message: str) -> None:
+        """See `Reporter.warn`."""
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -119,6 +119,16 @@ def test_batches_follow_resolution_and_device():
     assert EditSettings(batch_size=3).batch_at(128, "cuda") == 3
 
 
+def test_sampling_is_compiled_where_it_pays_or_on_demand():
+    assert EditSettings().compiles("cuda", 2_000)
+    assert not EditSettings().compiles("cuda", 1_999)
+    assert not EditSettings().compiles("cpu", 10**9)
+    assert EditSettings(compile=True).compiles("cpu", 1)
+    assert not EditSettings(compile=False).compiles("cuda", 10**9)
+    assert EditSettings(compile=True).sampler()["compile"] is True
+    assert "compile" not in EditSettings().sampler()
+
+
 def test_batches_that_do_not_fit_are_halved():
     class Small(ReadablePipeline):
         def decode(self, x_T, z, **others):

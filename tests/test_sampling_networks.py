@@ -83,7 +83,12 @@ def test_bf16_differs_a_little_and_gives_float32(pipeline):
 def test_solvers_have_their_own_precision(pipeline, monkeypatch):
     asked = []
     of = FrozenCopies.of
-    monkeypatch.setattr(FrozenCopies, "of", lambda self, *parts: asked.append(parts[-1]) or of(self, *parts))
+
+    def noted(self, *parts, **options):
+        asked.append(parts[-1])
+        return of(self, *parts, **options)
+
+    monkeypatch.setattr(FrozenCopies, "of", noted)
     x, z = inputs()
     for options in ({}, {"solver": "ddim"}, {"precision": "fp32"}, {"solver": "ddim", "precision": "bf16"}):
         pipeline.decode(x, z, 2, **options)
@@ -134,6 +139,37 @@ def test_an_encoder_alone_cannot_sample(make_pipeline):
     for walk in (pipeline.decode, pipeline.invert):
         with pytest.raises(ModelError, match="an encoder alone"):
             walk(inputs()[0].clamp(-1, 1), inputs()[1], 2)
+
+
+def test_a_compiled_step_gives_the_same_estimate(make_pipeline):
+    """Compiled for the first two shapes; a third runs uncompiled, and another time-step compiles nothing."""
+    torch.compiler.reset()
+    pipeline, graphs = make_pipeline(), torch._dynamo.utils.counters["stats"]
+    plain, compiled = (
+        FrozenPair(pipeline.unet, pipeline.shift_decoder, torch.float32, compile=c) for c in (False, True)
+    )
+    graphs.clear()
+    for count, made in ((2, 1), (1, 2), (3, 2)):
+        x, z = inputs(count)
+        for t in torch.tensor(TIMES)[:, None]:
+            step = (x, t, plain.shift.project(z, t, pipeline.windows), torch.tensor(0.3))
+            torch.testing.assert_close(compiled.estimate(*step), plain.estimate(*step), rtol=1e-4, atol=1e-5)
+        assert graphs["unique_graphs"] == made
+
+
+def test_where_compiling_fails_sampling_says_so_and_goes_on(make_pipeline, monkeypatch):
+    pipeline = make_pipeline()
+    x, z = inputs()
+    plain = pipeline.decode(x, z, 2)
+    failing = RuntimeError("no compiler")
+
+    def broken(*_, **__):
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, failing, None)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
+    with pytest.warns(RuntimeWarning, match="sampler's step, which runs uncompiled: RuntimeError: no compiler"):
+        compiled = pipeline.decode(x, z, 2, compile=True)
+    assert torch.equal(compiled, plain)
 
 
 def test_graphs_are_for_small_batches_on_a_gpu():

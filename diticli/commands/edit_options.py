@@ -131,6 +131,15 @@ PrecisionOption = Annotated[
         rich_help_panel="Sampling",
     ),
 ]
+CompileOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the step with torch.compile. Default: for large tables on a GPU.",
+        show_default=False,
+        rich_help_panel="Sampling",
+    ),
+]
 DecodeStepsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Steps of decoding alone.", show_default=False, rich_help_panel="Sampling"),

@@ -35,6 +35,7 @@ class Request:
     invert_steps: int | None = None
     decode_steps: int | None = None
     precision: str | None = None
+    compile: bool | None = None
     official: bool = False
     difference: bool = False
     separate: Path | None = None

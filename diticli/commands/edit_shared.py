@@ -32,6 +32,7 @@ def settings_of(request: Request) -> EditSettings:
         "decode_steps": request.decode_steps or steps,
         "precision": request.precision,
         "batch_size": request.batch_size,
+        "compile": request.compile,
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if request.kind == "attribute" and request.official:
@@ -107,6 +108,7 @@ def finish(
             "animation": str(request.animate) if request.animate else None,
             "solver": settings.solver,
             "precision": settings.precision,
+            "compile": settings.compile,
             "invert_steps": settings.invert_steps,
             "decode_steps": settings.decode_steps,
             "official": settings.official,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from diticli.editing.many_files import (
     write_pair,
 )
 from diticli.editing.pair import assemble, pair_inputs, to_decode
+from diticli.editing.settings import EditSettings
 from diticli.editing.table import PairRow
 from diticli.errors import DiTiError
 from diticli.pictures.tiles import to_uint8
@@ -97,6 +98,7 @@ def edit_many(
     options, reporter = options or ManyOptions(), reporter or SilentReporter()
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
+    options = replace(options, settings=_compiled(pipeline, plan, options.settings))
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
@@ -159,6 +161,16 @@ def _edit_window(
             yield pair, str(error)
         else:
             yield pair, None
+
+
+def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> EditSettings:
+    """The settings, with the compilation decided by how much there is to sample."""
+    like = torch.zeros(1, 3, pipeline.resolution, pipeline.resolution)
+    batch = batch_of(pipeline, like, settings)
+    invert, decode = plan.pictures
+    steps = (invert * settings.invert_steps + decode * settings.decode_steps) // batch
+    device = getattr(pipeline, "device", like.device)
+    return replace(settings, compile=settings.compiles(device.type, steps))
 
 
 def _read_images(

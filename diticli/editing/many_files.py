@@ -210,7 +210,7 @@ def _picture(out: Path, row: PairRow) -> Path:
 def _key(pair: Planned, model_hash: str, options: ManyOptions) -> str:
     """Fingerprint of everything that decides what the pair's outputs look like."""
     settings = asdict(options.settings)
-    del settings["batch_size"]
+    del settings["batch_size"], settings["compile"]  # they change speed alone, and the last bits
     digests = []
     for source in (pair.row.a, pair.row.b):
         try:

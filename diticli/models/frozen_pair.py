@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from diticli.config import Precision
+from diticli.models.compiled import CompiledPart, Part
 from diticli.models.device import resolve_precision
 from diticli.models.frozen import FrozenBase
 from diticli.models.frozen_shift import FrozenShift
 from diticli.models.shift_body import ShiftBody
 from diticli.models.step_graph import StepGraph, wants_graph
+from diticli.progress import WarningReporter
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -32,17 +34,26 @@ class FrozenPair:
         unet: the base; left as it is.
         decoder: its shift branch; left as it is.
         dtype: in which the copies compute.
+        compile: the step with torch.compile, for the first two shapes of x that come: inverting and decoding full
+            batches. Others, such as those of a last batch, run uncompiled.
     """
 
     MOST_GRAPHS = 4
+    MOST_COMPILED = 2
 
-    def __init__(self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, dtype: torch.dtype) -> None:
+    def __init__(
+        self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, dtype: torch.dtype, *, compile: bool = False
+    ) -> None:
         if unet.dtype != torch.float32:
             unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
         devices = [unet.device] if unet.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
             self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
         self._graphs: dict[torch.Size, StepGraph] = {}
+        self._compiled: Part | None = (
+            CompiledPart("sampler's step", self._estimate, WarningReporter()) if compile else None
+        )
+        self._compiled_shapes: set[torch.Size] = set()
 
     def estimate(
         self, x_BCHW: torch.Tensor, t_1: torch.Tensor, z_mod_BM: torch.Tensor, scale: torch.Tensor
@@ -56,13 +67,22 @@ class FrozenPair:
             scale: factor of the shift, a scalar.
         """
         inputs = (x_BCHW, t_1, z_mod_BM, scale)
+        step = self._step_for(x_BCHW.shape)
         if not wants_graph(x_BCHW):
-            return self._estimate(*inputs)
+            estimate_BCHW: torch.Tensor = step(*inputs)
+            return estimate_BCHW
         if x_BCHW.shape not in self._graphs:
             if len(self._graphs) >= self.MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[x_BCHW.shape] = StepGraph(self._estimate, *inputs)
+            self._graphs[x_BCHW.shape] = StepGraph(step, *inputs)
         return self._graphs[x_BCHW.shape](*inputs)
+
+    def _step_for(self, shape: torch.Size) -> Part:
+        if self._compiled is None:
+            return self._estimate
+        if len(self._compiled_shapes) < self.MOST_COMPILED:
+            self._compiled_shapes.add(shape)
+        return self._compiled if shape in self._compiled_shapes else self._estimate
 
     def _estimate(self, x: torch.Tensor, t: torch.Tensor, z_mod: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         noise, down = self.base(x, t)
@@ -75,7 +95,9 @@ class FrozenCopies:
     def __init__(self) -> None:
         self._made: tuple[object, FrozenPair] | None = None
 
-    def of(self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, precision: Precision) -> FrozenPair:
+    def of(
+        self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, precision: Precision, *, compile: bool = False
+    ) -> FrozenPair:
         """Copies of both; networks that were cast to less than float32 keep their own dtype.
 
         Raises:
@@ -83,9 +105,9 @@ class FrozenCopies:
         """
         bf16 = unet.dtype == torch.float32 and resolve_precision(precision, unet.device) == "bf16"
         dtype = torch.bfloat16 if bf16 else unet.dtype
-        state = (dtype, unet.device, weights_state((unet, decoder)))
+        state = (dtype, compile, unet.device, weights_state((unet, decoder)))
         if self._made is None or self._made[0] != state:
-            self._made = state, FrozenPair(unet, decoder, dtype)
+            self._made = state, FrozenPair(unet, decoder, dtype, compile=compile)
         return self._made[1]
 
 

@@ -151,7 +151,12 @@ class DiTiModel:
         return predict(unet, shift_decoder, x_t.to(unet.dtype), t, z_mod)[0]
 
     def predict_noise(
-        self, z: torch.Tensor, shift_form: str | None = None, precision: Precision = "fp32"
+        self,
+        z: torch.Tensor,
+        shift_form: str | None = None,
+        precision: Precision = "fp32",
+        *,
+        compile: bool = False,
     ) -> ShiftedNoise:
         """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z [B, D], for the samplers.
 
@@ -159,12 +164,13 @@ class DiTiModel:
             z: features [B, D].
             shift_form: stands in for the model's own, here and in `invert` and `decode`.
             precision: in which the networks compute; the estimate is float32 all the same.
+            compile: the step with torch.compile, which takes as long as some thousand steps of a small model.
 
         Raises:
             DeviceError: for bf16 on a GPU without it.
             ModelError: for an encoder alone.
         """
-        pair = self._copies.of(*self._denoisers(), precision)
+        pair = self._copies.of(*self._denoisers(), precision, compile=compile)
         form = shift_form or self.config.shift_form
         return ShiftedNoise(pair, self.schedule, self.chunks, self.windows, z.to(self.device), form)
 
@@ -180,6 +186,7 @@ class DiTiModel:
         callback: StepCallback | None = None,
         shift_form: str | None = None,
         precision: Precision | None = None,
+        compile: bool = False,
     ) -> torch.Tensor:
         """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back.
 
@@ -192,6 +199,7 @@ class DiTiModel:
             callback: called as (steps done, steps in all) after each step.
             shift_form: "score" or "posterior" in place of the model's own.
             precision: in which the networks compute; None takes the solver's own default.
+            compile: the step, see `predict_noise`.
 
         Raises:
             ConfigError: for another shape or value range, an unknown solver, or an impossible number of steps.
@@ -199,7 +207,7 @@ class DiTiModel:
             ModelError: for an encoder alone.
         """
         x0 = self._as_tensor(images).to(self.device)
-        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"))
+        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"), compile=compile)
         bar = self.schedule.alphas_cumprod
         return invert(noise, x0, bar, steps=steps, solver=solver, clip=clip, callback=callback)
 
@@ -215,12 +223,13 @@ class DiTiModel:
         callback: StepCallback | None = None,
         shift_form: str | None = None,
         precision: Precision | None = None,
+        compile: bool = False,
     ) -> torch.Tensor:
         """Images [B, 3, R, R], about [-1, 1] (within it where clamped), from noise x_T under features z.
 
         Arguments and errors as `invert`.
         """
-        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"))
+        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"), compile=compile)
         bar = self.schedule.alphas_cumprod
         x_T = x_T.to(self.device).float()
         return decode(noise, x_T, bar, steps=steps, solver=solver, clip=clip, callback=callback)
