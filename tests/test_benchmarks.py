@@ -1,17 +1,12 @@
 """The benchmarks' own arithmetic: what a ratio is, when it may be believed, and when it is not shown at all."""
 
-import argparse
-import importlib
 import json
 import math
-import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,20 +14,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import kernels, timing, train
-from benchmarks.__main__ import main as command_line
+from benchmarks import kernels, timing
 from benchmarks.agreement import Gate, compare
-from benchmarks.cases import CASES, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report, verdict
-from benchmarks.everything import CPU, GPU, Part, chosen, command_of, run_part
 from benchmarks.limits import OutOfTimeError, time_limit
-from benchmarks.official_side import OfficialCodeError, OfficialModel, load_code
-from benchmarks.step_agreement import Setting, check_agreement
 from benchmarks.table import cell, ratio_text, render
 from benchmarks.timing import TWIN, Ratio, Side, measure, median_interval, quantile
-from benchmarks.train import candidates
-from diticli.errors import ConfigError
-from diticli.official.convert import pipeline_from_official
 
 CPU_DEVICE = torch.device("cpu")
 
@@ -330,159 +317,3 @@ def test_short_work_is_repeated_up_to_a_millisecond(monkeypatch):
     slow, fast = machine.side("slow", 0.01).run, machine.side("fast", 1.7e-4).run
     assert kernels.repeats([slow, fast], lambda: None) == 6
     assert kernels.repeats([slow], lambda: None) == 1
-
-
-@pytest.fixture
-def setting():
-    case = CASES["tiny64"]
-    return Setting(
-        case=case,
-        batch_size=2,
-        device=CPU_DEVICE,
-        pipeline=lambda: random_pipeline(case),
-        model=None,
-        images=pictures(case, 2),
-        precision="fp32",
-        compile=False,
-    )
-
-
-def test_our_step_agrees_with_itself_and_a_wrong_one_is_refused(setting):
-    assert check_agreement(setting).passed
-
-    def wrong():
-        pipeline = random_pipeline(setting.case)
-        calls.append(None)
-        if len(calls) > 1:  # the first one is taken as right
-            pipeline.shift_decoder.conv_out.weight.data.mul_(1.01)
-        return pipeline
-
-    calls: list[None] = []
-    gate = check_agreement(replace(setting, pipeline=wrong))
-    assert not gate.passed
-    assert gate.refusal().startswith("No speed-up: fp32")
-
-
-def test_a_step_trains_and_the_loop_goes_on_from_it(setting):
-    trainer = setting.ours()
-    before = trainer.objective.encoder.head.weight.detach().clone()
-    trainer.step(setting.images)
-    assert trainer.trainer.step == 1
-    assert not torch.equal(before, trainer.objective.encoder.head.weight)
-    trainer.run_with_loader(1)
-    assert trainer.trainer.step == 2
-
-
-def test_features_switched_off(setting, monkeypatch):
-    for variable in ("DITI_LAYOUT", "DITI_KERNELS", "DITI_ATTENTION"):
-        monkeypatch.delenv(variable, raising=False)
-    sides, skipped = candidates(replace(setting, precision="bf16"), features=True, compiled=False)
-    assert [side.name for side in sides] == [
-        *("ours", "no frozen copy", "not merged", "contiguous", "sdpa", "fp32", "plain Adam")
-    ]
-    assert skipped.keys() == {"reference ops"}
-    sides, skipped = candidates(setting, features=True, compiled=False)
-    assert skipped["contiguous"] == "ours is contiguous here anyway"
-    assert not any(side.compiled for side in sides)
-    sides, _ = candidates(replace(setting, compile=True), features=False, compiled=True, limit=9)
-    assert [(side.name, side.compiled, side.limit) for side in sides] == [("ours", False, 9), ("no compile", False, 9)]
-
-
-def test_what_is_switched_off_is_off(setting):
-    def layers(kind, **changes):
-        base = setting.ours(**{"precision": "bf16"} | changes).objective.unet
-        return [module.weight for module in base.modules() if isinstance(module, kind)]
-
-    assert layers(torch.nn.ConvTranspose2d)
-    assert not layers(torch.nn.ConvTranspose2d, merge=False)
-    assert not layers(torch.nn.ConvTranspose2d, frozen_copy=False)
-    weights = layers(torch.nn.Conv2d, environment={"DITI_LAYOUT": "contiguous"})
-    assert all(weight.is_contiguous() for weight in weights)
-    assert not all(weight.is_contiguous() for weight in layers(torch.nn.Conv2d))
-    assert "DITI_LAYOUT" not in os.environ
-
-
-def test_compiling_that_takes_too_long_leaves_ours_uncompiled(setting, monkeypatch):
-    def slow(setting):
-        if setting.compile:
-            sleeping()
-        return gate
-
-    gate = Gate()
-    monkeypatch.setattr(train, "check_agreement", slow)
-    found = train.checked(replace(setting, compile=True), 0.6)
-    assert found[0] == replace(setting, compile=False)
-    assert found[1:] == (gate, {"ours, compiled": "out of time: compiling it had not ended after 1 s"})
-    assert train.checked(setting, 0.6) == (setting, gate, {})
-
-
-@pytest.mark.skipif("DITI_OFFICIAL" not in os.environ, reason="DITI_OFFICIAL names no checkout of the official code")
-def test_our_step_agrees_with_the_official_one(setting, tmp_path):
-    model = OfficialModel(load_code(Path(os.environ["DITI_OFFICIAL"])), setting.case)
-    folder = model.save(tmp_path / "run")
-    gate = check_agreement(replace(setting, model=model, pipeline=lambda: pipeline_from_official(folder)))
-    assert gate.passed, gate.refusal()
-    assert len(gate.checks) == 6
-
-
-def test_a_folder_without_the_official_code_is_refused(tmp_path):
-    with pytest.raises(OfficialCodeError, match="no checkout of the official DiTi code"):
-        load_code(tmp_path)
-
-
-def test_the_limits_of_all_parts_keep_the_promise():
-    assert sum(part.limit for part in GPU) < 9 * 60
-    assert sum(part.limit for part in CPU) < 24 * 60
-    options = argparse.Namespace(official=Path("there"), model="runs/demo")
-    commands = {part.name: command_of(part, options, CPU_DEVICE, Path("x.json")) for part in CPU}
-    assert commands["encode"][-2:] == ["--official", "there"]
-    assert "--official" not in commands["kernels"]
-    assert commands["edit"][-2:] == ["--model", "runs/demo"]
-
-
-@pytest.mark.parametrize(
-    ("code", "problem"),
-    [("print('fine')", ""), ("raise SystemExit(3)", "ended with status 3"), ("import time; time.sleep(9)", "ran out")],
-)
-def test_a_part_that_fails_or_hangs_is_named(tmp_path, code, problem):
-    part = Part(name="part", arguments=(), limit=1.0)
-    outcome = run_part(part, [sys.executable, "-c", code], tmp_path / "log.md")
-    assert outcome.problem.startswith(problem)
-    assert bool(outcome.problem) == bool(problem)
-    assert (problem or "fine") in (tmp_path / "log.md").read_text()
-
-
-def test_parts_are_chosen_by_name():
-    assert chosen(CPU, None) == list(CPU)
-    assert [part.name for part in chosen(CPU, ["kernels", "edit"])] == ["edit", "kernels"]
-    with pytest.raises(ConfigError, match="There is no part 'train' here") as error:
-        chosen(CPU, ["edit", "train"])
-    assert "train-small64, train-celeba64, train-compiled, forward, encode, edit, kernels" in error.value.remedy
-
-
-@pytest.mark.parametrize("part", [*GPU, *CPU], ids=lambda part: part.name)
-def test_every_part_is_a_command_that_exists(part, monkeypatch):
-    """Its options are taken, and what it may spend on compiling and timing ends before its process is ended."""
-    command = command_of(part, argparse.Namespace(official=Path("there"), model=None), CPU_DEVICE, Path("x.json"))
-    seen = []
-    if command[3] == "kernels":
-        parsed = kernels._parse(command[4:])
-        assert parsed.budget < part.limit
-        return
-    module = importlib.import_module(f"benchmarks.{command[3]}")
-    monkeypatch.setattr(module, "main", seen.append)
-    monkeypatch.setattr(sys, "argv", ["python -m benchmarks", *command[3:]])
-    assert command_line() == 0
-    options = vars(seen[0])
-    spent = options["budget"] * (2 if options["part"] == "forward" else 1)
-    if options["part"] == "train":
-        compiles = options["compile"] == "on" or (part in GPU and options["compile"] == "auto")
-        spent += options["build"] + options["compile_limit"] if compiles else 0
-    assert spent < part.limit
-
-
-def test_help_names_every_part():
-    command = [sys.executable, "-m", "benchmarks"]
-    root = Path(__file__).parent.parent
-    shown = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert all(part in shown for part in ("train", "forward", "encode", "edit", "kernels", "all"))
