@@ -15,10 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.evidence_judges import Judges
+from benchmarks.evidence_judges import Judges, halves
+from benchmarks.evidence_table import COLUMNS, table, when
 from benchmarks.facts import collect, write
 from diticli.config import RunConfig
 from diticli.errors import ConfigError, DiTiError
@@ -56,19 +56,6 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 """Partition, gradient mode, loss weight and bottleneck of each arm; the second is the published method."""
 
-COLUMNS = {
-    "r2": "R2",
-    "average_precision": "AP",
-    "together": "all swapped",
-    "concentration": "concentration",
-    "selectivity": "selectivity",
-    "acting": "acting chunks",
-    "order": "order",
-    "chunk_disentanglement": "DCI chunks",
-    "mig": "MIG",
-}
-"""Scores of a row that the table shows."""
-
 
 def settings(arm: str, seed: int, options: argparse.Namespace) -> RunConfig:
     """Settings of one run."""
@@ -102,32 +89,16 @@ def complete(arm: str, seed: int, options: argparse.Namespace, judges: Judges) -
         return
     scores = judges.judge(run.root)
     write(found, {"arm": arm, "seed": seed, "images": options.images, **scores})
-    print(run.root.name, {key: scores[key] for key in COLUMNS}, flush=True)
+    print(run.root.name, {key: scores[key] for key in COLUMNS if key in scores}, flush=True)
 
 
-def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def rows(options: argparse.Namespace, lost: dict[str, float]) -> list[dict[str, Any]]:
     """What is there of the arms and seeds that were asked for."""
     places = [
         run_of(arm, seed, options.folder).root / "evidence.json" for arm in options.arms for seed in options.seeds
     ]
-    return [json.loads(place.read_text()) for place in places if place.is_file()]
-
-
-def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: the mean over seeds, and half the range where there are several."""
-    lines = [f"| setting | seeds | {' | '.join(COLUMNS.values())} |", f"|---|---|{'---|' * len(COLUMNS)}"]
-    for arm in dict.fromkeys(row["arm"] for row in found):
-        same = [row for row in found if row["arm"] == arm]
-        cells = [_cell([row[key] for row in same if row[key] is not None]) for key in COLUMNS]
-        lines.append(f"| {arm} | {len(same)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {np.ptp(values) / 2:.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{spread}"
+    found = [json.loads(place.read_text()) for place in places if place.is_file()]
+    return [{**row, **when(row["atlas"], lost)} for row in found]
 
 
 def main() -> None:
@@ -155,10 +126,10 @@ def main() -> None:
                     complete(arm, seed, options, judges)
         except DiTiError as error:
             parser.exit(1, f"{error}\n")
-    found = rows(options)
+    lost = json.loads((options.folder / "lost.json").read_text())
+    found = rows(options, halves(lost))
     print(table(found))
     if options.out is not None:
-        lost = json.loads((options.folder / "lost.json").read_text())
         facts = collect(torch.device("cpu" if options.device == "auto" else options.device))
         write(options.out, {**facts, "what": "modularity by settings of stage 2", "lost": lost, "rows": found})
 

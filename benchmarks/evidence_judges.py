@@ -52,8 +52,7 @@ class Judges:
         if not place.is_file():
             schedule = NoiseSchedule.from_scheduler(scheduler)
             write(place, measure_lost(judged.learn_NCHW, judged.labels, schedule).to_dict())
-        half = json.loads(place.read_text())["half"]
-        return cls(judged, reader, {name: found["value"] for name, found in half.items() if found})
+        return cls(judged, reader, halves(json.loads(place.read_text())))
 
     def judge(self, run: Path) -> dict[str, Any]:
         """Scores of a run's model."""
@@ -101,6 +100,11 @@ class Judges:
             "centres": centres,
             "atlas": atlas.to_dict(),
         }
+
+
+def halves(lost: dict[str, Any]) -> dict[str, float]:
+    """Factor -> time-step at which one half of it is lost, of `LostCurves.to_dict`."""
+    return {name: found["value"] for name, found in lost["half"].items() if found}
 
 
 def _reader(folder: Path, judged: JudgedImages) -> AttributeReader:

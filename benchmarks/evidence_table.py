@@ -1,0 +1,67 @@
+"""The rows of `benchmarks.evidence` as a table, and where along the time-steps chunks act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+COLUMNS = {
+    "r2": "R2",
+    "average_precision": "AP",
+    "together": "all swapped",
+    "first_quarter": "first quarter",
+    "mean_t": "mean t",
+    "off_by": "off by",
+    "order": "order",
+    "concentration": "concentration",
+    "selectivity": "selectivity",
+    "chunk_disentanglement": "DCI chunks",
+    "mig": "MIG",
+}
+"""Scores of a row that the table shows."""
+_DIGITS = {"r2": 3, "average_precision": 3, "mean_t": 0, "off_by": 0}
+
+
+def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | None]:
+    """Where the effects of single chunks lie, each weighted by the share that it carries over.
+
+    Args:
+        atlas: `SwapAtlas.to_dict`.
+        lost: factor -> time-step at which one half of it is lost.
+
+    Returns:
+        first_quarter: the part that chunks of the first quarter of all have.
+        mean_t: mean middle of the chunks' time-steps.
+        off_by: mean number of time-steps between that middle and the one at which the factor is lost, either way.
+        All None where there is one chunk, or none acts.
+    """
+    middle_G = np.array([(start + end) / 2 for start, end in atlas["timesteps"]])
+    names = list(atlas["shares"])
+    effects_AG = np.array([[max(share["value"], 0.0) for share in atlas["shares"][name]] for name in names])
+    if len(middle_G) < 2 or not effects_AG.sum():
+        return dict.fromkeys(("first_quarter", "mean_t", "off_by"))
+    known = [name in lost for name in names]
+    off_AG = np.abs(np.array([lost[name] for name in names if name in lost])[:, None] - middle_G)
+    return {
+        "first_quarter": float(effects_AG[:, : len(middle_G) // 4].sum() / effects_AG.sum()),
+        "mean_t": float((effects_AG * middle_G).sum() / effects_AG.sum()),
+        "off_by": float((effects_AG[known] * off_AG).sum() / effects_AG[known].sum()),
+    }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: the mean over seeds, and half the range where there are several."""
+    lines = [f"| setting | seeds | {' | '.join(COLUMNS.values())} |", f"|---|---|{'---|' * len(COLUMNS)}"]
+    for arm in dict.fromkeys(row["arm"] for row in found):
+        same = [row for row in found if row["arm"] == arm]
+        cells = [_cell([row[key] for row in same if row[key] is not None], _DIGITS.get(key, 2)) for key in COLUMNS]
+        lines.append(f"| {arm} | {len(same)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    spread = f" ± {np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"

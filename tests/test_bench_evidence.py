@@ -1,0 +1,49 @@
+"""Where chunks act: the arithmetic of the evidence table."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.evidence_table import COLUMNS, table, when
+
+QUARTERS = [[0, 250], [250, 500], [500, 750], [750, 1000]]
+
+
+def atlas(**shares):
+    return {
+        "timesteps": QUARTERS[: len(next(iter(shares.values())))],
+        "shares": {name: [{"value": value} for value in values] for name, values in shares.items()},
+    }
+
+
+def test_effects_are_placed_by_the_share_that_they_carry():
+    """hue: 0.3 at 125 and 0.1 at 625; hat: 0.4 at 375, and what moves it back does not count."""
+    found = when(atlas(hue=[0.3, 0, 0.1, 0], hat=[0, 0.4, 0, -0.2]), {"hue": 625, "hat": 300})
+    assert found["first_quarter"] == pytest.approx(0.3 / 0.8)
+    assert found["mean_t"] == pytest.approx((0.3 * 125 + 0.1 * 625 + 0.4 * 375) / 0.8)
+    assert found["off_by"] == pytest.approx((0.3 * 500 + 0.1 * 0 + 0.4 * 75) / 0.8)
+
+
+def test_factors_that_are_never_lost_are_off_by_nothing():
+    found = when(atlas(hue=[0, 1, 0, 0], ghost=[9, 0, 0, 0]), {"hue": 475})
+    assert found["off_by"] == 100
+    assert found["mean_t"] == pytest.approx((375 + 9 * 125) / 10)
+
+
+@pytest.mark.parametrize("shares", [[0.5], [0, 0, -0.1, 0]])
+def test_a_single_chunk_or_one_that_moves_nothing_has_no_place(shares):
+    assert set(when(atlas(hue=shares), {"hue": 475}).values()) == {None}
+
+
+def test_the_table_tells_means_and_half_ranges():
+    row = dict.fromkeys(COLUMNS, 0.25) | {"order": None}
+    text = table([{**row, "arm": "a"}, {**row, "arm": "b", "mean_t": 200.0}, {**row, "arm": "b", "mean_t": 300.0}])
+    head, _, a, b = text.splitlines()
+    place = head.split(" | ").index("mean t")
+    assert a.split(" | ")[place] == "0"
+    assert b.split(" | ")[place] == "250 ± 50"
+    assert a.startswith("| a | 1 | 0.250 | 0.250 | 0.25 |")
+    assert a.split(" | ")[head.split(" | ").index("order")] == ""
