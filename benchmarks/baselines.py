@@ -3,8 +3,9 @@
     python -m benchmarks.baselines --demo runs/demo --folder runs --out benchmarks/results/NAME.json
 
 Trains PDAE (K = 1, on the demo's base), SimCLR and SimSiam (the encoder alone) with the demo's stage 2 budget unless
-they are there, then does what `diti compare --edits` does: probes of faces that no training saw, and what exchanged chunks
-carry over, with 95 % intervals and paired differences to the demo. The page with pictures lies in FOLDER/comparison.
+they are there, then does what `diti compare --edits` does: probes of faces that no training saw, and what exchanged
+chunks carry over, with 95 % intervals and paired differences to the demo. The page with pictures lies in
+FOLDER/comparison.
 """
 
 from __future__ import annotations
