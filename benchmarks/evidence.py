@@ -5,7 +5,7 @@
 Every arm is a training run of the built-in faces under --folder, of so many --images; arms that are finished are kept,
 arms that another process trains are left to it. On faces that no training saw: a linear probe and disentanglement
 scores of the features ("knows"), the swap atlas ("does") with its modularity, and whether chunks act in the order in
-which noise hides the factors. --out gets all rows; the table is their mean over --seeds.
+which noise hides the factors. --out gets all rows; the table is their mean over --seeds and half their range.
 """
 
 from __future__ import annotations
@@ -101,6 +101,14 @@ def rows(options: argparse.Namespace, lost: dict[str, float]) -> list[dict[str, 
     return [{**row, **when(row["atlas"], lost)} for row in found]
 
 
+def short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without intervals and disentanglement of single dims, which each run's evidence.json has."""
+    atlas = row["atlas"]
+    kept = {key: value for key, value in row.items() if key not in ("atlas", "disentanglement")}
+    shares = {name: " ".join(f"{share['value']:.4f}" for share in found) for name, found in atlas["shares"].items()}
+    return kept | {"shares_by_chunk": shares, "shares_together": {n: s["value"] for n, s in atlas["together"].items()}}
+
+
 def main() -> None:
     """Train and judge what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,7 +139,9 @@ def main() -> None:
     print(table(found))
     if options.out is not None:
         facts = collect(torch.device("cpu" if options.device == "auto" else options.device))
-        write(options.out, {**facts, "what": "modularity by settings of stage 2", "lost": lost, "rows": found})
+        facts["command"] = f"python -m benchmarks.evidence --images {options.images} --pairs {options.pairs}"
+        kept = [short(row) for row in found]
+        write(options.out, {**facts, "what": "modularity by settings of stage 2", "lost": lost["half"], "rows": kept})
 
 
 if __name__ == "__main__":
