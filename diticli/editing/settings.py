@@ -15,9 +15,9 @@ PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
 COMPILED_FROM = 2_000
 """Steps of full batches from which sampling on a GPU is compiled. Unmeasured; compiling takes a minute or so.
 
-On a CPU it does not pay: measured in bf16 on a network for 64 px (`benchmarks forward --cases small64:2 small64:32
---compiled`), a compiled step of 32 images took 1.39 times as long as the plain one, and one of 2 images 0.87 times after
-5 to 28 s of compiling: thousands of steps to win back."""
+On a CPU it does not pay: measured in bf16 on a network for 64 px (`python -m benchmarks forward --cases small64:2
+small64:32 --compiled`), a compiled step of 32 images took 1.39 times as long as the plain one, and one of 2 images 0.87
+times after 5 to 28 s of compiling: thousands of steps to win back."""
 
 
 @dataclass(frozen=True, kw_only=True)
