@@ -108,6 +108,7 @@ def ways(site: Site, batch: int, device: torch.device) -> tuple[Function, Functi
     if site.operation == "norm":
         return usual_norm, our_norm
     ends_T = torch.linspace(8, LATENT_DIM, TIMESTEPS, device=device).long()
+    visible_T2 = torch.stack([torch.zeros_like(ends_T), ends_T], dim=1)
     t_B = torch.arange(batch, device=device) * 37 % TIMESTEPS
     dims = torch.arange(LATENT_DIM, device=device)
 
@@ -115,7 +116,7 @@ def ways(site: Site, batch: int, device: torch.device) -> tuple[Function, Functi
         return F.linear(z * (dims < ends_T[t_B][:, None]), weight, bias)
 
     def ours(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return masked_linear(z, t_B, ends_T, weight, bias)
+        return masked_linear(z, t_B, visible_T2, weight, bias)
 
     return usual, ours
 

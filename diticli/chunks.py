@@ -13,13 +13,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from diticli.errors import ChunkError
 
+Visible = Literal["finer", "coarser"]
+"""Whose dims a time-step sees beside those of its own chunk: of the chunks before it, which are for smaller
+time-steps and finer attributes, or of those after it."""
 PAPER_STAGE_ENDS = (50, 100, 300, 500, 1000)
 PAPER_STAGE_DIMS = (10, 25, 327, 100, 50)
 MAX_TIMESTEPS = 100_000
@@ -34,16 +37,20 @@ class ChunkLayout:
     Attributes:
         timestep_ends: [K] exclusive end of each chunk's range of time-steps; the last is T.
         ends: [K] exclusive end of each chunk's slice of dimensions; the last is d.
+        visible: "finer", as published: the time-steps of chunk k see chunks 0..k. "coarser", ours: k..K-1.
 
     Raises:
         ChunkError: when the ends are not strictly increasing, the two differ in length, or the last of them lie
-            beyond 100,000 time-steps or 1,000,000 dimensions.
+            beyond 100,000 time-steps or 1,000,000 dimensions, and for another `visible`.
     """
 
     timestep_ends: tuple[int, ...]
     ends: tuple[int, ...]
+    visible: Visible = "finer"
 
     def __post_init__(self) -> None:
+        if self.visible not in get_args(Visible):
+            raise ChunkError(f"A time-step sees the {' or the '.join(get_args(Visible))} chunks, not {self.visible!r}.")
         if not self.ends or len(self.ends) != len(self.timestep_ends):
             raise ChunkError(
                 f"A chunk layout needs as many dimension ends as time-step ends, got {len(self.ends)} and "
@@ -185,12 +192,21 @@ class ChunkLayout:
         return slice(self.starts[chunk], self.ends[chunk])
 
     def visible_dims(self) -> npt.NDArray[np.int64]:
-        """[T] how many leading dimensions time-step t may see: the end of its chunk."""
-        return np.array(self.ends, dtype=np.int64)[self.timestep_to_chunk()]
+        """[T, 2] first dimension that time-step t may see, and the end of those that it may."""
+        windows_T2 = self.own_dims()
+        if self.visible == "finer":
+            windows_T2[:, 0] = 0
+        else:
+            windows_T2[:, 1] = self.latent_dim
+        return windows_T2
 
-    def own_start(self) -> npt.NDArray[np.int64]:
-        """[T] first dimension owned by the chunk of time-step t: gradients stop below it in `detached` mode."""
-        return np.array(self.starts, dtype=np.int64)[self.timestep_to_chunk()]
+    def own_dims(self) -> npt.NDArray[np.int64]:
+        """[T, 2] first dimension and end of the chunk of time-step t: no others get gradient in `detached` mode."""
+        return np.array([self.starts, self.ends], dtype=np.int64).T[self.timestep_to_chunk()]
+
+    def seen_by(self, chunk: int) -> range:
+        """Chunks that the time-steps of chunk `chunk` see."""
+        return range(chunk + 1) if self.visible == "finer" else range(chunk, self.chunks)
 
     def dim_mask(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
         """[d] True where a dimension belongs to one of `chunks`."""
@@ -237,9 +253,9 @@ class ChunkLayout:
         spans = ",".join(f"{self.timestep_starts[a]}-{self.timestep_ends[b] - 1}" for a, b in runs)
         return f"{'chunk' if len(chunks) == 1 else 'chunks'} {names} (t {spans})"
 
-    def to_dict(self) -> dict[str, list[int]]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON form, read back by `from_dict`."""
-        return {"timestep_ends": list(self.timestep_ends), "ends": list(self.ends)}
+        return {"timestep_ends": list(self.timestep_ends), "ends": list(self.ends), "visible": self.visible}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ChunkLayout:
@@ -251,6 +267,7 @@ class ChunkLayout:
         try:
             return cls(
                 timestep_ends=tuple(operator.index(end) for end in data["timestep_ends"]),
+                visible=data.get("visible", "finer"),
                 ends=tuple(operator.index(end) for end in data["ends"]),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -50,7 +50,7 @@ class RunConfig:
     base_model: str = ""
     """Folder or Hub id of a pre-trained base; empty: train one."""
     gradient: Literal["cumulative", "detached", "dual"] = "cumulative"
-    """Which slices of the features get gradient at a time-step."""
+    """Which slices of the features get gradient at a time-step: all that it sees, its own, or both losses' sum."""
     seed: int = 0
     """Seed of weights, data order, time-steps and noise."""
     precision: Precision = "auto"

@@ -6,10 +6,10 @@ They stand in `diticli.config.RunConfig`; a preset's TOML sections have their na
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from diticli.chunks import PAPER_STAGE_DIMS, PAPER_STAGE_ENDS, ChunkLayout
+from diticli.chunks import PAPER_STAGE_DIMS, PAPER_STAGE_ENDS, ChunkLayout, Visible
 from diticli.errors import ChunkError, ConfigError
 
 
@@ -90,6 +90,9 @@ class ChunksConfig:
     """Exclusive ends of the stages in time-steps."""
     stage_dims: tuple[int, ...] = PAPER_STAGE_DIMS
     """Dimensions of the stages; rescaled in proportion when they do not sum to `latent_dim`."""
+    visible: Visible = "finer"
+    """What a time-step sees beside its own chunk: the chunks of smaller time-steps, as published, or those of larger
+    ones, so that coarse attributes are learned where noise hides them and only the rest before."""
 
     def layout(self, timesteps: int = 1000, gap: LossCurve | None = None) -> ChunkLayout:
         """The layout that these settings describe.
@@ -101,6 +104,9 @@ class ChunksConfig:
         Raises:
             ChunkError: when they do not add up, or the auto partition is asked for before the base is measured.
         """
+        return replace(self._partition(timesteps, gap), visible=self.visible)
+
+    def _partition(self, timesteps: int, gap: LossCurve | None) -> ChunkLayout:
         uniform = ChunkLayout.uniform(chunks=self.count, latent_dim=self.latent_dim, timesteps=timesteps)
         if self.partition == "uniform":
             return uniform

@@ -240,7 +240,7 @@ def test_prediction_in_bf16_is_one_graph(make_unet, layout):
     z = torch.randn(3, LATENT_DIM, requires_grad=True)
 
     def shift_of(z):
-        return predict(base, decoder, x, T, decoder.project(z, T, windows, detach_earlier=True))[0].shift
+        return predict(base, decoder, x, T, decoder.project(z, T, windows, detach_others=True))[0].shift
 
     with torch.autocast("cpu", torch.bfloat16):
         runs = [f(z) for f in (torch.compile(shift_of, backend="eager", fullgraph=True), shift_of)]

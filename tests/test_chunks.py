@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,9 +70,15 @@ def test_tables_agree_with_each_other(layout):
     for t in {0, layout.timesteps // 2, layout.timesteps - 1}:
         chunk = layout.chunk_of(t)
         assert layout.timestep_starts[chunk] <= t < layout.timestep_ends[chunk]
-        assert layout.visible_dims()[t] == layout.ends[chunk]
-        assert layout.own_start()[t] == layout.starts[chunk]
-    assert (layout.own_start() < layout.visible_dims()).all()
+        own = layout.starts[chunk], layout.ends[chunk]
+        assert tuple(layout.own_dims()[t]) == own
+        assert tuple(layout.visible_dims()[t]) == (0, own[1])
+        coarser = replace(layout, visible="coarser")
+        assert tuple(coarser.own_dims()[t]) == own
+        assert tuple(coarser.visible_dims()[t]) == (own[0], layout.latent_dim)
+        for one in (layout, coarser):
+            seen = one.dim_mask(one.seen_by(chunk)).nonzero()[0]
+            assert seen.tolist() == list(range(*one.visible_dims()[t]))
 
 
 @quick
@@ -85,7 +92,8 @@ def test_uniform_slices_differ_by_at_most_one(layout):
 @quick
 @given(layouts)
 def test_dict_round_trip_survives_json(layout):
-    assert ChunkLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+    for one in (layout, replace(layout, visible="coarser")):
+        assert ChunkLayout.from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
 @quick
@@ -104,8 +112,9 @@ def test_one_chunk_is_everything():
         ChunkLayout.staged(chunks=1, latent_dim=7),
     ):
         assert layout.ends == (7,)
-        assert (layout.visible_dims() == 7).all()
-        assert (layout.own_start() == 0).all()
+        for one in (layout, replace(layout, visible="coarser")):
+            assert (one.visible_dims() == [0, 7]).all()
+            assert (one.own_dims() == [0, 7]).all()
         assert layout.parse("0") == (0,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from diticli.chunks import ChunkLayout
+from diticli.chunks import ChunkLayout, Visible
 from diticli.errors import ChunkError, DataError, ModelError
 from diticli.judging import used
 from diticli.judging.denoising import measure_model_gap
@@ -45,12 +46,12 @@ def banded(count: int, contrasts: list[float]) -> torch.Tensor:
     return (127.5 * (1 + pixels)).round().byte()[:, None, :, None].expand(-1, 3, -1, SIDE).contiguous()
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1) -> Any:
+def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1, visible: Visible = "finer") -> Any:
     """The base misses each band; chunk k of z holds the brightness of band k, and the decoder gives it back.
 
     Nothing is known before a chunk's own time-steps. One chunk may be ignored by base and decoder alike.
     """
-    layout = ChunkLayout.uniform(chunks=K, latent_dim=K)
+    layout = replace(ChunkLayout.uniform(chunks=K, latent_dim=K), visible=visible)
     schedule = NoiseSchedule(1 - torch.linspace(1e-4, 0.02, T))
 
     def brightness(x0: torch.Tensor) -> torch.Tensor:
@@ -64,7 +65,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1) -> Any:
 
     class Planted:
         def __init__(self, denoiser: Any, x0: torch.Tensor, noise: torch.Tensor, t: int) -> None:
-            self.visible = torch.arange(K) < int(layout.visible_dims()[t])
+            self.visible = torch.arange(K) < int(layout.visible_dims()[t, 1])
+            self.visible &= torch.arange(K) >= int(layout.visible_dims()[t, 0])
             self.base_BCHW = noise + picture(brightness(x0))
 
         def estimate(self, z: torch.Tensor) -> torch.Tensor:
@@ -88,7 +90,7 @@ def test_a_chunk_is_worth_what_it_says_where_it_is_seen(monkeypatch: pytest.Monk
         assert group.own.value == pytest.approx(float(variance[k] / missed.sum()), rel=1e-3)
         assert group.own.low < group.own.value < group.own.high
         assert not group.ignored
-    first, last = use.groups[0].later, use.groups[-1].later
+    first, last = use.groups[0].beyond, use.groups[-1].beyond
     assert first is not None
     assert first.value == pytest.approx(use.groups[0].own.value, rel=1e-3)
     assert last is None
@@ -97,6 +99,18 @@ def test_a_chunk_is_worth_what_it_says_where_it_is_seen(monkeypatch: pytest.Monk
     assert use.ignored == ()
     assert 0 < use.everything.value < use.gain.value < 1
     assert json.loads(json.dumps(use.to_dict(), allow_nan=False))["ignored"] == []
+
+
+def test_coarser_chunks_are_worth_something_at_earlier_time_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    use = measure_use(plant(monkeypatch, visible="coarser"), banded(64, [0.4] * K))
+    first, last = use.groups[0].beyond, use.groups[-1].beyond
+    assert first is None
+    assert last is not None
+    assert last.value == pytest.approx(use.groups[-1].own.value, rel=1e-3)
+    # Equal bands that are seen by one, two, three and four quarters of the time-steps, of which late ones weigh more.
+    shares = [group.share.value for group in use.groups]
+    assert shares == sorted(shares)
+    assert use.ignored == ()
 
 
 def test_an_ignored_chunk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,8 @@ def assert_partition(layout):
     assert (owned_KT.sum(axis=0) == 1).all()
     chunk_of = owned_KT.argmax(axis=0).tolist()
     assert layout.timestep_to_chunk().tolist() == chunk_of == sorted(chunk_of)
-    assert layout.visible_dims().tolist() == [layout.ends[k] for k in chunk_of]
-    assert layout.own_start().tolist() == [layout.starts[k] for k in chunk_of]
+    assert layout.visible_dims().tolist() == [[0, layout.ends[k]] for k in chunk_of]
+    assert layout.own_dims().tolist() == [[layout.starts[k], layout.ends[k]] for k in chunk_of]
     masks = np.stack([layout.dim_mask([k]) for k in range(layout.chunks)])
     assert (masks.sum(axis=0) == 1).all()
     assert masks.sum(axis=1).tolist() == [b - a for a, b in pairwise((0, *layout.ends))]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -29,8 +30,8 @@ def parts(make_unet, layout):
     return unet, decoder, torch.randn(4, 3, 16, 16), torch.randn(4, LATENT_DIM), ChunkWindows(layout)
 
 
-def shift_of(unet, decoder, x, t, z, windows, detach_earlier=False):
-    return predict(unet, decoder, x, t, decoder.project(z, t, windows, detach_earlier))[0].shift
+def shift_of(unet, decoder, x, t, z, windows, detach_others=False):
+    return predict(unet, decoder, x, t, decoder.project(z, t, windows, detach_others))[0].shift
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
@@ -76,8 +77,11 @@ def test_memory_format_does_not_change_the_shift(make_unet, layout, shape):
     torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 
-def test_the_branch_sees_exactly_the_visible_dims(parts, layout):
-    unet, decoder, x, z, windows = parts
+@pytest.mark.parametrize("visible", ["finer", "coarser"])
+def test_the_branch_sees_exactly_the_visible_dims(parts, layout, visible):
+    unet, decoder, x, z, _ = parts
+    layout = replace(layout, visible=visible)
+    windows = ChunkWindows(layout)
     with torch.no_grad():
         base = shift_of(unet, decoder, x, T, z, windows)
         for dim in range(LATENT_DIM):
@@ -85,7 +89,7 @@ def test_the_branch_sees_exactly_the_visible_dims(parts, layout):
             other[:, dim] += 1
             changed = shift_of(unet, decoder, x, T, other, windows)
             for sample, t in enumerate(T):
-                hidden = dim >= layout.visible_dims()[t]
+                hidden = dim not in range(*layout.visible_dims()[t])
                 assert torch.equal(changed[sample], base[sample]) == hidden
 
 
@@ -109,16 +113,19 @@ def test_without_a_mask_everything_is_seen(parts):
     assert not torch.equal(early[0][0], early[1][0])
 
 
-@pytest.mark.parametrize("detach_earlier", [False, True])
-def test_gradient_reaches_the_prefix_or_the_own_slice(parts, layout, detach_earlier):
-    unet, decoder, x, z, windows = parts
+@pytest.mark.parametrize("detach_others", [False, True])
+@pytest.mark.parametrize("visible", ["finer", "coarser"])
+def test_gradient_reaches_what_is_seen_or_the_own_slice(parts, layout, detach_others, visible):
+    unet, decoder, x, z, _ = parts
+    layout = replace(layout, visible=visible)
+    windows = ChunkWindows(layout)
     z.requires_grad_()
-    shift = shift_of(unet, decoder, x, T, z, windows, detach_earlier)
+    shift = shift_of(unet, decoder, x, T, z, windows, detach_others)
     shift.square().sum().backward()
     for sample, t in enumerate(T):
-        start = layout.own_start()[t] if detach_earlier else 0
+        window = layout.own_dims()[t] if detach_others else layout.visible_dims()[t]
         reached = (z.grad[sample] != 0).nonzero().flatten().tolist()
-        assert reached == list(range(start, layout.visible_dims()[t]))
+        assert reached == list(range(*window))
 
 
 def test_both_gradient_modes_have_the_same_value_and_weight_gradients(parts):
@@ -197,7 +204,7 @@ def test_the_branch_has_the_bases_middle_and_up_path(make_unet, shape):
 
 def test_z_is_projected_by_the_masked_linear_operator_and_all_blocks_at_once(parts):
     _, decoder, _, z, windows = parts
-    zemb = masked_linear(z, T, windows.visible_T, decoder.z_embedding.weight, decoder.z_embedding.bias)
+    zemb = masked_linear(z, T, windows.visible_T2, decoder.z_embedding.weight, decoder.z_embedding.bias)
     blocks = [m for m in decoder.modules() if isinstance(m, ShiftResnetBlock2D)]
     each = [block.z_emb_proj(F.silu(zemb)).chunk(2, dim=1) for block in blocks]
     expected = torch.cat([scale for scale, _ in each] + [shift for _, shift in each], dim=1)

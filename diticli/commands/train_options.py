@@ -20,6 +20,13 @@ class Partition(StrEnum):
     auto = "auto"
 
 
+class Visible(StrEnum):
+    """Choices of --visible."""
+
+    finer = "finer"
+    coarser = "coarser"
+
+
 class Weighting(StrEnum):
     """Choices of --weighting."""
 
@@ -132,6 +139,15 @@ StageDimsOption = Annotated[
     str | None,
     typer.Option(
         help="Staged partition: dimensions per stage, e.g. 10,25,327,100,50.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+VisibleOption = Annotated[
+    Visible | None,
+    typer.Option(
+        help="Whose dims a time-step sees beside its own: those of smaller time-steps, as published, or those of "
+        "larger ones, so that coarse attributes are learned where noise hides them.",
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -135,14 +135,14 @@ def _use(use: FeatureUse, name: str, picture: Path) -> Section:
         [f"{chunk_text(g.chunks)} (t {g.timesteps[0]}-{g.timesteps[1] - 1})" for g in use.groups],
         {
             "own range": [100 * g.own.value for g in use.groups],
-            "all later time-steps": [float("nan") if g.later is None else 100 * g.later.value for g in use.groups],
+            "others that see it": [float("nan") if g.beyond is None else 100 * g.beyond.value for g in use.groups],
         },
         title="Rise of the loss without a chunk",
         x_label="% of the base's loss there",
     )
     text = (
         f"{use_text(use)} A chunk is taken away by setting its dims to their mean, at its own time-steps and at all "
-        f"later ones, which see it too. It counts as ignored where the rise cannot be told from 0, or is below "
+        f"others that see it. It counts as ignored where the rise cannot be told from 0, or is below "
         f"{IGNORED:.0%} of an equal share."
     )
     return Section(title=f"{name}: what each chunk is worth", text=text, picture=picture, table=use_table(use))
@@ -153,6 +153,7 @@ def _grouped_layout(layout: ChunkLayout, groups: tuple[tuple[int, ...], ...]) ->
     return ChunkLayout(
         timestep_ends=tuple(layout.timestep_ends[group[-1]] for group in groups),
         ends=tuple(layout.ends[group[-1]] for group in groups),
+        visible=layout.visible,
     )
 
 

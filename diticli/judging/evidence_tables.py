@@ -43,13 +43,13 @@ def atlas_table(atlas: SwapAtlas) -> Table:
 
 
 def use_table(use: FeatureUse) -> Table:
-    """A row per group of chunks: rise of the loss without it, at its own time-steps and later, and its share."""
-    columns = ["chunk", "time-steps", "own range, %", "later, %", "share of all, %", "ignored"]
+    """A row per group of chunks: rise of the loss without it, at its own time-steps and others, and its share."""
+    columns = ["chunk", "time-steps", "own range, %", "others that see it, %", "share of all, %", "ignored"]
     rows: list[list[Cell]] = [
         [
             chunk_text(group.chunks),
             f"{group.timesteps[0]}-{group.timesteps[1] - 1}",
-            *(between(_percent(part)) for part in (group.own, group.later)),
+            *(between(_percent(part)) for part in (group.own, group.beyond)),
             between(_percent(group.share), 1),
             "ignored" if group.ignored else "",
         ]

@@ -43,7 +43,8 @@ class ChunkUse:
         chunks: of the group.
         timesteps: its own range of time-steps, [first, last).
         own: rise of the loss within this range, as a part of what the base alone loses there.
-        later: the same over all later time-steps, which see the group too; None for the last group.
+        beyond: the same over the other time-steps that see the group: all later ones, or all earlier ones where
+            time-steps see the coarser chunks; None where there are none.
         share: its part of the rises of all groups, over all time-steps.
         ignored: whether the rise cannot be told from 0 (its 95 % interval), or `share` is below `IGNORED` / G.
     """
@@ -51,7 +52,7 @@ class ChunkUse:
     chunks: tuple[int, ...]
     timesteps: tuple[int, int]
     own: Estimate
-    later: Estimate | None
+    beyond: Estimate | None
     share: Estimate
     ignored: bool
 
@@ -121,7 +122,7 @@ def measure_use(
     ranges = [(layout.timestep_starts[g[0]], layout.timestep_ends[g[-1]]) for g in chosen]
     grid = _grid(ranges)
     losses = _losses(pipeline, images_NCHW, chosen, ranges, grid, seed, batch_size, reporter)
-    use = _summary(chosen, ranges, grid, losses, seed)
+    use = _summary(chosen, ranges, grid, losses, seed, finer=layout.visible == "finer")
     if use.ignored:
         reporter.warn(
             f"The decoder ignores {layout.describe(use.ignored)}: without their features the loss hardly rises."
@@ -174,6 +175,11 @@ def _losses(
     masks = [torch.from_numpy(pipeline.chunks.dim_mask(group)) for group in groups]
     z_ND = pipeline.encode_uint8(images_NCHW)
     mean_D = z_ND.mean(dim=0)
+    finer = pipeline.chunks.visible == "finer"
+
+    def sees(t: int, span: tuple[int, int]) -> bool:
+        return span[0] <= t if finer else t < span[1]
+
     reporter.start("Taking chunks away", len(images_NCHW) * len(grid.timesteps), unit="images")
     parts = []
     for (x0, noise), z in zip(
@@ -183,7 +189,7 @@ def _losses(
         for t in grid.timesteps:
             step = NoisyImages(denoiser, x0, noise, t)
             weight = denoiser.schedule.loss_weight[t].item()
-            seen = [mask if start <= t else None for mask, (start, _) in zip(masks, ranges, strict=True)]
+            seen = [mask if sees(t, span) else None for mask, span in zip(masks, ranges, strict=True)]
             estimates = _estimates(step, z, mean_D, seen)
             rows.append(weight * torch.stack([(noise - e).square().mean(dim=(1, 2, 3)) for e in estimates]))
             reporter.advance(len(x0))
@@ -208,6 +214,8 @@ def _summary(
     grid: _Grid,
     losses: _Losses,
     seed: int,
+    *,
+    finer: bool,
 ) -> FeatureUse:
     """Sums over time-steps, of all images (the first sample) and of resampled ones."""
     images = losses.base_KN.shape[1]
@@ -227,11 +235,12 @@ def _summary(
     uses = []
     for g, (chunks, span) in enumerate(zip(groups, ranges, strict=True)):
         total, share = _estimate(total_GS[g]), _estimate(share_GS[g])
+        beyond_K = owner_K > g if finer else owner_K < g
         use = ChunkUse(
             chunks=chunks,
             timesteps=span,
             own=within(g, owner_K == g),
-            later=within(g, owner_K > g) if g + 1 < len(groups) else None,
+            beyond=within(g, beyond_K) if beyond_K.any() else None,
             share=share,
             ignored=not total.low > 0 or share.value < IGNORED / len(groups),
         )

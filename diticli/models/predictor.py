@@ -33,14 +33,14 @@ class Prediction(NamedTuple):
 class ChunkWindows(nn.Module):
     """The layout's tables on the device: what a time-step sees of z, and which of it gets gradient."""
 
-    visible_T: torch.Tensor
-    own_start_T: torch.Tensor
+    visible_T2: torch.Tensor
+    own_T2: torch.Tensor
 
     def __init__(self, layout: ChunkLayout) -> None:
         super().__init__()
         self.latent_dim = layout.latent_dim
-        self.register_buffer("visible_T", torch.from_numpy(layout.visible_dims()), persistent=False)
-        self.register_buffer("own_start_T", torch.from_numpy(layout.own_start()), persistent=False)
+        self.register_buffer("visible_T2", torch.from_numpy(layout.visible_dims()), persistent=False)
+        self.register_buffer("own_T2", torch.from_numpy(layout.own_dims()), persistent=False)
 
 
 def run_base(

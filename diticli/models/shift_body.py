@@ -96,7 +96,7 @@ class ShiftBody(PlainNetwork):
         z_BD: torch.Tensor,
         t_B: torch.Tensor,
         windows: ChunkWindows | None,
-        detach_earlier: bool = False,
+        detach_others: bool = False,
     ) -> torch.Tensor:
         """All that the branch takes from the features: [B, M]. It is the same at all time-steps of a chunk.
 
@@ -104,15 +104,14 @@ class ShiftBody(PlainNetwork):
             z_BD: features.
             t_B: integer time-steps [B], or [1] for all samples.
             windows: what each time-step sees of z; None shows it whole.
-            detach_earlier: let gradient reach the slice of z of t's own chunk only; the value is the same.
+            detach_others: let gradient reach the slice of z of t's own chunk only; the value is the same.
         """
         weight, bias = self.z_embedding.weight, self.z_embedding.bias
         if windows is None:
             zemb = F.linear(z_BD, weight, bias)
         else:
-            own_start_T = windows.own_start_T if detach_earlier else None
-            t_B = t_B.expand(len(z_BD))
-            zemb = masked_linear(z_BD, t_B, windows.visible_T, weight, bias, own_start_T=own_start_T)
+            own_T2 = windows.own_T2 if detach_others else None
+            zemb = masked_linear(z_BD, t_B.expand(len(z_BD)), windows.visible_T2, weight, bias, own_T2=own_T2)
         return project_features([block.z_emb_proj for block in up_resnets(self)], zemb)
 
     def forward(self, down: DownFeatures, z_mod_BM: torch.Tensor) -> torch.Tensor:

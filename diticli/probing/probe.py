@@ -148,11 +148,13 @@ def layout_of(meta: FeatureMeta | None) -> ChunkLayout | None:
     """Chunks of a feature file's dimensions, None when it does not tell them.
 
     Raises:
-        ChunkError: when its ends are no layout.
+        ChunkError: when what it tells is no layout.
     """
     if meta is None or not (meta.chunk_ends and meta.timestep_ends):
         return None
-    return ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends)
+    return ChunkLayout.from_dict(
+        {"timestep_ends": meta.timestep_ends, "ends": meta.chunk_ends, "visible": meta.visible}
+    )
 
 
 def _check_atlas(layout: ChunkLayout | None, width: int) -> None:

@@ -67,8 +67,8 @@ class FeatureObjective(nn.Module):
     """Stage 2: encoder and shift decoder learn what the frozen base lost.
 
     L = mean over elements of w_t (noise - base - c_t G(x_t, t, m_t z))^2 (PDAE eq. 13 with the chunk mask of
-    DiTi eq. 6). `cumulative` lets gradient reach the whole visible prefix of z, `detached` only the slice of
-    t's own chunk (same value), `dual` is the sum of both.
+    DiTi eq. 6). `cumulative` lets gradient reach all of z that t sees, `detached` only the slice of t's own chunk
+    (same value), `dual` is the sum of both.
 
     With a bottleneck the decoder sees z + n, n standard Gaussian, and price * KL(N(z, 1) || N(0, 1)) =
     price * |z|^2 / 2 is added: a Gaussian channel whose nats have a price (Alemi et al., 2017, arXiv 1612.00410,
@@ -104,7 +104,7 @@ class FeatureObjective(nn.Module):
         weight_T = schedule.loss_weight if weight_T is None else weight_T
         self.register_buffer("weight_T", weight_T.float().clone(), persistent=False)
         self.bottleneck = bottleneck
-        self.detach_earlier = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
+        self.detach_others = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
         self._frozen_part: Part = self._look
         self._trained_part: Part = self._losses
 
@@ -162,7 +162,7 @@ class FeatureObjective(nn.Module):
         coefficient = per_sample(self.schedule.shift_coef, t_B)
         weight = self.weight_T[t_B]
         total = x0_BCHW.new_zeros(len(x0_BCHW))
-        for detach in self.detach_earlier:
+        for detach in self.detach_others:
             shift = self.shift_decoder(down, self.shift_decoder.project(z, t_B, self.windows, detach))
             estimate = base_BCHW.float() + coefficient * shift.float()
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))

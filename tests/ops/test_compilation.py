@@ -19,10 +19,10 @@ from triton.compiler import ASTSource
 from diti_kernels.masked_linear import triton_kernels
 
 UNIT_STRIDES = {"stride_zd": 1, "stride_wd": 1, "stride_ge": 1, "stride_t": 1}
-INDICES = ("t_ptr", "visible_ptr", "own_start_ptr")
+INDICES = ("t_ptr", "visible_ptr", "own_ptr")
 VARIANTS = {
     ("fp32", "i64"): {"HAS_BIAS": True, "HAS_OWN": True},
-    ("bf16", "i32"): {"HAS_BIAS": False, "bias_ptr": None, "HAS_OWN": False, "own_start_ptr": None, **UNIT_STRIDES},
+    ("bf16", "i32"): {"HAS_BIAS": False, "bias_ptr": None, "HAS_OWN": False, "own_ptr": None, **UNIT_STRIDES},
 }
 for name in ("fwd", "bwd_dz", "bwd_dw"):
     kernel = getattr(triton_kernels, f"masked_linear_{name}_kernel")

@@ -61,7 +61,7 @@ def test_import_is_free_of_triton() -> None:
     code = (
         "import sys, torch\n"
         "from diti_kernels.masked_linear import masked_linear\n"
-        "t, visible = torch.tensor([0, 1]), torch.tensor([1, 3])\n"
+        "t, visible = torch.tensor([0, 1]), torch.tensor([[0, 1], [1, 3]])\n"
         "masked_linear(torch.ones(2, 3), t, visible, torch.ones(4, 3))\n"
         "print('triton' in sys.modules)\n"
     )
@@ -73,14 +73,14 @@ def test_works_where_triton_is_not_installed() -> None:
         "import os, sys; sys.modules['triton'] = None\n"
         "import torch\n"
         "from diti_kernels.masked_linear import masked_linear\n"
-        "t, visible = torch.tensor([0, 1]), torch.tensor([1, 3])\n"
+        "t, visible = torch.tensor([0, 1]), torch.tensor([[0, 1], [1, 3]])\n"
         "print(masked_linear(torch.ones(2, 3), t, visible, torch.ones(4, 3))[:, 0].tolist())\n"
         "os.environ['DITI_KERNELS'] = 'triton'\n"
         "try: masked_linear(torch.ones(2, 3), t, visible, torch.ones(4, 3))\n"
         "except RuntimeError as error: print(error)\n"
     )
     values, error = run_python(code).splitlines()
-    assert values == "[1.0, 3.0]"
+    assert values == "[1.0, 2.0]"
     assert "not installed" in error
     assert "pip install triton" in error
 

@@ -2,97 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 import torch.nn.functional as F
-from diti_kernels.masked_linear import masked_linear, masked_linear_reference
 from diti_kernels.masked_linear import op as ops
+from masked_cases import SHAPES, SPANS, TIMESTEPS, Case, assert_near, explicit, make_case, reference, run
 from op_sites import Site
 from torch import Tensor
-
-SHAPES = [(B, d, E) for B in (1, 3, 17) for d in (5, 64, 130) for E in (7, 128)]
-SPANS = ("cumulative", "detached", "all", "last", "nothing own")
-TIMESTEPS = 11
-
-
-class Case(NamedTuple):
-    """Arguments of `masked_linear` and the gradient that comes back."""
-
-    z: Tensor
-    t: Tensor
-    visible_T: Tensor
-    own_start_T: Tensor | None
-    weight: Tensor
-    bias: Tensor | None
-    grad: Tensor
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [leaf for leaf in (self.z, self.weight, self.bias) if leaf is not None]
-
-    @property
-    def visible(self) -> Tensor:
-        return torch.arange(self.z.shape[1], device=self.z.device) < self.visible_T[self.t][:, None]
-
-    @property
-    def before(self) -> Tensor:
-        """Dims before the own chunk."""
-        own_start_T = torch.zeros_like(self.visible_T) if self.own_start_T is None else self.own_start_T
-        return torch.arange(self.z.shape[1], device=self.z.device) < own_start_T[self.t][:, None]
-
-    def project(self, function=masked_linear) -> Tensor:
-        return function(self.z, self.t, self.visible_T, self.weight, self.bias, own_start_T=self.own_start_T)
-
-    def to(self, *to: object) -> Case:
-        """Moved and converted; fresh leaves."""
-        moved = [None if x is None else x.detach().to(*to) if x.is_floating_point() else x for x in self]
-        moved[1:4] = [None if x is None else x.to(moved[0].device) for x in moved[1:4]]
-        return Case(*moved).requiring_grad()
-
-    def requiring_grad(self) -> Case:
-        for leaf in self.leaves:
-            leaf.requires_grad_()
-        return self
-
-
-def make_case(B: int, d: int, E: int, span: str = "detached", *, bias: bool = True, index=torch.int64) -> Case:
-    random = torch.Generator().manual_seed(1000 * B + 10 * d + E)
-    z, weight, grad, b = (torch.randn(shape, generator=random) for shape in ((B, d), (E, d), (B, E), (E,)))
-    t = torch.randint(0, TIMESTEPS, (B,), generator=random)
-    visible = torch.full((TIMESTEPS,), d) if span == "all" else torch.randint(1, d + 1, (TIMESTEPS,), generator=random)
-    own_start = (torch.rand(TIMESTEPS, generator=random) * visible).long()
-    if span == "last":
-        own_start = visible - 1
-    elif span == "nothing own":
-        own_start = visible = torch.ones_like(visible)
-    tables = (visible.to(index), None if span == "cumulative" else own_start.to(index))
-    return Case(z, t.to(index), *tables, weight, b if bias else None, grad).requiring_grad()
-
-
-def explicit(case: Case) -> Tensor:
-    """The definition, written with masks that are multiplied."""
-    visible, before = case.visible, case.before
-    emb = (case.z * (visible & ~before) + case.z.detach() * (visible & before)) @ case.weight.T
-    return emb if case.bias is None else emb + case.bias
-
-
-def reference(case: Case) -> Tensor:
-    return case.project(masked_linear_reference)
-
-
-def run(case: Case, function=Case.project) -> list[Tensor]:
-    """Output and the gradients of z, weight and bias."""
-    out = function(case)
-    return [out.detach(), *torch.autograd.grad(out, case.leaves, case.grad.to(out.dtype))]
-
-
-def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected, strict=True):
-        atol = tolerance * max(1.0, e.abs().max().item())
-        torch.testing.assert_close(a.double(), e.double(), rtol=0, atol=atol)
 
 
 @pytest.mark.usefixtures("poisoned_empty")
@@ -113,7 +29,7 @@ def test_no_bias(site: Site) -> None:
 
 def test_int32_and_int64_agree(site: Site) -> None:
     wide, narrow = (make_case(3, 64, 7, index=index).to(site.device) for index in (torch.int64, torch.int32))
-    mixed = wide._replace(t=narrow.t, own_start_T=narrow.own_start_T)
+    mixed = wide._replace(t=narrow.t, own_T2=narrow.own_T2)
     for other in (narrow, mixed):
         assert all(map(torch.equal, run(wide), run(other)))
 
@@ -131,8 +47,8 @@ def test_any_strides(site: Site) -> None:
     strided = case._replace(
         z=torch.randn(5, 130, device=site.device)[:, 1:129:2].requires_grad_(),
         t=torch.tensor(3, device=site.device).expand(5),
-        visible_T=case.visible_T.repeat_interleave(2)[::2],
-        own_start_T=case.own_start_T.repeat_interleave(2)[1::2],
+        visible_T2=case.visible_T2.repeat_interleave(2, dim=0)[::2],
+        own_T2=case.own_T2.T.contiguous().T,
         weight=torch.randn(64, 24, device=site.device).T.requires_grad_(),
         grad=torch.ones((), device=site.device).expand(5, 24),
     )
@@ -141,36 +57,57 @@ def test_any_strides(site: Site) -> None:
     assert all(map(torch.equal, run(sparse), run(case)))
 
 
-def test_own_start_changes_only_the_gradient_of_z(site: Site) -> None:
-    detached = make_case(17, 130, 128, "detached").to(site.device)
-    (out, dz, dw, db), (out_c, dz_c, dw_c, db_c) = run(detached), run(detached._replace(own_start_T=None))
+@pytest.mark.parametrize("span", ["detached", "suffix detached", "middle"])
+def test_the_own_window_changes_only_the_gradient_of_z(site: Site, span: str) -> None:
+    detached = make_case(17, 130, 128, span).to(site.device)
+    (out, dz, dw, db), (out_c, dz_c, dw_c, db_c) = run(detached), run(detached._replace(own_T2=None))
     assert torch.equal(out, out_c)
     assert torch.equal(dw, dw_c)
     assert torch.equal(db, db_c)
-    own = detached.visible & ~detached.before
+    own = detached.own
     assert not dz[~own].any()
     assert torch.equal(dz[own], dz_c[own])
     assert dz[own].all()
     assert dz_c[detached.visible].all()
 
 
-def test_hidden_dims_are_not_read(site: Site) -> None:
-    case = make_case(17, 64, 7).to(site.device)
+@pytest.mark.parametrize("span", ["detached", "suffix", "middle", "any"])
+def test_hidden_dims_are_not_read(site: Site, span: str) -> None:
+    case = make_case(17, 64, 7, span).to(site.device)
     poisoned = case._replace(z=case.z.detach().masked_fill(~case.visible, torch.nan).requires_grad_())
     assert all(map(torch.equal, run(poisoned), run(case)))
 
 
 def test_table_entries_out_of_range_are_clipped(site: Site) -> None:
     case = make_case(3, 5, 7).to(site.device)
-    beyond = case._replace(
-        visible_T=torch.full_like(case.visible_T, 99), own_start_T=torch.full_like(case.visible_T, -4)
-    )
-    whole = case._replace(visible_T=torch.full_like(case.visible_T, 5), own_start_T=None)
-    assert all(map(torch.equal, run(beyond), run(whole)))
+    beyond, whole = (torch.tensor(window, device=site.device).expand(TIMESTEPS, 2) for window in ([-4, 99], [0, 5]))
+    expected = run(case._replace(visible_T2=whole, own_T2=None))
+    assert all(map(torch.equal, run(case._replace(visible_T2=beyond, own_T2=beyond)), expected))
 
 
-def test_kernels_show_nothing_at_a_timestep_out_of_range(triton_site: Site) -> None:
-    case = make_case(3, 5, 7).to(triton_site.device)
+@pytest.mark.parametrize("window", [[3, 3], [4, 1], [-4, 0], [5, 9]])
+def test_an_empty_window_shows_nothing(site: Site, window: list[int]) -> None:
+    case = make_case(3, 5, 7).to(site.device)
+    out, dz, dw, db = run(case._replace(visible_T2=torch.tensor(window, device=site.device).expand(TIMESTEPS, 2)))
+    assert torch.equal(out, case.bias.expand(3, 7))
+    assert not dz.any()
+    assert not dw.any()
+    torch.testing.assert_close(db, case.grad.sum(0))
+
+
+def test_the_forward_reads_only_tiles_that_a_row_sees(triton_site: Site) -> None:
+    case = make_case(3, 200, 7).to(triton_site.device)
+    window = torch.tensor([70, 100], device=triton_site.device).expand(TIMESTEPS, 2).clone()
+    window[4] = torch.tensor([150, 3])
+    case = case._replace(t=torch.tensor([2, 4, -1], device=triton_site.device), visible_T2=window)
+    weight = case.weight.detach().clone()
+    weight[:, :64] = weight[:, 128:] = torch.nan
+    assert torch.equal(case._replace(weight=weight).project(), case.project())
+
+
+@pytest.mark.parametrize("span", ["detached", "suffix detached"])
+def test_kernels_show_nothing_at_a_timestep_out_of_range(triton_site: Site, span: str) -> None:
+    case = make_case(3, 5, 7, span).to(triton_site.device)
     case = case._replace(t=torch.tensor([-1, TIMESTEPS, 10**12], device=triton_site.device))
     out, dz, dw, db = run(case)
     assert torch.equal(out, case.bias.expand(3, 7))
@@ -228,24 +165,24 @@ def test_reference_is_linear_of_the_masked_features(span: str, dtype: torch.dtyp
     assert torch.equal(reference(case), F.linear(case.z * case.visible, case.weight, case.bias))
 
 
-@pytest.mark.parametrize("span", ["cumulative", "detached"])
+@pytest.mark.parametrize("span", ["cumulative", "detached", "suffix detached", "middle"])
 def test_reference_passes_gradcheck(span: str) -> None:
     case = make_case(3, 5, 4, span).to(torch.float64)
     constant = case.z.detach().clone()
 
     def project(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # Finite differences see through detach, so the dims before the own chunk are held constant.
-        return reference(case._replace(z=torch.where(case.before, constant, z), weight=weight, bias=bias))
+        # Finite differences see through detach, so the dims outside the own window are held constant.
+        return reference(case._replace(z=torch.where(case.own, z, constant), weight=weight, bias=bias))
 
     assert torch.autograd.gradcheck(project, tuple(case.leaves))
     assert torch.autograd.gradgradcheck(project, tuple(case.leaves))
 
 
 def test_opcheck(triton_site: Site) -> None:
-    z, t, visible, own_start, weight, bias, grad = make_case(3, 5, 7).to(triton_site.device)
-    torch.library.opcheck(ops.masked_linear_op, (z, t, visible, own_start, weight, bias))
+    z, t, visible, own, weight, bias, grad = make_case(3, 5, 7).to(triton_site.device)
+    torch.library.opcheck(ops.masked_linear_op, (z, t, visible, own, weight, bias))
     torch.library.opcheck(ops.masked_linear_op, (z, t, visible, None, weight, None))
-    torch.library.opcheck(ops.masked_linear_dz_op, (grad, t, visible, own_start, weight.detach()))
+    torch.library.opcheck(ops.masked_linear_dz_op, (grad, t, visible, own, weight.detach()))
     torch.library.opcheck(ops.masked_linear_dz_op, (grad, t, visible, None, weight.detach()))
     torch.library.opcheck(ops.masked_linear_dw_op, (grad, z.detach(), t, visible))
 
@@ -272,9 +209,10 @@ def test_compiles_into_one_graph(site: Site, span: str, autocast: bool) -> None:
         ({"z": torch.zeros(5)}, r"z \[B, d\]"),
         ({"t": torch.ones(2, dtype=torch.int64)}, r"each of 3 samples, got the shape \[2\]"),
         ({"t": torch.zeros(3)}, r"int32 or int64, got torch.float32"),
-        ({"visible_T": torch.tensor(5)}, r"\[T\], got the shapes \[\] and \[11\]"),
-        ({"own_start_T": torch.ones(4, dtype=torch.int64)}, r"\[T\], got the shapes \[11\] and \[4\]"),
-        ({"visible_T": torch.ones(11, dtype=torch.uint8)}, r"int32 or int64, got torch.int64, torch.uint8"),
+        ({"visible_T2": torch.tensor(5)}, r"\[T, 2\], got the shapes \[\] and \[11, 2\]"),
+        ({"visible_T2": torch.ones(11, dtype=torch.int64)}, r"\[T, 2\], got the shapes \[11\] and \[11, 2\]"),
+        ({"own_T2": torch.ones(4, 2, dtype=torch.int64)}, r"\[T, 2\], got the shapes \[11, 2\] and \[4, 2\]"),
+        ({"visible_T2": torch.ones(11, 2, dtype=torch.uint8)}, r"int32 or int64, got torch.int64, torch.uint8"),
         ({"bias": torch.zeros(6)}, r"shape \[7\] of weight's rows, got \[6\]"),
         ({"weight": torch.zeros(7, 5, device="meta")}, r"one device, got \['cpu', 'meta'\]"),
     ],

@@ -5,8 +5,9 @@ The mask lives only in the predicates of loads and stores. Every output tile bel
 sums over its whole inner dimension in a fixed order: no atomics, so two runs agree bit for bit. Sums are
 fp32, offsets 64-bit. fp32 inputs are multiplied in IEEE fp32, as `F.linear` does by default, never in TF32.
 
-Shapes: B samples, T time-steps, D feature dims, E embedding dims; z [B, D], t [B], tables [T], weight [E, D],
-grad and out [B, E]. A time-step outside [0, T) shows nothing, rather than reading what lies beside the table.
+Shapes: B samples, T time-steps, D feature dims, E embedding dims; z [B, D], t [B], tables [T, 2] (contiguous; start
+and end of a window), weight [E, D], grad and out [B, E]. A time-step outside [0, T) shows nothing, rather than
+reading what lies beside the table.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ def _time_of(t_ptr, rows, stride_t, B, T):
 
 
 @triton.jit
+def _window_of(table_ptr, t, known, D):
+    """Start and end of each row's window within [0, D); D and 0 where it is empty or the row is not known."""
+    start = tl.maximum(tl.load(table_ptr + 2 * t, mask=known, other=0), 0)
+    end = tl.minimum(tl.load(table_ptr + 2 * t + 1, mask=known, other=0), D)
+    return tl.where(start < end, start, D), tl.where(start < end, end, 0)
+
+
+@triton.jit
 def masked_linear_fwd_kernel(
     z_ptr, t_ptr, visible_ptr, weight_ptr, bias_ptr, out_ptr,
     B, T, D, E,
@@ -30,20 +39,21 @@ def masked_linear_fwd_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out[b, e] = sum over dims < visible[t_b] of z[b, dim] weight[e, dim], plus bias[e].
+    """out[b, e] = sum over dims in visible[t_b] of z[b, dim] weight[e, dim], plus bias[e].
 
     Grid: tiles of B, tiles of E.
     """
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E).to(tl.int64)
     t, known = _time_of(t_ptr, rows, stride_t, B, T)
-    end = tl.minimum(tl.load(visible_ptr + t, mask=known, other=0), D)
+    start, end = _window_of(visible_ptr, t, known, D)
     acc = tl.zeros((BLOCK_B, BLOCK_E), dtype=tl.float32)
-    for first in range(0, tl.max(end, axis=0), BLOCK_D):
+    lowest = tl.min(start, axis=0) // BLOCK_D * BLOCK_D
+    for first in range(lowest, tl.max(end, axis=0), BLOCK_D):
         dims = first + tl.arange(0, BLOCK_D).to(tl.int64)
         z = tl.load(
             z_ptr + rows[:, None] * stride_zb + dims[None, :] * stride_zd,
-            mask=dims[None, :] < end[:, None],
+            mask=(dims[None, :] >= start[:, None]) & (dims[None, :] < end[:, None]),
             other=0.0,
         )
         weight_t = tl.load(
@@ -63,22 +73,24 @@ def masked_linear_fwd_kernel(
 
 @triton.jit
 def masked_linear_bwd_dz_kernel(
-    grad_ptr, weight_ptr, t_ptr, visible_ptr, own_start_ptr, dz_ptr,
+    grad_ptr, weight_ptr, t_ptr, visible_ptr, own_ptr, dz_ptr,
     B, T, D, E,
     stride_gb, stride_ge, stride_we, stride_wd, stride_t,
     HAS_OWN: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dz[b, dim] = sum over e of grad[b, e] weight[e, dim] where own_start[t_b] <= dim < visible[t_b], else 0.
+    """dz[b, dim] = sum over e of grad[b, e] weight[e, dim] for dims in visible[t_b] and own[t_b], else 0.
 
     Grid: tiles of B, tiles of D.
     """
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B).to(tl.int64)
     dims = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
     t, known = _time_of(t_ptr, rows, stride_t, B, T)
-    own = dims[None, :] < tl.load(visible_ptr + t, mask=known, other=0)[:, None]
+    start, end = _window_of(visible_ptr, t, known, D)
     if HAS_OWN:
-        own = own & (dims[None, :] >= tl.load(own_start_ptr + t, mask=known, other=0)[:, None])
+        own_start, own_end = _window_of(own_ptr, t, known, D)
+        start, end = tl.maximum(start, own_start), tl.minimum(end, own_end)
+    own = (dims[None, :] >= start[:, None]) & (dims[None, :] < end[:, None])
     acc = tl.zeros((BLOCK_B, BLOCK_D), dtype=tl.float32)
     # A tile without a single own dim has nothing to sum: its zeros are stored at once.
     last = tl.where(tl.max(tl.max(own.to(tl.int32), axis=1), axis=0) > 0, E, 0)
@@ -109,7 +121,7 @@ def masked_linear_bwd_dw_kernel(
     stride_gb, stride_ge, stride_zb, stride_zd, stride_t,
     BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dw[e, dim] = sum over b with dim < visible[t_b] of grad[b, e] z[b, dim]; db[e] = sum of grad[b, e].
+    """dw[e, dim] = sum over b with dim in visible[t_b] of grad[b, e] z[b, dim]; db[e] = sum of grad[b, e].
 
     Grid: tiles of E, tiles of D. The programs of the first tile of D also write db.
     """
@@ -120,7 +132,7 @@ def masked_linear_bwd_dw_kernel(
     for first in range(0, B, BLOCK_B):
         rows = first + tl.arange(0, BLOCK_B).to(tl.int64)
         t, known = _time_of(t_ptr, rows, stride_t, B, T)
-        end = tl.minimum(tl.load(visible_ptr + t, mask=known, other=0), D)
+        start, end = _window_of(visible_ptr, t, known, D)
         grad_t = tl.load(
             grad_ptr + rows[None, :] * stride_gb + cols[:, None] * stride_ge,
             mask=(rows[None, :] < B) & (cols[:, None] < E),
@@ -128,7 +140,7 @@ def masked_linear_bwd_dw_kernel(
         )
         z = tl.load(
             z_ptr + rows[:, None] * stride_zb + dims[None, :] * stride_zd,
-            mask=dims[None, :] < end[:, None],
+            mask=(dims[None, :] >= start[:, None]) & (dims[None, :] < end[:, None]),
             other=0.0,
         )
         acc = tl.dot(grad_t, z, acc=acc, input_precision="ieee")
