@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from diticli.errors import ChunkError
 
-Visible = Literal["finer", "coarser"]
-"""Whose dims a time-step sees beside those of its own chunk: of the chunks before it, which are for smaller
-time-steps and finer attributes, or of those after it."""
+Visible = Literal["prefix", "all"]
+"""What a time-step sees of the features: the dims of its own chunk and all before it, or everything."""
 PAPER_STAGE_ENDS = (50, 100, 300, 500, 1000)
 PAPER_STAGE_DIMS = (10, 25, 327, 100, 50)
 MAX_TIMESTEPS = 100_000
@@ -37,7 +36,8 @@ class ChunkLayout:
     Attributes:
         timestep_ends: [K] exclusive end of each chunk's range of time-steps; the last is T.
         ends: [K] exclusive end of each chunk's slice of dimensions; the last is d.
-        visible: "finer", as published: the time-steps of chunk k see chunks 0..k. "coarser", ours: k..K-1.
+        visible: "prefix", as published: the time-steps of chunk k see chunks 0..k. "all", ours: every chunk, so that
+            only what gets gradient (`own_dims`) tells chunks apart.
 
     Raises:
         ChunkError: when the ends are not strictly increasing, the two differ in length, or the last of them lie
@@ -46,11 +46,11 @@ class ChunkLayout:
 
     timestep_ends: tuple[int, ...]
     ends: tuple[int, ...]
-    visible: Visible = "finer"
+    visible: Visible = "prefix"
 
     def __post_init__(self) -> None:
         if self.visible not in get_args(Visible):
-            raise ChunkError(f"A time-step sees the {' or the '.join(get_args(Visible))} chunks, not {self.visible!r}.")
+            raise ChunkError(f"What a time-step sees is {' or '.join(get_args(Visible))}, not {self.visible!r}.")
         if not self.ends or len(self.ends) != len(self.timestep_ends):
             raise ChunkError(
                 f"A chunk layout needs as many dimension ends as time-step ends, got {len(self.ends)} and "
@@ -194,9 +194,8 @@ class ChunkLayout:
     def visible_dims(self) -> npt.NDArray[np.int64]:
         """[T, 2] first dimension that time-step t may see, and the end of those that it may."""
         windows_T2 = self.own_dims()
-        if self.visible == "finer":
-            windows_T2[:, 0] = 0
-        else:
+        windows_T2[:, 0] = 0
+        if self.visible == "all":
             windows_T2[:, 1] = self.latent_dim
         return windows_T2
 
@@ -206,7 +205,7 @@ class ChunkLayout:
 
     def seen_by(self, chunk: int) -> range:
         """Chunks that the time-steps of chunk `chunk` see."""
-        return range(chunk + 1) if self.visible == "finer" else range(chunk, self.chunks)
+        return range(chunk + 1 if self.visible == "prefix" else self.chunks)
 
     def dim_mask(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
         """[d] True where a dimension belongs to one of `chunks`."""
@@ -267,7 +266,7 @@ class ChunkLayout:
         try:
             return cls(
                 timestep_ends=tuple(operator.index(end) for end in data["timestep_ends"]),
-                visible=data.get("visible", "finer"),
+                visible=data.get("visible", "prefix"),
                 ends=tuple(operator.index(end) for end in data["ends"]),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -73,6 +73,7 @@ class RunConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         self._check_sizes()
         self._check_ssl()
+        self._check_visible()
         self.provisional_layout()
 
     @property
@@ -103,6 +104,13 @@ class RunConfig:
         if not self.ssl.only and self.chunks.partition == "auto":
             return ChunkLayout.uniform(chunks=self.chunks.count, latent_dim=self.chunks.latent_dim, timesteps=timesteps)
         return self.layout(timesteps)
+
+    def _check_visible(self) -> None:
+        if self.chunks.visible == "all" and self.gradient == "cumulative" and self.chunks.count > 1:
+            raise ConfigError(
+                "With everything visible and cumulative gradients no dim belongs to a time-step; that is PDAE.",
+                remedy="Use --gradient detached, or --chunks 1 for PDAE.",
+            )
 
     def _check_ssl(self) -> None:
         if not self.ssl.active:

@@ -90,9 +90,9 @@ class ChunksConfig:
     """Exclusive ends of the stages in time-steps."""
     stage_dims: tuple[int, ...] = PAPER_STAGE_DIMS
     """Dimensions of the stages; rescaled in proportion when they do not sum to `latent_dim`."""
-    visible: Visible = "finer"
-    """What a time-step sees beside its own chunk: the chunks of smaller time-steps, as published, or those of larger
-    ones, so that coarse attributes are learned where noise hides them and only the rest before."""
+    visible: Visible = "prefix"
+    """What a time-step sees of the features: the chunks up to its own, as published, or all of them, so that a chunk
+    gains nothing by what any other one tells. Then gradients must tell the chunks apart."""
 
     def layout(self, timesteps: int = 1000, gap: LossCurve | None = None) -> ChunkLayout:
         """The layout that these settings describe.

@@ -73,10 +73,10 @@ def test_tables_agree_with_each_other(layout):
         own = layout.starts[chunk], layout.ends[chunk]
         assert tuple(layout.own_dims()[t]) == own
         assert tuple(layout.visible_dims()[t]) == (0, own[1])
-        coarser = replace(layout, visible="coarser")
-        assert tuple(coarser.own_dims()[t]) == own
-        assert tuple(coarser.visible_dims()[t]) == (own[0], layout.latent_dim)
-        for one in (layout, coarser):
+        everything = replace(layout, visible="all")
+        assert tuple(everything.own_dims()[t]) == own
+        assert tuple(everything.visible_dims()[t]) == (0, layout.latent_dim)
+        for one in (layout, everything):
             seen = one.dim_mask(one.seen_by(chunk)).nonzero()[0]
             assert seen.tolist() == list(range(*one.visible_dims()[t]))
 
@@ -92,7 +92,7 @@ def test_uniform_slices_differ_by_at_most_one(layout):
 @quick
 @given(layouts)
 def test_dict_round_trip_survives_json(layout):
-    for one in (layout, replace(layout, visible="coarser")):
+    for one in (layout, replace(layout, visible="all")):
         assert ChunkLayout.from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
@@ -112,7 +112,7 @@ def test_one_chunk_is_everything():
         ChunkLayout.staged(chunks=1, latent_dim=7),
     ):
         assert layout.ends == (7,)
-        for one in (layout, replace(layout, visible="coarser")):
+        for one in (layout, replace(layout, visible="all")):
             assert (one.visible_dims() == [0, 7]).all()
             assert (one.own_dims() == [0, 7]).all()
         assert layout.parse("0") == (0,)

@@ -46,7 +46,7 @@ def banded(count: int, contrasts: list[float]) -> torch.Tensor:
     return (127.5 * (1 + pixels)).round().byte()[:, None, :, None].expand(-1, 3, -1, SIDE).contiguous()
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1, visible: Visible = "finer") -> Any:
+def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1, visible: Visible = "prefix") -> Any:
     """The base misses each band; chunk k of z holds the brightness of band k, and the decoder gives it back.
 
     Nothing is known before a chunk's own time-steps. One chunk may be ignored by base and decoder alike.
@@ -66,7 +66,6 @@ def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1, visible: Visibl
     class Planted:
         def __init__(self, denoiser: Any, x0: torch.Tensor, noise: torch.Tensor, t: int) -> None:
             self.visible = torch.arange(K) < int(layout.visible_dims()[t, 1])
-            self.visible &= torch.arange(K) >= int(layout.visible_dims()[t, 0])
             self.base_BCHW = noise + picture(brightness(x0))
 
         def estimate(self, z: torch.Tensor) -> torch.Tensor:
@@ -101,15 +100,12 @@ def test_a_chunk_is_worth_what_it_says_where_it_is_seen(monkeypatch: pytest.Monk
     assert json.loads(json.dumps(use.to_dict(), allow_nan=False))["ignored"] == []
 
 
-def test_coarser_chunks_are_worth_something_at_earlier_time_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    use = measure_use(plant(monkeypatch, visible="coarser"), banded(64, [0.4] * K))
-    first, last = use.groups[0].beyond, use.groups[-1].beyond
-    assert first is None
-    assert last is not None
-    assert last.value == pytest.approx(use.groups[-1].own.value, rel=1e-3)
-    # Equal bands that are seen by one, two, three and four quarters of the time-steps, of which late ones weigh more.
-    shares = [group.share.value for group in use.groups]
-    assert shares == sorted(shares)
+def test_chunks_that_are_always_seen_are_worth_the_same_at_all_time_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    use = measure_use(plant(monkeypatch, visible="all"), banded(64, [0.4] * K))
+    for group in use.groups:
+        assert group.beyond is not None
+        assert group.beyond.value == pytest.approx(group.own.value, rel=1e-3)
+        assert group.share.value == pytest.approx(1 / K, abs=0.1)
     assert use.ignored == ()
 
 

@@ -106,17 +106,6 @@ def test_factors_of_two_chunks(atlas: KnowledgeAtlas) -> None:
         assert centre.value == pytest.approx(500, abs=25)
 
 
-def test_coarser_chunks_come_into_view_from_the_last_one_on() -> None:
-    values, columns = planted()
-    found = probe_features(values, columns, meta=replace(META, visible="coarser"), atlas=True).atlas
-    assert found is not None
-    np.testing.assert_allclose(row(found, "spread", "prefix"), [1, 1, 0.5, 0.5, 0], atol=0.12)
-    np.testing.assert_allclose(row(found, "twice", "prefix"), [1, 1, 1, 1, 0], atol=0.03)
-    centre = item(found, "twice").centre_prefix
-    assert centre is not None
-    assert round(centre.value, -1) == 700
-
-
 def test_what_is_nowhere_has_no_centre(atlas: KnowledgeAtlas) -> None:
     for name in ("none", "luck"):
         assert item(atlas, name).centre_prefix is None

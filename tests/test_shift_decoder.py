@@ -77,7 +77,7 @@ def test_memory_format_does_not_change_the_shift(make_unet, layout, shape):
     torch.testing.assert_close(last, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 
-@pytest.mark.parametrize("visible", ["finer", "coarser"])
+@pytest.mark.parametrize("visible", ["prefix", "all"])
 def test_the_branch_sees_exactly_the_visible_dims(parts, layout, visible):
     unet, decoder, x, z, _ = parts
     layout = replace(layout, visible=visible)
@@ -114,7 +114,7 @@ def test_without_a_mask_everything_is_seen(parts):
 
 
 @pytest.mark.parametrize("detach_others", [False, True])
-@pytest.mark.parametrize("visible", ["finer", "coarser"])
+@pytest.mark.parametrize("visible", ["prefix", "all"])
 def test_gradient_reaches_what_is_seen_or_the_own_slice(parts, layout, detach_others, visible):
     unet, decoder, x, z, _ = parts
     layout = replace(layout, visible=visible)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from diticli.config import RunConfig
 from diticli.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingDivergedError
+from diticli.models.locate import load_pipeline
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint, sealed
@@ -280,6 +281,26 @@ def test_gradient_modes_train(reference: Path, tmp_path: Path, gradient: str) ->
     run = tmp_path / gradient
     train(tiny("features.images=16", gradient=gradient, base_model=str(reference)), run)
     assert all(np.isfinite(loss) for _, _, loss in losses(run))
+
+
+def test_a_run_whose_time_steps_see_everything(reference: Path, tmp_path: Path) -> None:
+    """It learns something else than with prefixes, and the finished model knows what its time-steps see."""
+    seen, learned = {}, {}
+    for visible in ("prefix", "all"):
+        run, options = tmp_path / visible, {"gradient": "detached", "base_model": str(reference)}
+        train(tiny("features.images=64", f"chunks.visible={visible}", **options), run)
+        layout = load_pipeline(str(run), "cpu").chunks
+        seen[visible], learned[visible] = layout.visible_dims()[0].tolist(), weights(run)
+        assert layout.visible == visible
+    assert seen["prefix"] == [0, layout.ends[0]]
+    assert seen["all"] == [0, layout.latent_dim]
+    assert not same(*learned.values())
+
+
+def test_everything_visible_needs_gradients_that_tell_chunks_apart() -> None:
+    with pytest.raises(ConfigError, match="no dim belongs to a time-step") as caught:
+        tiny("chunks.visible=all")
+    assert "--gradient detached" in str(caught.value.remedy)
 
 
 def test_streamed_images_give_the_same_run(reference: Path, tmp_path: Path) -> None:

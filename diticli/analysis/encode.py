@@ -81,7 +81,6 @@ def model_facts(
         "model_hash": pipeline.model_hash,
         "chunk_ends": pipeline.chunks.ends,
         "timestep_ends": pipeline.chunks.timestep_ends,
-        "visible": pipeline.chunks.visible,
         "preprocessing": image | {"precision": encoder.precision},
     }
 
@@ -95,7 +94,6 @@ def encode_images(
     model_hash: str = "",
     chunk_ends: Sequence[int] = (),
     timestep_ends: Sequence[int] = (),
-    visible: str = "finer",
     preprocessing: Mapping[str, Any] | None = None,
     batch_size: int = 128,
     workers: int | None = None,
@@ -120,7 +118,6 @@ def encode_images(
             preprocessing.
         chunk_ends: [K] ends of the chunks in dimensions, for the metadata.
         timestep_ends: [K] ends of the chunks in time-steps, for the metadata.
-        visible: which chunks a time-step sees, for the metadata.
         preprocessing: how pictures become inputs, for the metadata; None says the resolution.
         batch_size: images per call of `encode`.
         workers: decoding threads, see `iter_decoded`.
@@ -144,7 +141,6 @@ def encode_images(
         files=(),
         chunk_ends=tuple(chunk_ends),
         timestep_ends=tuple(timestep_ends),
-        visible=visible,
         model=model,
         model_hash=model_hash,
         preprocessing=dict(preprocessing or {"resolution": source.resolution}),

@@ -76,7 +76,7 @@ def probe(
         typer.Option(
             "--atlas",
             help="Also tell what each chunk knows: attributes read from each chunk alone, from all others, and from "
-            "those that its time-steps see.",
+            "chunks 0 to k.",
         ),
     ] = False,
     out: Annotated[
@@ -102,10 +102,10 @@ def probe(
     that is trained together with a classifier. The table then has two more scores on the same test rows: of
     a classifier on these 16 dims alone, and of one on the 16 dims of the largest weights, for comparison.
 
-    --atlas reads every attribute from each chunk alone, from all but it, and from the chunks that its time-steps
-    see (0 to k), with linear models in closed form, and writes three heatmaps over the time-steps. An attribute
-    comes in at the time-step that is the centre of what chunks 0 to k gain with each k. It takes about as long as
-    the probe itself; --metrics fits boosted trees and takes longer.
+    --atlas reads every attribute from each chunk alone, from all but it, and from chunks 0 to k, with linear
+    models in closed form, and writes three heatmaps over the time-steps. An attribute comes in at the time-step
+    that is the centre of what chunks 0 to k gain with each k. It takes about as long as the probe itself;
+    --metrics fits boosted trees and takes longer.
 
     Example: diti probe feats.npy --labels labels.csv -o probe
 

@@ -107,8 +107,7 @@ def show_atlas(atlas: KnowledgeAtlas) -> None:
     columns = ["attribute", "scale", "all chunks", "best alone", "most its own", "comes in at t", "lies at t"]
     show_table("What chunks know: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
     say(
-        "Comes in: the centre of what is gained as chunks come into view, from the "
-        f"{'first' if atlas.layout.visible == 'finer' else 'last'} one on. Lies: the centre of what chunks tell alone. "
+        "Comes in: the centre of what chunks 0 to k gain with k. Lies: the centre of what chunks tell alone. "
         "With 95 % intervals."
     )
 

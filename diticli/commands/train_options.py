@@ -23,8 +23,8 @@ class Partition(StrEnum):
 class Visible(StrEnum):
     """Choices of --visible."""
 
-    finer = "finer"
-    coarser = "coarser"
+    prefix = "prefix"
+    all = "all"
 
 
 class Weighting(StrEnum):
@@ -146,8 +146,8 @@ StageDimsOption = Annotated[
 VisibleOption = Annotated[
     Visible | None,
     typer.Option(
-        help="Whose dims a time-step sees beside its own: those of smaller time-steps, as published, or those of "
-        "larger ones, so that coarse attributes are learned where noise hides them.",
+        help="What a time-step sees of the features: the chunks up to its own, as published, or all (with --gradient "
+        "detached), so that no chunk gains by what another one tells.",
         show_default=False,
         rich_help_panel=MODEL,
     ),

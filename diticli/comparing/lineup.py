@@ -25,7 +25,6 @@ from diticli.models.encoder import SemanticEncoder
 from diticli.models.fingerprint import Fingerprint
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
-from diticli.probing.probe import layout_of
 from diticli.progress import Reporter
 
 
@@ -119,7 +118,6 @@ class Lineup:
             files=(),
             chunk_ends=chunks.ends if chunks else (),
             timestep_ends=chunks.timestep_ends if chunks else (),
-            visible=chunks.visible if chunks else "finer",
             model=subject.contender.source or subject.name,
             model_hash=subject.model_hash,
             preprocessing=image | {"precision": precision},
@@ -129,7 +127,8 @@ class Lineup:
         if contender.kind == "features":
             features = read_features(Path(contender.source))
             meta = features.meta
-            layout = layout_of(meta)
+            known = meta is not None and meta.chunk_ends and meta.timestep_ends
+            layout = ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends) if known and meta else None
             model_hash = meta.model_hash if meta else ""
             return Subject(contender=contender, dims=features.values.shape[1], layout=layout, model_hash=model_hash)
         pipeline = load_pipeline(contender.source, str(self._device))

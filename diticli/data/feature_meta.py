@@ -21,7 +21,6 @@ class FeatureMeta:
         files: [N] names in row order, as the image source gave them.
         chunk_ends: [K] exclusive end of each chunk's slice of columns; empty for foreign features.
         timestep_ends: [K] exclusive end of each chunk's time-steps; empty for foreign features.
-        visible: "finer" or "coarser", see `diticli.chunks.ChunkLayout`.
         model: id of the model: a folder or a Hub id.
         model_hash: hash of the weights.
         preprocessing: how a picture became the model's input, e.g. resolution and crop.
@@ -33,7 +32,6 @@ class FeatureMeta:
     files: Sequence[str]
     chunk_ends: tuple[int, ...] = ()
     timestep_ends: tuple[int, ...] = ()
-    visible: str = "finer"
     model: str = ""
     model_hash: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +56,6 @@ class FeatureMeta:
                 files=tuple(_strings(data["files"])),
                 chunk_ends=tuple(int(end) for end in data.get("chunk_ends", ())),
                 timestep_ends=tuple(int(end) for end in data.get("timestep_ends", ())),
-                visible=str(data.get("visible", "finer")),
                 preprocessing=dict(data.get("preprocessing", {})),
                 skipped=tuple(Skipped(*_strings([s["file"], s["reason"]])) for s in data.get("skipped", ())),
                 **{key: str(data.get(key, "")) for key in ("model", "model_hash", "created", "version")},

@@ -22,6 +22,7 @@ from diticli.models.gap import check_images, noisy_batches
 from diticli.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
+    from diticli.chunks import ChunkLayout
     from diticli.models.model import DiTiModel
 
 IGNORED = 0.05
@@ -43,8 +44,8 @@ class ChunkUse:
         chunks: of the group.
         timesteps: its own range of time-steps, [first, last).
         own: rise of the loss within this range, as a part of what the base alone loses there.
-        beyond: the same over the other time-steps that see the group: all later ones, or all earlier ones where
-            time-steps see the coarser chunks; None where there are none.
+        beyond: the same over the other time-steps that see the group, which with the published layout are all later
+            ones; None where there are none.
         share: its part of the rises of all groups, over all time-steps.
         ignored: whether the rise cannot be told from 0 (its 95 % interval), or `share` is below `IGNORED` / G.
     """
@@ -121,8 +122,9 @@ def measure_use(
         check_chunks(group, layout)
     ranges = [(layout.timestep_starts[g[0]], layout.timestep_ends[g[-1]]) for g in chosen]
     grid = _grid(ranges)
-    losses = _losses(pipeline, images_NCHW, chosen, ranges, grid, seed, batch_size, reporter)
-    use = _summary(chosen, ranges, grid, losses, seed, finer=layout.visible == "finer")
+    seen_KG = np.array([[_sees(layout, t, group) for group in chosen] for t in grid.timesteps])
+    losses = _losses(pipeline, images_NCHW, chosen, seen_KG, grid, seed, batch_size, reporter)
+    use = _summary(chosen, ranges, seen_KG, grid, losses, seed)
     if use.ignored:
         reporter.warn(
             f"The decoder ignores {layout.describe(use.ignored)}: without their features the loss hardly rises."
@@ -161,11 +163,15 @@ def _grid(ranges: Sequence[tuple[int, int]]) -> _Grid:
     return _Grid(tuple(timesteps), np.array(weights), tuple(owners))
 
 
+def _sees(layout: ChunkLayout, timestep: int, group: Sequence[int]) -> bool:
+    return not set(group).isdisjoint(layout.seen_by(layout.chunk_of(timestep)))
+
+
 def _losses(
     pipeline: DiTiModel,
     images_NCHW: torch.Tensor,
     groups: Sequence[tuple[int, ...]],
-    ranges: Sequence[tuple[int, int]],
+    seen_KG: npt.NDArray[np.bool_],
     grid: _Grid,
     seed: int,
     batch_size: int,
@@ -175,21 +181,16 @@ def _losses(
     masks = [torch.from_numpy(pipeline.chunks.dim_mask(group)) for group in groups]
     z_ND = pipeline.encode_uint8(images_NCHW)
     mean_D = z_ND.mean(dim=0)
-    finer = pipeline.chunks.visible == "finer"
-
-    def sees(t: int, span: tuple[int, int]) -> bool:
-        return span[0] <= t if finer else t < span[1]
-
     reporter.start("Taking chunks away", len(images_NCHW) * len(grid.timesteps), unit="images")
     parts = []
     for (x0, noise), z in zip(
         noisy_batches(images_NCHW, seed, batch_size, denoiser.device), z_ND.split(batch_size), strict=True
     ):
         rows = []
-        for t in grid.timesteps:
+        for t, seen_G in zip(grid.timesteps, seen_KG, strict=True):
             step = NoisyImages(denoiser, x0, noise, t)
             weight = denoiser.schedule.loss_weight[t].item()
-            seen = [mask if sees(t, span) else None for mask, span in zip(masks, ranges, strict=True)]
+            seen = [mask if sees else None for mask, sees in zip(masks, seen_G, strict=True)]
             estimates = _estimates(step, z, mean_D, seen)
             rows.append(weight * torch.stack([(noise - e).square().mean(dim=(1, 2, 3)) for e in estimates]))
             reporter.advance(len(x0))
@@ -211,11 +212,10 @@ def _estimates(
 def _summary(
     groups: Sequence[tuple[int, ...]],
     ranges: Sequence[tuple[int, int]],
+    seen_KG: npt.NDArray[np.bool_],
     grid: _Grid,
     losses: _Losses,
     seed: int,
-    *,
-    finer: bool,
 ) -> FeatureUse:
     """Sums over time-steps, of all images (the first sample) and of resampled ones."""
     images = losses.base_KN.shape[1]
@@ -235,7 +235,7 @@ def _summary(
     uses = []
     for g, (chunks, span) in enumerate(zip(groups, ranges, strict=True)):
         total, share = _estimate(total_GS[g]), _estimate(share_GS[g])
-        beyond_K = owner_K > g if finer else owner_K < g
+        beyond_K = seen_KG[:, g] & (owner_K != g)
         use = ChunkUse(
             chunks=chunks,
             timesteps=span,

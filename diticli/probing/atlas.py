@@ -11,8 +11,7 @@ The centre of mass of an attribute in t is a weighted mean of the chunks' mid ti
   found at all, and lies in the middle when every chunk tells it.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
   where the attribute comes in. A time-step of chunk k sees just these chunks, so it is what "lost at t" means for
-  features (arXiv 2401.11430, section 4). Where time-steps see the coarser chunks instead, it is chunks k..K-1, and
-  the increments are those from the last chunk down.
+  features (arXiv 2401.11430, section 4).
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class AttributeAtlas:
         all: skill of all chunks together.
         alone: [K] skill of each chunk alone.
         unique: [K] what is lost without each chunk: skill of all minus skill of all others.
-        prefix: [K] skill of the chunks that the time-steps of chunk k see: 0..k, or k..K-1.
+        prefix: [K] skill of chunks 0..k.
         centre_alone: time-step, see the module; None where no chunk alone is above the base rate.
         centre_prefix: likewise, None where all chunks together are not.
     """
@@ -100,7 +99,7 @@ class KnowledgeAtlas:
 def knowledge_atlas(
     targets: Sequence[Target], rows: ProbeRows, layout: ChunkLayout, draws: TestDraws, reporter: Reporter
 ) -> KnowledgeAtlas:
-    """Fit and score every target on every chunk alone, all but it, and all that its time-steps see.
+    """Fit and score every target on every chunk alone, all but it, and all up to it.
 
     Costs an eigendecomposition of each of 3 K - 2 subsets for all attributes that are known in the same training
     rows, see `diticli.probing.subset_fits`.
@@ -139,13 +138,13 @@ class _Skill:
 
 
 def _subsets(layout: ChunkLayout) -> list[Dims]:
-    """All chunks; then each alone, all but each, and all that the time-steps of each see."""
+    """All chunks; then each alone, all but each, and all up to each."""
     chunks = range(layout.chunks)
     chosen = [
         tuple(chunks),
         *((k,) for k in chunks),
         *(tuple(other for other in chunks if other != k) for k in chunks),
-        *(tuple(layout.seen_by(k)) for k in chunks),
+        *(tuple(range(k + 1)) for k in chunks),
     ]
     return [tuple(np.flatnonzero(layout.dim_mask(some)).tolist()) for some in chosen]
 
@@ -191,7 +190,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         unique=tuple(_estimate(value, many) for value, many in lost),
         prefix=tuple(estimates[prefix]),
         centre_alone=_centre(middles, *(_gated(many[alone], found[alone]) for many in (values, resampled_SB))),
-        centre_prefix=_centre(middles, *(_rises(many[prefix], layout) for many in (values, resampled_SB)))
+        centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB)))
         if found[0]
         else None,
     )
@@ -211,11 +210,9 @@ def _gated(skills: DoubleArray, found_K: npt.NDArray[np.bool_]) -> DoubleArray:
     return (np.maximum(skills, 0).T * found_K).T
 
 
-def _rises(prefix: DoubleArray, layout: ChunkLayout) -> DoubleArray:
-    """Increments, [K] or [K, B], from 0 on, as chunks come into view."""
-    if layout.visible == "finer":
-        return np.diff(prefix, axis=0, prepend=0.0)
-    return np.diff(prefix[::-1], axis=0, prepend=0.0)[::-1]
+def _rises(prefix: DoubleArray) -> DoubleArray:
+    """Increments along the chunks, [K] or [K, B], from 0 on."""
+    return np.diff(prefix, axis=0, prepend=0.0)
 
 
 def _centre(middles_K: DoubleArray, weights_K: DoubleArray, resampled_KB: DoubleArray) -> Estimate | None:

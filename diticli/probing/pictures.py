@@ -55,8 +55,7 @@ def draw_atlas(atlas: KnowledgeAtlas, folder: Path) -> list[Path]:
             tables["prefix"],
             rows=names,
             layout=atlas.layout,
-            title="What the chunks that chunk k's time-steps see tell together: "
-            + ("0 to k" if atlas.layout.visible == "finer" else "k to the last"),
+            title="What chunks 0 to k tell together",
             limit=1.0,
             marks=_marks([item.centre_prefix for item in items]),
             marks_label=_MARKS,

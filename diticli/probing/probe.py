@@ -148,13 +148,11 @@ def layout_of(meta: FeatureMeta | None) -> ChunkLayout | None:
     """Chunks of a feature file's dimensions, None when it does not tell them.
 
     Raises:
-        ChunkError: when what it tells is no layout.
+        ChunkError: when its ends are no layout.
     """
     if meta is None or not (meta.chunk_ends and meta.timestep_ends):
         return None
-    return ChunkLayout.from_dict(
-        {"timestep_ends": meta.timestep_ends, "ends": meta.chunk_ends, "visible": meta.visible}
-    )
+    return ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends)
 
 
 def _check_atlas(layout: ChunkLayout | None, width: int) -> None:

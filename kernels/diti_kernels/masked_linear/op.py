@@ -34,7 +34,7 @@ def masked_linear(
     Sample b sees dims [visible_T2[t_b, 0], visible_T2[t_b, 1]). The gradient of z reaches all of them (the
     `cumulative` mode), or with `own_T2` only those that also lie in [own_T2[t_b, 0], own_T2[t_b, 1]), the own chunk
     (`detached`). That changes neither the value nor the gradients of weight and bias. Method: Yue et al., ICLR 2024
-    (arXiv 2401.11430), section 4, which shows prefixes; suffixes serve the coarse-to-fine order.
+    (arXiv 2401.11430), section 4, which shows prefixes; everything may be visible too.
 
     Args:
         z: [B, d] features.
