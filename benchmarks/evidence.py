@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.evidence_judges import Judges, halves
-from benchmarks.evidence_table import COLUMNS, table, when
+from benchmarks.evidence_table import COLUMNS, perfect, table, when
 from benchmarks.facts import collect, write
 from diticli.config import RunConfig
 from diticli.errors import ConfigError, DiTiError
@@ -26,6 +26,7 @@ from diticli.settings import build_config
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
 
+_ALL = ("chunks.visible=all", "gradient=detached", "modularity.weighting=gap")
 ARMS: dict[str, tuple[str, ...]] = {
     "PDAE": ("chunks.count=1", "chunks.partition=uniform"),
     "uniform, cumulative": ("chunks.partition=uniform", "gradient=cumulative"),
@@ -53,8 +54,12 @@ ARMS: dict[str, tuple[str, ...]] = {
         "modularity.weighting=gap",
         "modularity.bottleneck=1e-5",
     ),
+    "uniform, detached, gap, 1e-5, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=1e-5"),
+    "uniform, detached, gap, 3e-5, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=3e-5"),
+    "auto, detached, gap, 1e-5, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=1e-5"),
 }
-"""Partition, gradient mode, loss weight and bottleneck of each arm; the second is the published method."""
+"""Partition, gradient mode, loss weight and bottleneck of each arm, and whether all is visible; the second is the
+published method."""
 
 
 def settings(arm: str, seed: int, options: argparse.Namespace) -> RunConfig:
@@ -136,7 +141,7 @@ def main() -> None:
             parser.exit(1, f"{error}\n")
     lost = json.loads((options.folder / "lost.json").read_text())
     found = rows(options, halves(lost))
-    print(table(found))
+    print(table([*found, perfect(halves(lost), found)] if found else found))
     if options.out is not None:
         facts = collect(torch.device("cpu" if options.device == "auto" else options.device))
         facts["command"] = f"python -m benchmarks.evidence --images {options.images} --pairs {options.pairs}"

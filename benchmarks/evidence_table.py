@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from diticli.judging.modularity import completeness, disentanglement
+
 COLUMNS = {
     "r2": "R2",
     "average_precision": "AP",
@@ -47,6 +49,28 @@ def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | Non
         "first_quarter": float(effects_AG[:, : len(middle_G) // 4].sum() / effects_AG.sum()),
         "mean_t": float((effects_AG * middle_G).sum() / effects_AG.sum()),
         "off_by": float((effects_AG[known] * off_AG).sum() / effects_AG[known].sum()),
+    }
+
+
+def perfect(lost: dict[str, float], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of chunks that each move all factors that are lost in their own time-steps, and no others: what no setting
+    can surpass, since noise may hide several factors at once.
+
+    Args:
+        lost: factor -> time-step at which one half of it is lost.
+        found: other rows, for the time-steps of their chunks.
+    """
+    timesteps = max((row["atlas"]["timesteps"] for row in found), key=len)
+    shares = {name: [{"value": float(start <= t < end)} for start, end in timesteps] for name, t in lost.items()}
+    effects_GA = np.array([[share["value"] for share in row] for row in shares.values()]).T
+    return {
+        "arm": "each factor in its time",
+        **dict.fromkeys(COLUMNS),
+        **when({"timesteps": timesteps, "shares": shares}, lost),
+        "together": 1.0,
+        "order": 1.0,
+        "concentration": float(completeness(effects_GA)),
+        "selectivity": float(disentanglement(effects_GA)),
     }
 
 

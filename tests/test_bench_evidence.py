@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.evidence_table import COLUMNS, table, when
+from benchmarks.evidence_table import COLUMNS, perfect, table, when
 
 QUARTERS = [[0, 250], [250, 500], [500, 750], [750, 1000]]
 
@@ -36,6 +36,17 @@ def test_factors_that_are_never_lost_are_off_by_nothing():
 @pytest.mark.parametrize("shares", [[0.5], [0, 0, -0.1, 0]])
 def test_a_single_chunk_or_one_that_moves_nothing_has_no_place(shares):
     assert set(when(atlas(hue=shares), {"hue": 475}).values()) == {None}
+
+
+def test_no_setting_surpasses_factors_that_act_in_their_time():
+    """Two factors of four are lost in one quarter: its chunk moves both, one of the others' chunks a single one."""
+    lost = {"hue": 600, "light": 700, "hat": 300, "smile": 100}
+    found = perfect(lost, [{"atlas": atlas(hue=[1])}, {"atlas": atlas(hue=[0, 0, 1, 0])}])
+    assert found["concentration"] == 1
+    assert found["selectivity"] == pytest.approx((2 * 1 + 2 * 0.5) / 4)
+    assert found["off_by"] == pytest.approx((25 + 75 + 75 + 25) / 4)
+    assert found["first_quarter"] == 0.25
+    assert table([found]).splitlines()[-1].startswith("| each factor in its time | 1 |")
 
 
 def test_the_table_tells_means_and_half_ranges():
