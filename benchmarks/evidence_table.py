@@ -53,7 +53,7 @@ def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | Non
 
 
 def perfect(lost: dict[str, float], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of chunks that each move all factors that are lost in their own time-steps, and no others: what no setting
+    """The row of chunks that each move all factors that are lost in their own time-steps and no others: what none
     can surpass, since noise may hide several factors at once.
 
     Args:
