@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.evidence_table import COLUMNS, perfect, table, when
+from benchmarks.gain_peaks import peaks
 
 QUARTERS = [[0, 250], [250, 500], [500, 750], [750, 1000]]
 
@@ -58,3 +60,11 @@ def test_the_table_tells_means_and_half_ranges():
     assert b.split(" | ")[place] == "250 ± 50"
     assert a.startswith("| a | 1 | 0.250 | 0.250 | 0.25 |")
     assert a.split(" | ")[head.split(" | ").index("order")] == ""
+
+
+def test_a_factor_is_worth_most_before_it_is_lost_where_errors_fall_and_at_the_start_where_they_do_not():
+    snr_T = np.exp(np.linspace(5, -5, 101))
+    lost = {"coarse": 70.0, "fine": 30.0}
+    assert set(peaks(lost, snr_T, np.ones(101)).values()) == {0}
+    # Where errors fall as the square root of the ratio, sqrt(r) / (1 + r) is greatest at r = 1, where it is lost.
+    assert peaks(lost, snr_T, np.sqrt(snr_T)) == {"coarse": 70, "fine": 30}

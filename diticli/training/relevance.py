@@ -9,6 +9,11 @@ save p / (p + SNR_t s) of that degree of freedom: nothing while x_t tells more t
 just before the factor is lost. A Gaussian channel whose nats have a price gives features such a precision, and chunks
 the attributes that are lost in their own time-steps.
 
+Where every time-step sees all chunks and trains its own only, a chunk gains nothing by what another one tells, and a
+factor goes to the chunk that gains most by it. At t it is SNR_t s / (1 + SNR_t s) of the D * error_t degrees of freedom
+that the base misses. Those become fewer with t, so that the factor's part is largest around the time-step where it is
+lost. Some price is needed here too: without one, chunks grow against each other.
+
 With "uniform" weights a degree of freedom saves the same at all t. "gap" makes late time-steps, where the base's error
 is small, count as much as early ones.
 """
