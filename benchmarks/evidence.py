@@ -56,7 +56,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
     "uniform, detached, gap, 1e-5, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=1e-5"),
     "uniform, detached, gap, 3e-5, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=3e-5"),
-    "auto, detached, gap, 1e-5, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=1e-5"),
+    "auto, detached, gap, 3e-5, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=3e-5"),
 }
 """Partition, gradient mode, loss weight and bottleneck of each arm, and whether all is visible; the second is the
 published method."""
