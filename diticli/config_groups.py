@@ -155,6 +155,17 @@ class ModularityConfig:
         return self.bottleneck * min(1.0, progress / self.bottleneck_rise if self.bottleneck_rise else 1.0)
 
 
+MODULAR = {
+    "chunks.visible": "all",
+    "chunks.partition": "uniform",
+    "gradient": "detached",
+    "modularity.weighting": "gap",
+    "modularity.bottleneck": 3e-5,
+}
+"""Settings of `diti train --modular`: of those measured, the ones whose chunks act nearest to where noise hides what
+they hold (docs/modularity.md)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """Budget and optimizer of one training stage."""

@@ -177,6 +177,16 @@ def test_dry_run_plans_and_writes_nothing(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_modular_fills_in_what_is_not_given(tmp_path: Path) -> None:
+    result = diti("train", "--data", "faces", "--out", tmp_path, *TINY, "--modular", "--bottleneck", "1e-4")
+    assert result.exit_code == 0, result.output
+    saved = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert (saved["chunks"]["visible"], saved["gradient"]) == ("all", "detached")
+    assert (saved["modularity"]["weighting"], saved["modularity"]["bottleneck"]) == ("gap", 1e-4)
+    model = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert model["chunk_layout"]["visible"] == "all"
+
+
 def test_config_file_names_preset_and_data(run: Path, tmp_path: Path) -> None:
     """A run's own config.json repeats it: nothing on the command line overrides it unasked."""
     again = tmp_path / "again"

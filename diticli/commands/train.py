@@ -8,6 +8,7 @@ from typing import Any
 from diticli.commands import train_options as o
 from diticli.commands.console import emit_json, reporter, say
 from diticli.commands.options import JsonOption
+from diticli.config_groups import MODULAR
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
 
@@ -24,6 +25,7 @@ def train(
     partition: o.PartitionOption = None,
     stage_ends: o.StageEndsOption = None,
     stage_dims: o.StageDimsOption = None,
+    modular: o.ModularOption = False,
     visible: o.VisibleOption = None,
     gradient: o.GradientOption = None,
     weighting: o.WeightingOption = None,
@@ -55,6 +57,8 @@ def train(
         diti train --data ./ffhq --dry-run
 
         diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
+
+        diti train --data ./photos --modular
 
         diti train --ssl simclr --ssl-only -o runs/simclr
     """
@@ -93,7 +97,7 @@ def train(
     settings = build_config(
         preset or given.get("preset") or _choose_preset(source, device),
         file=config,
-        options={key: value for key, value in options.items() if value is not None},
+        options=(MODULAR if modular else {}) | {key: value for key, value in options.items() if value is not None},
         assignments=tuple(set_ or ()),
     )
     if dry_run:

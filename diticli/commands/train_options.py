@@ -143,6 +143,15 @@ StageDimsOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+ModularOption = Annotated[
+    bool,
+    typer.Option(
+        "--modular",
+        help="Chunks that act where noise hides what they hold: --visible all --gradient detached --weighting gap "
+        "--bottleneck 3e-5 --partition uniform, each unless given. Beyond the paper; probes read a little less.",
+        rich_help_panel=MODEL,
+    ),
+]
 VisibleOption = Annotated[
     Visible | None,
     typer.Option(
