@@ -15,6 +15,7 @@ COLUMNS = {
     "first_quarter": "first quarter",
     "mean_t": "mean t",
     "off_by": "off by",
+    "off_by_alike": "off by, if alike",
     "order": "order",
     "concentration": "concentration",
     "selectivity": "selectivity",
@@ -22,7 +23,7 @@ COLUMNS = {
     "mig": "MIG",
 }
 """Scores of a row that the table shows."""
-_DIGITS = {"r2": 3, "average_precision": 3, "mean_t": 0, "off_by": 0}
+_DIGITS = {"r2": 3, "average_precision": 3, "mean_t": 0, "off_by": 0, "off_by_alike": 0}
 
 
 def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | None]:
@@ -36,19 +37,23 @@ def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | Non
         first_quarter: the part that chunks of the first quarter of all have.
         mean_t: mean middle of the chunks' time-steps.
         off_by: mean number of time-steps between that middle and the one at which the factor is lost, either way.
+        off_by_alike: the same, if the effects on every factor were distributed over the chunks as those on all are:
+            what of off_by comes from when chunks act at all, and not from which factor they move when.
         All None where there is one chunk, or none acts.
     """
     middle_G = np.array([(start + end) / 2 for start, end in atlas["timesteps"]])
     names = list(atlas["shares"])
     effects_AG = np.array([[max(share["value"], 0.0) for share in atlas["shares"][name]] for name in names])
     if len(middle_G) < 2 or not effects_AG.sum():
-        return dict.fromkeys(("first_quarter", "mean_t", "off_by"))
+        return dict.fromkeys(("first_quarter", "mean_t", "off_by", "off_by_alike"))
     known = [name in lost for name in names]
+    alike_AG = np.outer(effects_AG[known].sum(axis=1), effects_AG[known].sum(axis=0))
     off_AG = np.abs(np.array([lost[name] for name in names if name in lost])[:, None] - middle_G)
     return {
         "first_quarter": float(effects_AG[:, : len(middle_G) // 4].sum() / effects_AG.sum()),
         "mean_t": float((effects_AG * middle_G).sum() / effects_AG.sum()),
-        "off_by": float((effects_AG[known] * off_AG).sum() / effects_AG[known].sum()),
+        "off_by": float(np.average(off_AG, weights=effects_AG[known])),
+        "off_by_alike": float(np.average(off_AG, weights=alike_AG)),
     }
 
 

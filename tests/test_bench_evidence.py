@@ -27,6 +27,9 @@ def test_effects_are_placed_by_the_share_that_they_carry():
     assert found["first_quarter"] == pytest.approx(0.3 / 0.8)
     assert found["mean_t"] == pytest.approx((0.3 * 125 + 0.1 * 625 + 0.4 * 375) / 0.8)
     assert found["off_by"] == pytest.approx((0.3 * 500 + 0.1 * 0 + 0.4 * 75) / 0.8)
+    # Of all effects 0.3 / 0.8 lie at 125, 0.4 / 0.8 at 375 and 0.1 / 0.8 at 625, and each factor has half of them.
+    alike = [(3 * 500 + 4 * 250 + 1 * 0) / 8, (3 * 175 + 4 * 75 + 1 * 325) / 8]
+    assert found["off_by_alike"] == pytest.approx(sum(alike) / 2)
 
 
 def test_factors_that_are_never_lost_are_off_by_nothing():
