@@ -106,6 +106,13 @@ def test_what_describe_writes_parse_reads(data, layout):
     assert layout.dim_mask(layout.parse(names)).sum() == sum(layout.ends[k] - layout.starts[k] for k in chosen)
 
 
+@pytest.mark.parametrize("visible", ["suffix", "", None, ["all"], {"all": 1}, 3])
+def test_only_prefixes_and_everything_can_be_visible(visible):
+    with pytest.raises(ChunkError, match="is prefix or all, not"):
+        ChunkLayout.from_dict({"timestep_ends": [5, 10], "ends": [2, 4], "visible": visible})
+    assert ChunkLayout.from_dict({"timestep_ends": [5, 10], "ends": [2, 4]}).visible == "prefix"
+
+
 def test_one_chunk_is_everything():
     for layout in (
         ChunkLayout.uniform(chunks=1, latent_dim=7),
