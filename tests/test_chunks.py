@@ -35,7 +35,8 @@ def staged_layouts(draw):
         ends.append(draw(st.integers(ends[-1] + shortest, timesteps - shortest)))
     stage_ends = (*ends[1:], timesteps)
     stage_dims = draw(st.lists(st.integers(1, 50), min_size=len(stage_ends), max_size=len(stage_ends)))
-    latent_dim = draw(st.integers(chunks, 300))
+    # Dims that add up are taken as they are, and refused where a stage has fewer than chunks.
+    latent_dim = draw(st.integers(chunks, 300).filter(lambda dims: dims != sum(stage_dims)))
     return ChunkLayout.staged(
         chunks=chunks,
         stage_ends=stage_ends,
@@ -111,6 +112,11 @@ def test_only_prefixes_and_everything_can_be_visible(visible):
     with pytest.raises(ChunkError, match="is prefix or all, not"):
         ChunkLayout.from_dict({"timestep_ends": [5, 10], "ends": [2, 4], "visible": visible})
     assert ChunkLayout.from_dict({"timestep_ends": [5, 10], "ends": [2, 4]}).visible == "prefix"
+
+
+def test_a_stage_of_fewer_dims_than_chunks_is_refused():
+    with pytest.raises(ChunkError, match="at least one dimension"):
+        ChunkLayout.staged(chunks=4, stage_ends=(50, 100), stage_dims=(1, 3), latent_dim=4, timesteps=100)
 
 
 def test_one_chunk_is_everything():
