@@ -38,8 +38,8 @@ def gap() -> ModelGap:
 
 def use() -> FeatureUse:
     groups = (
-        ChunkUse(chunks=(0,), timesteps=(0, 500), own=SURE, later=SURE, share=SURE, ignored=False),
-        ChunkUse(chunks=(1,), timesteps=(500, T), own=SURE, later=None, share=SURE, ignored=True),
+        ChunkUse(chunks=(0,), timesteps=(0, 500), own=SURE, beyond=SURE, share=SURE, ignored=False),
+        ChunkUse(chunks=(1,), timesteps=(500, T), own=SURE, beyond=None, share=SURE, ignored=True),
     )
     return FeatureUse(groups=groups, everything=SURE, gain=SURE, images=4)
 

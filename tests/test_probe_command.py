@@ -72,7 +72,7 @@ def test_atlas_goes_into_table_report_and_heatmaps(run: Callable[..., Any], fold
     result = run("--atlas")
     assert result.exit_code == 0, result.output
     atlas = report_of(folder)["atlas"]
-    assert atlas["chunks"] == {"ends": list(CHUNK_ENDS), "timestep_ends": list(TIMESTEP_ENDS)}
+    assert atlas["chunks"] == {"ends": list(CHUNK_ENDS), "timestep_ends": list(TIMESTEP_ENDS), "visible": "prefix"}
     late, hat = atlas["attributes"]
     assert np.argmax(late["alone"]["value"]) == np.argmax(late["unique"]["value"]) == 2
     assert np.argmax(hat["alone"]["value"]) == 0
