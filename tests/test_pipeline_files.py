@@ -82,7 +82,11 @@ def test_index_names_our_classes_under_the_packages_name(saved):
     assert index["encoder"] == ["diticli", "SemanticEncoder"]
     assert index["shift_decoder"] == ["diticli", "ShiftDecoder"]
     assert index["unet"] == ["diffusers", "UNet2DModel"]
-    assert index["chunk_layout"] == {"timestep_ends": [250, 500, 750, 1000], "ends": [4, 8, 12, 16], "visible": "prefix"}
+    assert index["chunk_layout"] == {
+        "timestep_ends": [250, 500, 750, 1000],
+        "ends": [4, 8, 12, 16],
+        "visible": "prefix",
+    }
     assert not [p for p in (saved / "model").rglob("*") if p.suffix not in (".json", ".safetensors", "")]
 
 
