@@ -162,8 +162,8 @@ MODULAR = {
     "modularity.weighting": "gap",
     "modularity.bottleneck": 3e-5,
 }
-"""Settings of `diti train --modular`: chunks act where noise hides what they hold. A higher bottleneck brings them nearer
-to that, and carries less over (docs/modularity.md)."""
+"""Settings of `diti train --modular`: chunks act where noise hides what they hold. A higher bottleneck brings them
+nearer to that, and carries less over (docs/modularity.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
