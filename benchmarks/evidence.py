@@ -36,27 +36,22 @@ ARMS: dict[str, tuple[str, ...]] = {
     "auto, cumulative": ("chunks.partition=auto", "gradient=cumulative"),
     "auto, detached": ("chunks.partition=auto", "gradient=detached"),
     "auto, detached, gap": ("chunks.partition=auto", "gradient=detached", "modularity.weighting=gap"),
-    "auto, detached, gap, 1e-5": (
+    "auto, detached, gap, 0.024": (
         "chunks.partition=auto",
         "gradient=detached",
         "modularity.weighting=gap",
-        "modularity.bottleneck=1e-5",
+        "modularity.bottleneck=0.024",
     ),
-    "auto, detached, gap, 3e-5": (
-        "chunks.partition=auto",
-        "gradient=detached",
-        "modularity.weighting=gap",
-        "modularity.bottleneck=3e-5",
-    ),
-    "uniform, detached, gap, 1e-5": (
+    "uniform, detached, gap, 0.024": (
         "chunks.partition=uniform",
         "gradient=detached",
         "modularity.weighting=gap",
-        "modularity.bottleneck=1e-5",
+        "modularity.bottleneck=0.024",
     ),
-    "uniform, detached, gap, 1e-5, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=1e-5"),
-    "uniform, detached, gap, 3e-5, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=3e-5"),
-    "auto, detached, gap, 3e-5, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=3e-5"),
+    "uniform, detached, gap, 0.024, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.024"),
+    "uniform, detached, gap, 0.032, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.032"),
+    "uniform, detached, gap, 0.096, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.096"),
+    "auto, detached, gap, 0.024, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=0.024"),
 }
 """Partition, gradient mode, loss weight and bottleneck of each arm, and whether all is visible; the second is the
 published method."""

@@ -134,8 +134,10 @@ class ModularityConfig:
     """Loss weight over time-steps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
     that each time-step has the same to gain."""
     bottleneck: float = 0.0
-    """What a nat of information in the features costs, as a share of the base's loss: in training, noise of standard
-    deviation 1 is added to the features, and bottleneck * |z|^2 / 2 to the loss. 0: neither."""
+    """What a nat of information in the features costs, in degrees of freedom of the noise estimate. In training, noise
+    of standard deviation 1 is added to the features, and to the loss, for each chunk, bottleneck * |z|^2 / 2 times what
+    a degree of freedom is worth in the chunk's time-steps. Attributes are told up to a signal-to-noise ratio of about
+    1 / (2 bottleneck) - 1. 0: no noise, no price."""
     bottleneck_rise: float = 0.5
     """Share of the steps over which the price rises from 0: features that cost before they help are given up."""
 
@@ -160,7 +162,7 @@ MODULAR = {
     "chunks.partition": "uniform",
     "gradient": "detached",
     "modularity.weighting": "gap",
-    "modularity.bottleneck": 3e-5,
+    "modularity.bottleneck": 0.024,
 }
 """Settings of `diti train --modular`: chunks act where noise hides what they hold. A higher bottleneck brings them
 nearer to that, and carries less over (docs/modularity.md)."""

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.evidence_table import COLUMNS, perfect, table, when
-from benchmarks.gain_peaks import peaks
+from benchmarks.gain_peaks import ends, peaks
 
 QUARTERS = [[0, 250], [250, 500], [500, 750], [750, 1000]]
 
@@ -71,3 +71,20 @@ def test_a_factor_is_worth_most_before_it_is_lost_where_errors_fall_and_at_the_s
     assert set(peaks(lost, snr_T, np.ones(101)).values()) == {0}
     # Where errors fall as the square root of the ratio, sqrt(r) / (1 + r) is greatest at r = 1, where it is lost.
     assert peaks(lost, snr_T, np.sqrt(snr_T)) == {"coarse": 70, "fine": 30}
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_price_in_degrees_of_freedom_leaves_all_factors_one_precision_whatever_the_error(slope):
+    """r / (1 + r + p)^2 is greatest at r = 1 + p: 1 / (4 (1 + p)), half the bottleneck b where 1 + p = 1 / (2 b)."""
+    log_snr_T = np.linspace(8, -5, 1301)
+    lost = {"coarse": 1000.0, "fine": 700.0}
+    found = ends(lost, np.exp(log_snr_T), np.exp(slope * log_snr_T), bottleneck=0.05, chunks=1301)
+    for name, t in lost.items():
+        place, precision = found[name]
+        assert 1 + precision == pytest.approx(10, rel=0.02)
+        assert log_snr_T[int(place)] == pytest.approx(log_snr_T[int(t)] + np.log(10), abs=0.03)
+
+
+def test_nothing_is_told_where_nothing_pays():
+    snr_T = np.exp(np.linspace(5, -5, 101))
+    assert ends({"hue": 50.0}, snr_T, np.ones(101), bottleneck=0.51, chunks=4)["hue"][1] == 0

@@ -16,7 +16,7 @@ from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config
 from diticli.training.batches import Share, StepNoise
 from diticli.training.objectives import FeatureObjective
-from diticli.training.relevance import loss_weights, noise_error
+from diticli.training.relevance import degree_of_freedom, loss_weights, noise_error
 from diticli.training.run import train
 from tests.test_partition import TINY
 from tests.tiny_models import perturb
@@ -84,12 +84,13 @@ def test_the_published_loss_is_the_default():
 
 def test_a_bottleneck_prices_the_nats_of_noisy_features():
     x0, t, noise = inputs()
-    priced, free = objective(bottleneck=True), objective()
+    worth = torch.arange(1.0, 9.0)
+    priced, free = objective(worth_D=worth), objective()
     price = torch.tensor(0.25)
     feature_noise = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
     losses = priced(x0, t, noise, feature_noise, price)
-    nats = 0.5 * priced.encoder(x0).square().sum(dim=1)
-    torch.testing.assert_close(losses.total_B, losses.noise_B + 0.25 * nats)
+    cost = 0.5 * (priced.encoder(x0).square() * worth).sum(dim=1)
+    torch.testing.assert_close(losses.total_B, losses.noise_B + 0.25 * cost)
     assert not torch.allclose(losses.noise_B, free(x0, t, noise))  # the decoder sees the noise
     torch.testing.assert_close(priced(x0, t, noise, torch.zeros(4, 8), price).noise_B, free(x0, t, noise))
 
@@ -98,13 +99,25 @@ def test_the_price_reaches_every_dim_even_where_the_loss_is_detached():
     x0, _, noise = inputs()
     t = torch.full((4,), 999)
     weights = []
-    for bottleneck in (False, True):
-        it = objective(bottleneck=bottleneck)
-        loss = it(x0, t, noise, torch.zeros(4, 8), torch.tensor(0.25)) if bottleneck else it(x0, t, noise)
-        (loss.total_B if bottleneck else loss).mean().backward()
+    for worth in (None, torch.ones(8)):
+        it = objective(worth_D=worth)
+        loss = it(x0, t, noise) if worth is None else it(x0, t, noise, torch.zeros(4, 8), torch.tensor(0.25)).total_B
+        loss.mean().backward()
         weights.append(it.encoder.head.weight.grad.abs().sum(dim=1))
     assert weights[0][:6].tolist() == [0] * 6  # t = 999 belongs to the last chunk, dims 6 and 7
     assert (weights[1] > 0).all()
+
+
+def test_a_degree_of_freedom_is_worth_the_loss_of_one_value_over_the_time_steps_of_its_chunk():
+    """A base off by everything at t < 250 and by a tenth after: one value of 48 missed at the time-steps of a chunk."""
+    error = torch.where(torch.arange(1000) < 250, 1.0, 0.1)
+    weights = 1 / error
+    layout = ChunkLayout(timestep_ends=(250, 500, 1000), ends=(1, 3, 4))
+    worth = degree_of_freedom(weights, layout, values=48)
+    assert worth.tolist() == pytest.approx([0.25 / 48, 0.25 * 10 / 48, 0.25 * 10 / 48, 0.5 * 10 / 48])
+    # All 48 values of all chunks are the whole loss of an estimate that is off by one everywhere.
+    chunks = worth[[0, 1, 3]].sum() * 48
+    assert chunks.item() == pytest.approx(weights.mean().item())
 
 
 def test_feature_noise_is_the_same_however_many_processes_share_it():

@@ -70,18 +70,20 @@ class FeatureObjective(nn.Module):
     DiTi eq. 6). `cumulative` lets gradient reach all of z that t sees, `detached` only the slice of t's own chunk
     (same value), `dual` is the sum of both.
 
-    With a bottleneck the decoder sees z + n, n standard Gaussian, and price * KL(N(z, 1) || N(0, 1)) =
-    price * |z|^2 / 2 is added: a Gaussian channel whose nats have a price (Alemi et al., 2017, arXiv 1612.00410,
-    eq. 17, with fixed variance). See `diticli.training.relevance`.
+    With a bottleneck the decoder sees z + n, n standard Gaussian, and price * worth * KL(N(z, 1) || N(0, 1)) =
+    price * worth * |z|^2 / 2 is added for each chunk: a Gaussian channel whose nats have a price (Alemi et al., 2017,
+    arXiv 1612.00410, eq. 17, with fixed variance), told in degrees of freedom. See `diticli.training.relevance`.
 
     Args:
         unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
         weight_T: w_t, [T]; None: as published.
-        bottleneck: whether forward takes feature noise and a price.
+        worth_D: what one degree of freedom is worth to the loss in the time-steps of each dim's chunk, [D] above 0
+            (`diticli.training.relevance.degree_of_freedom`); forward then takes feature noise and a price.
     """
 
     weight_T: torch.Tensor
+    worth_D: torch.Tensor | None
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class FeatureObjective(nn.Module):
         gradient: str,
         *,
         weight_T: torch.Tensor | None = None,
-        bottleneck: bool = False,
+        worth_D: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet.requires_grad_(False).eval()
@@ -103,7 +105,7 @@ class FeatureObjective(nn.Module):
         self.windows = ChunkWindows(layout)
         weight_T = schedule.loss_weight if weight_T is None else weight_T
         self.register_buffer("weight_T", weight_T.float().clone(), persistent=False)
-        self.bottleneck = bottleneck
+        self.register_buffer("worth_D", worth_D, persistent=False)
         self.detach_others = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
         self._frozen_part: Part = self._look
         self._trained_part: Part = self._losses
@@ -133,12 +135,13 @@ class FeatureObjective(nn.Module):
             x0_BCHW: images.
             t_B: time-steps.
             noise_BCHW: what is added to the images.
-            feature_noise_BD: what is added to the features, where there is a bottleneck; `price` of a nat likewise.
+            feature_noise_BD: what is added to the features, where there is a bottleneck.
+            price: of a nat in degrees of freedom, likewise.
         """
         noise, down = self._frozen_part(x0_BCHW, t_B, noise_BCHW)
-        losses_B, nats_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
-        priced = nats_B is not None and price is not None
-        return StepLosses(losses_B + price * nats_B, losses_B, None) if priced else losses_B
+        losses_B, cost_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
+        priced = cost_B is not None and price is not None
+        return StepLosses(losses_B + price * cost_B, losses_B, None) if priced else losses_B
 
     def _look(
         self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
@@ -154,10 +157,10 @@ class FeatureObjective(nn.Module):
         down: DownFeatures,
         feature_noise_BD: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Loss [B] of the noise estimate, and nats [B] that the features may tell."""
-        z, nats_B = self.encoder(x0_BCHW), None
-        if feature_noise_BD is not None:
-            nats_B = 0.5 * z.float().square().sum(dim=1)
+        """Loss [B] of the noise estimate, and what the features' nats [B] cost at a price of one degree of freedom."""
+        z, cost_B = self.encoder(x0_BCHW), None
+        if feature_noise_BD is not None and self.worth_D is not None:
+            cost_B = 0.5 * (z.float().square() * self.worth_D).sum(dim=1)
             z = z + feature_noise_BD
         coefficient = per_sample(self.schedule.shift_coef, t_B)
         weight = self.weight_T[t_B]
@@ -166,7 +169,7 @@ class FeatureObjective(nn.Module):
             shift = self.shift_decoder(down, self.shift_decoder.project(z, t_B, self.windows, detach))
             estimate = base_BCHW.float() + coefficient * shift.float()
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))
-        return total, nats_B
+        return total, cost_B
 
     @property
     def timesteps(self) -> int:
@@ -176,7 +179,7 @@ class FeatureObjective(nn.Module):
     @property
     def feature_noise(self) -> int:
         """D of the feature noise that forward takes; 0 for none."""
-        return self.windows.latent_dim if self.bottleneck else 0
+        return 0 if self.worth_D is None else self.windows.latent_dim
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """What the moving average sees."""

@@ -12,7 +12,14 @@ the attributes that are lost in their own time-steps.
 Where every time-step sees all chunks and trains its own only, a chunk gains nothing by what another one tells, and a
 factor goes to the chunk that gains most by it. At t it is SNR_t s / (1 + SNR_t s) of the D * error_t degrees of freedom
 that the base misses. Those become fewer with t, so that the factor's part is largest around the time-step where it is
-lost. Some price is needed here too: without one, chunks grow against each other.
+lost: the chunk there learns it fastest. Some price is needed here too: without one, chunks grow against each other.
+
+A price b in degrees of freedom is what the loss pays for b of them in the chunk's own time-steps. Features of precision
+p leave r / (1 + r + p) of a factor's degree of freedom missing, r = SNR_t s. More precision saves r / (1 + r + p)^2, at
+most 1 / (4 (1 + p)) and that at r = 1 + p, and costs b / 2. So all factors are told up to 1 + p = 1 / (2 b), whatever
+the base's errors, the size of images and the number of chunks, and with enough training they end in the chunk where x_t
+tells them as precisely as the features do. A price in shares of the loss would tell coarse factors more precisely than
+fine ones, since the base misses less at large t.
 
 With "uniform" weights a degree of freedom saves the same at all t. "gap" makes late time-steps, where the base's error
 is small, count as much as early ones.
@@ -23,6 +30,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from diticli.chunks import ChunkLayout
 from diticli.models.gap import GapCurve
 from diticli.schedule import NoiseSchedule
 
@@ -47,3 +55,17 @@ def noise_error(schedule: NoiseSchedule, gap: GapCurve) -> torch.Tensor:
     measured = np.array(gap.timesteps)
     errors = np.array(gap.error) * bar[measured] / (1 - bar[measured])
     return torch.from_numpy(np.exp(np.interp(np.arange(len(bar)), measured, np.log(errors)))).float()
+
+
+def degree_of_freedom(weight_T: torch.Tensor, layout: ChunkLayout, values: int) -> torch.Tensor:
+    """What one degree of freedom of the noise estimate, told at all time-steps of a chunk, takes off the loss: [D], the
+    same for all dims of a chunk.
+
+    Args:
+        weight_T: w_t, [T].
+        layout: chunks of time-steps and of dims.
+        values: of an image; a degree of freedom is one of them.
+    """
+    bounds = zip(layout.timestep_starts, layout.timestep_ends, strict=True)
+    worth = torch.stack([weight_T[start:end].sum() for start, end in bounds]) / (len(weight_T) * values)
+    return worth.repeat_interleave(torch.tensor(layout.ends) - torch.tensor(layout.starts))

@@ -16,7 +16,7 @@ from diticli.schedule import NoiseSchedule
 from diticli.training.augment import StepViews, augmentation_of
 from diticli.training.batches import Share, fold_seed
 from diticli.training.objectives import EncoderObjective, FeatureObjective, JointObjective
-from diticli.training.relevance import loss_weights
+from diticli.training.relevance import degree_of_freedom, loss_weights
 from diticli.training.ssl import build_head
 
 STAGE = "features"
@@ -44,9 +44,12 @@ def build_objective(
     layout = config.layout(scheduler.config.num_train_timesteps, gap)
     decoder, schedule = ShiftDecoder.for_unet(unet, layout.latent_dim), NoiseSchedule.from_scheduler(scheduler)
     frozen = FrozenBase(unet, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    weights_T = None
+    weights_T, worth_D = None, None
     if gap is not None and config.modularity.relative:
         weights_T = loss_weights(schedule, gap, config.modularity.weighting)
+        if config.modularity.bottleneck > 0:
+            values = unet.config.in_channels * config.data.resolution**2
+            worth_D = degree_of_freedom(weights_T, layout, values)
     objective = FeatureObjective(
         frozen,
         encoder,
@@ -55,7 +58,7 @@ def build_objective(
         layout,
         config.gradient,
         weight_T=weights_T,
-        bottleneck=config.modularity.bottleneck > 0,
+        worth_D=worth_D,
     )
     if not config.ssl.active:
         return objective
