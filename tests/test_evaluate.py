@@ -37,6 +37,26 @@ def test_a_share_is_the_part_of_the_difference_that_was_carried_over() -> None:
     assert all(s.low == pytest.approx(s.value) and s.high == pytest.approx(s.value) for s in shares)
 
 
+@pytest.mark.parametrize(("kept", "share"), [(1.0, 0.0), (0.0, 0.0), (0.3, 0.0), (0.0, 1.0), (0.5, 0.2), (0.9, -0.2)])
+def test_what_is_erased_is_not_carried_over(kept: float, share: float) -> None:
+    """An exchange that wipes an attribute out brings none of the partner's, though each comes nearer to the other."""
+    before, other = readings(seed=3, pairs=7)
+    before += [0.5, -2.0, 0.0]
+    other = before[np.arange(len(before)) ^ 1]
+    for constant in (0.0, 3.0):
+        found = transferred(before, kept * before + share * other + constant, other)
+        assert [s.value for s in found] == pytest.approx([share] * 3, abs=1e-9)
+
+
+def test_a_share_is_that_of_the_least_squares_fit() -> None:
+    before, other = readings(seed=5, pairs=9)
+    after = np.random.default_rng(6).normal(size=before.shape)
+    for attribute, share in enumerate(transferred(before, after, other)):
+        design = np.column_stack([before[:, attribute], other[:, attribute], np.ones(len(before))])
+        fit = np.linalg.lstsq(design, after[:, attribute], rcond=None)[0]
+        assert share.value == pytest.approx(fit[1])
+
+
 def test_the_interval_of_a_share_covers_the_truth_and_shrinks_with_more_pairs() -> None:
     widths = []
     for pairs in (20, 500):

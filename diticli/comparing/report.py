@@ -204,7 +204,7 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
         return []
     text = (
         "Pairs of images that no model was trained on exchange some chunks. A reader that learned the attributes from "
-        "pixels alone says which share of each difference was carried over: 0 nothing, 1 all of it. Other change: root "
+        "pixels alone says how much of the partner's attributes was carried over: 0 nothing, 1 all. Other change: root "
         "mean square of what is no step towards the partner, in standard deviations."
     )
     first = next(iter(result.swaps.values()))

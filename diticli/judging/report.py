@@ -123,8 +123,8 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
         )
         text = (
             f"{result.images} images in pairs, inverted and decoded in {result.facts['steps']} steps each; "
-            f"reconstruction {result.reconstruction_psnr:.1f} dB. Share: slope of the change on the difference to the "
-            "partner, 0 nothing, 1 all of it. Other change: root mean square of what is no step towards the partner, "
+            f"reconstruction {result.reconstruction_psnr:.1f} dB. Share: how much of the partner's "
+            "attribute came along, 0 nothing, also where the own one is only erased, 1 all of it. Other change: root mean square of what is no step towards the partner, "
             "in standard deviations."
         )
         if result.swaps[0].drift is not None:

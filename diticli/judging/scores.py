@@ -45,14 +45,16 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Estimate):
-    """Which share of a difference an edit carried over: 0 nothing, 1 all; with its 95 % interval."""
+    """Which share of an attribute an edit brought from the partner: 0 nothing, 1 all; with its 95 % interval."""
 
 
 def transferred(before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0) -> list[Share]:
-    """Share of the difference between an image and its partner that an edit carried over, per attribute.
+    """Share of the partner's attribute that an edit brought along, per attribute.
 
-    The slope through the origin of (after - before) on (other - before), least squares over all images. The interval
-    is a bootstrap over pairs, since both directions of a pair share two images.
+    The coefficient of `other` in the least-squares fit after = kept * before + share * other + constant, over all
+    images. An edit that only erases the attribute scores 0; the slope of (after - before) on (other - before) would
+    call that half an exchange, since whatever is erased comes nearer to any partner. The interval is a bootstrap over
+    pairs, since both directions of a pair share two images.
 
     Args:
         before_NA: readings of the unedited (reconstructed) images; rows 2i and 2i+1 are a pair.
@@ -67,16 +69,28 @@ def transferred(before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleA
 def resampled_shares(
     before_NA: DoubleArray, after_GNA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0
 ) -> tuple[DoubleArray, DoubleArray]:
-    """The slopes of `transferred` for G edits of the same images, [G, A], and for draws of pairs, [RESAMPLES, G, A].
+    """The shares of `transferred` for G edits of the same images, [G, A], and for draws of pairs, [RESAMPLES, G, A].
 
     A draw holds the same pairs for all edits, so that what is computed from several of them can be resampled too.
     """
-    wanted = other_NA - before_NA
-    top_PGA = np.stack([_per_pair(wanted * (after_NA - before_NA)) for after_NA in after_GNA], axis=1)
-    bottom_PA = _per_pair(wanted**2)
-    counts_RP = resample(len(bottom_PA), seed)
-    draws = _ratio(np.tensordot(counts_RP, top_PGA, axes=1), (counts_RP @ bottom_PA)[:, None])
-    return _ratio(top_PGA.sum(axis=0), bottom_PA.sum(axis=0)), draws
+    counts_RP = np.concatenate([np.ones((1, len(before_NA) // 2)), resample(len(before_NA) // 2, seed)])
+
+    def drawn(values_GNA: DoubleArray) -> DoubleArray:
+        """Sums over the images of each draw, all of them first, [1 + RESAMPLES, G, A]."""
+        pairs_PGA = values_GNA.reshape(len(values_GNA), -1, 2, values_GNA.shape[-1]).sum(axis=2).swapaxes(0, 1)
+        return np.tensordot(counts_RP, pairs_PGA, axes=1)
+
+    # Both directions of a pair count, so that difference and sum are orthogonal: each has its own slope.
+    wanted_1NA, both_1NA = (other_NA - before_NA)[None], (other_NA + before_NA)[None]
+    apart = _ratio(drawn(wanted_1NA * (after_GNA - before_NA)), drawn(wanted_1NA**2), otherwise=0.0)
+    images = drawn(np.ones_like(both_1NA))
+    mean = drawn(both_1NA) / images
+    together = _ratio(
+        drawn(both_1NA * after_GNA) - mean * drawn(after_GNA), drawn(both_1NA**2) - mean**2 * images, otherwise=0.5
+    )
+    # apart = (1 - kept + share) / 2 and together = (kept + share) / 2; 0 and 1/2 where images do not differ.
+    shares = apart + together - 0.5
+    return shares[0], shares[1:]
 
 
 def resample(count: int, seed: int, resamples: int = RESAMPLES) -> DoubleArray:
@@ -166,9 +180,5 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _per_pair(values_NA: DoubleArray) -> DoubleArray:
-    return values_NA.reshape(-1, 2, values_NA.shape[1]).sum(axis=1)
-
-
-def _ratio(top: DoubleArray, bottom: DoubleArray) -> DoubleArray:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=np.broadcast_to(bottom > 1e-12, top.shape))
+def _ratio(top: DoubleArray, bottom: DoubleArray, *, otherwise: float) -> DoubleArray:
+    return np.divide(top, bottom, out=np.full_like(top, otherwise), where=np.broadcast_to(bottom > 1e-9, top.shape))
