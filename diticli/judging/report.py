@@ -124,8 +124,8 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
         text = (
             f"{result.images} images in pairs, inverted and decoded in {result.facts['steps']} steps each; "
             f"reconstruction {result.reconstruction_psnr:.1f} dB. Share: how much of the partner's "
-            "attribute came along, 0 nothing, also where the own one is only erased, 1 all of it. Other change: root mean square of what is no step towards the partner, "
-            "in standard deviations."
+            "attribute came along, 0 nothing, also where the own one is only erased, 1 all of it. Other change: root "
+            "mean square of what is no step towards the partner, in standard deviations."
         )
         if result.swaps[0].drift is not None:
             text += (
