@@ -36,22 +36,22 @@ ARMS: dict[str, tuple[str, ...]] = {
     "auto, cumulative": ("chunks.partition=auto", "gradient=cumulative"),
     "auto, detached": ("chunks.partition=auto", "gradient=detached"),
     "auto, detached, gap": ("chunks.partition=auto", "gradient=detached", "modularity.weighting=gap"),
-    "auto, detached, gap, 0.024": (
+    "auto, detached, gap, 0.032": (
         "chunks.partition=auto",
         "gradient=detached",
         "modularity.weighting=gap",
-        "modularity.bottleneck=0.024",
+        "modularity.bottleneck=0.032",
     ),
-    "uniform, detached, gap, 0.024": (
+    "uniform, detached, gap, 0.032": (
         "chunks.partition=uniform",
         "gradient=detached",
         "modularity.weighting=gap",
-        "modularity.bottleneck=0.024",
+        "modularity.bottleneck=0.032",
     ),
     "uniform, detached, gap, 0.024, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.024"),
     "uniform, detached, gap, 0.032, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.032"),
     "uniform, detached, gap, 0.096, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.096"),
-    "auto, detached, gap, 0.024, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=0.024"),
+    "auto, detached, gap, 0.032, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=0.032"),
 }
 """Partition, gradient mode, loss weight and bottleneck of each arm, and whether all is visible; the second is the
 published method."""
@@ -104,7 +104,9 @@ def rows(options: argparse.Namespace, lost: dict[str, float]) -> list[dict[str, 
 def short(row: dict[str, Any]) -> dict[str, Any]:
     """A row without intervals and disentanglement of single dims, which each run's evidence.json has."""
     atlas = row["atlas"]
-    kept = {key: value for key, value in row.items() if key not in ("atlas", "disentanglement")}
+    kept = {key: value for key, value in row.items() if key not in ("atlas", "disentanglement", "told_by_chunk")}
+    if "told_by_chunk" in row:
+        kept["told_by_chunk"] = {n: " ".join(f"{r2:.2f}" for r2 in found) for n, found in row["told_by_chunk"].items()}
     shares = {name: " ".join(f"{share['value']:.4f}" for share in found) for name, found in atlas["shares"].items()}
     return kept | {"shares_by_chunk": shares, "shares_together": {n: s["value"] for n, s in atlas["together"].items()}}
 

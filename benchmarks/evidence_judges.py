@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import RidgeCV
 
 from benchmarks.facts import write
+from diticli.chunks import ChunkLayout
 from diticli.data.faces import FACTORS
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import LabelColumn
@@ -31,6 +34,8 @@ from diticli.progress import SilentReporter
 from diticli.schedule import NoiseSchedule
 
 PROBED, PROBED_SEED = 4000, 1
+FITTED = 3000
+"""Of the probed faces, those that a ridge regression of a single chunk is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Judges:
             "average_precision": float(np.mean([a.value for a in report.attributes if a.kind == "binary"])),
             "probe": {a.name: a.extras.get("r2", a.value) for a in report.attributes},
             "chunk_disentanglement": chunks.get("disentanglement"),
+            **told(z, faces.factors(), pipeline.chunks),
             "mig": found["dims"]["mig"],
             "disentanglement": found,
             "chunk_power": [
@@ -100,6 +106,30 @@ class Judges:
             "centres": centres,
             "atlas": atlas.to_dict(),
         }
+
+
+def told(z_ND: npt.NDArray[np.float32], factors_NF: npt.NDArray[np.float32], layout: ChunkLayout) -> dict[str, Any]:
+    """What single chunks tell by ridge regression: R2 by factor and chunk, and how many chunks tell a factor.
+
+    Returns:
+        told_by_chunk: factor -> R2 of each chunk alone on the last faces, at least 0.
+        told_in: mean number of chunks that alone reach half of the R2 of the whole features, over the factors of which
+            these tell more than half.
+    """
+    z_ND = (z_ND - z_ND.mean(axis=0)) / (z_ND.std(axis=0) + 1e-6)
+    slices = [layout.dims_of(chunk) for chunk in range(layout.chunks)]
+    r2_FG = np.array([[_ridge_r2(z_ND[:, d], y_N) for d in (slice(None), *slices)] for y_N in factors_NF.T])
+    known = r2_FG[:, 0] > 0.5
+    counts_F = (r2_FG[:, 1:] >= r2_FG[:, :1] / 2).sum(axis=1)
+    return {
+        "told_by_chunk": {f.name: row.round(4).tolist() for f, row in zip(FACTORS, r2_FG[:, 1:], strict=True)},
+        "told_in": float(counts_F[known].mean()) if known.any() else None,
+    }
+
+
+def _ridge_r2(z_ND: npt.NDArray[np.float32], y_N: npt.NDArray[np.float32]) -> float:
+    fit = RidgeCV(np.logspace(-2, 4, 7)).fit(z_ND[:FITTED], y_N[:FITTED])
+    return max(0.0, float(fit.score(z_ND[FITTED:], y_N[FITTED:])))
 
 
 def halves(lost: dict[str, Any]) -> dict[str, float]:

@@ -20,10 +20,11 @@ COLUMNS = {
     "concentration": "concentration",
     "selectivity": "selectivity",
     "chunk_disentanglement": "DCI chunks",
+    "told_in": "told in",
     "mig": "MIG",
 }
 """Scores of a row that the table shows."""
-_DIGITS = {"r2": 3, "average_precision": 3, "mean_t": 0, "off_by": 0, "off_by_alike": 0}
+_DIGITS = {"r2": 3, "average_precision": 3, "told_in": 1, "mean_t": 0, "off_by": 0, "off_by_alike": 0}
 
 
 def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | None]:

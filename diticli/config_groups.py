@@ -162,7 +162,7 @@ MODULAR = {
     "chunks.partition": "uniform",
     "gradient": "detached",
     "modularity.weighting": "gap",
-    "modularity.bottleneck": 0.024,
+    "modularity.bottleneck": 0.032,
 }
 """Settings of `diti train --modular`: chunks act where noise hides what they hold. A higher bottleneck brings them
 nearer to that, and carries less over (docs/modularity.md)."""

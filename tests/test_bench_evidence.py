@@ -8,8 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.evidence_judges import FITTED, told
 from benchmarks.evidence_table import COLUMNS, perfect, table, when
 from benchmarks.gain_peaks import ends, peaks
+from diticli.chunks import ChunkLayout
+from diticli.data.faces import FACTORS
 
 QUARTERS = [[0, 250], [250, 500], [500, 750], [750, 1000]]
 
@@ -88,3 +91,20 @@ def test_a_price_in_degrees_of_freedom_leaves_all_factors_one_precision_whatever
 def test_nothing_is_told_where_nothing_pays():
     snr_T = np.exp(np.linspace(5, -5, 101))
     assert ends({"hue": 50.0}, snr_T, np.ones(101), bottleneck=0.51, chunks=4)["hue"][1] == 0
+
+
+def test_a_factor_is_told_in_the_chunks_that_alone_reach_half_of_what_all_tell():
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(FITTED + 1000, len(FACTORS))).astype(np.float32)
+    noise = rng.normal(size=(len(factors), 8)).astype(np.float32)
+    # Chunk 0: factors 0 and 1; chunk 1: factor 1 again; chunk 2: factor 2 through noise, which tells a third of it.
+    z = np.stack(
+        [factors[:, 0], factors[:, 1], factors[:, 1], noise[:, 0], factors[:, 2] + 1.4 * noise[:, 1], noise[:, 2]], 1
+    )
+    found = told(z, factors, ChunkLayout(timestep_ends=(10, 20, 30), ends=(2, 4, 6)))
+    assert found["told_in"] == (1 + 2) / 2
+    rows = list(found["told_by_chunk"].values())
+    assert rows[0] == pytest.approx([1, 0, 0], abs=0.01)
+    assert rows[1] == pytest.approx([1, 1, 0], abs=0.01)
+    assert rows[2] == pytest.approx([0, 0, 1 / (1 + 1.4**2)], abs=0.06)
+    assert np.max(rows[3:]) < 0.02

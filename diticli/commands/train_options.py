@@ -148,7 +148,7 @@ ModularOption = Annotated[
     typer.Option(
         "--modular",
         help="Chunks that act where noise hides what they hold: --visible all --gradient detached --weighting gap "
-        "--bottleneck 0.024 --partition uniform, each unless given. Beyond the paper; probes read a little less.",
+        "--bottleneck 0.032 --partition uniform, each unless given. Beyond the paper; probes read a little less.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -182,7 +182,7 @@ BottleneckOption = Annotated[
     typer.Option(
         min=0.0,
         help="Price of a nat in the features, rising over the first half, in degrees of freedom of the noise estimate, "
-        "e.g. 0.024: keeps a chunk to what is lost in its own time-steps. 0, as published: none.",
+        "e.g. 0.032: keeps a chunk to what is lost in its own time-steps. 0, as published: none.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
