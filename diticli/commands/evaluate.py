@@ -107,7 +107,7 @@ def evaluate(
 
     Example: diti evaluate runs/demo --full --pairs 32 --steps 10
 
-    Example: diti evaluate runs/demo runs/pdae --chunks 0-3 --chunks 4-15 -o evaluation
+    Example: diti evaluate runs/demo runs/detached --chunks 0-3 --chunks 4-15 -o evaluation
 
     Example: diti evaluate runs/celeba --data celeba/ --labels list_attr_celeba.txt --pairs 200
     """
