@@ -50,6 +50,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
     "uniform, detached, gap, 0.024, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.024"),
     "uniform, detached, gap, 0.032, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.032"),
+    "uniform, detached, gap, 0.064, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.064"),
     "uniform, detached, gap, 0.096, all": ("chunks.partition=uniform", *_ALL, "modularity.bottleneck=0.096"),
     "auto, detached, gap, 0.032, all": ("chunks.partition=auto", *_ALL, "modularity.bottleneck=0.032"),
 }
