@@ -5,7 +5,8 @@
 Every arm is a training run of the built-in faces under --folder, of so many --images; arms that are finished are kept,
 arms that another process trains are left to it. On faces that no training saw: a linear probe and disentanglement
 scores of the features ("knows"), the swap atlas ("does") with its modularity, and whether chunks act in the order in
-which noise hides the factors. --out gets all rows; the table is their mean over --seeds and half their range.
+which noise hides the factors. --out gets all rows; the table is their mean over --seeds and half their range. The swap
+atlas of each run is drawn in its folder, atlas.png.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.evidence_judges import Judges, halves
+from benchmarks.evidence_picture import atlas_picture
 from benchmarks.evidence_table import COLUMNS, perfect, table, when
 from benchmarks.facts import collect, write
 from diticli.config import RunConfig
@@ -89,7 +91,9 @@ def complete(arm: str, seed: int, options: argparse.Namespace, judges: Judges) -
         print(f"{run.root.name}: left out. {error}", flush=True)
         return
     scores = judges.judge(run.root)
-    write(found, {"arm": arm, "seed": seed, "images": options.images, **scores})
+    row = {"arm": arm, "seed": seed, "images": options.images, **scores}
+    write(found, row)
+    atlas_picture(run.root / "atlas.png", row, judges.lost)
     print(run.root.name, {key: scores[key] for key in COLUMNS if key in scores}, flush=True)
 
 

@@ -66,6 +66,9 @@ def test_the_table_tells_means_and_half_ranges():
     assert b.split(" | ")[place] == "250 ± 50"
     assert a.startswith("| a | 1 | 0.250 | 0.250 | 0.25 |")
     assert a.split(" | ")[head.split(" | ").index("order")] == ""
+    # No chunk of one seed moves anything, so that it has no concentration: the other seed's stands alone.
+    nothing = table([{**row, "arm": "c", "concentration": float("nan")}, {**row, "arm": "c"}]).splitlines()[-1]
+    assert nothing.split(" | ")[head.split(" | ").index("concentration")] == "0.25"
 
 
 def test_a_factor_is_worth_most_before_it_is_lost_where_errors_fall_and_at_the_start_where_they_do_not():
@@ -108,3 +111,22 @@ def test_a_factor_is_told_in_the_chunks_that_alone_reach_half_of_what_all_tell()
     assert rows[1] == pytest.approx([1, 1, 0], abs=0.01)
     assert rows[2] == pytest.approx([0, 0, 1 / (1 + 1.4**2)], abs=0.06)
     assert np.max(rows[3:]) < 0.02
+
+
+def test_the_picture_puts_the_factor_on_top_that_noise_hides_first(tmp_path, monkeypatch):
+    from benchmarks import evidence_picture
+
+    drawn = {}
+    monkeypatch.setattr(
+        evidence_picture, "chunk_heatmap", lambda path, values, **more: drawn.update(path=path, values=values, **more)
+    )
+    found = atlas(hue=[0, 0, 0.5, 0], ghost=[0.1, 0, 0, 0], smile=[0.2, 0, 0, 0])
+    found["together"] = {"hue": {"value": 0.6}, "ghost": {"value": 0.2}, "smile": {"value": 0.3}}
+    layout = ChunkLayout.uniform(chunks=4, latent_dim=8)
+    row = {"arm": "plain", "images": 25_600, "atlas": found, "layout": layout.to_dict()}
+    evidence_picture.atlas_picture(tmp_path / "atlas.png", row, {"hue": 617.0, "smile": 112.0})
+    assert drawn["rows"] == ["smile", "hue", "ghost"]
+    assert drawn["values"].tolist() == [[0.2, 0, 0, 0], [0, 0, 0.5, 0], [0.1, 0, 0, 0]]
+    assert drawn["totals"] == [0.3, 0.6, 0.2]
+    assert drawn["marks"] == [(112.0,) * 3, (617.0,) * 3, None]
+    assert drawn["layout"] == layout
