@@ -45,8 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """What differs from the preset."""
 PARTS = ("train", "val", "test")
-KEPT = ("name", "about", "dims", "chunks", "means", "differences", "attributes")
-"""Of each contender in `compare.json`."""
+KEPT = ("name", "about", "dims", "chunks", "means", "differences")
+"""Of each contender in `compare.json`, beside what `kept` adds."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,17 @@ def judge(photographs: Photographs, runs: list[str], options: argparse.Namespace
     print(f"\n{photographs.name}: {result.protocol.describe()}")
     for table in (score_table(result), difference_table(result), *([metric_table(result)] if chosen.metrics else [])):
         print(markdown(table), end="\n\n")
-    kept = [
-        {key: found[key] for key in KEPT} | {"disentanglement": found["probe"].get("disentanglement")}
-        for found in written["contenders"]
-    ]
-    return {"protocol": written["protocol"], "contenders": kept}
+    return {"protocol": written["protocol"], "contenders": [kept(found) for found in written["contenders"]]}
+
+
+def kept(found: dict[str, Any]) -> dict[str, Any]:
+    """A contender of `compare.json` without the intervals of single attributes and the scores of single factors."""
+    attributes = {
+        name: {metric: score["value"] for metric, score in metrics.items()}
+        for name, metrics in found["attributes"].items()
+    }
+    metrics = {k: v for k, v in (found["probe"].get("disentanglement") or {}).items() if k != "factors"}
+    return {key: found[key] for key in KEPT} | {"attributes": attributes, "disentanglement": metrics}
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ MODULAR = {
     "modularity.bottleneck": 0.032,
 }
 """Settings of `diti train --modular`: chunks act where noise hides what they hold. A higher bottleneck brings them
-nearer to that, and carries less over (docs/modularity.md)."""
+nearer to that, and carries less over; long trainings want one (docs/modularity.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

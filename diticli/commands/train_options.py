@@ -182,7 +182,8 @@ BottleneckOption = Annotated[
     typer.Option(
         min=0.0,
         help="Price of a nat in the features, rising over the first half, in degrees of freedom of the noise estimate, "
-        "e.g. 0.032: keeps a chunk to what is lost in its own time-steps. 0, as published: none.",
+        "e.g. 0.032, or 0.064 in long trainings: keeps a chunk to what is lost in its own time-steps. 0, as published: "
+        "none.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
