@@ -33,6 +33,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "PDAE": ("chunks.count=1", "chunks.partition=uniform"),
     "uniform, cumulative": ("chunks.partition=uniform", "gradient=cumulative"),
     "uniform, detached": ("chunks.partition=uniform", "gradient=detached"),
+    "uniform, dual": ("chunks.partition=uniform", "gradient=dual"),
     "staged, cumulative": ("chunks.partition=staged", "gradient=cumulative"),
     "staged, detached": ("chunks.partition=staged", "gradient=detached"),
     "auto, cumulative": ("chunks.partition=auto", "gradient=cumulative"),
