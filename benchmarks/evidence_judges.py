@@ -25,6 +25,7 @@ from diticli.judging.images import JudgedImages, judged_faces
 from diticli.judging.lost import measure_lost
 from diticli.judging.order import spearman
 from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
+from diticli.judging.scores import to_json
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.pixels import normalise
@@ -99,8 +100,8 @@ class Judges:
         several = len(atlas.groups) > 1
         return {
             "together": float(np.mean([share.value for share in atlas.together.values()])),
-            "concentration": _known(atlas.completeness.value) if several else None,
-            "selectivity": _known(atlas.disentanglement.value) if several else None,
+            "concentration": to_json(atlas.completeness.value) if several else None,
+            "selectivity": to_json(atlas.disentanglement.value) if several else None,
             "acting": float(sum(acting)),
             "order": float(order) if several and len(both) > 2 else None,
             "centres": centres,
@@ -130,11 +131,6 @@ def told(z_ND: npt.NDArray[np.float32], factors_NF: npt.NDArray[np.float32], lay
 def _ridge_r2(z_ND: npt.NDArray[np.float32], y_N: npt.NDArray[np.float32]) -> float:
     fit = RidgeCV(np.logspace(-2, 4, 7)).fit(z_ND[:FITTED], y_N[:FITTED])
     return max(0.0, float(fit.score(z_ND[FITTED:], y_N[FITTED:])))
-
-
-def _known(value: float) -> float | None:
-    """None for NaN, the score where no chunk moves anything."""
-    return value if np.isfinite(value) else None
 
 
 def halves(lost: dict[str, Any]) -> dict[str, float]:

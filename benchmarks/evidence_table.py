@@ -85,14 +85,9 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = [f"| setting | seeds | {' | '.join(COLUMNS.values())} |", f"|---|---|{'---|' * len(COLUMNS)}"]
     for arm in dict.fromkeys(row["arm"] for row in found):
         same = [row for row in found if row["arm"] == arm]
-        cells = [_cell([row[key] for row in same if _known(row[key])], _DIGITS.get(key, 2)) for key in COLUMNS]
+        cells = [_cell([row[key] for row in same if row[key] is not None], _DIGITS.get(key, 2)) for key in COLUMNS]
         lines.append(f"| {arm} | {len(same)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _known(value: float | None) -> bool:
-    """No score where a setting has none, or where no chunk moves anything."""
-    return value is not None and bool(np.isfinite(value))
 
 
 def _cell(values: list[float], digits: int) -> str:

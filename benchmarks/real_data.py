@@ -31,7 +31,7 @@ from diticli.comparing.settings import CompareSettings
 from diticli.comparing.tables import difference_table, metric_table, score_table
 from diticli.config import RunConfig
 from diticli.config_groups import MODULAR
-from diticli.data.labels import read_groups
+from diticli.data.labels import read_groups, read_labels
 from diticli.errors import DiTiError
 from diticli.probing.splits import split_rows
 from diticli.settings import build_config
@@ -166,19 +166,21 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         faces, seen = celeba(options.celeba, options.folder)
-        runs = train_missing(seen, options)
-        if options.train_only:
-            return
         sets = [faces]
         sets += [lfw(options.lfw, options.folder)] if options.lfw else []
         sets += [cmu(options.cmu)] if options.cmu else []
+        for found in sets:
+            read_labels(found.labels)  # a wrong folder shows here, not after the training
+        runs = train_missing(seen, options)
+        if options.train_only:
+            return
         results = {found.name: judge(found, runs, options) for found in sets}
-    except DiTiError as error:
+    except (DiTiError, OSError) as error:
         parser.exit(1, f"{error}\n")
     if options.out is not None:
         facts = collect(torch.device("cpu" if options.device == "auto" else options.device))
         facts["command"] = " ".join(
-            ["python -m benchmarks.real_data", *(f"--{name} DIR" for name in ("celeba", "lfw", "cmu")), *_told(options)]
+            ["python -m benchmarks.real_data", *(f"--{name} DIR" for name in results), *_told(options)]
         )
         write(options.out, {**facts, "what": "models of one base and one budget on photographs", "results": results})
 

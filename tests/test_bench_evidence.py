@@ -66,8 +66,8 @@ def test_the_table_tells_means_and_half_ranges():
     assert b.split(" | ")[place] == "250 ± 50"
     assert a.startswith("| a | 1 | 0.250 | 0.250 | 0.25 |")
     assert a.split(" | ")[head.split(" | ").index("order")] == ""
-    # No chunk of one seed moves anything, so that it has no concentration: the other seed's stands alone.
-    nothing = table([{**row, "arm": "c", "concentration": float("nan")}, {**row, "arm": "c"}]).splitlines()[-1]
+    # A seed without a score, since no chunk of it moves anything, leaves the other's.
+    nothing = table([{**row, "arm": "c", "concentration": None}, {**row, "arm": "c"}]).splitlines()[-1]
     assert nothing.split(" | ")[head.split(" | ").index("concentration")] == "0.25"
 
 
