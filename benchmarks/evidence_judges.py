@@ -92,18 +92,20 @@ class Judges:
     def _does(self, atlas: SwapAtlas) -> dict[str, Any]:
         centres = {n: c.value for n, c in atlas.centres.items() if c is not None and n not in atlas.unreadable}
         both = [name for name in centres if name in self.lost]
-        order = spearman(np.array([centres[n] for n in both]), np.array([self.lost[n] for n in both]))
         acting = [
             any(shares[g].differs and shares[g].value > 0.02 for shares in atlas.shares.values())
             for g in range(len(atlas.groups))
         ]
         several = len(atlas.groups) > 1
+        order = None
+        if several and len(both) > 2:
+            order = float(spearman(np.array([centres[n] for n in both]), np.array([self.lost[n] for n in both])))
         return {
             "together": float(np.mean([share.value for share in atlas.together.values()])),
             "concentration": to_json(atlas.completeness.value) if several else None,
             "selectivity": to_json(atlas.disentanglement.value) if several else None,
             "acting": float(sum(acting)),
-            "order": float(order) if several and len(both) > 2 else None,
+            "order": order,
             "centres": centres,
             "atlas": atlas.to_dict(),
         }
