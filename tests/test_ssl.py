@@ -209,6 +209,8 @@ result = {"losses": losses.tolist(), "grads": [p.grad.flatten().tolist() for p i
 result["buffers"] = [b.flatten().tolist() for b in objective.buffers()]
 open(f"{sys.argv[1]}/{world}-{rank}.json", "w").write(json.dumps(result))
 if world > 1:
+    distributed.barrier()  # neither leaves while the other still sends
+    del module, losses  # these hold the group, too
     distributed.destroy_process_group()
 """
 
