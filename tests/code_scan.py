@@ -28,6 +28,9 @@ FORBIDDEN_KEYWORDS = {"trust_remote_code": True, "allow_pickle": True, "weights_
 FORBIDDEN_KEYWORDS |= {"custom_pipeline": None, "use_safetensors": False}  # None: whatever it is given
 ALIASES = {"np": "numpy", "pd": "pandas"}
 DYNAMIC_IMPORTS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
+CHILD_STARTERS = {"subprocess.Popen", "subprocess.run", "subprocess.check_output", "subprocess.check_call"}
+ISOLATED = {"-P", "-I"}
+"""A child Python must not take modules from the working folder, which may be somebody else's data."""
 PICTURE_OPENERS = {"PIL.Image.open", "Image.open"}
 
 
@@ -80,6 +83,10 @@ def _of_call(node: ast.Call, names: dict[str, str]) -> list[str]:
         problems.append("Image.open without formats=")
     if dotted in DYNAMIC_IMPORTS and not (node.args and isinstance(node.args[0], ast.Constant)):
         problems.append(f"{dotted} of a computed name")
+    if dotted in CHILD_STARTERS:
+        command = node.args[0].elts if node.args and isinstance(node.args[0], ast.List | ast.Tuple) else []
+        if not any(isinstance(part, ast.Constant) and part.value in ISOLATED for part in command[1:2]):
+            problems.append(f"{dotted} of something else than [sys.executable, '-P' or '-I', ...]")
     for word, value in keywords.items():
         if word in FORBIDDEN_KEYWORDS:
             bad = FORBIDDEN_KEYWORDS[word]

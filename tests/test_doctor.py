@@ -219,6 +219,16 @@ def test_compile_trial_is_ended_with_all_it_started(monkeypatch: pytest.MonkeyPa
     raise AssertionError("its child still runs")
 
 
+def test_compile_trial_takes_no_module_from_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compile_trial, "_CODE", "import planted")
+    result = CompileTrial("cpu", 60).result()
+    assert result.works is False
+    assert "No module named 'planted'" in result.message
+    assert not (tmp_path / "ran").exists()
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -158,6 +158,19 @@ def test_charts_are_pngs_that_show_something(tmp_path):
     assert len(np.unique(pictures[1].reshape(-1, 3), axis=0)) > len(np.unique(pictures[0].reshape(-1, 3), axis=0))
 
 
+def test_charts_obey_no_settings_of_the_working_folder(tmp_path):
+    """matplotlib reads ./matplotlibrc when it is imported; a chart must not look different beside one."""
+    import matplotlib
+
+    def chart(name):
+        return loss_by_timestep_chart(tmp_path / name, [1.0, 2.0, 3.0], title="$a_1$ and 5 $")
+
+    alone = chart("a.png").read_bytes()
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "lines.linewidth": 9}):
+        assert chart("b.png").read_bytes() == alone
+        assert matplotlib.rcParams["font.size"] == 30
+
+
 def test_charts_survive_losses_of_nothing(tmp_path):
     loss_by_timestep_chart(tmp_path / "a.png", [math.nan] * 10)
     line_chart(tmp_path / "b.png", {"x": ([], [])}, title="t", x_label="x", y_label="y")

@@ -62,6 +62,8 @@ def test_the_code_runs_no_code_from_data():
         "tar.extractall(folder)",
         "import os as o\no.system(line)",
         "subprocess.run(line, shell=True)",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', code])",
+        "from subprocess import Popen\nPopen(command)",
         "Model.from_pretrained(name, trust_remote_code=True)",
         "Model.from_pretrained(name, custom_pipeline=name)",
         "import importlib\nimportlib.import_module(name)",

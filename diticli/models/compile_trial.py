@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -46,8 +47,11 @@ class CompileTrial:
 
     def __init__(self, device: str | None, seconds: float) -> None:
         self.seconds, self.start = seconds, time.monotonic()
+        self._folder = tempfile.TemporaryDirectory(prefix="diti-compile-")
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, "" if device in (None, "auto") else device],
+            # -P and a folder of its own: the working folder, perhaps somebody else's data, must lend no modules.
+            [sys.executable, "-P", "-c", _CODE, "" if device in (None, "auto") else device],
+            cwd=self._folder.name,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,6 +66,7 @@ class CompileTrial:
         except subprocess.TimeoutExpired:
             self.stop()
             return CompileResult(None, f"undecided after {self.seconds:.0f} s, a first compilation can take longer")
+        self._folder.cleanup()
         if self._process.returncode == 0:
             return CompileResult(True, f"works, a tiny function took {time.monotonic() - self.start:.1f} s")
         return CompileResult(False, _reason(stderr, self._process.returncode))
@@ -71,6 +76,7 @@ class CompileTrial:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
+        self._folder.cleanup()
 
 
 def _reason(stderr: str, status: int) -> str:

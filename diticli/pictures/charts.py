@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,18 +164,33 @@ def save_chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes)
-    canvas.draw()
+    with _own_style():
+        figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor=PAPER)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        canvas.draw()
     return save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
 
 
+@contextlib.contextmanager
+def _own_style() -> Iterator[None]:
+    """matplotlib's built-in settings within the block, with formulas off.
+
+    matplotlib reads a `matplotlibrc` of the working folder, which may come with somebody else's data; and label names
+    come from files, where "$" must not start a formula.
+    """
+    import matplotlib
+
+    built_in = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
+    with matplotlib.rc_context({**built_in, "text.parse_math": False}):
+        yield
+
+
 def plain(text: str) -> str:
-    """The text such that matplotlib shows as it is: label names come from files, and "$" would start a formula."""
-    return clean(text).replace("$", r"\$")
+    """The text without control characters, as a chart shows it."""
+    return clean(text)
 
 
 def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:

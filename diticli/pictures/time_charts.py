@@ -49,6 +49,8 @@ def gap_chart(
     """
     if any(len(values) != len(timesteps) for values in series.values()):
         raise ValueError(f"{len(timesteps)} values expected in each series.")
+    from matplotlib.ticker import NullFormatter
+
     colours = (SERIES[1], SERIES[0], *SERIES[2:])
 
     def draw(axes: Axes) -> None:
@@ -59,6 +61,8 @@ def gap_chart(
             known = np.array([value if value > 0 else np.nan for value in values])
             axes.plot(timesteps, known, label=plain(name), color=colour, linewidth=1.6)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(title=plain(title), ylabel=plain(y_label), xlim=(0, layout.timesteps))
         axes.set_xlabel("time-step t (0: clean, T: noise)")
         axes.legend(frameon=False)
