@@ -37,6 +37,10 @@ class DataError(DiTiError):
     """Images that are missing, unreadable, or too few."""
 
 
+class MachineError(DiTiError):
+    """Memory, open files or a disk that failed while images were read: no fault of the images."""
+
+
 class LabelError(DiTiError):
     """A label file that cannot be parsed, or that matches no image."""
 

@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diticli.data.decode import decode_bytes, image_size, is_image, short_side
 from diticli.data.images import UnreadableImageError, decode_image, find_images, to_square
 from diticli.errors import DataError
 
@@ -271,3 +273,73 @@ def test_resizing_is_that_of_the_official_code(tmp_path, size, crop, box):
     expected = np.array((picture.crop(box) if box else picture).resize((64, 64), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(to_square(picture, 64, crop), expected)
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 64, crop=crop), expected)
+
+
+def png_with(kind: bytes, data: bytes, *, behind: bool = False) -> bytes:
+    """Red pixels, and a chunk before or behind them."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(buffer, "PNG")
+    whole = buffer.getvalue()
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    place = len(whole) - 12 if behind else 33
+    return whole[:place] + chunk + whole[place:]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "head"), [(b"zTXt", b"note\0\0"), (b"iTXt", b"note\0\1\0\0\0"), (b"iCCP", b"profile\0\0")]
+)
+def test_large_metadata_of_a_png_is_dropped_and_never_unpacked(tmp_path, kind, head, behind):
+    data = png_with(kind, head + zlib.compress(bytes(30_000_000)), behind=behind)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        pixels = decode_image(path, 16)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (pixels == (255, 0, 0)).all()
+    assert peak < 8_000_000
+    assert (decode_bytes(data, "a", 16) == pixels).all()
+    assert (image_size(data), short_side(path), is_image(path)) == ((16, 16), 16, True)
+
+
+def test_a_damaged_png_with_large_metadata_is_still_refused(tmp_path):
+    data = png_with(b"zTXt", b"note\0\0" + zlib.compress(bytes(3_000_000)))
+    path = tmp_path / "a.png"
+    path.write_bytes(data[:-40])
+    with pytest.raises(UnreadableImageError):
+        decode_image(path, 16)
+
+
+def test_tiffs_that_would_come_out_wrong_are_refused(tmp_path):
+    page = Image.effect_noise((16, 16), 60)
+    page.save(tmp_path / "stack.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(UnreadableImageError, match="3 pages"):
+        decode_image(tmp_path / "stack.tif", 16)
+    page.save(tmp_path / "preview.tif", save_all=True, append_images=[page.resize((4, 4))])
+    assert decode_image(tmp_path / "preview.tif", 16)[:, :, 0].tolist() == np.asarray(page).tolist()
+    (tmp_path / "planar.tif").write_bytes(planar_tiff(np.arange(3 * 16 * 16, dtype="<u2").reshape(3, 16, 16) * 80))
+    with pytest.raises(UnreadableImageError, match="one plane a channel"):
+        decode_image(tmp_path / "planar.tif", 16)
+
+
+def planar_tiff(values: np.ndarray) -> bytes:
+    """A 16-bit RGB TIFF whose channels are planes, as tifffile writes [3, H, W]."""
+    channels, height, width = values.shape
+    plane, count = height * width * 2, 10
+    extra = 8 + 2 + count * 12 + 4
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, extra), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [
+        (273, 4, 3, extra + 6),
+        (277, 3, 1, channels),
+        (278, 3, 1, height),
+        (279, 4, 3, extra + 18),
+        (284, 3, 1, 2),
+    ]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    start = extra + 30
+    offsets = struct.pack("<3I", *(start + i * plane for i in range(3)))
+    tail = struct.pack("<3H", 16, 16, 16) + offsets + struct.pack("<3I", plane, plane, plane)
+    return b"II*\0" + struct.pack("<IH", 8, count) + entries + struct.pack("<I", 0) + tail + values.tobytes()

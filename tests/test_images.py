@@ -102,13 +102,6 @@ def test_faces_by_name():
     assert FaceImages(12, 5, 16).factors().shape == (12, 13)
 
 
-def test_the_word_faces_means_the_built_in_data_even_beside_such_a_folder(tmp_path, monkeypatch):
-    save(tmp_path / "faces" / "photo.png")
-    monkeypatch.chdir(tmp_path)
-    assert isinstance(open_images("faces", 16), FaceImages)
-    assert open_images("./faces", 16).file_name(0) == "photo.png"
-
-
 @pytest.mark.parametrize(
     "sources", ["faces:", "faces:x", "faces:0", "faces:1:2:3", ["faces", "faces"], [], ["faces", "."]]
 )

@@ -205,6 +205,25 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
         open_images(str(path), 8)
 
 
+def test_tars_joined_into_one_file_are_all_read(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "1.tar", {f"a{i}.png": picture(i) for i in range(3)})
+    two = write_tar(tmp_path / "2.tar", {f"b{i}.png": picture(3 + i) for i in range(2)} | {"a0.png": picture(9)})
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(one.read_bytes() + two.read_bytes() + bytes(5000))
+    source = TarImages([joined], 8)
+    assert [source.file_name(i) for i in range(len(source))] == ["a1.png", "a2.png", "b0.png", "b1.png", "a0.png"]
+    np.testing.assert_array_equal(source.load(4), TarImages([two], 8).load(2))
+
+
+@pytest.mark.parametrize("tail", [b"notes", b"x" * 700, picture(1) * 9])
+def test_what_follows_the_end_and_is_no_tar_is_refused(tmp_path: Path, tail: bytes) -> None:
+    tar = write_tar(tmp_path / "1.tar", count=2)
+    size = tar.stat().st_size
+    tar.write_bytes(tar.read_bytes() + tail)
+    with pytest.raises(DataError, match=f"follows the end mark at byte {size:,}"):
+        open_images(str(tar), 8)
+
+
 def test_random_damage_never_hangs_or_escapes(tmp_path: Path) -> None:
     data = write_tar(tmp_path / "a.tar", count=4).read_bytes()
     rng = np.random.default_rng(0)

@@ -75,12 +75,13 @@ class Request:
             ConfigError: for options that contradict each other.
             DataError: for images that do not exist, and places that cannot be written.
         """
+        from diticli.commands.console import reporter
         from diticli.editing.inputs import check_source
 
         self._check_kind()
         self._check_options()
         for source in self.sources:
-            check_source(source)
+            check_source(source, reporter())
         self._check_output()
 
     def _check_kind(self) -> None:

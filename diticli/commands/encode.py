@@ -101,13 +101,14 @@ def encode(
     sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
     _check_team(team, sharded, sources)
     pipeline = load_model(model, team.device(device))
-    source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop)
+    progress = reporter() if team.rank == 0 else SilentReporter()
+    source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop, reporter=progress)
     options: dict[str, Any] = {
         "precision": precision.value,
         "batch_size": batch_size or DEFAULT_BATCH,
         "workers": workers,
         "resume": not no_resume,
-        "reporter": reporter() if team.rank == 0 else SilentReporter(),
+        "reporter": progress,
     }
     if sharded:
         suffix = f".{(shard_format or ShardFormat.npy).value}"

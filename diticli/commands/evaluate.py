@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
+from diticli.data.faces_word import WORD, is_faces
 from diticli.errors import ConfigError
-
-FACES = "faces"
 
 
 class AlongChoice(StrEnum):
@@ -32,7 +31,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         str, typer.Option(help="Images that training did not see: faces (the truth is known), or a folder, tars, LMDB.")
-    ] = FACES,
+    ] = WORD,
     labels: Annotated[
         Path | None, typer.Option(help="Their labels, as for `diti probe`; not for faces.", show_default=False)
     ] = None,
@@ -121,9 +120,11 @@ def evaluate(
     from diticli.models.locate import load_model
     from diticli.sampling import DEFAULT_STEPS
 
-    if (data == FACES) != (labels is None):
+    if is_faces(data) and data != WORD:
+        raise ConfigError(f"Evaluation draws faces of its own, not {data!r}.", remedy="Write --data faces.")
+    if (data == WORD) != (labels is None):
         raise ConfigError(
-            "The built-in faces bring their own labels." if data == FACES else f"The labels of {data} are missing.",
+            "The built-in faces bring their own labels." if data == WORD else f"The labels of {data} are missing.",
             remedy="Give --data and --labels together, or neither.",
         )
     names: list[str | None] = [*models] if models else [None]

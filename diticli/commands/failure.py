@@ -24,6 +24,7 @@ EXIT_STATUS: dict[type[errors.DiTiError], int] = {
     errors.OtherProcessError: 69,
     errors.TrainingDivergedError: 70,
     errors.CheckpointError: 74,
+    errors.MachineError: 74,
 }
 INTERRUPTED = 128
 """Plus the number of the signal, as a shell reports it: 130 after Ctrl-C, 143 after SIGTERM."""

@@ -9,6 +9,7 @@ from diticli.commands import train_options as o
 from diticli.commands.console import emit_json, reporter, say
 from diticli.commands.options import JsonOption
 from diticli.config_groups import MODULAR
+from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
 
@@ -63,7 +64,7 @@ def train(
         diti train --ssl simclr --ssl-only -o runs/simclr
     """
     options: dict[str, Any] = {
-        "data.source": data and (data if _is_faces(data) else _absolute(data)),
+        "data.source": data and (data if is_faces(data) else _absolute(data)),
         "data.resolution": resolution,
         "data.crop": crop and crop.value,
         "data.workers": workers,
@@ -118,10 +119,6 @@ def train(
         say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
 
 
-def _is_faces(data: str) -> bool:
-    return data.split(":")[0] == "faces"
-
-
 def _absolute(path: str) -> str:
     """A path that means the same from any folder: a run may be taken up from another one."""
     return str(Path(path).expanduser().absolute())
@@ -150,7 +147,7 @@ def _choose_preset(data: str, device: str | None) -> str:
 
     if resolve_device(device).type == "cpu":
         return "faces32"
-    if _is_faces(data):
+    if is_faces(data):
         return "faces64"
     from diticli.data.sources import open_images, typical_side
 

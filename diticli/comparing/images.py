@@ -13,6 +13,7 @@ from diticli.data.faces import FACTORS
 from diticli.data.images import FaceImages, ImageSource, open_images
 from diticli.data.labels import LabelColumn, LabelTable, folder_labels, read_groups, read_labels, read_parts
 from diticli.errors import DataError
+from diticli.progress import Reporter
 
 
 class ComparedImages:
@@ -20,10 +21,12 @@ class ComparedImages:
 
     Args:
         settings: name the images; those without any only have labels.
+        reporter: hears once what is left out of them.
     """
 
-    def __init__(self, settings: CompareSettings) -> None:
+    def __init__(self, settings: CompareSettings, reporter: Reporter | None = None) -> None:
         self.settings = settings
+        self._reporter = reporter
         self._opened: dict[tuple[int, Crop], ImageSource] = {}
 
     def at(self, resolution: int, crop: Crop) -> ImageSource:
@@ -36,7 +39,9 @@ class ComparedImages:
         if key not in self._opened:
             if not self.settings.data:
                 raise DataError("No images were named.", remedy="Give --data.")
-            self._opened[key] = open_images(self.settings.data, resolution, crop=crop)
+            self._opened[key] = open_images(
+                self.settings.data, resolution, crop=crop, reporter=None if self._opened else self._reporter
+            )
         return self._opened[key]
 
     @property

@@ -127,7 +127,7 @@ class _Run:
 
     def __init__(self, contenders: Sequence[Contender], settings: CompareSettings, out: Path, crew: Crew) -> None:
         self.settings, self.out, self.crew, self.say = settings, out, crew, crew.reporter
-        self.images = ComparedImages(settings)
+        self.images = ComparedImages(settings, crew.reporter)
         if settings.data:
             self.images.labels(self.images.names)  # what is wrong with them shows before hours of work
         self.lineup = Lineup(contenders, pixel_side=settings.pixel_side, device=crew.device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diticli.config import Precision
+from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 
 DEFAULT_DATA = "faces:4000:1"
@@ -81,4 +82,4 @@ class CompareSettings:
     @property
     def built_in(self) -> bool:
         """Whether the images are the built-in faces, whose truth is known."""
-        return len(self.data) == 1 and (self.data[0] == "faces" or self.data[0].startswith("faces:"))
+        return len(self.data) == 1 and is_faces(self.data[0])

@@ -9,18 +9,56 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from diticli.data.machine import is_of_machine, patiently
+from diticli.data.own_files import is_own_picture, is_run
 from diticli.data.pixel_room import PixelRoom
-from diticli.errors import DataError
+from diticli.data.png_chunks import without_metadata
+from diticli.errors import DataError, MachineError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_AVIF = find_spec("PIL.AvifImagePlugin") is not None  # of Pillow 11.3 and later
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", *([".avif"] if _AVIF else [])),
+    }
+)
+
+OTHER_PICTURES = (
+    frozenset(
+        {
+            *(
+                ".heic",
+                ".heif",
+                ".jxl",
+                ".avif",
+                ".tga",
+                ".qoi",
+                ".svg",
+                ".eps",
+                ".psd",
+                ".ico",
+                ".exr",
+                ".hdr",
+                ".dcm",
+            ),
+            *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pcx", ".dds", ".jpx", ".jpf"),
+        }
+    )
+    - IMAGE_SUFFIXES
+)
+"""Suffixes of pictures that are not read: they are counted and named."""
 
 MAX_PIXELS = 178_000_000
 """Largest image decoded, in pixels: where Pillow itself begins to refuse."""
@@ -44,8 +82,11 @@ _CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218
 _CELEBA_TOP, _CELEBA_LEFT, _CELEBA_SIDE = 57, 25, 128
 
 # A file may hold another format than its suffix says; formats that run other programs (EPS) are not here.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", *(["AVIF"] if _AVIF else []))
 
+T = TypeVar("T")
+
+_BITS_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 277, 284
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,28 +113,83 @@ class UnreadableImageError(DataError):
         self.reason = reason
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files below `folder`, by suffix in any case, sorted by relative path.
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The pictures below a folder, and what was left out of them.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder once.
+    Attributes:
+        images: sorted by relative path.
+        runs: directories of training runs.
+        own: pictures that diti wrote.
+        others: suffix -> number of pictures of formats that are not read.
+    """
+
+    images: tuple[Path, ...]
+    runs: tuple[Path, ...]
+    own: tuple[Path, ...]
+    others: dict[str, int]
+
+    def left_out(self) -> str | None:
+        """What was left out, in words; None when nothing was."""
+        parts = []
+        if self.runs:
+            parts.append(f"{_counted(len(self.runs), 'run directory', 'run directories')} ({self.runs[0]})")
+        if self.own:
+            parts.append(f"{_counted(len(self.own), 'picture', 'pictures')} written by diti ({self.own[0]})")
+        if self.others:
+            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(self.others.items()))
+            parts.append(f"{_counted(sum(self.others.values()), 'file', 'files')} of other formats ({kinds})")
+        return " and ".join(parts) or None
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def list_images(folder: Path) -> Listing:
+    """All image files below `folder`, by suffix in any case, sorted by relative path; and what is left out.
+
+    Hidden files and folders are left out, and what diti itself wrote (see `diticli.data.own_files`). Links to folders
+    are followed, each folder once.
 
     Raises:
         DataError: when a folder cannot be listed.
     """
     visited: set[tuple[int, int]] = set()
     found: list[tuple[str, Path]] = []
+    runs: list[Path] = []
+    own: list[Path] = []
+    others: Counter[str] = Counter()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_list):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
+        if is_run(parent, {*folders, *files}):
+            runs.append(Path(parent))
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if has_image_suffix(name) and not name.startswith("."):
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
                 path = Path(parent, name)
-                found.append((path.relative_to(folder).as_posix(), path))
-    return [path for _, path in sorted(found)]
+                if is_own_picture(str(path)):
+                    own.append(path)
+                else:
+                    found.append((path.relative_to(folder).as_posix(), path))
+            elif suffix in OTHER_PICTURES:
+                others[suffix] += 1
+    images = tuple(path for _, path in sorted(found))
+    return Listing(images=images, runs=tuple(runs), own=tuple(own), others=dict(others))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images of `list_images`."""
+    return list(list_images(folder).images)
 
 
 def has_image_suffix(name: str) -> bool:
@@ -102,13 +198,12 @@ def has_image_suffix(name: str) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the file's head is that of a picture; decodes no pixels."""
-    try:
-        _check_file(path)
-        with Image.open(path, formats=_FORMATS):
-            return True
-    except Exception:  # decoders throw whatever a damaged head leads them to
-        return False
+    """Whether the file's head is that of a picture; decodes no pixels.
+
+    Raises:
+        MachineError: when the machine cannot read it now.
+    """
+    return _peek(lambda: _open_file(path), str(path)) is not None
 
 
 def decode_image(
@@ -131,13 +226,10 @@ def decode_image(
 
     Raises:
         UnreadableImageError: for a file that is missing, empty, truncated, not an image, or too large.
+        MachineError: when memory, descriptors or the disk fail, several times in a row.
     """
 
-    def open_file() -> Image.Image:
-        _check_file(path)
-        return Image.open(path, formats=_FORMATS)
-
-    return _decode(open_file, str(path), resolution, max_pixels, crop)
+    return _decode(lambda: _open_file(path), str(path), resolution, max_pixels, crop)
 
 
 def decode_bytes(
@@ -147,27 +239,33 @@ def decode_bytes(
 
     Raises:
         UnreadableImageError: naming it `name`, for bytes that are no whole image.
+        MachineError: as `decode_image`.
     """
     if not data:
         raise UnreadableImageError(name, "empty (0 bytes)")
     _check_size(len(data), name)
-    return _decode(lambda: Image.open(io.BytesIO(data), formats=_FORMATS), name, resolution, max_pixels, crop)
+    return _decode(lambda: io.BytesIO(data), name, resolution, max_pixels, crop)
 
 
 def _decode(
-    open_image: Callable[[], Image.Image], name: str, resolution: int, max_pixels: int, crop: Crop
+    open_file: Callable[[], IO[bytes]], name: str, resolution: int, max_pixels: int, crop: Crop
 ) -> npt.NDArray[np.uint8]:
+    def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
+        _refuse_tiff(image, name)
+        if crop == "center" or celeba_box(width, height) is None:
+            _draft(image, resolution)
+        with _ROOM.take(image.width * image.height):
+            return to_square(image, resolution, crop)
+
     try:
-        with open_image() as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
-            if crop == "center" or celeba_box(width, height) is None:
-                _draft(image, resolution)
-            with _ROOM.take(image.width * image.height):
-                return to_square(image, resolution, crop)
-    except UnreadableImageError:
+        return patiently(lambda: _with_picture(open_file, pixels), name)
+    except MachineError:
         raise
+    except UnreadableImageError as error:
+        raise UnreadableImageError(name, error.reason) from error
     except UnidentifiedImageError:
         reason = "not an image"
     except Image.DecompressionBombError:
@@ -177,23 +275,66 @@ def _decode(
     raise UnreadableImageError(name, reason)
 
 
+def _with_picture(open_file: Callable[[], IO[bytes]], use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of the opened picture; a PNG whose metadata Pillow refuses is read without it."""
+    with open_file() as file:
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                return use(image)
+        except ValueError:  # more than 1 MiB of compressed text or profile, before or behind the pixels
+            pixels = without_metadata(file)
+            if pixels is None:
+                raise
+        with Image.open(pixels, formats=("PNG",)) as image:
+            return use(image)
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    _check_file(path)
+    return open(path, "rb")
+
+
+def _peek(open_file: Callable[[], IO[bytes]], name: str) -> tuple[int, int] | None:
+    """(width, height) by the head of a picture; None when it is none."""
+    try:
+        return patiently(lambda: _with_picture(open_file, lambda image: image.size), name)
+    except MachineError:
+        raise
+    except Exception:  # decoders throw whatever a damaged head leads them to
+        return None
+
+
 def image_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a picture file's bytes; None when they are no image. Reads the head only."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return image.size
-    except Exception:  # as is_image
-        return None
+    return _peek(lambda: io.BytesIO(data), "a picture")
 
 
 def short_side(path: Path) -> int | None:
-    """Height or width of an image file, whichever is less; None when it is no image. Reads the head only."""
-    try:
-        _check_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
-            return min(image.size)
-    except Exception:  # as is_image
-        return None
+    """Height or width of an image file, whichever is less; None when it is no image. Reads the head only.
+
+    Raises:
+        MachineError: when the machine cannot read it now.
+    """
+    size = _peek(lambda: _open_file(path), str(path))
+    return None if size is None else min(size)
+
+
+def _refuse_tiff(image: Image.Image, name: str) -> None:
+    """Refuse the TIFFs of which Pillow would give wrong pixels, or only the first page, without a word."""
+    if image.format != "TIFF":
+        return
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_TAG, (1,))
+    if tags.get(_PLANAR_TAG, 1) == 2 and tags.get(_SAMPLES_TAG, 1) > 1 and max(bits) > 8:
+        raise UnreadableImageError(name, "a TIFF of more than 8 bits with one plane a channel; save it as RGB, 8 bits")
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        first = image.size
+        image.seek(1)
+        second = image.size
+        image.seek(0)
+        if second == first:  # pages of other sizes are previews
+            raise UnreadableImageError(name, f"a TIFF of {pages} pages; save each page as a file of its own")
 
 
 def to_square(image: Image.Image, resolution: int, crop: Crop = "center") -> npt.NDArray[np.uint8]:
@@ -266,7 +407,9 @@ def _draft(image: Image.Image, resolution: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block does not spoil the pixels
+    except Exception as error:  # a damaged EXIF block does not spoil the pixels
+        if is_of_machine(error):
+            raise
         return 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import Crop, decode_image, find_images, has_image_suffix, is_image, short_side
-from diticli.data.names import unique_names
+from diticli.data.decode import Crop, Listing, decode_image, has_image_suffix, is_image, list_images, short_side
+from diticli.data.names import unique_names, visible_entries
 from diticli.errors import DataError
 
 
@@ -27,6 +28,9 @@ class FolderImages:
         resolution: R, side of the images in pixels.
         crop: which square of each picture.
 
+    Attributes:
+        left_out: what was left out of the folders, in words; a line for each folder that has any.
+
     Raises:
         DataError: when a path is missing, a folder holds no image, or a file is no image.
     """
@@ -38,10 +42,14 @@ class FolderImages:
         self.resolution = resolution
         self.crop: Crop = crop
         entries: dict[Path, Path] = {}  # absolute file -> absolute root
+        left_out: list[str] = []
         for given in roots_or_files:
-            root, files = _expand(given)
-            for file in files:
+            root, listing = _expand(given)
+            if words := listing.left_out():
+                left_out.append(f"Left out of {given}: {words}.")
+            for file in listing.images:
                 entries.setdefault(file, root)
+        self.left_out = tuple(left_out)
         self._files = list(entries)
         self._roots = sorted(set(entries.values()))
         relative = [file.relative_to(root).as_posix() for file, root in entries.items()]
@@ -87,19 +95,39 @@ class FolderImages:
         }
 
 
-def _expand(given: Path) -> tuple[Path, list[Path]]:
+_ARCHIVES = {".zip": "unzip {name} -d {stem}", ".rar": "unrar x {name} {stem}/", ".7z": "7z x {name} -o{stem}"}
+
+
+def _expand(given: Path) -> tuple[Path, Listing]:
     """Absolute root and image files of one path."""
     path = given.absolute()
     if path.is_dir():
-        files = find_images(path)
-        if not files:
-            raise DataError(
-                f"No images in {given}.",
-                remedy="Name a folder that holds jpg, png, webp, bmp or tiff files, .tar files, or an LMDB.",
-            )
-        return path, files
+        listing = list_images(path)
+        if not listing.images:
+            raise _no_images(given, path, listing)
+        return path, listing
     if not path.exists():
         raise DataError(f"{given} does not exist.", remedy="Check the path, or use `faces`, the built-in data.")
+    if path.suffix.lower() in _ARCHIVES:
+        raise DataError(f"{given} is an archive whose images cannot be reached one by one.", remedy=_unpack(path))
     if not has_image_suffix(path.name) and not is_image(path):
         raise DataError(f"{given} is not an image.", remedy="Name jpg, png, webp, bmp or tiff files, or a folder.")
-    return path.parent, [path]
+    return path.parent, Listing(images=(path,), runs=(), own=(), others={})
+
+
+def _no_images(given: Path, path: Path, listing: Listing) -> DataError:
+    if words := listing.left_out():
+        own = bool(listing.own or listing.runs)
+        what = "name such a picture itself to read it" if own else "convert them to png or jpg"
+        return DataError(f"No images in {given}: left out are {words}.", remedy=f"Name another folder, or {what}.")
+    if archives := [entry for entry in visible_entries(path) if entry.suffix.lower() in _ARCHIVES]:
+        return DataError(f"No images in {given}, but the archive {archives[0].name}.", remedy=_unpack(archives[0]))
+    return DataError(
+        f"No images in {given}.",
+        remedy="Name a folder that holds jpg, png, webp, bmp or tiff files, .tar files, or an LMDB.",
+    )
+
+
+def _unpack(archive: Path) -> str:
+    command = _ARCHIVES[archive.suffix.lower()].format(name=shlex.quote(archive.name), stem=shlex.quote(archive.stem))
+    return f"Unpack it, e.g. {command}, and name the folder {archive.stem}."

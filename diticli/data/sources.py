@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,13 +12,13 @@ import numpy.typing as npt
 
 from diticli.data.decode import Crop, UnreadableImageError
 from diticli.data.faces import face_name, render_face, sample_factors
+from diticli.data.faces_word import faces_beside, is_faces, parse_faces
 from diticli.data.folder_images import FolderImages
 from diticli.data.lmdb_images import LmdbImages, find_lmdb
 from diticli.data.name_lists import expand_source
 from diticli.data.tar_images import TarImages, find_tars
 from diticli.errors import DataError
-
-FACES_SPEC = re.compile(r"faces(?::(\d{1,9}))?(?::(\d{1,20}))?")
+from diticli.progress import Reporter, SilentReporter
 
 
 class ImageSource(Protocol):
@@ -116,6 +115,7 @@ def open_images(
     crop: Crop | None = None,
     faces_count: int = 1000,
     faces_seed: int = 0,
+    reporter: Reporter | None = None,
 ) -> ImageSource:
     """Images named as on the command line.
 
@@ -132,6 +132,7 @@ def open_images(
             LMDB, the central one for all else.
         faces_count: COUNT when `faces` names none.
         faces_seed: SEED when `faces` names none.
+        reporter: receiver of warnings: what was left out of folders, a folder that is called like the built-in data.
 
     Raises:
         DataError: when something is missing or damaged, holds no image, or kinds are mixed.
@@ -141,22 +142,30 @@ def open_images(
         raise DataError("No images were named.", remedy="Name a folder, image files, or `faces`.")
     if resolution < 1:
         raise DataError(f"Images cannot be {resolution} pixels wide.", remedy="Use a positive resolution.")
-    faces = [source for source in given if source == "faces" or source.startswith("faces:")]
+    reporter = reporter or SilentReporter()
+    faces = [source for source in given if is_faces(source)]
     if not faces:
-        return _open_paths([path for source in given for path in expand_source(source)], resolution, crop)
+        source = _open_paths([path for source in given for path in expand_source(source)], resolution, crop)
+        for line in source.left_out if isinstance(source, FolderImages) else ():
+            reporter.warn(line)
+        return source
     if len(given) > 1:
         raise DataError(
             f"The built-in {faces[0]!r} cannot be mixed with other images.",
             remedy="Name it alone; write ./faces for a folder of that name.",
         )
-    match = FACES_SPEC.fullmatch(faces[0])
-    if match is None:
+    word = parse_faces(faces[0])
+    if word is None:
         raise DataError(
             f"Cannot read {faces[0]!r}.",
             remedy="Write faces, faces:COUNT or faces:COUNT:SEED, e.g. faces:1000:0.",
         )
-    count = faces_count if match[1] is None else int(match[1])
-    return FaceImages(count, faces_seed if match[2] is None else int(match[2]), resolution)
+    if beside := faces_beside(faces[0]):
+        reporter.warn(beside)
+    count = faces_count if word.number is None else word.number
+    if count >= 10**9:
+        raise DataError(f"Cannot use {count:,} faces.", remedy="Ask for fewer than a billion.")
+    return FaceImages(count, faces_seed if word.seed is None else word.seed, resolution)
 
 
 def typical_side(source: ImageSource, sample: int = 32) -> int:

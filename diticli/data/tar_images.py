@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.data.decode import MAX_BYTES, Crop, UnreadableImageError, decode_bytes, find_images, image_size
+from diticli.data.machine import patiently
 from diticli.data.names import visible_entries
 from diticli.data.packed_names import prefixes_that_tell_apart
 from diticli.data.tar_index import Member, index_tar
@@ -116,7 +117,7 @@ class TarImages:
     def _read(self, index: int, size: int) -> bytes:
         tar, member = self._locate(index)
         try:
-            return self._files.read(tar, member.offset, size)
+            return patiently(lambda: self._files.read(tar, member.offset, size), str(self._files.paths[tar]))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise UnreadableImageError(self.file_name(index), f"cannot read its tar: {reason}") from error

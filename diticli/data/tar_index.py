@@ -6,7 +6,7 @@ import tarfile
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import IO, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from diticli.data.packed_names import PackedNames, last_of_equals
 from diticli.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
+_SCANNED = 64 * _BLOCK
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -70,7 +71,8 @@ def index_tar(path: Path) -> TarIndex:
     """The picture files of a tar, by suffix, in its order.
 
     Names are those in the tar up to a NUL, without leading slashes and without `.` and `..`: labels, never paths.
-    Of equal names the last counts, as it does for `tar -x`. Links, sparse and hidden files are left out.
+    Archives that follow each other in one file (`cat a.tar b.tar`) are all read, as by `tar -i`. Of equal names the
+    last counts, as it does for `tar -x`. Links, sparse and hidden files are left out.
 
     Raises:
         DataError: when it is missing, compressed, damaged, or cut off.
@@ -81,24 +83,10 @@ def index_tar(path: Path) -> TarIndex:
     try:
         with open(path, "rb") as file:
             _check_head(path, file.read(_BLOCK))
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                end = 0
-                while (entry := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # kept, they would take a kilobyte each
-                    if tar.offset <= end:
-                        raise tarfile.ReadError("a header points backwards")
-                    end = tar.offset
-                    name = _label(entry.name)
-                    if entry.isreg() and not entry.issparse() and _is_wanted(name):
-                        names.append(name)
-                        offsets.append(entry.offset_data)
-                        sizes.append(entry.size)
-                end = tar.offset
-            # tarfile takes a damaged or missing header for the end; the real end is a block of zeros.
-            file.seek(end)
-            if file.read(_BLOCK) != bytes(_BLOCK):
-                raise tarfile.ReadError(f"no header and no end mark at byte {end:,}")
+            start: int | None = 0
+            while start is not None:
+                end = _index_from(file, start, names, offsets, sizes)
+                start = _next_archive(file, end)
     except OSError as error:
         raise DataError(f"Cannot open the tar {path}: {error.strerror}.", remedy="Check the path.") from error
     except DataError:
@@ -106,6 +94,41 @@ def index_tar(path: Path) -> TarIndex:
     except Exception as error:  # damaged headers lead tarfile to ValueError, OverflowError, RecursionError, ...
         raise DataError(f"The tar {path} is damaged or cut off: {error}.", remedy=_DAMAGED) from error
     return _without_replaced(names, np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64))
+
+
+def _index_from(file: IO[bytes], start: int, names: PackedNames, offsets: array[int], sizes: array[int]) -> int:
+    """Add the picture files of the archive at byte `start`; returns where its end mark is."""
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        last = start - 1
+        while (entry := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # kept, they would take a kilobyte each
+            if tar.offset <= last:
+                raise tarfile.ReadError("a header points backwards")
+            last = tar.offset
+            name = _label(entry.name)
+            if entry.isreg() and not entry.issparse() and _is_wanted(name):
+                names.append(name)
+                offsets.append(entry.offset_data)
+                sizes.append(entry.size)
+        end = tar.offset
+    # tarfile takes a damaged or missing header for the end; the real end is a block of zeros.
+    file.seek(end)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        if end == start:
+            raise tarfile.ReadError(f"data that is no tar follows the end mark at byte {start:,}")
+        raise tarfile.ReadError(f"no header and no end mark at byte {end:,}")
+    return end
+
+
+def _next_archive(file: IO[bytes], end: int) -> int | None:
+    """The first block that is not zero behind an end mark: `cat a.tar b.tar` has one. None at the end of the file."""
+    file.seek(end)
+    while data := file.read(_SCANNED):
+        if data.strip(b"\0"):
+            return end + (len(data) - len(data.lstrip(b"\0"))) // _BLOCK * _BLOCK
+        end += len(data)
+    return None
 
 
 def _without_replaced(names: PackedNames, offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> TarIndex:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diticli.data.faces_word import FacesWord, faces_beside, is_faces, parse_faces
 from diticli.errors import ConfigError, DataError
+from diticli.progress import Reporter
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,23 +17,34 @@ if TYPE_CHECKING:
     from diticli.data.decode import Crop
 
 
-def face_of(source: str) -> re.Match[str] | None:
-    """The parts of faces:INDEX[:SEED]; a file of that name comes first."""
-    # os.path, unlike Path, takes a name that no file system could hold for one of no file.
-    return None if os.path.exists(source) else re.fullmatch(r"faces:(\d{1,18})(?::(\d{1,19}))?", source)
+def face_of(source: str) -> FacesWord | None:
+    """Which built-in face faces:INDEX[:SEED] means; None for a file."""
+    face = parse_faces(source)
+    return None if face is None or face.number is None else face
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, reporter: Reporter | None = None) -> None:
     """Fail before a model is loaded.
+
+    Args:
+        source: a file, or a built-in face.
+        reporter: receiver of a warning where a file is called like a built-in face.
 
     Raises:
         ConfigError: for a built-in face that cannot be read.
         DataError: for a file that does not exist, or a folder.
     """
-    if face_of(source) or os.path.isfile(source):
+    if face_of(source):
+        if reporter is not None and (beside := faces_beside(source)):
+            reporter.warn(beside)
         return
-    if source == "faces" or source.startswith("faces:"):
-        raise ConfigError(f"Cannot read the face {source!r}.", remedy="Write faces:INDEX or faces:INDEX:SEED.")
+    if is_faces(source):
+        raise ConfigError(
+            f"Cannot read the face {source!r}.",
+            remedy=f"Write faces:INDEX or faces:INDEX:SEED; write ./{source} for a file of that name.",
+        )
+    if os.path.isfile(source):
+        return
     what = "is a folder, not an image" if os.path.isdir(source) else "does not exist"
     raise DataError(f"{source} {what}.", remedy="Give an image file, or a built-in face such as faces:3.")
 
@@ -51,10 +63,11 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
     """
     from PIL import Image
 
-    if face := face_of(source):
+    face = parse_faces(source)
+    if face is not None and face.number is not None:
         from diticli.data.faces import render_face, sample_factors
 
-        factors = sample_factors(int(face[2] or seed), [int(face[1])])
+        factors = sample_factors(seed if face.seed is None else face.seed, [face.number])
         return Image.fromarray(render_face(factors[0], resolution))
     check_source(source)
     from diticli.data.images import decode_image
@@ -70,5 +83,9 @@ def source_name(source: str) -> str:
 def source_digest(source: str, *, seed: int = 0) -> str:
     """SHA-256 (first 16 hex digits) of a file's bytes, or of what names a face."""
     face = face_of(source)
-    data = f"faces:{face[1]}:{face[2] or seed}".encode() if face else Path(source).read_bytes()
+    data = (
+        f"faces:{face.number}:{seed if face.seed is None else face.seed}".encode()
+        if face
+        else Path(source).read_bytes()
+    )
     return hashlib.sha256(data).hexdigest()[:16]

@@ -33,7 +33,7 @@ from diticli.editing.many_files import (
 from diticli.editing.pair import assemble, pair_inputs, to_decode
 from diticli.editing.settings import EditSettings
 from diticli.editing.table import PairRow
-from diticli.errors import DiTiError
+from diticli.errors import DiTiError, MachineError
 from diticli.pictures.tiles import to_uint8
 from diticli.progress import Reporter, SilentReporter
 
@@ -181,6 +181,8 @@ def _read_images(
     def read(source: str) -> Image.Image | DiTiError:
         try:
             return read_source(source, pipeline.resolution, pipeline.crop, seed=options.settings.seed)
+        except MachineError:  # says nothing of this pair
+            raise
         except DiTiError as error:
             return error
 

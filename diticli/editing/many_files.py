@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
+from diticli.data.faces_word import is_faces
 from diticli.editing.inputs import check_source, source_digest
 from diticli.editing.mixing import parse_alphas
 from diticli.editing.pair import SIDES, Edit, EditResult, plan_edits, to_decode
@@ -200,7 +201,7 @@ def _planned(row: PairRow, layout: ChunkLayout, options: ManyOptions) -> Planned
 
 
 def _absolute(source: str) -> str:
-    return source if source.startswith("faces:") else str(Path(source).absolute())
+    return source if is_faces(source) else str(Path(source).absolute())
 
 
 def _picture(out: Path, row: PairRow) -> Path:

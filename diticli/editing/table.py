@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diticli.editing.inputs import face_of, source_name
+from diticli.data.faces_word import is_faces
+from diticli.editing.inputs import source_name
 from diticli.editing.sheet import slug
 from diticli.errors import ConfigError, DataError
 
@@ -126,7 +127,7 @@ def _row(number: int, fields: Mapping[str, Any], path: Path, width: int) -> Pair
     for side in ("a", "b"):
         if not values[side]:
             raise ConfigError(f"Pair {number} of {path} has no image {side}.", remedy=_REMEDY)
-        if not face_of(values[side]) and not values[side].startswith("faces:"):
+        if not is_faces(values[side]):
             values[side] = str(path.parent / values[side])
     if not values["name"]:
         stems = (slug(Path(source_name(values[side])).stem) for side in ("a", "b"))

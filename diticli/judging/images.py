@@ -91,7 +91,7 @@ def judged_folder(
         LabelError: when no image has a label.
         ConfigError: when there are too few.
     """
-    source = open_images(data, resolution, crop=crop)
+    source = open_images(data, resolution, crop=crop, reporter=reporter)
     loaded = load_images(source, reporter=reporter)
     files = [source.file_name(int(index)) for index in loaded.indices]
     joined = join_labels(files, read_labels(labels))

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageDraw
 
-from diticli._version import __version__
+from diticli.data.own_files import SOFTWARE
 from diticli.errors import ConfigError
 from diticli.pictures.captions import Caption, clean
 from diticli.pictures.files import write_atomically
@@ -72,12 +72,13 @@ def save_animation(frames: Sequence[Image.Image], path: Path | str, metadata: Ma
     order = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
     step = min(SLOWEST_MS, max(FASTEST_MS, SWEEP_MS // max(1, len(frames) - 1)))
     durations = [HOLD_MS if i in (0, len(frames) - 1) else step for i in order]
-    note = json.dumps({key: clean(value) for key, value in (metadata or {}).items()})
+    # Software first: by this mark the picture is never taken for data.
+    note = json.dumps({"Software": SOFTWARE} | {key: clean(value) for key, value in (metadata or {}).items()})
     options: dict[str, Any] = {"save_all": True, "loop": 0, "duration": durations}
     if kind == "WEBP":
         exif = Image.Exif()
         exif[ExifTags.Base.ImageDescription] = note
-        exif[ExifTags.Base.Software] = f"diti {__version__}"
+        exif[ExifTags.Base.Software] = SOFTWARE
         options |= {"lossless": True, "quality": 70, "method": 4, "exif": exif.tobytes()}
     else:
         options |= {"comment": note.encode("ascii"), "optimize": False, "disposal": 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from diticli.data.own_files import SOFTWARE
 from diticli.pictures.captions import clean
 from diticli.pictures.files import write_atomically
 from diticli.pictures.strips import captioned_strip
@@ -52,6 +53,7 @@ def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[st
     """
     path = Path(path)
     info = PngImagePlugin.PngInfo()
+    info.add_text("Software", SOFTWARE)  # first: by this mark the picture is never taken for data
     for key, value in (metadata or {}).items():
         info.add_text(key, clean(value))
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, check_skipped
+from diticli.errors import MachineError
 from diticli.models.pipeline import normalise
 from diticli.models.transfer import fits, prefetched, upload, uploaded
 
@@ -147,10 +148,11 @@ class StreamFeed:
     def first(self, count: int) -> torch.Tensor:
         """The first `count` readable images, uint8 [B, C, H, W]."""
         decoded = _Decoded(self.source)
-        return torch.stack([decoded[i][0] for i in range(min(count, len(self.source)))])
+        return _images(_collate([decoded[i] for i in range(min(count, len(self.source)))]))[0]
 
     def _noting(self, loader: DataLoader[_Batch]) -> Iterator[torch.Tensor]:
-        for images, skipped in loader:
+        for batch in loader:
+            images, skipped = _images(batch)
             if skipped:
                 self._note(skipped)
             yield images
@@ -162,8 +164,9 @@ class StreamFeed:
             check_skipped(list(self._skipped.values()), len(self.source), skipped_list=self.skipped_list)
 
 
-_Item = tuple[torch.Tensor, list[Skipped]]
-_Batch = tuple[torch.Tensor, list[Skipped]]
+# A decoding process hands its error over as a value: raised there, it would lose its type and its remedy.
+_Item = tuple[torch.Tensor, list[Skipped]] | MachineError
+_Batch = tuple[torch.Tensor, list[Skipped]] | MachineError
 
 
 class _Decoded(Dataset[_Item]):
@@ -182,12 +185,23 @@ class _Decoded(Dataset[_Item]):
             except UnreadableImageError as error:
                 skipped.append(Skipped(self.source.file_name(position), error.reason))
                 continue
+            except MachineError as error:
+                return error
             return torch.from_numpy(image).permute(2, 0, 1), skipped
         raise UnreadableImageError(self.source.name, "no image is readable any more")
 
 
 def _collate(items: list[_Item]) -> _Batch:
-    return torch.stack([image for image, _ in items]), [item for _, skipped in items for item in skipped]
+    whole = [item for item in items if not isinstance(item, MachineError)]
+    if failed := [item for item in items if isinstance(item, MachineError)]:
+        return failed[0]
+    return torch.stack([image for image, _ in whole]), [item for _, skipped in whole for item in skipped]
+
+
+def _images(batch: _Batch) -> tuple[torch.Tensor, list[Skipped]]:
+    if isinstance(batch, MachineError):
+        raise batch
+    return batch
 
 
 class StepNoise:

@@ -25,15 +25,15 @@ class Images:
     """uint8 [B, 3, R, R]."""
 
 
-def open_source(config: RunConfig) -> ImageSource:
-    """The images named by the settings.
+def open_source(config: RunConfig, reporter: Reporter | None = None) -> ImageSource:
+    """The images named by the settings; what is left out of them is reported.
 
     Raises:
         DataError: when there are none.
     """
     data = config.data
     crop = None if data.crop == "auto" else data.crop
-    return open_images(data.source, data.resolution, crop=crop, faces_count=data.faces_count)
+    return open_images(data.source, data.resolution, crop=crop, faces_count=data.faces_count, reporter=reporter)
 
 
 def prepare_images(

@@ -88,7 +88,7 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
     """
     config = resolve(config)
     accelerator = make_accelerator(config)
-    source = open_source(config)
+    source = open_source(config, reporter)
     stages = []
     if config.ssl.only:
         unet, scheduler = None, new_scheduler()

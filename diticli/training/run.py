@@ -83,7 +83,7 @@ def _train(
     config: RunConfig, run: RunDirectory, accelerator: Accelerator, companions: Companions, reporter: Reporter
 ) -> None:
     """All of a run; only the main process speaks and writes."""
-    source = open_source(config)
+    source = open_source(config, reporter if accelerator.is_main_process else None)
     config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
     given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
