@@ -67,7 +67,7 @@ def test_a_machine_that_recovers_costs_nothing(photos: Path, monkeypatch: pytest
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_machine_that_does_not_stops_loading(photos: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     failing(monkeypatch, FAULTS[fault], name="07.png", times=99)
-    with pytest.raises(MachineError, match=r"07\.png.*not skipped") as caught:
+    with pytest.raises(MachineError, match=r"07\.png.*none is skipped") as caught:
         load_images(open_images(str(photos), 8), workers=2, skipped_list=photos / "skipped.txt")
     assert "run the same command again" in caught.value.remedy
     assert exit_status(caught.value) == 74
@@ -139,3 +139,16 @@ def test_attempts_are_counted() -> None:
     with pytest.raises(MachineError, match="Cannot read it: input/output error"):
         patiently(read, "it")
     assert len(calls) == 1 + len(machine.PAUSES)
+
+
+def test_an_lmdb_that_cannot_be_opened_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    path = tmp_path / "set.lmdb"
+    path.write_bytes(b"x")
+
+    def no_more(name: str, **_: Any) -> None:
+        raise lmdb.Error(f"{name}: {os.strerror(errno.EMFILE)}")
+
+    monkeypatch.setattr(lmdb, "open", no_more)
+    with pytest.raises(MachineError, match="too many open files"):
+        open_images(str(path), 8)

@@ -6,6 +6,7 @@ in the child. So each process has one `LmdbReader` per file, which opens at firs
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diticli.errors import DataError
+from diticli.data.machine import stopped
+from diticli.errors import DataError, MachineError
 
 if TYPE_CHECKING:
     import lmdb
@@ -145,6 +147,10 @@ def _open_environment(path: Path) -> lmdb.Environment:
     return environment
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(path: Path, error: Exception) -> DataError | MachineError:
+    # lmdb has no error number, only the system's words behind the path.
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE):
+        if str(error).endswith(os.strerror(number)):
+            return stopped(OSError(number, os.strerror(number)), f"the LMDB {path}")
     reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
     return DataError(f"Cannot read the LMDB {path}: {reason}.", remedy=_BROKEN)

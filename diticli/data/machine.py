@@ -58,14 +58,15 @@ def patiently(read: Callable[[], T], name: str) -> T:
             if not is_of_machine(error):
                 raise
             if pause is None:
-                raise _stopped(error, name) from error
+                raise stopped(error, name) from error
             time.sleep(pause)
     raise AssertionError("the last pause is None")
 
 
-def _stopped(error: MemoryError | OSError, name: str) -> MachineError:
+def stopped(error: MemoryError | OSError, name: str) -> MachineError:
+    """The error that ends a command: what could not be read, why, and what to do."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or 0
     return MachineError(
-        f"Cannot read {name}: {os.strerror(number).lower()}. The picture is not to blame, so it is not skipped.",
+        f"Cannot read {name}: {os.strerror(number).lower()}. That says nothing of the images, so none is skipped.",
         remedy=_REMEDIES.get(number, _DISK),
     )
