@@ -3,6 +3,8 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from readable_pipeline import A, B, ReadablePipeline, Recorder, picture
@@ -50,10 +52,26 @@ def test_tables_of_all_kinds(tmp_path):
     assert (row.b, row.alphas) == ("faces:1:9", "0,0.5")
 
 
+def test_tables_by_spreadsheets_and_pandas(tmp_path):
+    """A semicolon, an index without a name, JSON, Parquet: by the rules that labels are read by."""
+    x = str(tmp_path / "x.png")
+    (tmp_path / "t.csv").write_text("sep=;\n;a;b;alphas\n0;x.png;faces:2;0,1\n")
+    (tmp_path / "t.json").write_text('[{"a": "x.png", "b": "faces:2", "alphas": [0, 1]}]')
+    pq.write_table(pa.table({"a": ["x.png"], "b": ["faces:2"], "alphas": ["0,1"]}), tmp_path / "t.parquet")
+    for name in ("t.csv", "t.json", "t.parquet"):
+        (row,) = read_pairs(tmp_path / name)
+        assert (row.a, row.b, row.alphas) == (x, "faces:2", "0,1")
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match="a spreadsheet's own format") as caught:
+        read_pairs(tmp_path / "t.xlsx")
+    assert "CSV" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
-        ("", ConfigError, "no column 'a'"),
+        ("", DataError, "is empty"),
+        (",a,b\n0,x.png\n", ConfigError, "line 2"),
         ("x.png,y.png\n", ConfigError, "no column 'a'"),
         ("a,b,alpha\nx,y,1\n", ConfigError, "unknown column 'alpha'"),
         ("a,b\n", DataError, "no pairs"),

@@ -169,7 +169,7 @@ def test_metadata_jsonl(tmp_path):
         ("1\n1.jpg -1\n", "l.txt", "line 2: '1.jpg' is no column name"),
         ("2\nBald\n1.jpg 1\n1.jpg 1\n", "l.txt", "line 4: '1.jpg' occurs twice"),
         ("5", "l.txt", "announces 5 rows"),
-        ('{"file_name": "a.png", "x": 1}\n{"x": 1}\n', "m.jsonl", "line 2: no 'file_name'"),
+        ('{"file_name": "a.png", "x": 1}\n{"x": 1}\n', "m.jsonl", "line 2: no file name"),
         ('{"file_name": "a.png"\n', "m.jsonl", "line 1: not JSON"),
         ("[1]\n", "m.jsonl", "line 1: not a JSON object"),
         ('{"file_name": "a.png"}\n{"file_name": "a.png"}\n', "m.jsonl", "line 2: 'a.png' occurs twice"),

@@ -180,7 +180,8 @@ def test_command_shows_a_table_and_says_what_it_did(files: Path) -> None:
     order = [next(i for i, line in enumerate(lines) if word in line) for word in ("age", "colour", "mean of 1")]
     assert order == sorted(order)
     report = json.loads((files / "out" / "report.json").read_text())
-    assert report["matched"] == {"rows": 50, "features": 60, "labels": 50, "without_group": 0, "without_part": 0}
+    counts = {"rows": 50, "features": 60, "labels": 50, "without_group": 0, "without_part": 0}
+    assert report["matched"] == counts | {"file_column": "file", "by_number": 0, "notes": []}
     assert load_probe(files / "out" / "probe.safetensors").model_hash == "abc"
 
 

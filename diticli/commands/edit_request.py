@@ -10,7 +10,8 @@ from typing import Literal
 from diticli.errors import ConfigError, DataError
 
 Kind = Literal["pair", "attribute", "reconstruct", "many"]
-TABLES = (".csv", ".tsv", ".jsonl")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".xls", ".ods")
+"""Tables of pairs; a spreadsheet's own formats are refused by their name when they are read."""
 ANIMATIONS = (".webp", ".gif")
 
 

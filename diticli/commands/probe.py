@@ -29,16 +29,16 @@ def probe(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="CSV with file names first, CelebA's or CelebAMask-HQ's attribute list, lfw_attributes.txt, "
-            "metadata.csv/.jsonl; or the word folder: each image's folder is its category. Without labels only "
-            "statistics of the features are told.",
+            help="A table with a column of file names (CSV, JSON, Parquet), CelebA's or CelebAMask-HQ's attribute "
+            "list, lfw_attributes.txt, metadata.csv/.jsonl; or the word folder: each image's folder is its category. "
+            "Without labels only statistics of the features are told.",
             show_default=False,
         ),
     ] = None,
     groups: Annotated[
         Path | None,
         typer.Option(
-            help="File name and group (a person, a scene) per line; no group crosses splits.",
+            help="File name and group (a person, a scene) per line, or a table with both; no group crosses splits.",
             show_default=False,
         ),
     ] = None,
@@ -88,7 +88,8 @@ def probe(
 ) -> None:
     """Train a linear probe for every attribute and score it on held-out images.
 
-    Labels are matched by file name. Of the matched rows 70 % train, 15 % choose the regularisation and
+    Labels are matched by file name; the column that names the images is found by its header (file_name, filename,
+    image_id, path, ...) and its cells, and is said. Of the matched rows 70 % train, 15 % choose the regularisation and
     15 % are only scored, unless --split says which are which. Binary attributes give the average
     precision, numbers Pearson's r (and R2, MSE), categories the accuracy. Intervals are bootstrap 95 %
     intervals over the scored images, or over their groups where --groups is given (1,000 resamples); report.json
@@ -124,7 +125,7 @@ def probe(
     from diticli.data.labels import folder_labels, read_groups, read_labels, read_parts
     from diticli.models.device import resolve_device
     from diticli.probing.files import write_report
-    from diticli.probing.label_join import join_labels
+    from diticli.probing.label_join import identity_hint, join_labels
     from diticli.probing.probe import probe_features
     from diticli.probing.splits import given_split
 
@@ -139,11 +140,13 @@ def probe(
     meta = _named(features, loaded.meta)
     joined = join_labels(
         meta.files,
-        folder_labels(meta.files) if labels == FOLDER_LABELS else read_labels(Path(labels)),
-        read_groups(groups) if groups else None,
-        read_parts(split) if split else None,
+        folder_labels(meta.files) if labels == FOLDER_LABELS else read_labels(Path(labels), meta.files),
+        read_groups(groups, meta.files) if groups else None,
+        read_parts(split, meta.files) if split else None,
     )
     say(joined.describe())
+    for note in joined.notes:
+        say(note)
     report = probe_features(
         loaded.values,
         joined.columns,
@@ -161,8 +164,15 @@ def probe(
     )
     facts = {"features": str(features), "labels": labels, "groups_file": str(groups or "")}
     facts["split_file"] = str(split or "")
+    together = "" if groups or split else identity_hint(meta.files, list(joined.columns))
+    facts["identity_hint"] = together
     data = write_report(report, out, facts | {"matched": joined.to_dict()})
     say(report.describe_split())
+    if together:
+        say(
+            f"{together}, but images of one person may be in train and in test, which makes scores too high. "
+            "Give --groups FILE with the person of each image."
+        )
     if as_json:
         emit_json(data)
         return

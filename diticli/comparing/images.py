@@ -28,6 +28,7 @@ class ComparedImages:
         self.settings = settings
         self._reporter = reporter
         self._opened: dict[tuple[int, Crop], ImageSource] = {}
+        self._labels: dict[tuple[str, ...], LabelTable] = {}
 
     def at(self, resolution: int, crop: Crop) -> ImageSource:
         """The images as squares of `resolution` pixels.
@@ -77,16 +78,17 @@ class ComparedImages:
             factors = source.factors()
             columns = {f.name: LabelColumn(f.kind, factors[:, i]) for i, f in enumerate(FACTORS)}
             return LabelTable(tuple(self.names), columns)
-        return folder_labels(names) if settings.labels == FOLDER_LABELS else self._file_labels
+        if settings.labels == FOLDER_LABELS:
+            return folder_labels(names)
+        key = tuple(names)
+        if key not in self._labels:
+            self._labels[key] = read_labels(Path(str(settings.labels)), names)
+        return self._labels[key]
 
-    @cached_property
-    def _file_labels(self) -> LabelTable:
-        return read_labels(Path(str(self.settings.labels)))
-
-    def groups(self) -> Mapping[str, str] | None:
+    def groups(self, names: Sequence[str]) -> Mapping[str, str] | None:
         """File name -> group, where given."""
-        return read_groups(self.settings.groups) if self.settings.groups else None
+        return read_groups(self.settings.groups, names) if self.settings.groups else None
 
-    def parts(self) -> Mapping[str, str] | None:
+    def parts(self, names: Sequence[str]) -> Mapping[str, str] | None:
         """File name -> part of the split, where given."""
-        return dict(read_parts(self.settings.split)) if self.settings.split else None
+        return dict(read_parts(self.settings.split, names)) if self.settings.split else None

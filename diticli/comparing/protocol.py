@@ -95,7 +95,7 @@ def make_protocol(
         raise FeatureFileError("The contenders share no image.", remedy="Encode the same images by all of them.")
     table = images.labels(names)
     shared = [names[i] for i in common]
-    joined = join_labels(shared, table, images.groups(), images.parts())
+    joined = join_labels(shared, table, images.groups(names), images.parts(names))
     chosen = common[joined.rows]
     drawn = joined.parts is None
     split = (

@@ -1,76 +1,82 @@
-"""Label files as plain text cells: CelebA's lists, CSV, LFW's scores, and Hugging Face's metadata.
+"""Label files as plain text cells: CelebA's lists, LFW's scores, and tables; and which column names the images.
 
 Every reader returns a `RawLabels` or raises a `LabelError` that names the line. What a column means (binary,
-number, category) is decided in `diticli.data.labels`.
+number, category) is decided in `diticli.data.label_columns`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from diticli.data.decode import has_image_suffix
+from diticli.data.name_match import is_count, match_names
+from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
 from diticli.errors import LabelError
 
-# A CSV's file column is its first, unless Hugging Face's name for it stands elsewhere.
 HF_FILE_KEY = "file_name"
-FILE_HEADERS = frozenset({"file_name", "filename", "file", "image_id", "image", "image_name", "path", "name"})
+"""Hugging Face's name of the file column, which comes before all others."""
+FILE_HEADERS = frozenset(
+    {"file_name", "filename", "file", "fname", "file_path", "filepath", "path", "image_file", "image_path", "img_path"}
+    | {"image", "image_id", "image_name", "img", "img_id", "img_name", "imagename", "picture", "photo"}
+)
+_COUNT_HEADERS = frozenset({"id", "idx", "index", "no", "nr", "number", "row", "n", "#"})
 
 # LFW's attribute scores name their images by person and number; the official file has its header behind a `#`.
 _LFW_COLUMNS = ["person", "imagenum"]
 _LFW_HEADER = re.compile(r"#\s*(?=person\timagenum\t)", re.IGNORECASE)
 _COMMENT_LINES = 10
+_SAMPLE_CELLS = 500
 
-_LAYOUTS = "Use CelebA's list format, a CSV whose first column is the file name, or a metadata.jsonl."
+_LAYOUTS = "Use CelebA's list format, a CSV with a column of file names, or a metadata.jsonl."
+_ONE_COLUMN = f"Call the right one {HF_FILE_KEY!r} and leave the others out."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RawLabels:
-    """Cells as text, column by column; an empty cell means missing."""
+    """Cells as text, column by column; an empty cell means missing.
+
+    Attributes:
+        files: [N] what names the images.
+        columns: [N] cells of each attribute.
+        numbers: [N] number of each row, for messages.
+        unit: what it counts, "line" or "row".
+        file_column: name of the column of `files`; "" where the format fixes it.
+        notes: what was left out, in words.
+    """
 
     files: list[str]
     columns: dict[str, list[str]]
+    numbers: list[int]
+    unit: str = "line"
+    file_column: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def read_text(path: Path) -> str:
-    """Text of a label file, without a byte-order mark.
+def read_raw(path: Path, images: Sequence[str] | None = None) -> RawLabels:
+    """Parse a label file; its suffix and its first line say which format it has.
 
-    Raises:
-        LabelError: when the file cannot be read, is empty, or is not UTF-8.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LabelError(f"Cannot read the label file {path}: {error.strerror}.", remedy="Check the path.") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise LabelError(f"{path}, line {line}: not UTF-8 text.", remedy="Save the file as UTF-8.") from error
-    if not text.strip():
-        raise LabelError(f"The label file {path} is empty.", remedy=_LAYOUTS)
-    return text
-
-
-def read_raw(path: Path) -> RawLabels:
-    """Parse a label file; the format is told by its suffix and its first line.
+    Args:
+        path: the file.
+        images: names of the images, which decide where several columns might name them.
 
     Raises:
-        LabelError: with the line number, for a file that is damaged or of no known format.
+        LabelError: with the line number, for a file that is damaged or of no known format; when no column, or more
+            than one, can name the images.
     """
-    text = _without_comment(read_text(path))
-    if path.suffix.lower() == ".jsonl":
-        raw = _read_jsonl(path, text)
+    table = read_records(path)
+    text = "" if table else _without_comment(read_text(path))
+    if table is not None:
+        raw = _from_table(path, table, images)
     elif re.fullmatch(r"[0-9]{1,12}", text.split("\n", 1)[0].strip()):
         raw = _read_celeba(path, text)
+    elif pairs := _picture_pairs(text):
+        raw = _read_pair_list(path, pairs)
     else:
-        raw = _read_csv(path, text)
+        raw = _read_csv(path, text, images)
     if not raw.files:
         raise LabelError(f"{path} holds a header but no rows.", remedy="Add one row for each image.")
     if not raw.columns:
@@ -78,37 +84,118 @@ def read_raw(path: Path) -> RawLabels:
     return raw
 
 
-def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each non-empty row; the delimiter is the header's: comma, tab or semicolon.
-
-    Raises:
-        LabelError: for broken quoting or binary content.
-    """
-    header = next((line for line in text.split("\n") if line.strip()), "")
-    delimiter = max(",\t;", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num, [cell.strip() for cell in row]
-    except csv.Error as error:
-        raise LabelError(
-            f"{path}, line {reader.line_num}: {error}.", remedy="Check the quotes around this line."
-        ) from error
+def plain_header(name: str) -> str:
+    """A column's name in small letters, words joined by underscores."""
+    return re.sub(r"[\s\-.]+", "_", name.strip().lower())
 
 
-def unique_file(path: Path, line: int, name: str, seen: set[str]) -> str:
+def unique_file(path: Path, line: int, name: str, seen: set[str], unit: str = "line") -> str:
     """`name`, noted in `seen`.
 
     Raises:
         LabelError: when it is empty or was seen before.
     """
     if not name:
-        raise LabelError(f"{path}, line {line}: no file name.", remedy="Every row names its image.")
+        raise LabelError(f"{path}, {unit} {line}: no file name.", remedy="Every row names its image.")
     if name in seen:
-        raise LabelError(f"{path}, line {line}: {name!r} occurs twice.", remedy="Keep one row for each image.")
+        raise LabelError(f"{path}, {unit} {line}: {name!r} occurs twice.", remedy="Keep one row for each image.")
     seen.add(name)
     return name
+
+
+def file_column(path: Path, table: CellTable, images: Sequence[str] | None = None) -> int:
+    """Which column names the images: by its header (`FILE_HEADERS`) and by its cells, which end like pictures.
+
+    Where several do, `images` decide: the column that shares most names with them. A column of numbers is taken
+    only where no other has a claim.
+
+    Raises:
+        LabelError: when none or more than one can be meant.
+    """
+    header = table.header
+    columns = [[cells[at] for _, cells in table.rows] for at in range(len(header))]
+    claims = {at: _claim(header[at], columns[at]) for at in range(len(header))}
+    candidates = [at for at, claim in claims.items() if claim]
+    if len(candidates) > 1:  # one that repeats itself names something else, e.g. a reference picture
+        candidates = [at for at in candidates if len(set(columns[at])) == len(columns[at])] or candidates
+    if not candidates:
+        if is_index(header[0]) and is_count(columns[0]):
+            raise LabelError(
+                f"{path}: no column names the images; the first one only counts rows.",
+                remedy=f"Add a column {HF_FILE_KEY!r} with the images' file names.",
+            )
+        return 0
+    strongest = [at for at in candidates if claims[at] == max(claims[one] for one in candidates)]
+    if len(candidates) == 1 or (images is None and len(strongest) == 1):
+        return strongest[0]
+    if images is None:
+        raise _in_doubt(path, [f"{header[at]!r}" for at in strongest])
+    matches = {at: match_names(images, columns[at]) for at in candidates}
+    score = {at: (match.by_name, len(match.rows)) for at, match in matches.items()}
+    best = max(score.values())
+    choices = [at for at in strongest if score[at] == best] or [at for at in candidates if score[at] == best]
+    same = all(
+        matches[at].rows.tolist() == matches[choices[0]].rows.tolist()
+        and matches[at].table_rows.tolist() == matches[choices[0]].table_rows.tolist()
+        for at in choices
+    )
+    contradicted = choices[0] not in strongest and any(score[at] > (0, 0) for at in strongest)
+    if contradicted or not same:
+        raise _in_doubt(path, [f"{header[at]!r} ({len(matches[at].rows):,} images)" for at in candidates])
+    return choices[0]
+
+
+def other_columns(table: CellTable, at: int) -> tuple[list[int], tuple[str, ...]]:
+    """The columns beside the one that names the images, without row counts and other pictures; and what was left."""
+    kept, left = [], []
+    for one, name in enumerate(table.header):
+        cells = [row[one] for _, row in table.rows]
+        if one == at or is_index(name):
+            continue
+        if plain_header(name) in _COUNT_HEADERS and is_count(cells):
+            left.append(f"The column {name!r} only counts rows and is left out.")
+        elif _holds_pictures(cells):
+            left.append(f"The column {name!r} names other pictures and is left out.")
+        else:
+            kept.append(one)
+    return kept, tuple(left)
+
+
+def _in_doubt(path: Path, columns: Sequence[str]) -> LabelError:
+    return LabelError(f"{path}: more than one column may name the images: {', '.join(columns)}.", remedy=_ONE_COLUMN)
+
+
+def _claim(name: str, cells: Sequence[str]) -> int:
+    header = plain_header(name)
+    return 4 * (header == HF_FILE_KEY) + 2 * _holds_pictures(cells) + (header in FILE_HEADERS)
+
+
+def _holds_pictures(cells: Sequence[str]) -> bool:
+    sample = list(islice((cell for cell in cells if cell), _SAMPLE_CELLS))
+    return 2 * sum(map(has_image_suffix, sample)) > len(sample)
+
+
+def _from_table(path: Path, table: CellTable, images: Sequence[str] | None) -> RawLabels:
+    if not table.header or not table.rows:
+        raise LabelError(f"{path} holds no rows.", remedy="Add one row for each image.")
+    for number, cells in table.rows:
+        if len(cells) != len(table.header):
+            raise LabelError(
+                f"{path}, {table.unit} {number}: {len(cells)} values, but the header has {len(table.header)} columns.",
+                remedy="Give every row one value for each column; leave a cell empty where it is unknown.",
+            )
+    at = file_column(path, table, images)
+    seen: set[str] = set()
+    files = [unique_file(path, number, cells[at], seen, table.unit) for number, cells in table.rows]
+    kept, notes = other_columns(table, at)
+    return RawLabels(
+        files=files,
+        columns={table.header[one]: [cells[one] for _, cells in table.rows] for one in kept},
+        numbers=[number for number, _ in table.rows],
+        unit=table.unit,
+        file_column=table.header[at] or "(without a name)",
+        notes=notes,
+    )
 
 
 def _read_celeba(path: Path, text: str) -> RawLabels:
@@ -124,23 +211,39 @@ def _read_celeba(path: Path, text: str) -> RawLabels:
             f"{path}: line 1 announces {int(lines[0])} rows, but there are {len(rows)}.",
             remedy="The file may be cut off: fetch it again, or correct line 1.",
         )
-    return _collect(path, rows, names, file_column=0)
+    return _fixed(path, rows, names)
 
 
-def _read_csv(path: Path, text: str) -> RawLabels:
+def _picture_pairs(text: str) -> list[tuple[int, list[str]]]:
+    """The lines of a list without a header, such as `identity_CelebA.txt`: a picture's name, blanks, one value."""
+    if any(delimiter in text.split("\n", 1)[0] for delimiter in ",;\t"):
+        return []
+    rows = [(number, line.split()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return rows if all(len(cells) == 2 and has_image_suffix(cells[0]) for _, cells in rows) else []
+
+
+def _read_pair_list(path: Path, rows: list[tuple[int, list[str]]]) -> RawLabels:
+    name = "identity" if "identity" in path.stem.lower() else path.stem
+    raw = _fixed(path, rows, [name])
+    note = f"{path.name} has no header: its values are called {name!r}."
+    return RawLabels(files=raw.files, columns=raw.columns, numbers=raw.numbers, notes=(note,))
+
+
+def _read_csv(path: Path, text: str, images: Sequence[str] | None) -> RawLabels:
     rows = csv_rows(path, text)
     line, header = next(rows, (1, [""]))
     if [cell.lower() for cell in header[:2]] == _LFW_COLUMNS:
-        header, rows = [_LFW_COLUMNS[0], *_trimmed(header[2:])], _lfw_rows(path, rows)
+        return _fixed(path, list(_lfw_rows(path, rows)), _trimmed(header[2:]))
     if any(has_image_suffix(cell) for cell in header):
         raise LabelError(
             f"{path}, line {line}: no header, the line already names an image.",
             remedy="Add a first line with column names, e.g. filename,smiling,age.",
         )
-    file_column = header.index(HF_FILE_KEY) if HF_FILE_KEY in header else 0
-    names = header[:file_column] + header[file_column + 1 :]
-    _check_header(path, line, names)
-    return _collect(path, rows, names, file_column)
+    _check_header(path, line, header)
+    table = CellTable(header=header, rows=list(rows))
+    if not table.rows:
+        raise LabelError(f"{path} holds a header but no rows.", remedy="Add one row for each image.")
+    return _from_table(path, table, images)
 
 
 def _without_comment(text: str) -> str:
@@ -173,48 +276,6 @@ def _trimmed(cells: list[str]) -> list[str]:
     return cells
 
 
-def _read_jsonl(path: Path, text: str) -> RawLabels:
-    """One object a line with the key `file_name`; nested values (boxes, captions' lists) are left out."""
-    files: list[str] = []
-    columns: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = _json_object(path, number, line)
-        if not isinstance(record.get(HF_FILE_KEY), str):
-            raise LabelError(
-                f"{path}, line {number}: no {HF_FILE_KEY!r}.",
-                remedy=f"Every line needs a {HF_FILE_KEY!r} key.",
-            )
-        name = unique_file(path, number, record.pop(HF_FILE_KEY), seen)
-        for key, value in record.items():
-            if not isinstance(value, dict | list):
-                column = columns.setdefault(key, [])
-                column.extend([""] * (len(files) - len(column)))
-                column.append(_json_cell(value))
-        files.append(name)
-    for column in columns.values():
-        column.extend([""] * (len(files) - len(column)))
-    return RawLabels(files, columns)
-
-
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LabelError(f"{path}, line {number}: not JSON ({error}).", remedy="Write one object a line.") from error
-    if not isinstance(record, dict):
-        raise LabelError(f"{path}, line {number}: not a JSON object.", remedy="Write one object a line.")
-    return record
-
-
-def _json_cell(value: object) -> str:
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _check_header(path: Path, line: int, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
@@ -223,23 +284,17 @@ def _check_header(path: Path, line: int, names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _collect(
-    path: Path,
-    rows: Iterator[tuple[int, list[str]]] | list[tuple[int, list[str]]],
-    names: list[str],
-    file_column: int,
-) -> RawLabels:
-    """Rows to columns; a column without a name (a spreadsheet's row numbers) is left out."""
-    files: list[str] = []
-    kept: list[list[str]] = []
+def _fixed(path: Path, rows: list[tuple[int, list[str]]], names: list[str]) -> RawLabels:
+    """Rows of a format whose first cell names the image."""
+    _check_header(path, 1, names)
     seen: set[str] = set()
+    files: list[str] = []
     for line, cells in rows:
         if len(cells) != len(names) + 1:
             raise LabelError(
                 f"{path}, line {line}: {len(cells)} values, but the header has {len(names) + 1} columns.",
                 remedy="Give every row one value for each column; leave a cell empty where it is unknown.",
             )
-        files.append(unique_file(path, line, cells.pop(file_column), seen))
-        kept.append(cells)
-    values = zip(*kept, strict=True) if kept else [()] * len(names)
-    return RawLabels(files, {name: list(column) for name, column in zip(names, values, strict=True) if name})
+        files.append(unique_file(path, line, cells[0], seen))
+    columns = {name: [cells[at] for _, cells in rows] for at, name in enumerate(names, start=1) if name}
+    return RawLabels(files=files, columns=columns, numbers=[line for line, _ in rows])

@@ -6,44 +6,37 @@ rows, table_rows = table.match(file_names)   # file_names[rows[i]] is table.file
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from diticli.data.decode import has_image_suffix
-from diticli.data.label_formats import FILE_HEADERS, csv_rows, read_raw, read_text, unique_file
+from diticli.data.label_columns import IDENTITY_HEADERS, UNKNOWN, LabelColumn, make_column
+from diticli.data.label_formats import (
+    FILE_HEADERS,
+    file_column,
+    other_columns,
+    plain_header,
+    read_raw,
+    unique_file,
+)
+from diticli.data.name_match import match_names
+from diticli.data.tables import CellTable, csv_rows, read_records, read_text
 from diticli.errors import LabelError
 
-_MISSING = frozenset({"", "nan", "na", "n/a", "null", "none"})
-_BOOLEANS = {"true": 1.0, "false": 0.0}
-
-_PADDED_NUMBER = re.compile(r"(?<![^/])0+(?=[0-9]+(\.[A-Za-z]+)?\Z)")
+__all__ = ["LabelColumn", "LabelTable", "folder_labels", "read_groups", "read_labels", "read_parts"]
 
 Part = Literal["train", "val", "test"]
 _PARTS: dict[str, Part] = {
     **{"0": "train", "1": "val", "2": "test"},
     **{"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"},
 }
-
-
-@dataclass(frozen=True)
-class LabelColumn:
-    """One attribute of all files of a table.
-
-    Attributes:
-        kind: what the values are.
-        values: [N] "binary" float32 0 or 1, "number" float32, both NaN where unknown; "category" str, empty
-            where unknown.
-    """
-
-    kind: Literal["binary", "number", "category"]
-    values: npt.NDArray[Any]
+_PART_HEADERS = frozenset({"split", "partition", "part", "set", "subset"})
+_GROUP_HEADERS = IDENTITY_HEADERS | {"group", "group_id", "scene", "scene_id"}
 
 
 @dataclass(frozen=True)
@@ -53,19 +46,19 @@ class LabelTable:
     Attributes:
         files: [N] file names as written in the label file.
         columns: attributes by name, in the file's order.
+        file_column: name of the column that `files` are from; "" where the format fixes it.
+        notes: how the file was understood where that is not plain, in words.
     """
 
     files: tuple[str, ...]
     columns: dict[str, LabelColumn]
+    file_column: str = ""
+    notes: tuple[str, ...] = ()
 
     def match(self, names: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pair image names with rows of this table.
 
-        Three ways are tried and the first that pairs anything is used for all: equal relative names; equal
-        base names; equal base names without the image suffix (labels made for `.jpg`, images saved as
-        `.png`). The latter two only where they are unique, both among `names` and in the table. Base names
-        that are nothing but a number are equal whatever zeros pad them (`0.jpg` of CelebAMask-HQ is
-        `00000.png` of an LMDB), as long as that leaves all unique.
+        See `diticli.data.name_match.match_names` for how.
 
         Args:
             names: image names with forward slashes, e.g. the rows of a feature file.
@@ -74,38 +67,35 @@ class LabelTable:
             Two int64 arrays of equal length, indices into `names` (increasing) and into the table; empty when
             nothing matches.
         """
-        for key in (_unpadded(_normal), _normal, _unpadded(_base), _base, _unpadded(_stem), _stem):
-            wanted, known = _index(names, key), _index(self.files, key)
-            if wanted is None or known is None:
-                continue
-            pairs = sorted((row, known[text]) for text, row in wanted.items() if text in known)
-            if pairs:
-                rows, table_rows = zip(*pairs, strict=True)
-                return np.array(rows, dtype=np.int64), np.array(table_rows, dtype=np.int64)
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        match = match_names(names, self.files)
+        return match.rows, match.table_rows
 
 
-def read_labels(path: Path) -> LabelTable:
-    """Read a label file: CelebA's and CelebAMask-HQ's lists, CSV, LFW's scores, Hugging Face's metadata.
+def read_labels(path: Path, images: Sequence[str] | None = None) -> LabelTable:
+    """Read a label file: CelebA's and CelebAMask-HQ's lists, tables, LFW's scores, Hugging Face's metadata.
 
-    A CSV has a header; its first column (or one called `file_name`) names the files, or the first two are
-    `person` and `imagenum`, as in `lfw_attributes.txt`; comma, tab and semicolon all serve. A column whose values
-    lie within {-1, 1}, {0, 1} or {true, false} is binary, other numbers are numbers, the rest are categories.
-    Empty cells, and in columns of numbers also nan, na, n/a, null, none and infinities, count as unknown.
+    A table (CSV with comma, tab or semicolon, JSON, JSON lines, Parquet) has a header; the column that names the
+    files is found by `diticli.data.label_formats.file_column`, or the first two are `person` and `imagenum`, as in
+    `lfw_attributes.txt`. What a column means is decided by `diticli.data.label_columns.make_column`.
+
+    Args:
+        path: the file.
+        images: names of the images, which decide where several columns might name them.
 
     Raises:
         LabelError: with the line number, for a file that is missing, empty, damaged or of no known format.
     """
-    raw = read_raw(path)
-    columns = {name: _column(cells) for name, cells in raw.columns.items()}
-    return LabelTable(tuple(raw.files), columns)
+    raw = read_raw(path, images)
+    columns = {name: make_column(name, cells, raw.numbers, raw.unit) for name, cells in raw.columns.items()}
+    notes = (*raw.notes, *(column.note for column in columns.values() if column.note))
+    return LabelTable(tuple(raw.files), columns, raw.file_column, notes)
 
 
-def read_groups(path: Path) -> dict[str, str]:
+def read_groups(path: Path, images: Sequence[str] | None = None) -> dict[str, str]:
     """Read which group (a person, a scene) each file belongs to.
 
-    Either CelebA's `identity_CelebA.txt` (`000001.jpg 2880` a line) or a CSV of two columns, with or without
-    a header.
+    Either CelebA's `identity_CelebA.txt` (`000001.jpg 2880` a line), two columns without a header, or a table as for
+    `read_labels` whose only other column, or the one called person, identity, subject, group or scene, has the group.
 
     Returns:
         File name -> group.
@@ -113,14 +103,15 @@ def read_groups(path: Path) -> dict[str, str]:
     Raises:
         LabelError: with the line number, for a file that is missing, empty or damaged.
     """
-    return _read_pairs(path, "its group", "the person (or scene) it shows")
+    return _read_pairs(path, "its group", "the person (or scene) it shows", _GROUP_HEADERS, images)
 
 
-def read_parts(path: Path) -> dict[str, Part]:
+def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, Part]:
     """Read which part of a split each file belongs to.
 
-    Either CelebA's `list_eval_partition.txt` (`000001.jpg 0` a line) or a CSV of two columns, with or without
-    a header. The parts are 0, 1, 2 or train, val (valid, validation), test.
+    Either CelebA's `list_eval_partition.txt` (`000001.jpg 0` a line), two columns without a header, or a table as for
+    `read_labels` whose only other column, or the one called split, partition, part, set or subset, has the part.
+    The parts are 0, 1, 2 or train, val (valid, validation), test.
 
     Returns:
         File name -> "train", "val" or "test".
@@ -129,7 +120,8 @@ def read_parts(path: Path) -> dict[str, Part]:
         LabelError: for a file that is missing, empty, damaged, or names another part.
     """
     parts: dict[str, Part] = {}
-    for name, part in _read_pairs(path, "its part", "0 (train), 1 (validation) or 2 (test)").items():
+    meaning = "0 (train), 1 (validation) or 2 (test)"
+    for name, part in _read_pairs(path, "its part", meaning, _PART_HEADERS, images).items():
         if part.lower() not in _PARTS:
             raise LabelError(
                 f"{path}: {name!r} belongs to part {part!r}.",
@@ -157,24 +149,56 @@ def folder_labels(names: Sequence[str]) -> LabelTable:
     return LabelTable(tuple(names), {"folder": LabelColumn("category", np.array(folders, dtype=np.str_))})
 
 
-def _read_pairs(path: Path, second: str, meaning: str) -> dict[str, str]:
-    """File name -> second column, of CelebA's lists and of CSVs."""
-    text = read_text(path)
-    rows = list(csv_rows(path, text)) if any(c in text.split("\n", 1)[0] for c in ",\t;") else _pairs(text)
-    if rows and _is_header(rows):
-        rows = rows[1:]
+def _read_pairs(
+    path: Path, second: str, meaning: str, headers: frozenset[str], images: Sequence[str] | None
+) -> dict[str, str]:
+    """File name -> value, of CelebA's lists and of tables."""
+    rows, unit = _pair_rows(path, second, headers, images)
     pairs: dict[str, str] = {}
     seen: set[str] = set()
     for line, cells in rows:
-        if len(cells) != 2 or not cells[1]:
+        if len(cells) != 2 or cells[1].lower() in UNKNOWN:
+            got = f"{len(cells)} values" if len(cells) != 2 else f"{cells[1]!r} for {cells[0]!r}"
             raise LabelError(
-                f"{path}, line {line}: expected a file name and {second}, got {len(cells)} values.",
-                remedy=f"Write two columns: the file name, and {meaning}.",
+                f"{path}, {unit} {line}: expected a file name and {second}, got {got}.",
+                remedy=f"Write two columns: the file name, and {meaning}; leave the row out where it is unknown.",
             )
-        pairs[unique_file(path, line, cells[0], seen)] = cells[1]
+        pairs[unique_file(path, line, cells[0], seen, unit)] = cells[1]
     if not pairs:
         raise LabelError(f"{path} holds a header but no rows.", remedy="Add one row for each image.")
     return pairs
+
+
+def _pair_rows(
+    path: Path, second: str, headers: frozenset[str], images: Sequence[str] | None
+) -> tuple[list[tuple[int, list[str]]], str]:
+    """(number, [file, value]) of each row, and what the number counts."""
+    table = read_records(path)
+    if table is None:
+        text = read_text(path)
+        rows = list(csv_rows(path, text)) if any(c in text.split("\n", 1)[0] for c in ",\t;=") else _pairs(text)
+        if not rows or not _is_header(rows):
+            return rows, "line"
+        table = CellTable(header=rows[0][1], rows=rows[1:])
+    if not table.rows:
+        return [], table.unit
+    for line, cells in table.rows:
+        if len(cells) != len(table.header):
+            raise LabelError(
+                f"{path}, {table.unit} {line}: expected a file name and {second}, got {len(cells)} values where the "
+                f"header has {len(table.header)} columns.",
+                remedy="Give every row one value for each column.",
+            )
+    at = file_column(path, table, images)
+    others = other_columns(table, at)[0]
+    named = [one for one in others if plain_header(table.header[one]) in headers]
+    if len(found := named if len(others) > 1 else others) != 1:
+        names = ", ".join(repr(table.header[one]) for one in (named or others)) or "none"
+        raise LabelError(
+            f"{path}: which column holds for each file {second}? There are {names}.",
+            remedy=f"Keep the one that is meant, or call it {min(headers, key=len)!r}.",
+        )
+    return [(line, [cells[at], cells[found[0]]]) for line, cells in table.rows], table.unit
 
 
 def _pairs(text: str) -> list[tuple[int, list[str]]]:
@@ -184,62 +208,7 @@ def _pairs(text: str) -> list[tuple[int, list[str]]]:
 
 
 def _is_header(rows: Sequence[tuple[int, list[str]]]) -> bool:
-    first = rows[0][1][0]
-    if first.lower() in FILE_HEADERS:
+    first = rows[0][1]
+    if any(plain_header(cell) in FILE_HEADERS for cell in first):
         return True
-    return not has_image_suffix(first) and len(rows) > 1 and has_image_suffix(rows[1][1][0])
-
-
-def _column(cells: list[str]) -> LabelColumn:
-    numbers = _numbers(cells)
-    if numbers is None:
-        return LabelColumn("category", np.array(cells, dtype=np.str_))
-    with np.errstate(over="ignore"):
-        numbers = numbers.astype(np.float32)
-    numbers[~np.isfinite(numbers)] = np.nan
-    present = set(np.unique(numbers[~np.isnan(numbers)]).tolist())
-    if present and (present <= {0.0, 1.0} or present <= {-1.0, 1.0}):
-        return LabelColumn("binary", np.where(np.isnan(numbers), np.nan, numbers > 0).astype(np.float32))
-    return LabelColumn("number", numbers)
-
-
-def _numbers(cells: list[str]) -> npt.NDArray[np.floating] | None:
-    """The cells as numbers, unknown ones NaN; None when one is something else."""
-    try:
-        return np.array([_number(cell) for cell in cells], dtype=np.float64)
-    except ValueError:
-        return None
-
-
-def _number(cell: str) -> float:
-    text = cell.lower()
-    if text in _MISSING:
-        return float("nan")
-    if "_" in text:  # Python reads 1_000 as a number; here it is somebody's identifier
-        raise ValueError(cell)
-    truth = _BOOLEANS.get(text)
-    return float(text) if truth is None else truth
-
-
-def _index(names: Sequence[str], key: Callable[[str], str]) -> dict[str, int] | None:
-    """Key -> row; None when two rows share a key."""
-    rows = {key(name): row for row, name in enumerate(names)}
-    return rows if len(rows) == len(names) else None
-
-
-def _normal(name: str) -> str:
-    return os.path.normpath(name.replace("\\", "/"))
-
-
-def _base(name: str) -> str:
-    return _normal(name).rsplit("/", 1)[-1]
-
-
-def _stem(name: str) -> str:
-    base = _base(name)
-    return os.path.splitext(base)[0] if has_image_suffix(base) else base
-
-
-def _unpadded(key: Callable[[str], str]) -> Callable[[str], str]:
-    """The key without the zeros that pad a base name which is a number."""
-    return lambda name: _PADDED_NUMBER.sub("", key(name))
+    return not any(map(has_image_suffix, first)) and len(rows) > 1 and any(map(has_image_suffix, rows[1][1]))

@@ -1,27 +1,21 @@
-"""Tables of pairs to edit: CSV, TSV or JSON lines with the columns a, b[, chunks, alphas, name]."""
+"""Tables of pairs to edit: CSV, TSV, JSON or Parquet with the columns a, b[, chunks, alphas, name]."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diticli.data.faces_word import is_faces
+from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
 from diticli.editing.inputs import source_name
 from diticli.editing.sheet import slug
-from diticli.errors import ConfigError, DataError
+from diticli.errors import ConfigError, DataError, LabelError
 
 COLUMNS = ("a", "b", "chunks", "alphas", "name", "error")
 """`error` is what a list of failures adds; it is read past, so that such a list is a table again."""
-SUFFIXES = (".csv", ".tsv", ".jsonl")
 _REMEDY = "The first line names the columns: a,b and, if wanted, chunks,alphas,name."
-
-_JSON_REMEDY = 'Write {"a": "x.png", "b": "y.png"} on each line.'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +41,6 @@ class PairRow:
         return {column: getattr(self, column) for column in COLUMNS[:-1]}
 
 
-def is_table(source: str) -> bool:
-    """Whether a source is a table of pairs, by its suffix."""
-    return Path(source).suffix.lower() in SUFFIXES
-
-
 def read_pairs(path: Path) -> list[PairRow]:
     """The pairs of a table. Relative paths are relative to it; pairs without a name are called by number and files.
 
@@ -61,11 +50,21 @@ def read_pairs(path: Path) -> list[PairRow]:
             plain file names.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise DataError(f"Cannot read the table {path}: {reason}.", remedy=_REMEDY) from error
-    lines = list(_json_rows(text, path) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path))
+        table = read_records(path, lists=True) or _delimited(path)
+    except LabelError as error:
+        raise DataError(error.message, remedy=error.remedy) from error
+    named = [at for at, name in enumerate(table.header) if not is_index(name)]
+    header = [table.header[at] for at in named]
+    if table.rows or path.suffix.lower() not in (".json", ".jsonl"):
+        _check_columns(header, path)
+    for number, cells in table.rows:
+        if len(cells) != len(table.header):
+            raise ConfigError(
+                f"{path}, {table.unit} {number}, has another number of columns than the first line.",
+                remedy="Quote values that hold commas.",
+            )
+    lines = [dict(zip(header, (cells[at] for at in named), strict=True)) for _, cells in table.rows]
+    lines = [fields for fields in lines if any(fields.values())]
     if not lines:
         raise DataError(f"{path} lists no pairs.", remedy=_REMEDY)
     width = len(str(len(lines)))
@@ -74,45 +73,9 @@ def read_pairs(path: Path) -> list[PairRow]:
     return rows
 
 
-def _csv_rows(text: str, path: Path) -> Iterable[Mapping[str, Any]]:
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel"
-    )
-    try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        _check_columns(reader.fieldnames, path)
-        for row in reader:
-            if None in row or None in row.values():
-                raise ConfigError(
-                    f"{path}, line {reader.line_num}, has another number of columns than the first line.",
-                    remedy="Quote values that hold commas.",
-                )
-            if any(row.values()):
-                yield row
-    except csv.Error as error:
-        raise DataError(f"Cannot read the table {path}: {error}.", remedy=_REMEDY) from error
-
-
-def _json_rows(text: str, path: Path) -> Iterable[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {number}, is not JSON.", remedy='E.g. {"a": "x.png", "b": "y.png"}'
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}, is no object.", remedy='E.g. {"a": "x.png", "b": "y.png"}')
-        _check_columns(list(row), path)
-        yield {key: _text(value) for key, value in row.items()}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
+def _delimited(path: Path) -> CellTable:
+    (_, header), *rows = list(csv_rows(path, read_text(path))) or [(1, [""])]
+    return CellTable(header=header, rows=rows)
 
 
 def _check_columns(names: Sequence[str], path: Path) -> None:
@@ -122,8 +85,8 @@ def _check_columns(names: Sequence[str], path: Path) -> None:
         raise ConfigError(f"{path} has an unknown column {unknown[0]!r}.", remedy=_REMEDY)
 
 
-def _row(number: int, fields: Mapping[str, Any], path: Path, width: int) -> PairRow:
-    values = {column: str(fields.get(column) or "").strip() for column in COLUMNS[:-1]}
+def _row(number: int, fields: Mapping[str, str], path: Path, width: int) -> PairRow:
+    values = {column: fields.get(column, "") for column in COLUMNS[:-1]}
     for side in ("a", "b"):
         if not values[side]:
             raise ConfigError(f"Pair {number} of {path} has no image {side}.", remedy=_REMEDY)

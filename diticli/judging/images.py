@@ -94,7 +94,9 @@ def judged_folder(
     source = open_images(data, resolution, crop=crop, reporter=reporter)
     loaded = load_images(source, reporter=reporter)
     files = [source.file_name(int(index)) for index in loaded.indices]
-    joined = join_labels(files, read_labels(labels))
+    joined = join_labels(files, read_labels(labels, files))
+    for line in (joined.describe(), *joined.notes):
+        reporter.note(line)
     columns = {name: column for name, column in joined.columns.items() if column.kind != "category"}
     count = len(joined.rows)
     if count < 4 * pairs or not columns:
