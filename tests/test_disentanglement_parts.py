@@ -1,16 +1,20 @@
 """The small steps the metrics are made of, against scikit-learn or by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from diticli.data.labels import LabelColumn
+from diticli.disentanglement import importance
 from diticli.disentanglement.codes import FactorRows
 from diticli.disentanglement.dci import completeness, disentanglement, sum_groups
+from diticli.disentanglement.explicitness import explicitness
 from diticli.disentanglement.factor_vae import part_count, vote_accuracy
 from diticli.disentanglement.factors import Factor, make_factors
 from diticli.disentanglement.gaps import mean_or_none, top_gap
-from diticli.disentanglement.importance import balanced_rows
+from diticli.disentanglement.importance import balanced_rows, fit_converged, lasso_importance
 from diticli.disentanglement.information import bin_columns, bin_count, entropy, mutual_information
 from diticli.disentanglement.modularity import modularity
 from diticli.disentanglement.readout import chunk_readouts
@@ -22,6 +26,24 @@ from diticli.disentanglement.tad import captured_attributes, entropy_reductions,
 def rows_with(x: np.ndarray, y: np.ndarray, kind: str) -> FactorRows:
     half = len(x) // 2
     return FactorRows(kind=kind, x_train=x[:half], y_train=y[:half], x_test=x[half:], y_test=y[half:])
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+def test_fits_of_scikit_learn_that_do_not_converge_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5))
+    good = rows_with(x, (x[:, 0] + rng.normal(size=200) > 0).astype(float), "binary")
+    assert (explicitness(good, 0)[1], lasso_importance(good, 0)[1]) == (True, True)
+    monkeypatch.setitem(importance._LASSO_GRID, "max_iter", 1)
+    monkeypatch.setattr("diticli.disentanglement.explicitness._ITERATIONS", 1)
+    assert (explicitness(good, 0)[1], lasso_importance(good, 0)[1]) == (False, False)
+
+    class Noisy:
+        def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+            warnings.warn("another matter", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="another matter"):
+        assert fit_converged(Noisy(), x, x)
 
 
 def test_mutual_information_is_sklearns() -> None:

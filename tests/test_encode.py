@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from diticli.analysis import encode as encode_module
 from diticli.analysis.batch_encoder import BatchEncoder
 from diticli.analysis.encode import EncodeResult, _batches, encode_images
+from diticli.chunks import ChunkLayout
 from diticli.commands.encode import encode
 from diticli.data.features import read_features
 from diticli.data.images import UnreadableImageError
@@ -231,11 +233,11 @@ def test_unknown_suffix_before_any_work(tmp_path: Path) -> None:
 @pytest.fixture
 def command(make_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """(*arguments) -> what `encode` did with a tiny model; `.asked` and `.pipeline` beside it."""
-    pipeline, asked = make_pipeline(), []
+    asked: list[tuple[str | None, str | None]] = []
 
     def load(model: str | None, device: str | None) -> Any:
         asked.append((model, device))
-        return pipeline
+        return invoke.pipeline  # type: ignore[attr-defined]
 
     monkeypatch.setattr("diticli.models.locate.load_model", load)
     app = typer.Typer()
@@ -244,7 +246,10 @@ def command(make_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
     def invoke(*arguments: object) -> Any:
         return CliRunner().invoke(app, [*map(str, arguments), "--model", "m", "--device", "cpu"])
 
-    invoke.asked, invoke.pipeline = asked, pipeline  # type: ignore[attr-defined]
+    def use(pipeline: Any) -> None:
+        invoke.pipeline = pipeline  # type: ignore[attr-defined]
+
+    invoke.asked, invoke.use, invoke.pipeline = asked, use, make_pipeline()  # type: ignore[attr-defined]
     return invoke
 
 
@@ -291,6 +296,19 @@ def test_command_writes_a_folder_of_shards(tmp_path: Path, command: Any, monkeyp
     assert shards.meta.created
     again = command("faces:5:0", "-o", out, "--shard-size", 2, "--format", "parquet")
     assert "Wrote 5 rows of 16 features" in again.stderr
+
+
+def test_the_layout_of_the_model_is_read_from_its_features(
+    tmp_path: Path, command: Any, make_pipeline: Callable[..., Any], layout: ChunkLayout
+) -> None:
+    """Also what a timestep sees, which is not a prefix for every model."""
+    command.use(make_pipeline(chunk_layout=layout.to_dict() | {"visible": "all"}))
+    assert command("faces:3:0", "-o", tmp_path / "feats.npy").exit_code == 0
+    assert command("faces:3:0", "-o", tmp_path / "feats", "--shard-size", 2).exit_code == 0
+    for name in ("feats.npy", "feats"):
+        meta = read_features(tmp_path / name).meta
+        assert meta is not None
+        assert meta.layout == replace(layout, visible="all")
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from diticli.chunks import ChunkLayout
 from diticli.data.feature_formats import READERS, sidecar_path
 from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta, read_features
@@ -206,3 +208,14 @@ def test_sidecar_is_readable_json(tmp_path: Path) -> None:
     assert data["files"] == FILES
     assert data["skipped"] == [{"file": "bad.png", "reason": "truncated"}]
     assert data["chunk_ends"] == [2, 5]
+
+
+def test_what_a_timestep_sees_comes_back(tmp_path: Path) -> None:
+    layout = ChunkLayout(timestep_ends=(400, 1000), ends=(1, 3), visible="all")
+    meta = FeatureMeta(files=(), chunk_ends=layout.ends, timestep_ends=layout.timestep_ends, visible="all")
+    assert FeatureMeta.from_json(meta.to_json()).layout == layout
+    old = {key: value for key, value in json.loads(meta.to_json()).items() if key != "visible"}
+    assert FeatureMeta.from_json(json.dumps(old)).layout == replace(layout, visible="prefix")
+    assert FeatureMeta(files=()).layout is None
+    with pytest.raises(FeatureFileError, match="damaged"):
+        FeatureMeta.from_json(json.dumps(old | {"visible": "some"}))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from diticli.probing import linear
 from diticli.probing.linear import BinaryLoss, CategoryLoss, FeatureSpace, SquaredLoss, fit_path
 
 N, D = 600, 12
@@ -105,3 +106,29 @@ def test_restricted_space_is_that_of_the_chosen_features_alone() -> None:
     exact = Ridge(alpha=0.01 * 300).fit(standard[:, dims], truth[:, 0])
     np.testing.assert_allclose((own.basis @ fit.weights)[dims, 0], exact.coef_, atol=2e-3)
     assert fit.bias[0] == pytest.approx(exact.intercept_, abs=1e-3)
+
+
+def test_a_fit_that_stops_at_its_limit_says_so() -> None:
+    """Separable rows of very unequal size: the last fit is still on a slope after 300 iterations."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_t(0.8, size=(1500, 300)).astype(np.float32)
+    truth = (values[:, :3].sum(1, keepdims=True) > 0).astype(np.float64)
+    space, projected, _ = standard_space(values)
+    fits = list(fit_path(projected, space.variances, BinaryLoss(truth), [10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5]))
+    assert [bool(fit.converged[0]) for fit in fits] == [True] * 6 + [False]
+
+
+def test_of_targets_fitted_together_only_those_on_a_slope_have_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 4)
+    values, rng = data(400)
+    space, projected, standard = standard_space(values)
+    separable = standard @ rng.normal(size=D) > 0
+    truth = np.stack([np.where(np.arange(400) % 2, 1.0, 0.0), separable], axis=1)
+    truth[:, 0] = rng.permutation(truth[:, 0])
+    (fit,) = fit_path(projected, space.variances, BinaryLoss(truth), [1e-2])
+    (exact,) = fit_path(projected, space.variances, SquaredLoss(truth), [1e-2])
+    assert not fit.converged[1]
+    assert exact.converged.all()
+    codes = truth[:, 1].astype(np.int64)
+    (fit,) = fit_path(projected, space.variances, CategoryLoss(codes, 2), [1e-4])
+    assert fit.converged.tolist() == [False, False]

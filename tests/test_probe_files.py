@@ -185,6 +185,23 @@ def test_command_shows_a_table_and_says_what_it_did(files: Path) -> None:
     assert load_probe(files / "out" / "probe.safetensors").model_hash == "abc"
 
 
+def shown_attributes(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "out" / "report.json").read_text())["attributes"]
+
+
+def test_command_says_which_fits_have_not_converged(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "converged" not in run_command(files).output
+    assert all(item["converged"] for item in shown_attributes(files))
+    monkeypatch.setattr("diticli.probing.linear.MAX_ITERATIONS", 1)
+    result = run_command(files, "--mask-dims", "3", "--mask-steps", "10", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "not converged" in result.stdout
+    assert "Not converged within 1 iterations:" in result.stderr
+    (colour,) = (item for item in shown_attributes(files) if item["name"] == "colour")
+    assert not (colour["converged"])
+    assert not (colour["masked"]["converged"])
+
+
 def test_command_prints_only_json_on_stdout(files: Path) -> None:
     result = run_command(files, "--json", "--seed", "4")
     assert result.exit_code == 0, result.output

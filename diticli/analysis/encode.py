@@ -20,6 +20,7 @@ import torch
 
 from diticli.analysis.batch_encoder import BatchEncoder
 from diticli.analysis.encode_result import EncodeResult, NothingReadableError, some_skipped
+from diticli.chunks import Visible
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES
 from diticli.data.feature_writer import FeatureWriter
@@ -81,6 +82,7 @@ def model_facts(
         "model_hash": pipeline.model_hash,
         "chunk_ends": pipeline.chunks.ends,
         "timestep_ends": pipeline.chunks.timestep_ends,
+        "visible": pipeline.chunks.visible,
         "preprocessing": image | {"precision": encoder.precision},
     }
 
@@ -94,6 +96,7 @@ def encode_images(
     model_hash: str = "",
     chunk_ends: Sequence[int] = (),
     timestep_ends: Sequence[int] = (),
+    visible: Visible = "prefix",
     preprocessing: Mapping[str, Any] | None = None,
     batch_size: int = 128,
     workers: int | None = None,
@@ -118,6 +121,7 @@ def encode_images(
             preprocessing.
         chunk_ends: [K] ends of the chunks in dimensions, for the metadata.
         timestep_ends: [K] ends of the chunks in time-steps, for the metadata.
+        visible: which chunks a timestep sees, for the metadata.
         preprocessing: how pictures become inputs, for the metadata; None says the resolution.
         batch_size: images per call of `encode`.
         workers: decoding threads, see `iter_decoded`.
@@ -141,6 +145,7 @@ def encode_images(
         files=(),
         chunk_ends=tuple(chunk_ends),
         timestep_ends=tuple(timestep_ends),
+        visible=visible,
         model=model,
         model_hash=model_hash,
         preprocessing=dict(preprocessing or {"resolution": source.resolution}),

@@ -168,7 +168,7 @@ def _images(units: FeatureUnits, chosen: range | list[int]) -> int:
 
 
 def _fields(meta: FeatureMeta) -> dict[str, Any]:
-    names = ("model", "model_hash", "chunk_ends", "timestep_ends", "preprocessing")
+    names = ("model", "model_hash", "chunk_ends", "timestep_ends", "visible", "preprocessing")
     return {name: getattr(meta, name) for name in names}
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diticli.probing.report import AttributeReport, ProbeReport
 
 SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
-COLUMNS = ["attribute", "kind", "metric", "value", "95 %", "base rate", "MSE", "R2"]
+COLUMNS = ["attribute", "kind", "metric", "value", "95 %", "base rate", "MSE", "R2", "fit"]
 BUSIEST = 3
 UNITS = (
     ("DCI disentanglement", "disentanglement"),
@@ -32,6 +32,8 @@ UNITS = (
 
 def show_scores(report: ProbeReport) -> None:
     """Linear probes of all attributes, and their means."""
+    from diticli.probing.linear import MAX_ITERATIONS
+
     columns = [*COLUMNS, *_mask_columns(report)]
     rows: list[list[str]] = []
     for kind, means in report.means.items():
@@ -42,6 +44,11 @@ def show_scores(report: ProbeReport) -> None:
     used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     shown = [[row[i] for i in used] for row in rows]
     show_table("Linear probe, test rows", [columns[i] for i in used], shown)
+    if names := [item.name for item in report.attributes if not _converged(item)]:
+        say(
+            f"Not converged within {MAX_ITERATIONS} iterations: {', '.join(names)}. Their scores may be off: look for "
+            "features of very unequal size or outliers."
+        )
     for skipped in report.skipped:
         say(f"Not probed: {skipped.name} ({skipped.reason}).")
 
@@ -54,6 +61,7 @@ def _mask_columns(report: ProbeReport) -> list[str]:
 def _row(item: AttributeReport) -> list[str]:
     interval = None if item.low is None or item.high is None else (item.low, item.high)
     row = [item.name, item.kind, SHORT[item.metric], *_numbers(item.value, interval, item.base_rate, item.extras)]
+    row.append("" if _converged(item) else "not converged")
     if item.masked is None:
         return row
     return [*row, f"{item.masked.value:.3f}", f"{item.masked.by_weight:.3f}", _busiest(item.masked.per_chunk)]
@@ -62,9 +70,14 @@ def _row(item: AttributeReport) -> list[str]:
 def _mean_row(kind: str, metric: str, means: Mapping[str, float], intervals: Mapping[str, Interval]) -> list[str]:
     name = f"mean of {means['attributes']:.0f}"
     row = [name, kind, SHORT[metric], *_numbers(means[metric], intervals.get(metric), means["base_rate"], means)]
+    row.append("")
     if f"masked_{metric}" not in means:
         return row
     return [*row, f"{means[f'masked_{metric}']:.3f}", f"{means[f'by_weight_{metric}']:.3f}", ""]
+
+
+def _converged(item: AttributeReport) -> bool:
+    return item.converged and (item.masked is None or item.masked.converged)
 
 
 def _busiest(per_chunk: Sequence[int]) -> str:
@@ -97,6 +110,9 @@ def show_disentanglement(report: DisentanglementReport) -> None:
     ]
     title = f"Disentanglement of {len(report.factors)} factors"
     show_table(title, ["metric", "dims", "chunks"][: 1 + len(units)], rows)
+    for part in ("lasso", "explicitness"):
+        if names := [factor.name for factor in report.factors if part in factor.not_converged]:
+            say(f"Not converged: {part} of {', '.join(names)}. These scores may be off.")
     for skipped in report.skipped:
         say(f"No factor: {skipped.name} ({skipped.reason}).")
 

@@ -118,6 +118,7 @@ class Lineup:
             files=(),
             chunk_ends=chunks.ends if chunks else (),
             timestep_ends=chunks.timestep_ends if chunks else (),
+            visible=chunks.visible if chunks else "prefix",
             model=subject.contender.source or subject.name,
             model_hash=subject.model_hash,
             preprocessing=image | {"precision": precision},
@@ -127,8 +128,7 @@ class Lineup:
         if contender.kind == "features":
             features = read_features(Path(contender.source))
             meta = features.meta
-            known = meta is not None and meta.chunk_ends and meta.timestep_ends
-            layout = ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends) if known and meta else None
+            layout = meta.layout if meta else None
             model_hash = meta.model_hash if meta else ""
             return Subject(contender=contender, dims=features.values.shape[1], layout=layout, model_hash=model_hash)
         pipeline = load_pipeline(contender.source, str(self._device))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast, get_args
 
+from diticli.chunks import ChunkLayout, Visible
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 
@@ -21,6 +22,7 @@ class FeatureMeta:
         files: [N] names in row order, as the image source gave them.
         chunk_ends: [K] exclusive end of each chunk's slice of columns; empty for foreign features.
         timestep_ends: [K] exclusive end of each chunk's time-steps; empty for foreign features.
+        visible: which chunks a timestep sees, see `diticli.chunks.ChunkLayout`; "prefix" in files that do not say.
         model: id of the model: a folder or a Hub id.
         model_hash: hash of the weights.
         preprocessing: how a picture became the model's input, e.g. resolution and crop.
@@ -32,12 +34,24 @@ class FeatureMeta:
     files: Sequence[str]
     chunk_ends: tuple[int, ...] = ()
     timestep_ends: tuple[int, ...] = ()
+    visible: Visible = "prefix"
     model: str = ""
     model_hash: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
     created: str = ""
     version: str = ""
+
+    @property
+    def layout(self) -> ChunkLayout | None:
+        """The chunks of the columns, None when they are unknown.
+
+        Raises:
+            ChunkError: when the ends are no layout.
+        """
+        if not (self.chunk_ends and self.timestep_ends):
+            return None
+        return ChunkLayout(timestep_ends=self.timestep_ends, ends=self.chunk_ends, visible=self.visible)
 
     def to_json(self) -> str:
         """JSON text, read back by `from_json`."""
@@ -56,12 +70,19 @@ class FeatureMeta:
                 files=tuple(_strings(data["files"])),
                 chunk_ends=tuple(int(end) for end in data.get("chunk_ends", ())),
                 timestep_ends=tuple(int(end) for end in data.get("timestep_ends", ())),
+                visible=_visible(data.get("visible", "prefix")),
                 preprocessing=dict(data.get("preprocessing", {})),
                 skipped=tuple(Skipped(*_strings([s["file"], s["reason"]])) for s in data.get("skipped", ())),
                 **{key: str(data.get(key, "")) for key in ("model", "model_hash", "created", "version")},
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FeatureFileError(f"The metadata is damaged ({error!r}).", remedy=REMEDY) from error
+
+
+def _visible(value: Any) -> Visible:
+    if value not in get_args(Visible):
+        raise ValueError(f"visible is {value!r}")
+    return cast(Visible, value)
 
 
 def _strings(values: Any) -> list[str]:

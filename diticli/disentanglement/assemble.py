@@ -96,4 +96,5 @@ def _factor(factor: Factor, item: FactorColumn, codes: Codes, layout: ChunkLayou
         dim_sap=top_gap(dims.predictability),
         chunk_sap=None if chunks is None else top_gap(chunks.predictability),
         chunk_information=tuple(information.tolist()),
+        not_converged=item.not_converged,
     )

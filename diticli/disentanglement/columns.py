@@ -52,6 +52,7 @@ class FactorColumn:
         explicitness: AUROC.
         dims: every dim alone.
         chunks: every chunk's readout; None without chunks.
+        not_converged: "lasso" and "explicitness", where a fit stopped at its limit of iterations.
     """
 
     importance: DoubleArray
@@ -60,6 +61,7 @@ class FactorColumn:
     explicitness: float
     dims: UnitColumn
     chunks: UnitColumn | None
+    not_converged: tuple[str, ...]
 
 
 def measure_factor(factor: Factor, codes: Codes, seed: int) -> FactorColumn:
@@ -67,13 +69,17 @@ def measure_factor(factor: Factor, codes: Codes, seed: int) -> FactorColumn:
     rows = codes.of(factor)
     importance, informativeness = tree_importance(rows, seed)
     attribute = None if factor.kind == "category" else _attribute(factor, codes)
+    lasso, lasso_converged = lasso_importance(rows, seed)
+    auroc, auroc_converged = explicitness(codes.of(_discrete(factor, PARTS, codes)), seed)
+    fits = {"lasso": lasso_converged, "explicitness": auroc_converged}
     return FactorColumn(
         importance=importance,
-        lasso=lasso_importance(rows, seed),
+        lasso=lasso,
         informativeness=informativeness,
-        explicitness=explicitness(codes.of(_discrete(factor, PARTS, codes)), seed),
+        explicitness=auroc,
         dims=_dims_column(rows, attribute),
         chunks=_chunks_column(rows, codes, attribute) if codes.groups else None,
+        not_converged=tuple(name for name, converged in fits.items() if not converged),
     )
 
 

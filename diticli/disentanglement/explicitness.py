@@ -7,31 +7,27 @@ quartiles (ours: the paper has discrete factors only).
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from diticli.disentanglement.codes import FactorRows
-from diticli.disentanglement.importance import balanced_rows
+from diticli.disentanglement.importance import balanced_rows, fit_converged
 from diticli.disentanglement.scores import mean_auroc
 
 PARTS = 4
 """Classes that a number is cut into."""
 _ROWS = 5_000
+_ITERATIONS = 300
 
 
-def explicitness(rows: FactorRows, seed: int) -> float:
-    """Mean AUROC over the classes of one factor, on the test rows.
+def explicitness(rows: FactorRows, seed: int) -> tuple[float, bool]:
+    """Mean AUROC over the classes of one factor, on the test rows, and whether the fit converged.
 
     Args:
         rows: whose values are classes; see `Factor.classes`.
         seed: of the draw of rows where there are more than 5,000.
     """
     chosen = balanced_rows(rows, _ROWS, np.random.default_rng(seed))
-    model = LogisticRegression(max_iter=300, tol=1e-3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(rows.x_train[chosen], rows.y_train[chosen])
-    return mean_auroc(rows.y_test, model.predict_proba(rows.x_test), model.classes_)
+    model = LogisticRegression(max_iter=_ITERATIONS, tol=1e-3)
+    converged = fit_converged(model, rows.x_train[chosen], rows.y_train[chosen])
+    return mean_auroc(rows.y_test, model.predict_proba(rows.x_test), model.classes_), converged

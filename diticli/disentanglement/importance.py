@@ -13,6 +13,7 @@ split, the usual shortcut, spreads importance over dims that do not matter.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +53,8 @@ def tree_importance(rows: FactorRows, seed: int) -> tuple[DoubleArray, float]:
     return model.feature_importances_, max(0.0, score)
 
 
-def lasso_importance(rows: FactorRows, seed: int) -> DoubleArray:
-    """[D] absolute lasso weights on standardised dims for the standardised factor.
+def lasso_importance(rows: FactorRows, seed: int) -> tuple[DoubleArray, bool]:
+    """[D] absolute lasso weights on standardised dims for the standardised factor, and whether all fits converged.
 
     Penalty by three-fold cross-validation. Classes are indicators, one for a binary factor, one each for a
     category, whose weights are summed. Weights that explain nothing on the test rows (R2 up to 0.01) are left out: of
@@ -63,17 +64,27 @@ def lasso_importance(rows: FactorRows, seed: int) -> DoubleArray:
     fitted, held_out = rows.y_train[chosen], rows.y_test
     if rows.kind != "category":
         return _lasso_weights(rows, chosen, fitted, held_out)
-    weights = [_lasso_weights(rows, chosen, fitted == label, held_out == label) for label in np.unique(fitted)]
-    return np.sum(weights, axis=0)
+    found = [_lasso_weights(rows, chosen, fitted == label, held_out == label) for label in np.unique(fitted)]
+    return np.sum([weights for weights, _ in found], axis=0), all(converged for _, converged in found)
 
 
-def _lasso_weights(rows: FactorRows, chosen: Rows, fitted: Target, held_out: Target) -> DoubleArray:
+def _lasso_weights(rows: FactorRows, chosen: Rows, fitted: Target, held_out: Target) -> tuple[DoubleArray, bool]:
     mean, std = fitted.mean(), fitted.std()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LassoCV(**_LASSO_GRID).fit(rows.x_train[chosen], (fitted - mean) / std)
+    model = LassoCV(**_LASSO_GRID)
+    converged = fit_converged(model, rows.x_train[chosen], (fitted - mean) / std)
     explained = r2_score((held_out - mean) / std, model.predict(rows.x_test))
-    return np.abs(model.coef_) * (explained > _LEAST_R2)
+    return np.abs(model.coef_) * (explained > _LEAST_R2), converged
+
+
+def fit_converged(model: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> bool:
+    """Fit a scikit-learn model; whether it did so without a ConvergenceWarning, which a report can then say."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(x, y)
+    for other in caught:
+        if not issubclass(other.category, ConvergenceWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
 def balanced_rows(rows: FactorRows, most: int, rng: np.random.Generator) -> Rows:

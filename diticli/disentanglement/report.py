@@ -61,6 +61,7 @@ class FactorScores:
         dim_sap: its gap in predictability; None where undefined.
         chunk_sap: likewise.
         chunk_information: [K] mutual information with each chunk's linear readout, in shares of its entropy.
+        not_converged: which of "lasso" and "explicitness" stopped at the limit of iterations, so that they may be off.
     """
 
     name: str
@@ -74,6 +75,7 @@ class FactorScores:
     dim_sap: float | None
     chunk_sap: float | None
     chunk_information: tuple[float, ...]
+    not_converged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.probing.bootstrap import Interval
+from diticli.probing.fit import Choice
 from diticli.probing.mask import MaskedFit
 from diticli.probing.report import AttributeReport, MaskedScore
 from diticli.probing.resampled import Resampled, intervals_of, mean_intervals_of
@@ -20,7 +21,7 @@ DoubleArray = npt.NDArray[np.float64]
 
 def attribute_report(
     target: Target,
-    regularisation: float,
+    choice: Choice,
     outputs: DoubleArray,
     resampled: Resampled,
     split: Split,
@@ -31,7 +32,7 @@ def attribute_report(
 
     Args:
         target: the attribute.
-        regularisation: of its model.
+        choice: its model.
         outputs: [N, width] of its model on the test rows.
         resampled: scores on resamples of them; empty for no intervals.
         split: parts of the rows.
@@ -51,7 +52,8 @@ def attribute_report(
         n_train=len(target.known(split.train)),
         n_val=len(target.known(split.val)),
         n_test=len(target.known(split.test)),
-        regularisation=regularisation,
+        regularisation=choice.reg,
+        converged=choice.converged,
         low=low,
         high=high,
         intervals=intervals,
@@ -77,5 +79,6 @@ def _masked_score(few: MaskedFit, layout: ChunkLayout | None) -> MaskedScore:
         extras=few.score.extras,
         by_weight=few.by_weight.value,
         by_weight_extras=few.by_weight.extras,
+        converged=few.converged,
         per_chunk=tuple(np.bincount(chunks, minlength=len(ends)).tolist()) if layout else (),
     )

@@ -33,12 +33,14 @@ class Choice:
         reg: regularisation.
         weights: [R, width].
         bias: [width].
+        converged: whether the fit reached its minimum.
     """
 
     merit: float
     reg: float
     weights: DoubleArray
     bias: DoubleArray
+    converged: bool
 
     def outputs(self, coordinates_NR: FloatArray) -> DoubleArray:
         """What this fit predicts: [N, width] logits or standardised numbers."""
@@ -101,4 +103,5 @@ def _choose(targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArr
 
 
 def _choice(fit: LinearFit, own: slice, merit: float) -> Choice:
-    return Choice(merit=merit, reg=fit.reg, weights=fit.weights[:, own].copy(), bias=fit.bias[own].copy())
+    weights, bias = fit.weights[:, own].copy(), fit.bias[own].copy()
+    return Choice(merit=merit, reg=fit.reg, weights=weights, bias=bias, converged=bool(fit.converged[own].all()))

@@ -28,7 +28,11 @@ Rows = npt.NDArray[np.int64]
 _BLOCK_VALUES = 2**22
 RANK_TOLERANCE = 1e-10
 _CONSTANT = 1e-6
-_MAX_ITERATIONS = 300
+MAX_ITERATIONS = 300
+_MAX_EVALUATIONS = MAX_ITERATIONS * 5 // 4
+_GRADIENT = 1e-6
+_GRADIENT_AT_LIMIT = 1e-5
+"""Of the scaled weights, per target: rounding of the float32 products is below it."""
 _CURVATURE_FLOOR = 1e-3
 
 
@@ -145,11 +149,13 @@ class LinearFit:
         reg: the objective is loss + reg / 2 * ||w||^2 (the bias is free).
         weights: [R, C] float64.
         bias: [C] float64.
+        converged: [C] whether the minimum was reached: False where L-BFGS stopped at `MAX_ITERATIONS` on a slope.
     """
 
     reg: float
     weights: DoubleArray
     bias: DoubleArray
+    converged: npt.NDArray[np.bool_]
 
     def predict(self, z_NR: FloatArray) -> DoubleArray:
         """Outputs [N, C]."""
@@ -173,22 +179,26 @@ def fit_path(z_NR: FloatArray, variances: DoubleArray, loss: Loss, regs: Sequenc
     weights = torch.zeros_like(curvature_RC)
     bias = torch.zeros(curvature_RC.shape[1], dtype=torch.float64)
     for reg in regs:
-        weights, bias = _minimise(z, loss, reg, weights, bias, scale=(curvature_RC + reg).rsqrt())
-        yield LinearFit(reg=reg, weights=weights.numpy(), bias=bias.numpy())
+        weights, bias, converged_C = _minimise(z, loss, reg, weights, bias, scale=(curvature_RC + reg).rsqrt())
+        yield LinearFit(reg=reg, weights=weights.numpy(), bias=bias.numpy(), converged=converged_C.numpy())
 
 
 def _minimise(
     z: torch.Tensor, loss: Loss, reg: float, weights: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One L-BFGS over scaled weights: products in float32, sums in float64 so that the search sees them."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One L-BFGS over scaled weights: products in float32, sums in float64 so that the search sees them.
+
+    Returns weights, bias, and which outputs have converged.
+    """
     bias_scale = loss.curvature.rsqrt()
     scaled = (weights / scale).requires_grad_()
     scaled_bias = (bias / bias_scale).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [scaled, scaled_bias],
-        max_iter=_MAX_ITERATIONS,
+        max_iter=MAX_ITERATIONS,
+        max_eval=_MAX_EVALUATIONS,
         history_size=20,
-        tolerance_grad=1e-6,
+        tolerance_grad=_GRADIENT,
         tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )
@@ -203,7 +213,20 @@ def _minimise(
 
     with torch.enable_grad():
         optimizer.step(objective)
-    return (scaled * scale).detach(), (scaled_bias * bias_scale).detach()
+        state = optimizer.state[scaled]
+        converged_C = torch.ones(len(bias), dtype=torch.bool)
+        if state["n_iter"] >= MAX_ITERATIONS or state["func_evals"] >= _MAX_EVALUATIONS:
+            objective()  # leaves the gradient of the last point
+            slope_C = torch.vstack([_gradient(scaled), _gradient(scaled_bias)[None]]).abs().amax(dim=0)
+            converged_C = slope_C <= _GRADIENT_AT_LIMIT
+    if isinstance(loss, CategoryLoss):  # one model, whose classes are fitted together
+        converged_C = converged_C.all().expand(len(bias))
+    return (scaled * scale).detach(), (scaled_bias * bias_scale).detach(), converged_C
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _targets(targets_NC: DoubleArray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,6 +31,7 @@ class MaskedFit:
         choice: the classifier in these axes.
         score: on the test rows.
         by_weight: score of another classifier, on as many dimensions that have the largest weights in the full one.
+        converged: whether both reached their minimum.
     """
 
     dims: Dims
@@ -38,6 +39,7 @@ class MaskedFit:
     choice: Choice
     score: Score
     by_weight: Score
+    converged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,15 @@ def fit_masked(
         dims = tuple(chosen.tolist())
         space, choice, score = _refit(target, dims, rows, reporter)
         largest = _largest(rows.space.basis @ full[target.name].weights, settings.dims)
-        by_weight = score if largest == dims else _refit(target, largest, rows, reporter)[2]
-        fits[target.name] = MaskedFit(dims=dims, space=space, choice=choice, score=score, by_weight=by_weight)
+        _, other, by_weight = (space, choice, score) if largest == dims else _refit(target, largest, rows, reporter)
+        fits[target.name] = MaskedFit(
+            dims=dims,
+            space=space,
+            choice=choice,
+            score=score,
+            by_weight=by_weight,
+            converged=choice.converged and other.converged,
+        )
     reporter.finish()
     return fits
 

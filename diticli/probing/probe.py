@@ -118,9 +118,7 @@ def probe_features(
     outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
     resampled = resample_scores(targets, split.test, outputs, draws, reporter)
     attributes = tuple(
-        attribute_report(
-            t, choices[t.name].reg, outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), layout
-        )
+        attribute_report(t, choices[t.name], outputs[t.name], resampled.get(t.name, {}), split, few.get(t.name), layout)
         for t in targets
     )
     return ProbeReport(
@@ -150,9 +148,7 @@ def layout_of(meta: FeatureMeta | None) -> ChunkLayout | None:
     Raises:
         ChunkError: when its ends are no layout.
     """
-    if meta is None or not (meta.chunk_ends and meta.timestep_ends):
-        return None
-    return ChunkLayout(timestep_ends=meta.timestep_ends, ends=meta.chunk_ends)
+    return None if meta is None else meta.layout
 
 
 def _check_atlas(layout: ChunkLayout | None, width: int) -> None:

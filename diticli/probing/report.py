@@ -26,6 +26,7 @@ class MaskedScore:
         extras: other metrics, as for the full classifier.
         by_weight: the metric of a classifier on as many dimensions, those of the largest full weights.
         by_weight_extras: its other metrics.
+        converged: whether both fits reached their minimum.
         per_chunk: how many of `dims` each chunk owns; empty when the chunks are unknown.
     """
 
@@ -34,6 +35,7 @@ class MaskedScore:
     extras: dict[str, float]
     by_weight: float
     by_weight_extras: dict[str, float]
+    converged: bool
     per_chunk: tuple[int, ...]
 
 
@@ -56,6 +58,7 @@ class AttributeReport:
         n_val: likewise.
         n_test: likewise.
         regularisation: chosen on the validation rows: loss + regularisation / 2 * ||w||^2.
+        converged: whether the fit reached its minimum; where not, other scores are possible with more iterations.
         masked: scores with few dimensions, where a mask was learned.
     """
 
@@ -69,6 +72,7 @@ class AttributeReport:
     n_val: int
     n_test: int
     regularisation: float
+    converged: bool = True
     low: float | None = None
     high: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
