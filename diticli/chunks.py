@@ -50,11 +50,15 @@ class ChunkLayout:
 
     def __post_init__(self) -> None:
         if self.visible not in get_args(Visible):
-            raise ChunkError(f"What a time-step sees is {' or '.join(get_args(Visible))}, not {self.visible!r}.")
+            raise ChunkError(
+                f"What a time-step sees is {' or '.join(get_args(Visible))}, not {self.visible!r}.",
+                remedy="Use one of them.",
+            )
         if not self.ends or len(self.ends) != len(self.timestep_ends):
             raise ChunkError(
                 f"A chunk layout needs as many dimension ends as time-step ends, got {len(self.ends)} and "
-                f"{len(self.timestep_ends)}."
+                f"{len(self.timestep_ends)}.",
+                remedy="Give one of each for every chunk.",
             )
         for name, ends, most in (("dimension", self.ends, MAX_DIMS), ("time-step", self.timestep_ends, MAX_TIMESTEPS)):
             if max(ends) > most:
@@ -109,11 +113,18 @@ class ChunkLayout:
         latent_dim = sum(stage_dims) if latent_dim is None else latent_dim
         _check_counts(chunks, latent_dim, timesteps)
         if len(stage_ends) != len(stage_dims):
-            raise ChunkError(f"{len(stage_ends)} stage ends but {len(stage_dims)} stage dims.")
+            raise ChunkError(
+                f"{len(stage_ends)} stage ends but {len(stage_dims)} stage dims.", remedy="Give one of each per stage."
+            )
         if any(dims < 1 for dims in stage_dims):
-            raise ChunkError(f"Stage dims must be above zero, got {list(stage_dims)}.")
+            raise ChunkError(
+                f"Stage dims must be above zero, got {list(stage_dims)}.", remedy="Give every stage a dimension."
+            )
         if not stage_ends or stage_ends[-1] != timesteps or any(a >= b for a, b in pairwise((0, *stage_ends))):
-            raise ChunkError(f"Stage ends must increase and the last must be {timesteps}, got {list(stage_ends)}.")
+            raise ChunkError(
+                f"Stage ends must increase and the last must be {timesteps}, got {list(stage_ends)}.",
+                remedy=f"Write e.g. {timesteps // 2},{timesteps}.",
+            )
         if chunks == 1:  # PDAE: one chunk holds everything, stages or not
             return cls.uniform(chunks=1, latent_dim=latent_dim, timesteps=timesteps)
         timestep_ends = _equal_time(chunks, timesteps)
@@ -148,7 +159,9 @@ class ChunkLayout:
         chunks = len(amounts)
         _check_counts(chunks, latent_dim, timesteps)
         if not all(math.isfinite(a) and a >= 0 for a in amounts) or not sum(amounts) > 0:
-            raise ChunkError(f"Amounts must not be negative, and not all 0, got {list(amounts)}.")
+            raise ChunkError(
+                f"Amounts must not be negative, and not all 0, got {list(amounts)}.", remedy="Check the base."
+            )
         spare = _share_out(amounts, latent_dim - chunks)
         return cls(timestep_ends=_equal_time(chunks, timesteps), ends=tuple(accumulate(1 + s for s in spare)))
 
@@ -184,7 +197,9 @@ class ChunkLayout:
     def chunk_of(self, timestep: int) -> int:
         """Chunk of one time-step in 0..T-1."""
         if not 0 <= timestep < self.timesteps:
-            raise ChunkError(f"Time-step {timestep} lies outside 0..{self.timesteps - 1}.")
+            raise ChunkError(
+                f"Time-step {timestep} lies outside 0..{self.timesteps - 1}.", remedy="Use a timestep within them."
+            )
         return int(self.timestep_to_chunk()[timestep])
 
     def dims_of(self, chunk: int) -> slice:
@@ -272,7 +287,9 @@ class ChunkLayout:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ChunkError):
                 raise
-            raise ChunkError(f"This is not a chunk layout: {data!r} ({error}).") from error
+            raise ChunkError(
+                f"This is not a chunk layout: {data!r} ({error}).", remedy="Make the file that holds it again."
+            ) from error
 
 
 def _check_counts(chunks: int, latent_dim: int, timesteps: int) -> None:
@@ -291,7 +308,9 @@ def _equal_time(chunks: int, timesteps: int) -> tuple[int, ...]:
 def _rescale(dims: Sequence[int], total: int, at_least: Sequence[int]) -> list[int]:
     """Scale `dims` to sum to `total`, none below `at_least`; the largest remainders get the spare ones."""
     if total < sum(at_least):
-        raise ChunkError(f"{total} dimensions are too few for {sum(at_least)} chunks.")
+        raise ChunkError(
+            f"{total} dimensions are too few for {sum(at_least)} chunks.", remedy="Use more dimensions or fewer chunks."
+        )
     if sum(dims) == total:
         return list(dims)
     scaled = _share_out(dims, total)

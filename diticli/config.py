@@ -70,7 +70,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise ConfigError(
+                    f"{name} must be at least 1, got {getattr(self, name)}.", remedy=f"Use --set {name}=20."
+                )
         self._check_sizes()
         self._check_ssl()
         self._check_visible()
@@ -140,7 +142,7 @@ class RunConfig:
         }
         for name, numbers in sizes.items():
             if not numbers or min(numbers) < 1:
-                raise ConfigError(f"{name} must be above zero, got {list(numbers)}.")
+                raise ConfigError(f"{name} must be above zero, got {list(numbers)}.", remedy=f"Change --set {name}.")
         smallest = 2 ** (len(self.unet.channels) - 1)
         halvings = 2 ** len(self.encoder.widths)
         if self.data.resolution < halvings or self.data.resolution % max(smallest, halvings):

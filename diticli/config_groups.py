@@ -112,7 +112,10 @@ class ChunksConfig:
             return uniform
         if self.partition == "auto":
             if gap is None:
-                raise ChunkError("The auto partition is known once the base is measured.")
+                raise ChunkError(
+                    "The auto partition is known once the base is measured.",
+                    remedy="Train the base first, or use another.",
+                )
             ranges = zip(uniform.timestep_starts, uniform.timestep_ends, strict=True)
             lost = [gap.lost_between(start, end) for start, end in ranges]
             return ChunkLayout.in_proportion(lost, latent_dim=self.latent_dim, timesteps=timesteps)
@@ -143,9 +146,13 @@ class ModularityConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.bottleneck < math.inf:
-            raise ConfigError(f"modularity.bottleneck must be zero or more, got {self.bottleneck}.")
+            raise ConfigError(
+                f"modularity.bottleneck must be zero or more, got {self.bottleneck}.", remedy="Use e.g. 0.032."
+            )
         if not 0 <= self.bottleneck_rise <= 1:
-            raise ConfigError(f"modularity.bottleneck_rise lies in [0, 1], got {self.bottleneck_rise}.")
+            raise ConfigError(
+                f"modularity.bottleneck_rise lies in [0, 1], got {self.bottleneck_rise}.", remedy="Use e.g. 0.5."
+            )
 
     @property
     def relative(self) -> bool:
@@ -191,10 +198,11 @@ class StageConfig:
         if self.images < 1 or self.batch_size < 1 or not 0 < self.learning_rate < float("inf"):
             raise ConfigError(
                 f"A stage needs images, batch_size and learning_rate above zero, got {self.images}, "
-                f"{self.batch_size}, {self.learning_rate}."
+                f"{self.batch_size}, {self.learning_rate}.",
+                remedy="Change --images (--base-images), --batch-size or --lr.",
             )
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay lies in [0, 1), got {self.ema_decay}.")
+            raise ConfigError(f"ema_decay lies in [0, 1), got {self.ema_decay}.", remedy="Use e.g. 0.999.")
 
     @property
     def steps(self) -> int:
@@ -234,16 +242,18 @@ class SSLConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
-            raise ConfigError(f"ssl.weight must be zero or more, got {self.weight}.")
+            raise ConfigError(f"ssl.weight must be zero or more, got {self.weight}.", remedy="Use e.g. 0.01.")
         if not 0 < self.temperature < math.inf or not 0 < self.min_crop <= 1:
             raise ConfigError(
                 f"ssl.temperature must be above zero and ssl.min_crop in (0, 1], got {self.temperature}, "
-                f"{self.min_crop}."
+                f"{self.min_crop}.",
+                remedy="Leave them out for the official values.",
             )
         if min(self.start_step, self.hidden_dim, self.out_dim) < 0 or self.bottleneck_dim < 1:
             raise ConfigError(
                 f"ssl.start_step, hidden_dim and out_dim must not be negative, ssl.bottleneck_dim must be above zero; "
-                f"got {self.start_step}, {self.hidden_dim}, {self.out_dim}, {self.bottleneck_dim}."
+                f"got {self.start_step}, {self.hidden_dim}, {self.out_dim}, {self.bottleneck_dim}.",
+                remedy="Leave them out for the official values.",
             )
         if self.only and not self.active:
             raise ConfigError(
@@ -252,7 +262,10 @@ class SSLConfig:
                 remedy="Choose --ssl simclr or --ssl simsiam, with a weight above zero.",
             )
         if self.only and self.start_step:
-            raise ConfigError(f"ssl.only has nothing else to train before ssl.start_step {self.start_step}.")
+            raise ConfigError(
+                f"ssl.only has nothing else to train before ssl.start_step {self.start_step}.",
+                remedy="Leave out --ssl-start-step or --ssl-only.",
+            )
 
     @property
     def active(self) -> bool:

@@ -82,25 +82,29 @@ def from_dict(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> Any:
 def _convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} is a group of settings, got {value!r}.")
+            raise ConfigError(
+                f"{key} is a group of settings, got {value!r}.", remedy=f"Set one of it, {key}.NAME=VALUE."
+            )
         return from_dict(cast(type, kind), value, prefix=f"{key}.")
     origin = get_origin(kind)
     if origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
-            raise ConfigError(f"{key} is one of {', '.join(map(_spelt, get_args(kind)))}; got {value!r}.")
+            choices = ", ".join(map(_spelt, get_args(kind)))
+            raise ConfigError(f"{key} is one of {choices}; got {value!r}.", remedy="Choose one of these.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or not all(_is_int(v) for v in value):
-            raise ConfigError(f"{key} is a list of whole numbers, got {value!r}.")
+            raise ConfigError(f"{key} is a list of whole numbers, got {value!r}.", remedy="Write e.g. 32,64.")
         return tuple(value)
     if origin in (Union, types.UnionType):
         return value
     if kind is float and _is_int(value):
         return float(value)
     if kind is int and not _is_int(value):
-        raise ConfigError(f"{key} is a whole number, got {value!r}.")
+        raise ConfigError(f"{key} is a whole number, got {value!r}.", remedy=f"Write e.g. {key}=8.")
     if not isinstance(value, kind):
-        raise ConfigError(f"{key} is a {kind.__name__}, got {value!r}.")
+        example = {bool: "true", float: "0.5"}.get(kind, "a word")
+        raise ConfigError(f"{key} is a {kind.__name__}, got {value!r}.", remedy=f"Write e.g. {key}={example}.")
     return value
 
 

@@ -196,6 +196,7 @@ def test_json_parquet_and_excels_first_line_are_tables_like_any_other(tmp_path):
     ("name", "data", "message"),
     [
         ("l.xlsx", b"PK\x03\x04", "a spreadsheet's own format"),
+        ("l.png", b"\x89PNG", "is a picture"),
         ("l.ods", b"PK\x03\x04", "a spreadsheet's own format"),
         ("l.csv", b"PK\x03\x04rest", "an Excel workbook or a zip file"),
         ("l.csv", b"\xd0\xcf\x11\xe0", "an old Excel workbook"),

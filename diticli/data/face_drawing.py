@@ -47,7 +47,7 @@ def render_face(factors: npt.ArrayLike, size: int) -> npt.NDArray[np.uint8]:
     """
     values = np.asarray(factors, dtype=np.float64)
     if values.shape != (13,):
-        raise ConfigError(f"A face has 13 factors, got an array of shape {values.shape}.")
+        raise ConfigError(f"A face has 13 factors, got an array of shape {values.shape}.", remedy="Give [N, 13].")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise ConfigError(f"Faces cannot be {size} pixels wide.", remedy=f"Use {MIN_SIZE} to {MAX_SIZE}.")
     hue, light, skin, hair, width, x, long_hair, hat, glasses, smile, brows, freckles, stripes = values.tolist()

@@ -91,7 +91,7 @@ def sample_factors(seed: int, indices: npt.ArrayLike) -> npt.NDArray[np.float32]
     rows = np.asarray(indices, dtype=np.int64).reshape(-1)
     _check_seed(seed)
     if rows.size and rows.min() < 0:
-        raise ConfigError(f"A face's index cannot be negative, got {rows.min()}.")
+        raise ConfigError(f"A face's index cannot be negative, got {rows.min()}.", remedy="Use 0 or more.")
     # Raw Philox words, because NumPy fixes a bit generator's stream for good, but not a distribution's.
     words = np.empty((len(rows), len(FACTORS)), dtype=np.uint64)
     for row, index in enumerate(rows.tolist()):
@@ -218,7 +218,9 @@ def _listed_faces(labels: Path) -> set[str]:
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**64:
-        raise ConfigError(f"The seed of the faces must be between 0 and 2^64 - 1, got {seed}.")
+        raise ConfigError(
+            f"The seed of the faces must be between 0 and 2^64 - 1, got {seed}.", remedy="Use such a seed."
+        )
 
 
 def _check_request(count: int, size: int, seed: int, start: int) -> None:

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from diticli.data.decode import has_image_suffix
 from diticli.errors import LabelError
 
 DELIMITERS = ",\t;"
@@ -63,6 +64,8 @@ def read_text(path: Path) -> str:
     """
     if meaning := _FOREIGN.get(path.suffix.lower()):
         raise LabelError(f"{path} is not read: {path.suffix} is {meaning}.", remedy=_TO_CSV)
+    if has_image_suffix(path.name):
+        raise LabelError(f"{path} is a picture, not a table.", remedy="Name a table that has a row for each image.")
     try:
         data = path.read_bytes()
     except OSError as error:

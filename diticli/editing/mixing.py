@@ -62,7 +62,8 @@ def mix_chunks(
     """
     if z_a.shape != z_b.shape or z_a.shape[-1] != layout.latent_dim:
         raise ConfigError(
-            f"Features of shape {list(z_a.shape)} and {list(z_b.shape)} do not fit {layout.latent_dim} dims."
+            f"Features of shape {list(z_a.shape)} and {list(z_b.shape)} do not fit {layout.latent_dim} dims.",
+            remedy="Give features of this model.",
         )
     check_chunks(chunks, layout)
     weight = torch.as_tensor(alpha, dtype=z_a.dtype, device=z_a.device).reshape(-1, 1)

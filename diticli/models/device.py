@@ -27,7 +27,7 @@ def resolve_device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError("PyTorch sees no CUDA GPU here.", remedy="Use --device cpu, or install a CUDA build.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"There is no {device}, only {torch.cuda.device_count()} GPU(s).")
+        raise DeviceError(f"There is no {device}, only {torch.cuda.device_count()} GPU(s).", remedy="Count from 0.")
     return device
 
 

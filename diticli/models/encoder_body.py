@@ -51,11 +51,13 @@ class EncoderBody(PlainNetwork):
         if sample_size % 2 ** len(widths):
             raise ConfigError(
                 f"An encoder with {len(widths)} stride-2 convolutions needs a resolution divisible by "
-                f"{2 ** len(widths)}, got {sample_size}."
+                f"{2 ** len(widths)}, got {sample_size}.",
+                remedy=f"Use a multiple of {2 ** len(widths)}, or fewer widths.",
             )
         if bad := [w for w in widths if w % norm_num_groups or w % attention_heads]:
             raise ConfigError(
-                f"Encoder widths {bad} are not divisible by {norm_num_groups} groups and {attention_heads} heads."
+                f"Encoder widths {bad} are not divisible by {norm_num_groups} groups and {attention_heads} heads.",
+                remedy=f"Use multiples of both for --set encoder.widths, e.g. {norm_num_groups * attention_heads}.",
             )
         self.convs = nn.ModuleList(
             nn.Conv2d(cin, cout, 3, stride=2, padding=1)

@@ -54,7 +54,10 @@ def restore_heads(unet: _UNet) -> _UNet:
     for block in network.modules():
         if is_attention(block):
             if block.inner_dim % heads:
-                raise ModelError(f"{heads} attention heads do not divide a block of {block.inner_dim} channels.")
+                raise ModelError(
+                    f"{heads} attention heads do not divide a block of {block.inner_dim} channels.",
+                    remedy="Make the model again with heads that do.",
+                )
             block.heads = block.sliceable_head_dim = heads
             block.scale = (block.inner_dim // heads) ** -0.5
     return unet

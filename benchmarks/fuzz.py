@@ -1,0 +1,363 @@
+"""A fuzz of the command line: random combinations of options, each of which is valid for itself.
+
+    python -m benchmarks.fuzz --runs 200 --seed 0 --out benchmarks/results/fuzz.json
+
+Every run is `diti train`, `encode`, `probe` or `edit` at the smallest size, called within one process as the command
+itself is called. It must work (status 0, and JSON on stdout where --json is given) or be refused in one line with a
+remedy; a traceback, a refusal without a remedy, or broken JSON is a fault. The arguments of every run follow from
+(seed, number) alone: `--only 17` repeats the seventeenth. Left out are --compile, which costs minutes, and --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import facts
+from benchmarks.table import render
+
+Outcome = Literal["works", "refused", "fault"]
+Values = Mapping[str, Sequence[str | None]]
+"""Option -> values that it may have; None for a flag."""
+
+IMAGES = 40
+CHANCE = 0.15
+"""Of each option to be given."""
+SMALL = (
+    *("data.resolution=16", "unet.channels=8,16", "unet.norm_groups=4", "unet.attention_sizes=[8]"),
+    *("encoder.widths=32,32", "encoder.attention_size=8", "chunks.count=4", "chunks.latent_dim=16"),
+    *("base.images=16", "base.batch_size=8", "base.warmup_images=8", "features.images=16"),
+    *("features.batch_size=8", "features.warmup_images=8", "sample_every=0", "compile=false"),
+)
+LEFT_OUT = frozenset({"--compile", "--no-compile", "--help", "-h"})
+
+_FLAG = (None,)
+_PRECISION = ("auto", "fp32", "bf16")
+_MODELS = ("run", "run/model")
+_SEEDS = ("0", "1", "12345")
+
+TRAIN: Values = {
+    "--data": ("photos", "faces:20", "faces:20:3", "photos.tar", "{photos,more}"),
+    "--resolution": ("8", "16", "24", "32"),
+    "--crop": ("center", "celeba"),
+    "--out": ("run", "other"),
+    "--preset": ("faces32", "faces64", "celeba64", "bedroom128", "ffhq128"),
+    "--base": ("run/base", "run/model/unet"),
+    "--chunks": ("1", "2", "4", "16"),
+    "--latent-dim": ("4", "16", "17"),
+    "--partition": ("uniform", "staged", "auto"),
+    "--stage-ends": ("500,1000", "50,100,300,500,1000"),
+    "--stage-dims": ("8,8", "1,2,10,2,1"),
+    "--modular": _FLAG,
+    "--visible": ("prefix", "all"),
+    "--gradient": ("cumulative", "detached", "dual"),
+    "--weighting": ("pdae", "uniform", "gap"),
+    "--bottleneck": ("0", "0.032", "5"),
+    "--ssl": ("none", "simclr", "simsiam"),
+    "--ssl-weight": ("0", "0.01"),
+    "--ssl-start-step": ("0", "1"),
+    "--ssl-only": _FLAG,
+    "--base-images": ("1", "8", "20"),
+    "--images": ("1", "8", "20"),
+    "--batch-size": ("1", "3", "8", "64"),
+    "--lr": ("1e-3", "1e-5"),
+    "--precision": _PRECISION,
+    "--device": ("cpu",),
+    "--workers": ("0", "1", "2"),
+    "--seed": _SEEDS,
+    "--config": ("run/config.json", "small.toml"),
+    "--set": ("features.ema_decay=0.999", "sample_every=1", "log_every=1", "checkpoint_every=1"),
+    "--dry-run": _FLAG,
+    "--json": _FLAG,
+}
+ENCODE: Values = {
+    "--out": ("new.npy", "new.npz", "new.safetensors", "new.parquet", "shards"),
+    "--shard-size": ("1", "7", "100"),
+    "--format": ("npy", "parquet"),
+    "--model": _MODELS,
+    "--crop": ("center", "celeba"),
+    "--batch-size": ("1", "5", "64"),
+    "--device": ("cpu",),
+    "--precision": _PRECISION,
+    "--workers": ("0", "1", "2"),
+    "--no-resume": _FLAG,
+    "--json": _FLAG,
+}
+PROBE: Values = {
+    "--labels": ("labels.csv", "labels.json", "persons.txt"),
+    "--groups": ("persons.txt",),
+    "--split": ("parts.txt",),
+    "--mask-dims": ("1", "4", "16"),
+    "--mask-steps": ("10", "20"),
+    "--metrics": _FLAG,
+    "--atlas": _FLAG,
+    "--out": ("probe", "probed/deep"),
+    "--device": ("cpu",),
+    "--seed": _SEEDS,
+    "--json": _FLAG,
+}
+EDIT: Values = {
+    "--chunks": ("0", "0-1", "1,3"),
+    "--grid": _FLAG,
+    "--out": ("edit.png", "edits", "deep/edit.png"),
+    "--model": _MODELS,
+    "--alphas": ("0:1:2", "0.5,1", "1", "-1:2:3"),
+    "--noise": ("keep", "slerp", "swap", "random", "mean", "keep,random"),
+    "--reconstruct": _FLAG,
+    "--attribute": ("hat", "age", "mood=sad"),
+    "--amount": ("-0.5:0.5:2", "1"),
+    "--probe": ("probe",),
+    "--dims": ("2",),
+    "--along": ("pattern", "weight"),
+    "--solver": ("dpm", "ddim"),
+    "--steps": ("1", "2", "5"),
+    "--invert-steps": ("1", "3"),
+    "--decode-steps": ("1", "3"),
+    "--precision": _PRECISION,
+    "--official": _FLAG,
+    "--difference": _FLAG,
+    "--separate": ("singles",),
+    "--animate": ("move.webp", "move.gif", "webp", "gif"),
+    "--dry-run": _FLAG,
+    "--batch-size": ("1", "2", "64"),
+    "--seed": _SEEDS,
+    "--device": ("cpu",),
+    "--json": _FLAG,
+}
+OPTIONS: Mapping[str, Values] = {"train": TRAIN, "encode": ENCODE, "probe": PROBE, "edit": EDIT}
+WRONG: Mapping[str, Sequence[str]] = {
+    "--data": ("nowhere", "photos/0003.png", "feats.npy"),
+    "--resolution": ("0", "17", "x"),
+    "--base": ("run", "nowhere", "photos"),
+    "--chunks": ("1000", "3-1", "7", "all"),
+    "--latent-dim": ("1", "-3"),
+    "--stage-ends": ("10,5", "x"),
+    "--stage-dims": ("x", "0,0"),
+    "--bottleneck": ("nan", "-1"),
+    "--ssl-weight": ("-1", "inf"),
+    "--ssl-start-step": ("50",),
+    "--lr": ("0", "nan", "-1"),
+    "--config": ("labels.csv", "nowhere.toml", "photos"),
+    "--set": ("nothing=1", "seed=x", "unet.channels=0", "encoder.widths=16,16", "data=1", "novalue"),
+    "--out": ("feats.npy/x", "photos/0000.png", "new.txt", "edit.jpg", ""),
+    "--model": ("nowhere", "photos", "feats.npy"),
+    "--labels": ("nowhere.csv", "photos/0000.png", "photos", "pairs.csv", "folder"),
+    "--groups": ("nowhere.txt", "labels.csv"),
+    "--split": ("persons.txt", "labels.csv"),
+    "--mask-dims": ("17", "0"),
+    "--alphas": ("x", "0:1:0", "1:2"),
+    "--noise": ("fog", ""),
+    "--attribute": ("height", "mood"),
+    "--amount": ("x", "nan"),
+    "--probe": ("nowhere", "photos"),
+    "--dims": ("99",),
+    "--along": ("across",),
+    "--solver": ("euler",),
+    "--steps": ("0", "1001"),
+    "--separate": ("feats.npy",),
+    "--animate": ("move.mp4", "mp4"),
+    "--device": ("cuda", "tpu", "cuda:9"),
+    "--workers": ("-1",),
+    "--seed": ("-1", "99999999999999999999999"),
+}
+"""Values that no command takes, or not in every place."""
+WRONG_CHANCE = 0.04
+CHANCES: Mapping[str, float] = {
+    **{"--labels": 0.9, "--model": 0.95, "--probe": 0.3, "--dry-run": 0.1, "--official": 0.04, "--precision": 0.3},
+    **{"--attribute": 0.06, "--amount": 0.06, "--dims": 0.03, "--along": 0.05, "--grid": 0.05, "--reconstruct": 0.06},
+    **{"--noise": 0.1, "--shard-size": 0.1, "--format": 0.1, "--mask-steps": 0.1, "--stage-ends": 0.05},
+    **{"--stage-dims": 0.05, "--ssl-only": 0.05, "--preset": 0.05},
+}
+"""Of an option to be given, where it is not `CHANCE`: most of these go with others only."""
+_SOURCES = (("photos",), ("faces:9:1",), ("photos.tar", "more"), ("@list.txt",), ("photos/0001.png", "more"))
+_PAIRS = (("faces:3", "faces:8"), ("photos/0001.png", "faces:2:5"), ("photos/0001.png", "photos/0007.png"))
+ARGUMENTS: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "train": ((),),
+    "encode": (*_SOURCES, *_SOURCES, ("nowhere",), ("feats.npy",)),
+    "probe": (*(("feats.npy",), ("feats",)) * 6, ("nowhere.npy",), ("photos",)),
+    "edit": (*_PAIRS * 4, ("pairs.csv",), ("pairs.csv",), ("photos/0002.png",), ("photos", "faces:1"), ("labels.csv",)),
+}
+"""What stands before the options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What came of one command.
+
+    Attributes:
+        number: with the seed, what its arguments follow from.
+        arguments: behind `diti`.
+        outcome: "works", "refused" or "fault".
+        status: exit status.
+        says: the refusal with its remedy, or what the fault is.
+        seconds: that it took.
+    """
+
+    number: int
+    arguments: tuple[str, ...]
+    outcome: Outcome
+    status: int
+    says: str
+    seconds: float = field(compare=False)
+
+
+def main() -> int:
+    """Parse, run all, print and write; the exit status is 1 where there was a fault."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, default=None, help="repeat this run alone")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file")
+    options = parser.parse_args()
+    about = facts.collect(torch.device("cpu")) | {"command": " ".join(["python -m benchmarks.fuzz", *sys.argv[1:]])}
+    numbers = range(options.runs) if options.only is None else [options.only]
+    runs = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        prepare()
+        for number in numbers:
+            runs.append(attempt(number, arguments_of(options.seed, number)))
+            print(f"{number}: {runs[-1].outcome}, {runs[-1].seconds:.1f} s", file=sys.stderr, flush=True)
+    print(render(["command", "works", "refused", "fault"], summary(runs)))
+    for run in runs:
+        if run.outcome == "fault":
+            print(f"\n{run.number}: diti {' '.join(run.arguments)}\n{run.says}")
+    if options.out:
+        found = {"facts": about, "seed": options.seed, "runs": [asdict(run) for run in runs]}
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return int(any(run.outcome == "fault" for run in runs))
+
+
+def arguments_of(seed: int, number: int) -> tuple[str, ...]:
+    """Arguments of a run; the same for the same (seed, number)."""
+    chance = random.Random(f"{seed} {number}")
+    command = chance.choice(["train", "encode", "probe", "edit", "edit"])
+    given = list(chance.choice(ARGUMENTS[command]))
+    for option, values in OPTIONS[command].items():
+        if chance.random() < CHANCES.get(option, CHANCE):
+            wrong = WRONG.get(option, ())
+            value = chance.choice(wrong) if wrong and chance.random() < WRONG_CHANCE else chance.choice(values)
+            given += [option] if value is None else [option, value]
+    if command == "train":
+        given = [*(part for setting in SMALL for part in ("--set", setting)), *given]
+        if "--out" not in given:
+            given += ["--out", f"trained/{number}"]
+    return (command, *given)
+
+
+def prepare() -> None:
+    """Write what the commands read into the working directory: pictures, labels, a run, features, a probe."""
+    for folder in ("photos", "more"):
+        Path(folder).mkdir()
+    draws = np.random.default_rng(0)
+    names = [f"{i:04d}.png" for i in range(IMAGES)]
+    for folder, name in [*(("photos", name) for name in names), ("more", "0000.png")]:
+        Image.fromarray(draws.integers(0, 256, (18, 21, 3), dtype=np.uint8)).save(Path(folder) / name)
+    with tarfile.open("photos.tar", "w") as archive:
+        archive.add("photos")
+    labels = [(name, i % 2, 20 + i % 7, ("ok", "sad", "?")[i % 3]) for i, name in enumerate(names)]
+    Path("labels.csv").write_text("file,hat,age,mood\n" + "".join(f"{','.join(map(str, row))}\n" for row in labels))
+    Path("labels.json").write_text(json.dumps([dict(zip(("file", "hat", "age"), row, strict=False)) for row in labels]))
+    Path("persons.txt").write_text("".join(f"{name} {i % 9}\n" for i, name in enumerate(names)))
+    Path("parts.txt").write_text("".join(f"{name} {i % 3}\n" for i, name in enumerate(names)))
+    Path("list.txt").write_text("photos\nmore\n")
+    Path("pairs.csv").write_text("a,b\nphotos/0001.png,faces:2\nfaces:3,photos/0004.png\n")
+    Path("small.toml").write_text("log_every = 5\n[features]\nbatch_size = 4\n")
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    for arguments in (
+        ("train", *settings, "--data", "photos", "--device", "cpu", "--precision", "fp32", "--out", "run"),
+        ("encode", "photos", "-o", "feats.npy", "--model", "run", "--device", "cpu"),
+        ("encode", "photos", "-o", "feats", "--shard-size", "16", "--model", "run", "--device", "cpu"),
+        ("probe", "feats.npy", "--labels", "labels.csv", "--mask-dims", "2", "--mask-steps", "10", "--device", "cpu"),
+    ):
+        run = attempt(-1, arguments)
+        if run.outcome != "works":
+            raise RuntimeError(f"diti {' '.join(arguments)}: {run.says}")
+
+
+def attempt(number: int, arguments: Sequence[str]) -> Run:
+    """One command, and whether what came of it is as it should be."""
+    started = time.monotonic()
+    outcome, status, says = _judged(arguments)
+    return Run(
+        number=number,
+        arguments=tuple(arguments),
+        outcome=outcome,
+        status=status,
+        says=says,
+        seconds=round(time.monotonic() - started, 2),
+    )
+
+
+def _judged(arguments: Sequence[str]) -> tuple[Outcome, int, str]:
+    from typer.testing import CliRunner
+
+    from diticli.commands.app import app
+
+    with _environment():
+        result = CliRunner().invoke(app, list(arguments))
+    shown, status = result.stderr, result.exit_code
+    error = result.exception
+    if error is not None and not isinstance(error, SystemExit):
+        return "fault", status, "".join(traceback.format_exception(error))[-3000:]
+    if "Traceback (most recent call last)" in shown:
+        return "fault", status, shown[-3000:]
+    if status == 0:
+        if "--json" in arguments and not _is_json(result.stdout):
+            return "fault", status, f"no JSON on stdout: {result.stdout[:500]!r}"
+        return "works", status, ""
+    said = " ".join(shown[shown.rfind("Error") :].split())
+    refused = status == 2 if "Usage:" in shown else "Error: " in shown and "\n  -> " in shown
+    return ("refused", status, said[:300]) if refused else ("fault", status, f"no remedy: {shown[-1500:]}")
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Without a model or a network from outside, and with the global random generators as they were."""
+    before = {name: os.environ.get(name) for name in ("DITI_MODEL", "HF_HUB_OFFLINE")}
+    os.environ.pop("DITI_MODEL", None)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def summary(runs: Sequence[Run]) -> list[list[Any]]:
+    """Command, and how many of its runs had each outcome."""
+    counts = Counter((run.arguments[0], run.outcome) for run in runs)
+    outcomes: tuple[Outcome, ...] = ("works", "refused", "fault")
+    return [[command, *(counts[command, outcome] for outcome in outcomes)] for command in OPTIONS]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

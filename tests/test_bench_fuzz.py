@@ -1,0 +1,48 @@
+"""The fuzz of the command line: it knows every option, repeats itself, and calls a fault what is one."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from benchmarks.fuzz import LEFT_OUT, OPTIONS, WRONG, arguments_of, attempt, prepare, summary
+from diticli.commands.app import app
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_option_of_a_command_is_drawn(command: str) -> None:
+    options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    names = [{*one.opts, *one.secondary_opts} for one in options if one.param_type_name == "option"]
+    assert [own for own in names if not own & (OPTIONS[command].keys() | LEFT_OUT)] == []
+    assert OPTIONS[command].keys() <= set().union(*names)
+    assert set(WRONG) <= set().union(*OPTIONS.values())
+
+
+def test_the_same_seed_and_number_give_the_same_arguments() -> None:
+    drawn = [arguments_of(0, number) for number in range(50)]
+    assert drawn == [arguments_of(0, number) for number in range(50)]
+    assert len(set(drawn)) == 50
+    assert {arguments[0] for arguments in drawn} == set(OPTIONS)
+
+
+def test_some_combinations_work_and_none_ends_in_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.chdir(tmp_path):
+        prepare()  # a run, features and a probe: each command works once
+        runs = [attempt(number, arguments_of(3, number)) for number in range(100) if number % 10 == 0]
+        runs.append(attempt(-1, ("encode", "photos", "--device", "tpu")))
+        assert (runs[-1].outcome, runs[-1].status) == ("refused", 69)
+        assert "->" in runs[-1].says
+        monkeypatch.setattr("diticli.data.features.read_features", _broken)
+        broken = attempt(-1, ("probe", "feats.npy"))
+        assert broken.outcome == "fault"
+        assert "RuntimeError: broken" in broken.says
+    assert [run for run in runs if run.outcome == "fault"] == []
+    assert sum(row[1] for row in summary(runs)) > 0
+
+
+def _broken(*_: Any) -> None:
+    raise RuntimeError("broken")
