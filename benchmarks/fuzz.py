@@ -224,24 +224,25 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, default=None, help="repeat this run alone")
+    parser.add_argument("--only", type=int, nargs="*", default=None, help="only these runs")
     parser.add_argument("--out", type=Path, default=None, help="JSON file")
     options = parser.parse_args()
     about = facts.collect(torch.device("cpu")) | {"command": " ".join(["python -m benchmarks.fuzz", *sys.argv[1:]])}
-    numbers = range(options.runs) if options.only is None else [options.only]
-    runs = []
+    out = options.out and options.out.resolve()
+    numbers = range(options.runs) if options.only is None else options.only
+    runs: list[Run] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         prepare()
         for number in numbers:
             runs.append(attempt(number, arguments_of(options.seed, number)))
             print(f"{number}: {runs[-1].outcome}, {runs[-1].seconds:.1f} s", file=sys.stderr, flush=True)
+            if out is not None:  # after every run, so that a stop costs nothing
+                found = {"facts": about, "seed": options.seed, "runs": [asdict(run) for run in runs]}
+                out.write_text(json.dumps(found, indent=1) + "\n")
     print(render(["command", "works", "refused", "fault"], summary(runs)))
     for run in runs:
         if run.outcome == "fault":
             print(f"\n{run.number}: diti {' '.join(run.arguments)}\n{run.says}")
-    if options.out:
-        found = {"facts": about, "seed": options.seed, "runs": [asdict(run) for run in runs]}
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
     return int(any(run.outcome == "fault" for run in runs))
 
 

@@ -142,13 +142,25 @@ def test_amounts_and_dtypes(directions: Directions, z: torch.Tensor) -> None:
 
 
 def test_unknown_attributes_suggest_near_ones(directions: Directions, z: torch.Tensor) -> None:
-    for asked, suggestion in (("smilin", "Smiling"), ("AGE", "Age"), ("colour", "colour=blue, colour=red")):
+    for asked, remedy in (
+        ("smilin", "Did you mean Smiling? Choose one of Smiling, Age, colour=blue, colour=red."),
+        ("COLOUR", "Choose one of colour=blue, colour=red."),
+    ):
         with pytest.raises(LabelError) as caught:
             directions.move(z, asked, 0.1)
         assert repr(asked) in caught.value.message
-        assert caught.value.remedy == f"Choose one of {suggestion}."
+        assert caught.value.remedy == remedy
     with pytest.raises(LabelError, match="Smiling, Age, colour=blue"):
         directions.vector("xyzzy")
+
+
+def test_capitals_of_attributes_do_not_count_unless_they_tell_two_apart(directions: Directions) -> None:
+    for asked, meant in (("AGE", "Age"), ("smiling", "Smiling"), ("Colour=RED", "colour=red")):
+        assert directions.full.row_of(asked) == directions.full.row_of(meant)
+    two = replace(directions.full, names=("Age", "age", *directions.full.names[2:]))
+    assert (two.row_of("Age"), two.row_of("age")) == (0, 1)
+    with pytest.raises(LabelError, match="Age, age"):
+        two.row_of("AGE")
 
 
 def test_restrictions_that_cannot_be(directions: Directions) -> None:

@@ -317,3 +317,14 @@ def test_report_is_json_and_reproducible(report: ProbeReport, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Cannot write"):
         write_report(report, tmp_path / "file", {})
+
+
+def test_command_hints_at_persons_who_may_be_in_two_parts(files: Path) -> None:
+    rows = [f"{i:02d}.png,{20 + i % 9},p{i % 10}\n" for i in range(50)]
+    (files / "labels.csv").write_text("file,age,person\n" + "".join(rows))
+    alone = run_command(files)
+    assert "The labels have a column 'person', but images of one person may be in train and in test" in alone.stderr
+    assert "Give --groups FILE" in alone.stderr
+    assert json.loads((files / "out" / "report.json").read_text())["identity_hint"]
+    apart = run_command(files, "--groups", str(files / "groups.txt"))
+    assert "Give --groups" not in apart.stderr

@@ -106,6 +106,19 @@ def test_factors_of_two_chunks(atlas: KnowledgeAtlas) -> None:
         assert centre.value == pytest.approx(500, abs=25)
 
 
+def test_what_every_chunk_tells_has_no_centre_alone() -> None:
+    """The middle of all timesteps would be the answer whatever the attribute is, with a narrow interval."""
+    rng = np.random.default_rng(0)
+    number = rng.normal(size=900)
+    values = (number[:, None] + 0.3 * rng.normal(size=(900, K * PER)) * np.linspace(2, 3, K * PER)).astype(np.float32)
+    flat = probe_features(values, {"x": LabelColumn("number", number.astype(np.float32))}, meta=META, atlas=True).atlas
+    assert flat is not None
+    (found,) = flat.attributes
+    assert min(one.value for one in found.alone) > 0.6
+    assert (found.flat, found.centre_alone) == (True, None)
+    assert found.centre_prefix is not None  # the first chunk brings it
+
+
 def test_what_is_nowhere_has_no_centre(atlas: KnowledgeAtlas) -> None:
     for name in ("none", "luck"):
         assert item(atlas, name).centre_prefix is None
@@ -128,14 +141,14 @@ def test_all_chunks_are_the_probe_itself_for_numbers() -> None:
 
 
 def test_the_interval_of_a_centre_covers_it_about_as_often_as_it_says() -> None:
-    """Two chunks tell halves of a number; the truth is their middle, and only test rows vary."""
+    """Two of three chunks tell halves of a number; the truth is their middle, and only test rows vary."""
     rng = np.random.default_rng(0)
-    layout = ChunkLayout.uniform(chunks=2, latent_dim=2)
+    layout = ChunkLayout.uniform(chunks=3, latent_dim=3)
     meta = FeatureMeta(files=(), chunk_ends=layout.ends, timestep_ends=layout.timestep_ends)
-    covered = 0
+    covered, middle = 0, layout.timestep_ends[0]
     for seed in range(40):
-        values = rng.normal(size=(800, 2)).astype(np.float32)
-        number = values @ [1.0, 1.0] + rng.normal(size=800)
+        values = rng.normal(size=(800, 3)).astype(np.float32)
+        number = values @ [1.0, 1.0, 0.0] + rng.normal(size=800)
         columns = {"x": LabelColumn("number", number.astype(np.float32))}
         found = probe_features(values, columns, meta=meta, atlas=True, seed=seed, fractions=(0.7, 0.15, 0.15)).atlas
         assert found is not None
@@ -143,7 +156,7 @@ def test_the_interval_of_a_centre_covers_it_about_as_often_as_it_says() -> None:
         assert centre is not None
         assert centre.low is not None
         assert centre.high is not None
-        covered += centre.low <= 500 <= centre.high
+        covered += centre.low <= middle <= centre.high
     assert 0.85 <= covered / 40 <= 1.0
 
 
@@ -236,7 +249,7 @@ def test_json_and_pictures(atlas: KnowledgeAtlas, tmp_path: Path) -> None:
     assert ChunkLayout.from_dict(facts["chunks"]) == LAYOUT
     one = facts["attributes"][0]
     facts_of_one = {"name", "kind", "measure", "base_rate", "n_test"}
-    assert set(one) == facts_of_one | {"all", "alone", "unique", "prefix", "centre_alone", "centre_prefix"}
+    assert set(one) == facts_of_one | {"all", "alone", "unique", "prefix", "flat", "centre_alone", "centre_prefix"}
     for part in ("alone", "unique", "prefix"):
         assert {key: len(values) for key, values in one[part].items()} == {"value": K, "low": K, "high": K}
     assert one["all"]["low"] <= one["all"]["value"] <= one["all"]["high"]

@@ -120,11 +120,13 @@ def show_disentanglement(report: DisentanglementReport) -> None:
 def show_atlas(atlas: KnowledgeAtlas) -> None:
     """Where each attribute is told, in the order in which they come in."""
     items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
-    columns = ["attribute", "scale", "all chunks", "best alone", "most its own", "comes in at t", "lies at t"]
-    show_table("What chunks know: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
+    columns = ["attribute", "skill of all", "best alone", "most its own", "comes in at t", "lies at t"]
+    show_table("Skill of chunks: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
     say(
-        "Comes in: the centre of what chunks 0 to k gain with k. Lies: the centre of what chunks tell alone. "
-        "With 95 % intervals."
+        "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
+        "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
+        "Comes in: the centre of what chunks 0 to k gain with k. Lies: the centre of what chunks tell alone; none "
+        "where every chunk tells at least half of what the best one does. With 95 % intervals."
     )
 
 
@@ -166,12 +168,11 @@ def _atlas_row(item: AttributeAtlas) -> list[str]:
     alone, own = (max(range(len(part)), key=lambda k: part[k].value) for part in (item.alone, item.unique))
     return [
         item.name,
-        SHORT[item.measure],
         f"{item.all.value:.3f}",
         f"{item.alone[alone].value:.3f} in {alone}",
         f"{item.unique[own].value:.3f} in {own}",
         _centre(item.centre_prefix),
-        _centre(item.centre_alone),
+        "in every chunk" if item.flat else _centre(item.centre_alone),
     ]
 
 

@@ -125,7 +125,12 @@ def centre_table(found: Mapping[str, Any]) -> Table:
         row: list[Cell] = [item["name"], item["all"]["value"]]
         for key in ("centre_prefix", "centre_alone"):
             centre = item[key]
-            row += [None, None] if centre is None else [f"{centre['value']:.0f}", _bounds(centre)]
+            flat = key == "centre_alone" and item.get("flat", False)
+            row += (
+                ["every chunk" if flat else None, None]
+                if centre is None
+                else [f"{centre['value']:.0f}", _bounds(centre)]
+            )
         rows.append(row)
     return columns, rows
 

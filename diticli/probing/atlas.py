@@ -8,7 +8,7 @@ bootstrap 95 % intervals over test rows, to first order, with the very draws of 
 
 The centre of mass of an attribute in t is a weighted mean of the chunks' mid time-steps, in two readings:
 - alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
-  found at all, and lies in the middle when every chunk tells it.
+  found at all. Where every chunk tells much of it, the mean would be the middle by construction and is left out.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
   where the attribute comes in. A time-step of chunk k sees just these chunks, so it is what "lost at t" means for
   features (arXiv 2401.11430, section 4).
@@ -34,6 +34,8 @@ from diticli.progress import Reporter
 DoubleArray = npt.NDArray[np.float64]
 Dims = tuple[int, ...]
 
+_FLAT = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -58,7 +60,9 @@ class AttributeAtlas:
         alone: [K] skill of each chunk alone.
         unique: [K] what is lost without each chunk: skill of all minus skill of all others.
         prefix: [K] skill of chunks 0..k.
-        centre_alone: time-step, see the module; None where no chunk alone is above the base rate.
+        flat: whether every chunk alone tells at least half of what the best one does, so that a centre would say
+            nothing: it is the middle whatever the attribute is.
+        centre_alone: time-step, see the module; None where no chunk alone is above the base rate, or all are alike.
         centre_prefix: likewise, None where all chunks together are not.
     """
 
@@ -71,6 +75,7 @@ class AttributeAtlas:
     alone: tuple[Estimate, ...]
     unique: tuple[Estimate, ...]
     prefix: tuple[Estimate, ...]
+    flat: bool
     centre_alone: Estimate | None
     centre_prefix: Estimate | None
 
@@ -179,6 +184,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
     found = np.array([_above_zero(one) for one in estimates])
+    flat = bool(found[alone].all() and values[alone].min() >= _FLAT * values[alone].max())
     return AttributeAtlas(
         name=target.name,
         kind=target.kind,
@@ -189,7 +195,10 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         alone=tuple(estimates[alone]),
         unique=tuple(_estimate(value, many) for value, many in lost),
         prefix=tuple(estimates[prefix]),
-        centre_alone=_centre(middles, *(_gated(many[alone], found[alone]) for many in (values, resampled_SB))),
+        flat=flat,
+        centre_alone=None
+        if flat
+        else _centre(middles, *(_gated(many[alone], found[alone]) for many in (values, resampled_SB))),
         centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB)))
         if found[0]
         else None,

@@ -60,19 +60,23 @@ class LinearProbe:
         return tuple(f"{n}={c}" if c else n for n, c in zip(self.names, self.classes, strict=True))
 
     def row_of(self, label: str) -> int:
-        """Row of an attribute, or of a class written as "attribute=class".
+        """Row of an attribute, or of a class written as "attribute=class"; capitals count only to tell two apart.
 
         Raises:
-            LabelError: when there is none; suggests similar names.
+            LabelError: when there is none; suggests similar names and lists all.
         """
         labels = self.labels
         if label in labels:
             return labels.index(label)
-        of_attribute = [other for other, name in zip(labels, self.names, strict=True) if name == label]
-        raise LabelError(
-            f"The probe has no attribute {label!r}.",
-            remedy=f"Choose one of {', '.join(of_attribute or _similar(label, labels) or labels)}.",
-        )
+        alike = [row for row, other in enumerate(labels) if other.casefold() == label.casefold()]
+        if len(alike) == 1:
+            return alike[0]
+        own = [other for other, name in zip(labels, self.names, strict=True) if name.casefold() == label.casefold()]
+        if own:
+            raise LabelError(f"{label!r} is a category.", remedy=f"Choose one of {', '.join(own)}.")
+        near = _similar(label, labels)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise LabelError(f"The probe has no attribute {label!r}.", remedy=f"{hint}Choose one of {', '.join(labels)}.")
 
     def direction(self, name: str, class_name: str = "") -> FloatArray:
         """[d] direction of an attribute (of one class, for a category) in standardised feature space.

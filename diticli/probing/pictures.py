@@ -13,8 +13,8 @@ from diticli.pictures.heatmaps import Mark, chunk_heatmap
 from diticli.probing.atlas import Estimate, KnowledgeAtlas
 
 SCALE = (
-    "Share of the way from the base rate to 1, on test rows: R2 of numbers, average precision of binary attributes, "
-    "accuracy of categories"
+    "Skill: R2 of numbers; of others the share of the way from the base rate to 1, in average precision (binary) or "
+    "rows that are right (categories). Test rows"
 )
 _MARKS = "centre of mass in t with its 95 % interval"
 
