@@ -20,8 +20,8 @@ from benchmarks.facts import collect, write
 from benchmarks.table import render
 from diticli.config import RunConfig
 from diticli.data.images import FaceImages, load_images
+from diticli.models.base_files import load_base
 from diticli.models.gap import measure_gap
-from diticli.models.unet import load_base
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config
 from diticli.training.run import train

@@ -26,10 +26,10 @@ from diticli.judging.lost import measure_lost
 from diticli.judging.order import spearman
 from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
 from diticli.judging.scores import to_json
+from diticli.models.base_files import load_base
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.pixels import normalise
-from diticli.models.unet import load_base
 from diticli.probing.probe import probe_features
 from diticli.progress import SilentReporter
 from diticli.schedule import NoiseSchedule

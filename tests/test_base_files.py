@@ -6,11 +6,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from diticli.errors import ModelError
-from diticli.models.unet import load_base
+from diticli.models.base_files import load_base
+from diticli.models.plain_unet import DEFAULTS
+from diticli.models.shift_decoder import ShiftDecoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -133,7 +136,7 @@ def pickle_weights(root):
 
 
 DAMAGES = {
-    "pickled weights": (pickle_weights, rf"no file named {WEIGHTS}"),
+    "pickled weights": (pickle_weights, r"its weights are a pickle \(diffusion_pytorch_model\.bin\)"),
     "empty weights": (lambda r: (r / WEIGHTS).write_bytes(b""), "Cannot load a base"),
     "truncated weights": (
         lambda r: (r / WEIGHTS).write_bytes((r / WEIGHTS).read_bytes()[:5000]),
@@ -156,9 +159,9 @@ DAMAGES = {
     "config that is no JSON": (lambda r: (r / "config.json").write_text("{oops"), "not a valid JSON"),
     "config of unknown blocks": (
         lambda r: rewrite_config(r, down_block_types=["Nope", "Nope"]),
-        "Nope does not exist",
+        "its blocks are Nope",
     ),
-    "config of wrong types": (lambda r: rewrite_config(r, block_out_channels=8), "Cannot load a base"),
+    "config of wrong types": (lambda r: rewrite_config(r, block_out_channels=8), "its config has a wrong value"),
     "config that does not divide": (lambda r: rewrite_config(r, block_out_channels=[9, 18]), "divisible"),
     "scheduler that is no JSON": (
         lambda r: (r / "scheduler_config.json").write_text("{"),
@@ -191,7 +194,7 @@ def test_an_empty_folder_a_file_and_a_foreign_model_are_no_base(make_pipeline, t
         load_base(str(tmp_path / "empty"))
     with pytest.raises(ModelError, match="is a file"):
         load_base(str(tmp_path / "file.safetensors"))
-    with pytest.raises(ModelError, match="are not those of its config"):
+    with pytest.raises(ModelError, match="it is a SemanticEncoder"):
         load_base(str(tmp_path / "encoder"))
 
 
@@ -206,3 +209,156 @@ def test_paths_may_start_at_home(make_unet, tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Path("~").expanduser() == tmp_path
     assert_same_weights(load_base("~/base-model")[0], make_unet())
+
+
+def ema_of(unet):
+    """Other weights, as `EMAModel` saves them: its settings stand in the config."""
+    average = EMAModel(unet.parameters(), model_cls=UNet2DModel, model_config=unet.config, use_ema_warmup=True)
+    average.optimization_step = 7
+    for shadow in average.shadow_params:
+        shadow.mul_(0.5)
+    return average
+
+
+@pytest.fixture
+def trained(make_unet, tmp_path, no_network):
+    """A folder of diffusers' train_unconditional: a pipeline, and a checkpoint with raw and averaged weights."""
+    unet, root = make_unet(), tmp_path / "trained"
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(root)
+    unet.save_pretrained(root / "checkpoint-500" / "unet")
+    ema_of(unet).save_pretrained(root / "checkpoint-500" / "unet_ema")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("where", "factor", "said"),
+    [
+        ("", 1.0, None),
+        ("unet", 1.0, None),
+        ("checkpoint-500", 0.5, "averaged weights are used"),
+        ("checkpoint-500/unet_ema", 0.5, None),
+        ("checkpoint-500/unet", 1.0, "holds the raw weights, as asked"),
+    ],
+)
+def test_a_part_of_a_pipeline_is_read_with_its_schedule_and_its_averages(trained, make_unet, where, factor, said):
+    lines = []
+    unet, scheduler = load_base(str(trained / where), say=lines.append)
+    assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert unet.config.keys() - {"_name_or_path", "_class_name", "_diffusers_version", "_use_default_values"} == {
+        *DEFAULTS
+    }
+    expected = make_unet().state_dict()
+    assert all(torch.equal(value, factor * expected[name]) for name, value in unet.state_dict().items())
+    assert [said in line for line in lines] == [True] if said else lines == []
+    ShiftDecoder.for_unet(unet, 16)
+
+
+def test_a_part_is_found_from_within(trained, monkeypatch):
+    monkeypatch.chdir(trained / "unet")
+    assert load_base(".")[1].config.beta_schedule == "squaredcos_cap_v2"
+
+
+def test_a_bare_unet_says_which_schedule_is_assumed(make_unet, tmp_path, no_network):
+    lines = []
+    make_unet().save_pretrained(tmp_path / "bare")
+    scheduler = load_base(str(tmp_path / "bare"), say=lines.append)[1]
+    assert (scheduler.config.beta_schedule, scheduler.config.beta_end) == ("linear", 0.02)
+    assert [("DDPM paper is assumed" in line and "0.0001 to 0.02 over 1000" in line) for line in lines] == [True]
+
+
+def name_parts(root, **parts):
+    index = json.loads((root / "model_index.json").read_text())
+    (root / "model_index.json").write_text(json.dumps(index | parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"vqvae": ["diffusers", "VQModel"]}, r"is a latent diffusion model \(vqvae\)"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, r"is a latent diffusion model \(vae\)"),
+        ({"bert": ["transformers", "BertModel"]}, "whose UNet needs its bert"),
+        ({"mel": ["diffusers", "Mel"]}, "whose UNet needs its mel"),
+        ({"unet": [None, None]}, "has no unet"),
+    ],
+)
+@pytest.mark.parametrize("where", ["", "unet", "checkpoint-500", "checkpoint-500/unet_ema"])
+def test_a_unet_that_is_part_of_more_is_refused(trained, parts, message, where):
+    name_parts(trained, **parts)
+    with pytest.raises(ModelError, match=message):
+        load_base(str(trained / where))
+
+
+def test_a_unet_beside_parts_that_are_left_out_is_a_base(trained):
+    name_parts(trained, vae=[None, None])
+    assert load_base(str(trained))[0].config.sample_size == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_class_name": "DDPMScheduler", "predict_epsilon": False}, "predicts sample, the method needs noise"),
+        ({"prediction_type": "v_prediction"}, "predicts v_prediction, the method needs noise"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}, "is not a schedule of betas"),
+        ({"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000}, "it has no beta_start, beta_end"),
+    ],
+)
+def test_schedulers_of_other_methods_are_refused(trained, config, message):
+    path = trained / "scheduler" / "scheduler_config.json"
+    stored = json.loads(path.read_text())
+    stored.pop("prediction_type")
+    path.write_text(json.dumps(config if "num_train_timesteps" in config else stored | config))
+    for where in ("", "unet", "checkpoint-500"):
+        with pytest.raises(ModelError, match=message):
+            load_base(str(trained / where))
+
+
+def test_predict_epsilon_true_is_noise(trained):
+    path = trained / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"predict_epsilon": True}))
+    assert load_base(str(trained))[1].config.beta_schedule == "squaredcos_cap_v2"
+
+
+@pytest.mark.parametrize("shard", [None, "8KB"])
+def test_weights_of_half_precision_alone_are_read_and_said(make_unet, tmp_path, no_network, shard):
+    unet, lines = make_unet(), []
+    size = {} if shard is None else {"max_shard_size": shard}
+    copy = UNet2DModel(**{k: v for k, v in unet.config.items() if not k.startswith("_")}).half()
+    copy.load_state_dict(unet.state_dict())
+    copy.save_pretrained(tmp_path / "unet", variant="fp16", **size)
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    loaded = load_base(str(tmp_path), say=lines.append)[0]
+    assert [("fp16 weights only" in line) for line in lines] == [True]
+    truth = unet.state_dict()
+    assert all(torch.equal(value, truth[name].half().float()) for name, value in loaded.state_dict().items())
+    if shard:
+        index = tmp_path / "unet" / f"{WEIGHTS}.index.fp16.json"
+        index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../outside.safetensors"}}))
+        with pytest.raises(ModelError, match="names files that are no weights beside it"):
+            load_base(str(tmp_path))
+
+
+def test_another_variant_alone_is_refused_with_the_way_out(make_unet, tmp_path, no_network):
+    make_unet().save_pretrained(tmp_path, variant="non_ema")
+    with pytest.raises(ModelError, match="the weights of a variant only") as error:
+        load_base(str(tmp_path))
+    assert f"rename diffusion_pytorch_model.non_ema.safetensors to {WEIGHTS}" in error.value.remedy
+
+
+def test_pickled_weights_are_refused_with_a_way_out_that_works(make_unet, tmp_path, no_network):
+    unet = make_unet()
+    save_bare(unet, tmp_path)
+    pickle_weights(tmp_path)
+    with pytest.raises(ModelError, match="pickle") as error:
+        load_base(str(tmp_path))
+    code = error.value.remedy.partition('-c "')[2].rpartition('"')[0]
+    exec(code)
+    assert_same_weights(load_base(str(tmp_path))[0], unet)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_base_whose_weights_are_not_finite_is_refused_as_such(make_unet, tmp_path, no_network, value):
+    save_bare(make_unet(), tmp_path)
+    rewrite_weights(tmp_path, lambda state: state["mid_block.resnets.0.conv1.weight"].view(-1)[3:4].fill_(value))
+    with pytest.raises(ModelError, match=r"not finite .*mid_block\.resnets\.0\.conv1\.weight") as error:
+        load_base(str(tmp_path))
+    assert "diverged or its file is damaged" in error.value.remedy

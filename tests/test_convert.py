@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
 from diticli.errors import ModelError
+from diticli.models.base_files import load_base
 from diticli.models.pipeline import DiTiPipeline
-from diticli.models.unet import load_base
 from diticli.official import convert as official_convert
 from diticli.official.convert import convert, pipeline_from_official
 from diticli.official.run import read_official

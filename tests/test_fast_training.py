@@ -57,7 +57,7 @@ class Recorder(SilentReporter):
 
 def trainer_of(config: RunConfig, base: Path, device: torch.device) -> StageTrainer:
     """A trainer of stage 2 on random images."""
-    from diticli.models.unet import load_base
+    from diticli.models.base_files import load_base
 
     config, accelerator = resolve(config), make_accelerator(resolve(config))
     unet, scheduler = load_base(str(base), resolution=16)

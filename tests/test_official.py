@@ -19,9 +19,9 @@ from official_layout import (
 
 from diticli.chunks import ChunkLayout
 from diticli.errors import ModelError
+from diticli.models.base_files import load_base
 from diticli.models.heads import unet_from_config
 from diticli.models.pipeline import DiTiPipeline
-from diticli.models.unet import load_base
 from diticli.official.config import encoder_config, official_scheduler, unet_config
 from diticli.official.weights import base_from_official, encoder_from_official, from_official
 

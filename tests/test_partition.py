@@ -11,7 +11,7 @@ from diticli.chunks import ChunkLayout
 from diticli.config import RunConfig
 from diticli.config_groups import ChunksConfig
 from diticli.errors import CheckpointError, ChunkError, DataError
-from diticli.models.unet import load_base
+from diticli.models.base_files import load_base
 from diticli.settings import build_config
 from diticli.training.base_gap import read_gap
 from diticli.training.run import train

@@ -19,8 +19,8 @@ from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
 
 from diticli.data.features import read_features
 from diticli.errors import CheckpointError, FeatureFileError, ModelError
+from diticli.models.base_files import load_base
 from diticli.models.pipeline import DiTiPipeline
-from diticli.models.unet import load_base
 from diticli.official.files import load_checkpoint as load_official
 from diticli.probing.direction_files import read_parts
 from diticli.probing.linear_probe import load_probe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from tiny_models import LATENT_DIM, SIZE, UNET_SHAPES, tiny_unet_config
 
@@ -160,12 +160,20 @@ LEFT_TO_DIFFUSERS = {
 
 
 @pytest.mark.parametrize("difference", LEFT_TO_DIFFUSERS)
-def test_what_is_not_known_is_left_to_diffusers(saved, no_network, difference):
+def test_what_is_not_known_is_left_to_diffusers(saved, no_network, caplog, difference):
     LEFT_TO_DIFFUSERS[difference](saved)
     assert load_plain(str(saved)) is None
+    assert "diffusers reads this model, which takes some seconds more: " in caplog.text
     model = load_model(str(saved), "cpu")
     assert isinstance(model, DiTiPipeline)
-    assert model.encode(images()).shape == (3, LATENT_DIM)
+    x, t = images(), torch.tensor([3, 400, 990])
+    with torch.no_grad():
+        encoder = SemanticEncoder.from_pretrained(saved / "encoder")
+        torch.testing.assert_close(model.encode(x), encoder.eval()(x))
+        truth = UNet2DModel.from_pretrained(saved / "unet")(x, t).sample
+    torch.testing.assert_close(model.predict(x, t, model.encode(x)).noise, truth, rtol=1e-4, atol=1e-5)
+    bar = DDIMScheduler.from_pretrained(saved / "scheduler").alphas_cumprod
+    torch.testing.assert_close(model.schedule.alphas_cumprod, bar)
 
 
 def test_what_is_wrong_is_said_as_ever(saved, no_network):

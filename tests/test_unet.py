@@ -6,7 +6,8 @@ from tiny_models import UNET_SHAPES, tiny_unet_config
 from diticli.errors import ConfigError, DeviceError, ModelError
 from diticli.models.attention import check_attention
 from diticli.models.build import build_encoder, build_unet, new_scheduler
-from diticli.models.unet import check_base, predict_noise, run_down_path
+from diticli.models.gate import check_base
+from diticli.models.unet import predict_noise, run_down_path
 from diticli.settings import build_config, preset_names
 
 
@@ -49,33 +50,6 @@ def test_every_shape_of_base_is_accepted_at_its_resolution_only(make_unet, shape
 def test_sizes_may_be_written_as_pairs_or_left_out():
     check_base(UNet2DModel(**tiny_unet_config(size=(16, 16))), resolution=16)
     check_base(UNet2DModel(**tiny_unet_config(size=None)), resolution=16)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"time_embedding_type": "fourier"}, "fourier time embedding"),
-        ({"time_embedding_type": "learned", "num_train_timesteps": 1000}, "learned time embedding"),
-        ({"num_class_embeds": 10}, "class-conditional"),
-        ({"class_embed_type": "timestep"}, "class-conditional"),
-        ({"act_fn": "mish"}, "its activation is mish"),
-        ({"out_channels": 6}, r"predicts a variance \(6 outputs for 3 inputs\)"),
-        ({"in_channels": 1, "out_channels": 1}, "1 input and 1 output channels, images have 3"),
-        ({"in_channels": 4, "out_channels": 4}, "4 input and 4 output channels"),
-        (
-            {
-                "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
-                "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
-                "channels": (32, 32),
-            },
-            "its blocks are AttnSkipDownBlock2D, AttnSkipUpBlock2D, SkipDownBlock2D, SkipUpBlock2D",
-        ),
-    ],
-)
-def test_bases_that_the_method_cannot_stand_on(config, message):
-    with pytest.raises(ModelError, match=message) as error:
-        check_base(UNet2DModel(**tiny_unet_config(**config)))
-    assert "unconditional UNet2DModel" in error.value.remedy
 
 
 @pytest.mark.parametrize("preset", preset_names())

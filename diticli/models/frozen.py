@@ -33,7 +33,7 @@ class FrozenBase(nn.Module):
     The time embedding and all that modulates stay in float32; they cost next to nothing.
 
     Args:
-        unet: a base that passes `diticli.models.unet.check_base`; left as it is.
+        unet: a base that passes `diticli.models.gate.check_base`; left as it is.
         dtype: in which the copy computes.
         merge_up_to: widest map whose doubling is merged with the convolution that follows; 0 merges none.
     """

@@ -48,7 +48,8 @@ def _checked(folder: Path) -> Path:
 
     Diffusers would follow any path, and unpickle what is no safetensors.
     """
-    for index in sorted(found for depth in ("", "*/", "*/*/") for found in folder.glob(f"{depth}*.index.json")):
+    names = [depth + name for depth in ("", "*/", "*/*/") for name in ("*.index.json", "*.index.*.json")]
+    for index in sorted(found for name in names for found in folder.glob(name)):
         try:
             named = set(json.loads(index.read_bytes())["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -18,13 +18,13 @@ from torch import nn
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
-from diticli.data.decode import Crop, to_square
+from diticli.data.decode import CROP_NOTES, Crop, to_square
 from diticli.errors import ModelError
 from diticli.models.batch_size import suggest_batch_size
 from diticli.models.fingerprint import Fingerprint
 from diticli.models.frozen_pair import FrozenCopies
+from diticli.models.gate import check_base, check_finite
 from diticli.models.heads import restore_heads
-from diticli.models.parts import check_parts
 from diticli.models.pixels import checked, normalise
 from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.shifted_noise import ShiftedNoise
@@ -34,10 +34,9 @@ from diticli.schedule import NoiseSchedule
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-    from diticli.models.encoder import SemanticEncoder
-    from diticli.models.plain_model import PlainEncoder, PlainShift
+    from diticli.models.encoder_body import EncoderBody
     from diticli.models.plain_unet import PlainUNet
-    from diticli.models.shift_decoder import ShiftDecoder
+    from diticli.models.shift_body import ShiftBody
 
 Images = torch.Tensor | Sequence[Image.Image]
 
@@ -59,8 +58,8 @@ class DiTiModel:
     """
 
     unet: UNet2DModel | PlainUNet | None
-    encoder: SemanticEncoder | PlainEncoder
-    shift_decoder: ShiftDecoder | PlainShift | None
+    encoder: EncoderBody
+    shift_decoder: ShiftBody | None
     config: Any
     device: Any
     chunks: ChunkLayout
@@ -72,16 +71,37 @@ class DiTiModel:
         """Everything that follows from the parts and the settings, which are there.
 
         Raises:
-            ModelError: when the parts do not fit each other.
+            ModelError: when the parts do not fit each other, the base cannot be run, or weights are not finite.
         """
         self.chunks, self.schedule, self.windows = layout, schedule, ChunkWindows(layout)
         self.model_id = ""
         self._copies, self._fingerprint = FrozenCopies(), Fingerprint()
-        check_parts(self)
+        self._check_parts()
+        check_finite(self.networks, "The model")
         if self.unet is not None:
+            check_base(self.unet)
             restore_heads(self.unet)
         for module in self.networks.values():
             module.eval()
+
+    def _check_parts(self) -> None:
+        if (self.unet is None) != (self.shift_decoder is None):
+            raise ModelError(
+                "A base and a shift decoder need each other; one of them is missing.", remedy="Give both, or neither."
+            )
+        widths = {self.chunks.latent_dim, self.encoder.config.latent_dim}
+        if self.shift_decoder is not None:
+            widths.add(self.shift_decoder.config.latent_dim)
+        if len(widths) != 1:
+            raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
+        if self.chunks.timesteps != self.schedule.timesteps:
+            raise ModelError(
+                f"The layout covers {self.chunks.timesteps} time-steps, the scheduler {self.schedule.timesteps}."
+            )
+        if self.config.shift_form not in ("score", "posterior"):
+            raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
+        if self.config.crop not in CROP_NOTES:
+            raise ModelError(f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.")
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -243,7 +263,7 @@ class DiTiModel:
 
         return suggest_batch_size(run, self.device, resolution=self.resolution, most=most)
 
-    def _denoisers(self) -> tuple[UNet2DModel | PlainUNet, ShiftDecoder | PlainShift]:
+    def _denoisers(self) -> tuple[UNet2DModel | PlainUNet, ShiftBody]:
         if self.unet is None or self.shift_decoder is None:
             raise ModelError(
                 "This model is an encoder alone: it was trained by a self-supervised loss, without a base.",

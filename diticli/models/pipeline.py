@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.pipelines import pipeline_loading_utils
 
 from diticli.chunks import ChunkLayout
 from diticli.errors import ConfigError, ModelError
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.gate import check_base_config, check_scheduler
 from diticli.models.hub import first_line, pipeline_folder
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
@@ -65,6 +68,7 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         self.register_modules(unet=unet, encoder=encoder, shift_decoder=shift_decoder, scheduler=scheduler)
         self.register_to_config(chunk_layout=chunk_layout, shift_form=shift_form, crop=crop)
         layout = ChunkLayout.from_dict(chunk_layout)
+        check_scheduler(scheduler.config, "the pipeline's scheduler")
         self._set_up(NoiseSchedule.from_scheduler(scheduler), layout)
 
     @classmethod
@@ -72,10 +76,14 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         """Load a pipeline folder, a run directory, or a Hub id.
 
         Raises:
-            ModelError: when there is no such model, or it names code outside diffusers and diticli.
+            ModelError: when there is no such model, it names code outside diffusers and diticli, or the gate
+                (`diticli.models.gate`) refuses it.
+            ConfigError: for a `dtype` that is no floating-point type of PyTorch.
         """
+        kwargs |= {key: _dtype(kwargs[key]) for key in ("dtype", "torch_dtype") if kwargs.get(key) is not None}
         name = str(pretrained_model_name_or_path)
         folder = pipeline_folder(name)
+        _check_unet(folder / "unet" / "config.json")
         try:
             # Without safetensors diffusers would unpickle.
             pipeline = super().from_pretrained(str(folder), **(kwargs | {"use_safetensors": True}))
@@ -101,3 +109,24 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         self.schedule.to(self.device)
         self.windows.to(self.device)
         return self
+
+
+def _check_unet(path: Path) -> None:
+    """The gate before diffusers, which ignores what it does not know and builds what it can."""
+    try:
+        config = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # there is no base, or diffusers says what is wrong
+    check_base_config(config)
+
+
+def _dtype(named: Any) -> Any:
+    """A type of PyTorch by its name, as "bfloat16"; dicts hold one for each part."""
+    if isinstance(named, dict):
+        return {part: _dtype(value) for part, value in named.items()}
+    dtype = getattr(torch, named.removeprefix("torch."), None) if isinstance(named, str) else named
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ConfigError(
+            f"dtype is a floating-point type, got {named!r}.", remedy="Use float32, bfloat16, float16 or float64."
+        )
+    return dtype

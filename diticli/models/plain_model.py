@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -18,15 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from diticli.chunks import ChunkLayout
-from diticli.errors import DiTiError
+from diticli.errors import DiTiError, ModelError
 from diticli.models.encoder_body import EncoderBody
-from diticli.models.hub import pipeline_folder
+from diticli.models.gate import check_base_config, check_scheduler
+from diticli.models.hub import first_line, pipeline_folder
 from diticli.models.model import DiTiModel
 from diticli.models.plain import Config, PlainNetwork
 from diticli.models.plain_unet import DEFAULTS, HEADS, PlainUNet
 from diticli.models.shift_body import ShiftBody
-from diticli.models.unet import check_base
 from diticli.schedule import NoiseSchedule
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PARTS = {
@@ -35,6 +38,10 @@ _PARTS = {
     "shift_decoder": ["diticli", "ShiftDecoder"],
 }
 _Network = TypeVar("_Network", bound=PlainNetwork)
+
+
+class _LeftToDiffusersError(Exception):
+    """Something sound, perhaps, that is not written for this reader."""
 
 
 class PlainEncoder(EncoderBody):
@@ -94,14 +101,25 @@ class PlainModel(DiTiModel):
 def load_plain(name: str) -> PlainModel | None:
     """The model that a path, a run directory or a Hub id names, on the CPU; None where diffusers has to read it.
 
+    A model that only diffusers can read is left to it with a warning that says why.
+
     Raises:
-        ModelError: when there is no such model, or it names code outside diffusers and diticli.
+        ModelError: when there is no such model, it is damaged, it names code outside diffusers and diticli, or
+            the gate (`diticli.models.gate`) refuses it.
     """
     folder = pipeline_folder(name)
     try:
         model = _read(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, DiTiError):
-        return None  # diffusers reads more, and says better what is wrong
+    except _LeftToDiffusersError as reason:
+        logger.warning("diffusers reads this model, which takes some seconds more: %s", reason)
+        return None
+    except DiTiError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"Cannot load the model in {folder}: {first_line(error)}",
+            remedy="Train or copy it again; its weights must be safetensors.",
+        ) from error
     model.model_id = name
     return model
 
@@ -109,15 +127,15 @@ def load_plain(name: str) -> PlainModel | None:
 def _read(folder: Path) -> PlainModel:
     index = _json(folder / "model_index.json")
     for part, named in _PARTS.items():
-        if index[part] != named and (part == "encoder" or index[part] != [None, None]):
-            raise ValueError(f"{part} is {index[part]}.")
-    if index["_class_name"] != "DiTiPipeline":
-        raise ValueError(f"The pipeline is a {index['_class_name']}.")
+        if index.get(part) != named and (part == "encoder" or index.get(part) != [None, None]):
+            raise _LeftToDiffusersError(f"{part} is {index.get(part)}.")
+    if index.get("_class_name") != "DiTiPipeline":
+        raise _LeftToDiffusersError(f"The pipeline is a {index.get('_class_name')}.")
+    if missing := [key for key in ("chunk_layout", "shift_form", "crop") if key not in index]:
+        raise _LeftToDiffusersError(f"{folder / 'model_index.json'} has no {', '.join(missing)}.")
     has_base = index["unet"] != [None, None]
     has_shift = index["shift_decoder"] != [None, None]
     unet = _network(PlainUNet, folder / "unet", {*DEFAULTS}) if has_base else None
-    if unet is not None:
-        check_base(unet)
     encoder = _network(PlainEncoder, folder / "encoder", _arguments(EncoderBody))
     shift = _network(PlainShift, folder / "shift_decoder", _arguments(ShiftBody)) if has_shift else None
     settings = {key: index[key] for key in ("chunk_layout", "shift_form", "crop")}
@@ -125,22 +143,31 @@ def _read(folder: Path) -> PlainModel:
 
 
 def _network(kind: type[_Network], folder: Path, known: set[str]) -> _Network:
-    config = {key: value for key, value in _json(folder / "config.json").items() if not key.startswith("_")}
+    stored = _json(folder / "config.json")
+    if kind is PlainUNet:
+        check_base_config(stored)
+    config = {key: value for key, value in stored.items() if not key.startswith("_")}
     if odd := (config.keys() ^ known) - {HEADS}:
-        raise ValueError(f"The config in {folder} lacks entries or has new ones: {sorted(odd)}.")
+        raise _LeftToDiffusersError(f"The config in {folder} lacks entries or has new ones: {sorted(odd)}.")
     with torch.device("meta"):
         network = kind(config)
+    if not (folder / WEIGHTS).is_file():
+        raise _LeftToDiffusersError(f"There is no {WEIGHTS} in {folder}.")
     weights = load_file(folder / WEIGHTS)
     if {tensor.dtype for tensor in weights.values()} != {torch.float32}:
-        raise ValueError(f"The weights in {folder} are not float32.")
-    network.load_state_dict(weights, assign=True)
+        raise _LeftToDiffusersError(f"The weights in {folder} are not float32.")
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:  # older names of weights, or damage: diffusers knows which
+        raise _LeftToDiffusersError(f"The weights in {folder} have other names or shapes.") from error
     return network
 
 
 def _schedule(folder: Path) -> NoiseSchedule:
     config = Config(_json(folder / "scheduler_config.json"))
-    if config.beta_schedule != "linear" or config.trained_betas is not None or config.get("rescale_betas_zero_snr"):
-        raise ValueError(f"The schedule in {folder} is not linear.")
+    check_scheduler(config, str(folder))
+    if config.beta_schedule != "linear" or config.get("trained_betas") or config.get("rescale_betas_zero_snr"):
+        raise _LeftToDiffusersError(f"The schedule in {folder} is not linear.")
     betas = torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps, dtype=torch.float32)
     return NoiseSchedule(1.0 - betas)
 

@@ -57,7 +57,7 @@ class PlainUNet(PlainNetwork):
     """The modules of a base.
 
     Args:
-        config: of a `UNet2DModel` that `diticli.models.unet.check_base` takes; missing entries are its defaults.
+        config: of a `UNet2DModel` that `diticli.models.gate.check_base` takes; missing entries are its defaults.
 
     Raises:
         ValueError: for other blocks than those that can be run here, and for unknown settings.

@@ -8,23 +8,18 @@ Legend of shape suffixes: B batch, C channels, H height, W width, E embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from diticli.errors import ModelError
 from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
-from diticli.models.heads import restore_heads
-from diticli.models.hub import first_line, local_folder
 from diticli.models.layout import in_layout
 from diticli.models.modulation import Modulation, PathWeights, gather_weights, modulate
 from diticli.models.norms import norm_silu
 from diticli.models.plain_blocks import is_resnet
-from diticli.models.plain_unet import DOWN_BLOCKS, UP_BLOCKS
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import UNet2DModel
     from diffusers.models.resnet import ResnetBlock2D
 
     from diticli.models.plain_unet import PlainUNet
@@ -138,91 +133,3 @@ def _resnets(block: Any, samplers: Any) -> list[ResnetBlock2D]:
 def _layers(block: Any) -> Iterator[tuple[ResnetBlock2D, Any]]:
     """Residual blocks, each with the attention block that follows it, or None."""
     return zip(block.resnets, getattr(block, "attentions", [None] * len(block.resnets)), strict=True)
-
-
-def check_base(unet: UNet2DModel, *, resolution: int | None = None) -> None:
-    """Refuse a base that the method cannot stand on.
-
-    Raises:
-        ModelError: for a fourier or learned time embedding, class conditioning, a learned variance, blocks or an
-            activation that cannot be run here, or another resolution or channel count than the data's.
-    """
-    config = unet.config
-    unknown = sorted({*config.down_block_types, *config.up_block_types} - {*DOWN_BLOCKS, *UP_BLOCKS})
-    problems = {
-        f"it uses a {config.time_embedding_type} time embedding": config.time_embedding_type != "positional",
-        "it is class-conditional": config.class_embed_type is not None or config.num_class_embeds is not None,
-        f"it predicts a variance ({config.out_channels} outputs for {config.in_channels} inputs)": config.out_channels
-        == 2 * config.in_channels,
-        f"it has {config.in_channels} input and {config.out_channels} output channels, images have 3": (
-            config.in_channels != 3 or config.out_channels not in (3, 6)
-        ),
-        f"its blocks are {', '.join(unknown)}": bool(unknown),
-        f"its activation is {config.act_fn}": config.act_fn not in ("silu", "swish"),
-    }
-    for what, broken in problems.items():
-        if broken:
-            raise ModelError(
-                f"This base cannot be used: {what}.",
-                remedy="Use an unconditional UNet2DModel that predicts noise with a positional time embedding, "
-                "or leave --base out to train one.",
-            )
-    size = config.sample_size
-    size = size[0] if isinstance(size, list | tuple) else size
-    if resolution is not None and size is not None and size != resolution:
-        raise ModelError(
-            f"The base was trained at {size} px, the run wants {resolution} px.",
-            remedy=f"Use --resolution {size}, or another base.",
-        )
-
-
-def load_base(name_or_path: str, *, resolution: int | None = None) -> tuple[UNet2DModel, DDPMScheduler]:
-    """A base and its scheduler from a diffusers folder (pipeline, UNet, or run) or a Hub id.
-
-    Raises:
-        ModelError: when nothing can be loaded from there, or `check_base` refuses it.
-    """
-    folder = local_folder(name_or_path)
-    if (folder / "base").is_dir():
-        folder = folder / "base"
-    unet = _load_unet(folder / "unet" if (folder / "unet").is_dir() else folder)
-    check_base(unet, resolution=resolution)
-    return unet.requires_grad_(False).eval(), _load_scheduler(folder)
-
-
-def _load_unet(folder: Path) -> UNet2DModel:
-    from diffusers import UNet2DModel
-
-    remedy = "Give a folder saved by diffusers (with config.json and safetensors weights) or a Hub id."
-    try:
-        # Without safetensors diffusers would unpickle.
-        unet, report = UNet2DModel.from_pretrained(str(folder), output_loading_info=True, use_safetensors=True)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"Cannot load a base from {folder}: {first_line(error)}", remedy=remedy) from error
-    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if missing or extra:
-        raise ModelError(
-            f"The weights in {folder} are not those of its config: missing {missing[:3]}, left over {extra[:3]}.",
-            remedy=remedy,
-        )
-    return restore_heads(unet)
-
-
-def _load_scheduler(folder: Path) -> DDPMScheduler:
-    from diffusers import DDPMScheduler
-
-    if (folder / "scheduler").is_dir():
-        folder = folder / "scheduler"
-    if not (folder / "scheduler_config.json").is_file():
-        # A bare UNet comes without one: the schedule of the DDPM paper.
-        return DDPMScheduler(clip_sample=False)
-    try:
-        scheduler = DDPMScheduler.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"Cannot read the scheduler in {folder}: {first_line(error)}") from error
-    if scheduler.config.prediction_type != "epsilon":
-        raise ModelError(
-            f"The base predicts {scheduler.config.prediction_type}, the method needs noise (epsilon) prediction.",
-            remedy="Use another base.",
-        )
-    return scheduler

@@ -15,9 +15,9 @@ from diffusers import DDIMScheduler, UNet2DModel
 from diticli._version import __version__
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.gate import check_base
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.unet import check_base
 from diticli.official.run import OfficialRun, read_official
 from diticli.official.weights import base_from_official, encoder_from_official, from_official
 from diticli.progress import Reporter, SilentReporter

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from diticli.config import RunConfig
+from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.unet import load_base
-from diticli.progress import Reporter
+from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
 from diticli.training.images import open_source
@@ -93,7 +93,8 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
     if config.ssl.only:
         unet, scheduler = None, new_scheduler()
     elif config.base_model:
-        unet, scheduler = load_base(config.base_model, resolution=config.data.resolution)
+        say = (reporter or SilentReporter()).note
+        unet, scheduler = load_base(config.base_model, resolution=config.data.resolution, say=say)
     else:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
         base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))

@@ -17,13 +17,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diticli.config import RunConfig
 from diticli.errors import ConfigError
 from diticli.models.attention import check_attention
+from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.fingerprint import Fingerprint
 from diticli.models.gap import GapCurve
 from diticli.models.layout import layout_choice
 from diticli.models.pipeline import DiTiPipeline
-from diticli.models.unet import load_base
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
@@ -86,11 +86,12 @@ def _train(
     source = open_source(config, reporter if accelerator.is_main_process else None)
     config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
-    given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
-    if given is not None:
-        fingerprint = {**fingerprint, "base": Fingerprint().of("", {"unet": given[0]})}
     main = accelerator.is_main_process
     reporter = reporter if main else SilentReporter()
+    side = config.data.resolution
+    given = load_base(config.base_model, resolution=side, say=reporter.note) if config.base_model else None
+    if given is not None:
+        fingerprint = {**fingerprint, "base": Fingerprint().of("", {"unet": given[0]})}
     with contextlib.ExitStack() as held:
         if main:
             run.refuse_other_files()
