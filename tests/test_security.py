@@ -245,14 +245,20 @@ def test_parts_of_no_diti_model_are_refused(model, entry):
 
 
 def test_configs_cannot_import_code(model, mark):
-    """Keys by which transformers and diffusers find code are read past."""
+    """Keys by which transformers and diffusers find code are read past, and in a base's config refused."""
     hints = {"_class_name": "Evil", "auto_map": {"AutoModel": "evil.Evil", "UNet2DModel": "evil--evil.Evil"}}
-    for name in ("unet/config.json", "encoder/config.json", "scheduler/scheduler_config.json"):
+    for name in ("encoder/config.json", "scheduler/scheduler_config.json"):
         edit_json(model / name, **hints, custom_pipeline="evil", trust_remote_code=True)
     edit_json(model / "model_index.json", custom_pipeline="evil", auto_map=hints["auto_map"])
     assert DiTiPipeline.from_pretrained(model).config.crop == "center"
     (model / "unet" / "evil.py").write_text(code(mark))
     assert load_base(str(model))[0].config.sample_size == 16
+    (model / "unet" / "evil.py").unlink()
+    for others in ({"_class_name": "Evil"}, {"_class_name": "UNet2DModel", "auto_map": hints["auto_map"]}):
+        edit_json(model / "unet/config.json", **others)
+        for load in (DiTiPipeline.from_pretrained, load_base):
+            with pytest.raises(ModelError, match=r"it is a Evil|unknown here \(auto_map\)"):
+                load(str(model))
 
 
 @pytest.mark.parametrize(
