@@ -30,6 +30,9 @@ class DrawingPipeline:
         count = len(self.judged.judge_NCHW)
         return torch.from_numpy(self.judged.factors if len(images) == count else sample_factors(2, range(len(images))))
 
+    def sampler(self, **_: Any) -> DrawingPipeline:
+        return self
+
     def invert(self, images: torch.Tensor, z: torch.Tensor, **_: Any) -> torch.Tensor:
         return images
 

@@ -27,6 +27,7 @@ class ReadablePipeline:
         self.batches: list[int] = []
         self.inverted: list[int] = []
         self.samplers: list[dict[str, Any]] = []
+        self.options: dict[str, Any] = {}
 
     def preprocess(self, images):
         arrays = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in images])
@@ -35,18 +36,22 @@ class ReadablePipeline:
     def encode(self, images):
         return images[:, 0, 0, :].clone()
 
-    def invert(self, images, z, steps=100, *, callback=None, **sampler):
+    def sampler(self, **options):
+        self.options = options
+        return self
+
+    def invert(self, images, z, steps=100, *, callback=None):
         assert torch.equal(z, self.encode(images))  # each image under its own features
-        self.samplers.append(sampler)
+        self.samplers.append(self.options)
         self.inverted.append(len(images))
         self.inverted_with = steps
         for step in range(steps if callback else 0):
             callback(step + 1, steps)
         return images.clone()
 
-    def decode(self, x_T, z, steps=100, *, callback=None, **sampler):
+    def decode(self, x_T, z, steps=100, *, callback=None):
         self.batches.append(len(z))
-        self.samplers.append(sampler)
+        self.samplers.append(self.options)
         for step in range(steps if callback else 0):
             callback(step + 1, steps)
         out = torch.full_like(x_T, -1.0)

@@ -138,12 +138,12 @@ def test_batches_that_do_not_fit_are_halved():
 
     pipeline, limit = Small(), 2
     inputs = [(torch.full((3, SIZE, SIZE), i / 10), torch.zeros(SIZE)) for i in range(7)]
-    images = list(decode_all(pipeline, inputs, EditSettings(), 7))
+    images = list(decode_all(pipeline.sampler(), inputs, EditSettings(), 7))
     assert max(pipeline.batches) <= 2
     assert [round(float(image[1, 0, 0]) * 10) for image in images] == list(range(7))
     limit = 0
     with pytest.raises(DeviceError, match="one image") as caught:
-        list(decode_all(pipeline, inputs, EditSettings(), 7))
+        list(decode_all(pipeline.sampler(), inputs, EditSettings(), 7))
     assert caught.value.remedy
 
 
@@ -155,7 +155,7 @@ def test_inputs_are_made_a_batch_at_a_time_and_no_mode_leaks():
             made.append(i)
             yield torch.zeros(3, SIZE, SIZE), torch.zeros(SIZE)
 
-    decoded = decode_all(ReadablePipeline(), inputs(), EditSettings(), 2)
+    decoded = decode_all(ReadablePipeline().sampler(), inputs(), EditSettings(), 2)
     next(decoded)
     assert made == [0, 1]
     assert not torch.is_inference_mode_enabled()

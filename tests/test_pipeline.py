@@ -123,7 +123,7 @@ def test_sampling_uses_the_shifted_noise_in_the_chosen_form(make_pipeline):
     for form in ("score", "posterior"):
         pipeline = make_pipeline(shift_form=form)
         x, z = tensors(), torch.randn(4, LATENT_DIM)
-        estimate = pipeline.predict_noise(z)
+        estimate = pipeline.sampler(precision="fp32").noise(z)
         for t in (990, 400, 300, 10):  # 400 and 300 share a chunk: the projected features are kept
             t_B = torch.full((4,), t)
             noise, shift = pipeline.predict(x, t_B, z)

@@ -5,9 +5,9 @@ import torch
 from tiny_models import LATENT_DIM, SIZE
 
 from diticli.errors import ModelError
-from diticli.models.batch_size import suggest_batch_size
-from diticli.models.frozen_pair import FrozenCopies, FrozenPair
+from diticli.models.frozen_pair import FrozenPair
 from diticli.models.frozen_shift import FrozenShift
+from diticli.models.sampler import Sampler
 from diticli.models.step_graph import StepGraph, wants_graph
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -25,14 +25,14 @@ def inputs(count=2):
 
 def test_kept_features_change_nothing(pipeline):
     x, z = inputs()
-    kept = pipeline.predict_noise(z)
+    kept = pipeline.sampler(precision="fp32").noise(z)
     for t in TIMES:
-        assert torch.equal(kept(x, t), pipeline.predict_noise(z)(x, t)), t
+        assert torch.equal(kept(x, t), pipeline.sampler(precision="fp32").noise(z)(x, t)), t
 
 
 def test_features_are_projected_once_a_chunk(pipeline, monkeypatch):
     x, z = inputs()
-    estimate, projected = pipeline.predict_noise(z), []
+    estimate, projected = pipeline.sampler(precision="fp32").noise(z), []
     shift = estimate._pair.shift
     project = shift.project
     monkeypatch.setattr(shift, "project", lambda z, t, windows: projected.append(int(t)) or project(z, t, windows))
@@ -56,7 +56,7 @@ def test_copies_compute_what_the_networks_compute(make_pipeline, make_unet, shap
         t_B = torch.full((2,), t)
         noise, shift = pipeline.predict(x, t_B, z)
         expected = noise + pipeline.schedule.shift_scale(t_B, "score") * shift
-        torch.testing.assert_close(pipeline.predict_noise(z)(x, t), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pipeline.sampler(precision="fp32").noise(z)(x, t), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["conv-default", "resnet-scale_shift"])
@@ -74,44 +74,64 @@ def test_the_shift_branchs_copy_is_for_inference_alone(make_unet, shape):
 
 def test_bf16_differs_a_little_and_gives_float32(pipeline):
     x, z = inputs()
-    whole, half = (pipeline.predict_noise(z, precision=precision)(x, 300) for precision in ("fp32", "bf16"))
+    whole, half = (pipeline.sampler(precision=precision).noise(z)(x, 300) for precision in ("fp32", "bf16"))
     assert half.dtype == torch.float32
     assert 0 < (half - whole).abs().max() < 0.1 * whole.abs().max()
-    assert torch.equal(pipeline.predict_noise(z)(x, 300), whole)  # back again
+    assert torch.equal(pipeline.sampler(precision="fp32").noise(z)(x, 300), whole)  # back again
 
 
 def test_solvers_have_their_own_precision(pipeline, monkeypatch):
+    monkeypatch.setattr("diticli.models.sampler.resolve_precision", lambda precision, device: asked.append(precision))
     asked = []
-    of = FrozenCopies.of
-
-    def noted(self, *parts, **options):
-        asked.append(parts[-1])
-        return of(self, *parts, **options)
-
-    monkeypatch.setattr(FrozenCopies, "of", noted)
-    x, z = inputs()
     for options in ({}, {"solver": "ddim"}, {"precision": "fp32"}, {"solver": "ddim", "precision": "bf16"}):
-        pipeline.decode(x, z, 2, **options)
-        pipeline.invert(x.clamp(-1, 1), z, 2, **options)
-    assert asked == [p for p in ("auto", "fp32", "fp32", "bf16") for _ in range(2)]
+        pipeline.sampler(**options)
+    assert asked == ["auto", "fp32", "fp32", "bf16"]
 
 
-def test_copies_are_made_again_only_after_a_change(make_pipeline):
+def test_no_change_of_the_weights_goes_unseen(make_pipeline):
+    """Written through `.data`, as diffusers' EMAModel.copy_to and fused optimizers do: no version counter moves."""
     pipeline = make_pipeline()
     x, z = inputs()
-
-    def pair(precision="fp32"):
-        return pipeline.predict_noise(z, precision=precision)._pair
-
-    first, before = pair(), pipeline.predict_noise(z)(x, 500)
-    assert pair() is first
-    digits = pipeline.model_hash
-    with torch.no_grad():
-        pipeline.shift_decoder.conv_out.weight.mul_(2)
-    assert pair() is not first
-    assert not torch.equal(pipeline.predict_noise(z)(x, 500), before)
+    before, digits = pipeline.decode(x, z, 3), pipeline.model_hash
+    assert torch.equal(pipeline.decode(x, z, 3), before)
+    for network in (pipeline.unet, pipeline.shift_decoder):
+        for parameter in network.parameters():
+            parameter.data.zero_()
+    assert not torch.equal(pipeline.decode(x, z, 3), before)
     assert pipeline.model_hash != digits
-    assert pair("bf16") is not pair("fp32")
+    still = pipeline.sampler().noise(z)(x, 500)
+    assert torch.equal(still, torch.zeros_like(still))  # networks of zeros estimate zero noise
+
+
+def test_a_sampler_is_of_the_moment_it_was_made(make_pipeline):
+    pipeline = make_pipeline()
+    x, z = inputs()
+    sampler = pipeline.sampler()
+    before = sampler.decode(x, z, 3)
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.mul_(2)
+    assert torch.equal(sampler.decode(x, z, 3), before)
+
+
+def test_an_edit_copies_the_networks_once(make_pipeline, monkeypatch):
+    from PIL import Image
+
+    from diticli.editing.pair import edit_pair
+    from diticli.editing.settings import EditSettings
+
+    made = []
+    monkeypatch.setattr(Sampler, "__init__", _counted(Sampler.__init__, made))
+    pipeline, pictures = make_pipeline(), [Image.new("RGB", (SIZE, SIZE), colour) for colour in ("red", "blue")]
+    edit_pair(pipeline, *pictures, [(0, 1)], [1.0], settings=EditSettings(invert_steps=1, decode_steps=1, batch_size=1))
+    assert len(made) == 1
+
+
+def _counted(init, made):
+    def counted(self, *given, **options):
+        made.append(self)
+        init(self, *given, **options)
+
+    return counted
 
 
 def test_copies_leave_the_networks_and_the_random_state_alone(make_pipeline):
@@ -181,10 +201,10 @@ def test_graphs_are_for_small_batches_on_a_gpu():
 def test_a_graph_replays_the_step(make_pipeline, monkeypatch):
     pipeline = make_pipeline().to("cuda")
     x, z = (value.cuda() for value in inputs())
-    graphed = [pipeline.predict_noise(z)(x, t) for t in TIMES]
-    assert pipeline.predict_noise(z)._pair._graphs
+    graphed = [pipeline.sampler(precision="fp32").noise(z)(x, t) for t in TIMES]
+    assert pipeline.sampler(precision="fp32").noise(z)._pair._graphs
     monkeypatch.setenv("DITI_CUDA_GRAPH", "0")
-    eager = [pipeline.predict_noise(z)(x, t) for t in TIMES]
+    eager = [pipeline.sampler(precision="fp32").noise(z)(x, t) for t in TIMES]
     for replayed, wanted in zip(graphed, eager, strict=True):
         torch.testing.assert_close(replayed, wanted, rtol=1e-4, atol=1e-4)
 
@@ -196,26 +216,3 @@ def test_a_graphs_results_are_their_own_memory():
     first = doubled(torch.ones(3, device="cuda"))
     doubled(torch.zeros(3, device="cuda"))
     assert first.tolist() == [2, 2, 2]
-
-
-def test_batch_size_on_a_cpu_goes_by_pixels(pipeline):
-    assert pipeline.suggest_batch_size() == 256
-    assert pipeline.suggest_batch_size(most=100) == 64
-    cpu = torch.device("cpu")
-    assert suggest_batch_size(lambda count: None, cpu, resolution=64) == 16
-    assert suggest_batch_size(lambda count: None, cpu, resolution=1024) == 1
-
-
-def test_batch_size_on_a_gpu_goes_by_what_an_image_takes(monkeypatch):
-    taken = {"now": 0}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 20_000))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 500 + taken["now"])
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 500)
-    for name in ("reset_peak_memory_stats", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: None)
-
-    def run(count):
-        taken["now"] = 300 + 100 * count
-
-    assert suggest_batch_size(run, torch.device("cuda"), resolution=64) == 64  # 80 fit
-    assert suggest_batch_size(run, torch.device("cuda"), resolution=64, most=32) == 32

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from diticli.config import RunConfig
 from diticli.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingDivergedError
 from diticli.models.locate import load_pipeline
+from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint, sealed
@@ -317,6 +318,28 @@ def test_samples_and_charts_are_drawn(reference: Path, tmp_path: Path) -> None:
     assert names == {"features-00000008.png", "features-loss-by-timestep.png"}
     with Image.open(run / "samples" / "features-00000008.png") as picture:
         assert picture.width > 8 * 16
+
+
+def test_every_sample_picture_is_of_the_weights_of_its_step(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all pictures after the first were decoded by copies of the first one's networks."""
+    drawn: list[dict[str, torch.Tensor]] = []
+    decoded: list[torch.Tensor] = []
+    x, z = torch.randn(1, 3, 16, 16), torch.randn(1, 16)
+
+    def seen(pipeline: DiTiPipeline, *_: object, **__: object) -> None:
+        drawn.append({name: value.clone() for name, value in pipeline.shift_decoder.state_dict().items()})
+        decoded.append(pipeline.decode(x, z, steps=2, precision="fp32"))
+
+    monkeypatch.setattr("diticli.training.samples.reconstructions", seen)
+    train(tiny("sample_every=2", "features.images=32", base_model=str(reference)), tmp_path / "run")
+    assert len(drawn) >= 2
+    model = DiTiPipeline.from_pretrained(tmp_path / "run")
+    for state, picture in zip(drawn, decoded, strict=True):
+        model.shift_decoder.load_state_dict(state)
+        assert torch.equal(model.decode(x, z, steps=2, precision="fp32"), picture)
+    assert not torch.equal(decoded[0], decoded[-1])
 
 
 def test_sampling_does_not_disturb_training(reference: Path, tmp_path: Path) -> None:

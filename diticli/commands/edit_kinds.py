@@ -70,7 +70,7 @@ def _attribute(request: Request) -> None:
     if request.dims is not None:
         _check_dims(directions, request)
     pipeline = load(request)
-    directions.check_model(pipeline.model_hash, pipeline.model_id)
+    directions.check_model(pipeline.hash_like(directions.full.model_hash), pipeline.model_id)
     result = edit_attribute(
         pipeline,
         read_images(request, pipeline),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ from diticli.data.feature_manifest import MANIFEST
 from diticli.data.features import Features, read_features
 from diticli.data.labels import LabelTable
 from diticli.errors import FeatureFileError
+from diticli.identity import digest
 from diticli.models.device import resolve_precision
 
 Rows = npt.NDArray[np.int64]
@@ -143,8 +142,3 @@ def file_key(path: Path) -> str:
     except OSError as error:
         raise FeatureFileError(f"Cannot read {target} ({error}).", remedy="Check its permissions.") from error
     return hasher.hexdigest()[:16]
-
-
-def digest(facts: Any) -> str:
-    """16 hex digits of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

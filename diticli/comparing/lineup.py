@@ -22,7 +22,7 @@ from diticli.data.feature_meta import FeatureMeta
 from diticli.data.features import read_features
 from diticli.errors import ConfigError
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.fingerprint import Fingerprint
+from diticli.models.identity import weights_digest
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter
@@ -152,7 +152,7 @@ class Lineup:
                     "An untrained encoder needs a model that shows its architecture, and only features are named.",
                     remedy="Name a run as well, or give --baselines pixels,pca.",
                 )
-            weights = Fingerprint().of("untrained", {"encoder": self._untrained(contender.seed)})
+            weights = weights_digest({"encoder": self._untrained(contender.seed)}, "untrained")
             size, width = int(config.sample_size), int(config.latent_dim)
             return Subject(contender=contender, dims=width, resolution=size, crop=self._crop, model_hash=weights)
         side = min(self._pixel_side, int(config.sample_size)) if config else self._pixel_side

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diticli._version import __version__
-from diticli.comparing.encoding import digest
 from diticli.comparing.images import ComparedImages
 from diticli.comparing.lineup import Lineup, Subject
+from diticli.editing.engine import ImageSampler
 from diticli.editing.pair import Edit, edit_pair
 from diticli.editing.reconstruct import reconstruct
 from diticli.editing.settings import EditSettings
 from diticli.editing.sheet import decibels
 from diticli.editing.stages import grouped
+from diticli.identity import cache_key
 from diticli.pictures.files import write_atomically
 from diticli.pictures.grids import captioned_strip
 from diticli.progress import Reporter
@@ -64,7 +64,7 @@ class PictureStore:
     def key(self, subject: Subject) -> str:
         """Hash (16 hex digits) of everything that the pictures depend on."""
         source = self.images.at(subject.resolution, subject.crop)
-        return digest([1, __version__, subject.model_hash, source.fingerprint(), self.pairs, self.steps])
+        return cache_key("pictures", subject.model_hash, source.fingerprint(), self.pairs, self.steps)
 
     def has(self, subject: Subject) -> bool:
         """Whether they are done, or none are wanted."""
@@ -79,11 +79,13 @@ class PictureStore:
         if self.has(subject):
             return
         pipeline = self.lineup.load(subject)
+        settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
+        sampler = pipeline.sampler(**settings.sampler())
         source = self.images.at(subject.resolution, subject.crop)
         rows = []
         for pair in self.pairs:
             first, second = (Image.fromarray(source.load(index)) for index in pair)
-            rows.append(_pair_row(pipeline, first, second, self.steps, reporter))
+            rows.append(_pair_row(pipeline, sampler, first, second, settings, reporter))
         empty = np.zeros((subject.resolution, subject.resolution, 3), np.uint8)
         tiles = np.stack([[empty if p is None else p for p in row.pictures] for row in rows])
         text = json.dumps(
@@ -129,13 +131,20 @@ def side_by_side(rows: Sequence[tuple[str, PairRow]]) -> Image.Image:
     )
 
 
-def _pair_row(pipeline: Any, first: Image.Image, second: Image.Image, steps: int, reporter: Reporter) -> PairRow:
-    settings = EditSettings(invert_steps=steps, decode_steps=steps)
-    alone = reconstruct(pipeline, [first], noises=("mean",), settings=settings, reporter=reporter)
+def _pair_row(
+    pipeline: Any,
+    sampler: ImageSampler,
+    first: Image.Image,
+    second: Image.Image,
+    settings: EditSettings,
+    reporter: Reporter,
+) -> PairRow:
+    given: dict[str, Any] = {"settings": settings, "sampler": sampler, "reporter": reporter}
+    alone = reconstruct(pipeline, [first], noises=("mean",), **given)
     layout = pipeline.chunks
     every = tuple(range(layout.chunks))
     quarters = grouped(layout, PARTS) if layout.chunks >= PARTS else []
-    result = edit_pair(pipeline, first, second, [*quarters, every], (1.0,), settings=settings, reporter=reporter)
+    result = edit_pair(pipeline, first, second, [*quarters, every], (1.0,), **given)
 
     def edit(chunks: tuple[int, ...]) -> Pixels:
         return result.edits[Edit("a", chunks, 1.0)]

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from diticli._version import __version__
-from diticli.comparing.encoding import FeatureStore, digest
+from diticli.comparing.encoding import FeatureStore
 from diticli.comparing.lineup import Subject
 from diticli.comparing.pca import pca_features
 from diticli.comparing.protocol import Protocol
 from diticli.comparing.settings import CompareSettings
 from diticli.data.feature_meta import FeatureMeta
 from diticli.data.feature_rows import FeatureRows
+from diticli.identity import cache_key
 from diticli.judging.scores import to_json
 from diticli.pictures.files import write_atomically
 from diticli.probing.probe import probe_features
@@ -29,8 +29,6 @@ from diticli.progress import Reporter
 
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-FORMAT = 1
-"""Of the kept files; another number makes all of them again."""
 METRIC_DIMS = 1024
 """Features of more dims get no disentanglement metrics: these cost time by dims, attributes and images."""
 
@@ -68,8 +66,8 @@ class ProbeStore:
     def key(self, subject: Subject) -> str:
         """Hash (16 hex digits) of everything that the probe depends on."""
         what = "pca" if subject.contender.kind == "pca" else "features"
-        facts = [FORMAT, __version__, what, subject.dims, self.features.key(subject), self.protocol.digest, self.seed]
-        return digest([*facts, self._extras(subject)])
+        facts = [what, subject.dims, self.features.key(subject), self.protocol.digest, self.seed]
+        return cache_key("probe", *facts, self._extras(subject))
 
     def has(self, subject: Subject) -> bool:
         """Whether it is done."""

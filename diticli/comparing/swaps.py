@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diticli._version import __version__
 from diticli.chunks import ChunkLayout
-from diticli.comparing.encoding import digest
 from diticli.comparing.images import ComparedImages
 from diticli.comparing.lineup import Lineup, Subject
-from diticli.comparing.settings import CompareSettings
+from diticli.comparing.settings import FOLDER_LABELS, CompareSettings
 from diticli.data.decode import Crop
 from diticli.editing.stages import grouped
+from diticli.errors import DataError
+from diticli.identity import cache_key, file_digest
 from diticli.judging.evaluation import EvaluationSettings, evaluate_model
 from diticli.judging.images import JudgedImages, judged_faces, judged_folder
 from diticli.judging.reader import AttributeReader, train_reader
@@ -41,8 +41,18 @@ class SwapStore:
     def key(self, subject: Subject) -> str:
         """Hash (16 hex digits) of everything that the scores depend on."""
         settings = self.settings
-        facts = [settings.pairs, settings.learn, settings.epochs, settings.steps, settings.seed, settings.labels]
-        return digest([1, __version__, subject.model_hash, self.images.fingerprint(), *facts])
+        facts = [settings.pairs, settings.learn, settings.epochs, settings.steps, settings.seed, self._labels()]
+        return cache_key("swaps", subject.model_hash, subject.crop, self.images.fingerprint(), *facts)
+
+    def _labels(self) -> str | None:
+        """Content of the label file: a file that was edited since gives other scores under the same path."""
+        labels = self.settings.labels
+        if labels is None or labels == FOLDER_LABELS:
+            return labels
+        try:
+            return file_digest(Path(labels))
+        except OSError as error:
+            raise DataError(f"Cannot read {labels}: {error.strerror}.", remedy="Check --labels.") from error
 
     def has(self, subject: Subject) -> bool:
         """Whether they are done."""

@@ -244,13 +244,14 @@ def _sample(
     reporter: Reporter,
 ) -> torch.Tensor:
     """Reconstructions [N, 3, R, R], then the moved images."""
+    sampler = pipeline.sampler(**settings.sampler())
     size = batch_of(pipeline, x0, settings)
     count = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
-    latents = invert_all(pipeline, x0, settings, count)
+    latents = invert_all(pipeline, sampler, x0, settings, count)
     count.close()
     jobs = len(x0) + len(moves)
     count = StepCounter(reporter, f"Decoding {jobs} images", math.ceil(jobs / size))
-    decoded = torch.stack(list(decode_all(pipeline, _inputs(latents, moves, shift, settings), settings, size, count)))
+    decoded = torch.stack(list(decode_all(sampler, _inputs(latents, moves, shift, settings), settings, size, count)))
     count.close()
     return decoded
 

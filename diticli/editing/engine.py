@@ -30,7 +30,7 @@ class EditablePipeline(Protocol):
 
     @property
     def model_hash(self) -> str:
-        """Fingerprint of the weights."""
+        """Who the model is."""
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL images -> [N, 3, R, R] in [-1, 1]."""
@@ -39,12 +39,20 @@ class EditablePipeline(Protocol):
         """[N, 3, R, R] -> features [N, D]."""
 
     @property
+    def sampler(self) -> Callable[..., ImageSampler]:
+        """(solver, precision, ...) -> the model made ready for sampling, as `EditSettings.sampler` says."""
+
+
+class ImageSampler(Protocol):
+    """What editing needs of a `diticli.models.sampler.Sampler`."""
+
+    @property
     def invert(self) -> Callable[..., torch.Tensor]:
-        """(images, z, steps, solver, clip, callback, shift_form) -> x_T [N, 3, R, R]."""
+        """(images, z, steps, callback) -> x_T [N, 3, R, R]."""
 
     @property
     def decode(self) -> Callable[..., torch.Tensor]:
-        """(x_T, z, steps, solver, clip, callback, shift_form) -> images [N, 3, R, R] in [-1, 1]."""
+        """(x_T, z, steps, callback) -> images [N, 3, R, R] in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,11 @@ class Latents:
 
 
 def invert_all(
-    pipeline: EditablePipeline, x0: torch.Tensor, settings: EditSettings, on_step: StepCallback | None = None
+    pipeline: EditablePipeline,
+    sampler: ImageSampler,
+    x0: torch.Tensor,
+    settings: EditSettings,
+    on_step: StepCallback | None = None,
 ) -> Latents:
     """Encode and invert images [N, 3, R, R], batch by batch.
 
@@ -73,7 +85,7 @@ def invert_all(
     """
 
     def run(images: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        noise = pipeline.invert(images, z, steps=settings.invert_steps, callback=on_step, **settings.sampler())
+        noise = sampler.invert(images, z, steps=settings.invert_steps, callback=on_step)
         return noise.float().cpu()
 
     size = batch_of(pipeline, x0, settings)
@@ -84,7 +96,7 @@ def invert_all(
 
 
 def decode_all(
-    pipeline: EditablePipeline,
+    sampler: ImageSampler,
     inputs: Iterable[Inputs],
     settings: EditSettings,
     batch_size: int,
@@ -96,7 +108,7 @@ def decode_all(
     """
 
     def run(x_T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        images = pipeline.decode(x_T, z, steps=settings.decode_steps, callback=on_step, **settings.sampler())
+        images = sampler.decode(x_T, z, steps=settings.decode_steps, callback=on_step)
         return images.float().cpu()
 
     waiting = iter(inputs)

@@ -29,9 +29,10 @@ def seconds_for(pipeline: EditablePipeline, plan: Plan, settings: EditSettings) 
     noise = torch.zeros(size, 3, side, side)
     took = []
     with torch.inference_mode():
-        for _ in range(1 + PROBES):  # the first makes the copies that sampling runs, and warms up
+        sampler = pipeline.sampler(**short.sampler())
+        for _ in range(1 + PROBES):  # the first warms up
             began = time.perf_counter()
-            pipeline.decode(noise, z, steps=PROBED_STEPS, **short.sampler()).cpu()
+            sampler.decode(noise, z, steps=PROBED_STEPS).cpu()
             took.append(time.perf_counter() - began)
     each = min(took[1:]) / (PROBED_STEPS * size)
     return each * (invert * settings.invert_steps + decode * settings.decode_steps)

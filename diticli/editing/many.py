@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from diticli.data.decode import Crop
-from diticli.editing.engine import EditablePipeline, Inputs, Latents, batch_of, decode_all, invert_all
+from diticli.editing.engine import EditablePipeline, ImageSampler, Inputs, Latents, batch_of, decode_all, invert_all
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
     ManyOptions,
@@ -99,12 +99,13 @@ def edit_many(
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
     options = replace(options, settings=_compiled(pipeline, plan, options.settings))
+    sampler = pipeline.sampler(**options.settings.sampler())
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edit") as pool:
         for pairs in plan.windows:
-            for pair, reason in _edit_window(pipeline, plan, pairs, options, pool, reporter):
+            for pair, reason in _edit_window(pipeline, sampler, plan, pairs, options, pool, reporter):
                 if reason is None:
                     written.append(pair.row.name)
                 else:
@@ -117,6 +118,7 @@ def edit_many(
 
 def _edit_window(
     pipeline: ManyPipeline,
+    sampler: ImageSampler,
     plan: Plan,
     pairs: Sequence[Planned],
     options: ManyOptions,
@@ -133,12 +135,13 @@ def _edit_window(
     if not ready:
         return
     sources = list(dict.fromkeys(source for pair in ready for source in (pair.row.a, pair.row.b)))
-    latents = invert_all(pipeline, pipeline.preprocess([images[source] for source in sources]), options.settings)
+    x0 = pipeline.preprocess([images[source] for source in sources])
+    latents = invert_all(pipeline, sampler, x0, options.settings)
     reporter.advance(2 * len(ready))
     place = {source: i for i, source in enumerate(sources)}
     places = [(place[pair.row.a], place[pair.row.b]) for pair in ready]
     batch = batch_of(pipeline, latents.x0, options.settings)
-    decoded = decode_all(pipeline, _inputs(latents, ready, places, pipeline, options), options.settings, batch)
+    decoded = decode_all(sampler, _inputs(latents, ready, places, pipeline, options), options.settings, batch)
     writing = []
     for pair, at in zip(ready, places, strict=True):
         pictures = to_uint8(torch.stack(list(islice(decoded, pair.pictures))))

@@ -24,6 +24,7 @@ from PIL import Image
 from diticli.chunks import ChunkLayout
 from diticli.editing.engine import (
     EditablePipeline,
+    ImageSampler,
     Inputs,
     Latents,
     StepCounter,
@@ -122,6 +123,7 @@ def edit_pair(
     *,
     settings: EditSettings | None = None,
     names: tuple[str, str] = ("A", "B"),
+    sampler: ImageSampler | None = None,
     reporter: Reporter | None = None,
 ) -> EditResult:
     """A with B's chunks and B with A's, for every chunk set and alpha, beside both reconstructions.
@@ -134,6 +136,7 @@ def edit_pair(
         alphas: strengths; 0 is the image itself, 1 the other's chunks.
         settings: solver, steps, noise, batch size.
         names: what to call A and B.
+        sampler: of `pipeline.sampler(**settings.sampler())`, for many edits; made here otherwise.
         reporter: told of every solver step.
 
     Raises:
@@ -143,7 +146,9 @@ def edit_pair(
     settings, reporter = settings or EditSettings(), reporter or SilentReporter()
     edits = plan_edits(chunk_sets, alphas, pipeline.chunks)
     x0 = pipeline.preprocess([image_a, image_b])
-    z, images = counterfactuals(pipeline, x0, to_decode(edits, settings), settings=settings, reporter=reporter)
+    z, images = counterfactuals(
+        pipeline, x0, to_decode(edits, settings), settings=settings, sampler=sampler, reporter=reporter
+    )
     return assemble(
         edits,
         to_uint8(x0),
@@ -162,6 +167,7 @@ def counterfactuals(
     edits: Sequence[Edit],
     *,
     settings: EditSettings,
+    sampler: ImageSampler | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The edits as float tensors, for comparisons finer than a grey level.
@@ -171,6 +177,7 @@ def counterfactuals(
         x0: A and B, [2, 3, R, R] in [-1, 1].
         edits: what to decode beside both reconstructions.
         settings: solver, steps, noise, batch size.
+        sampler: of `pipeline.sampler(**settings.sampler())`, for many edits; made here otherwise.
         reporter: told of every solver step.
 
     Returns:
@@ -181,14 +188,15 @@ def counterfactuals(
         ConfigError: for more steps than the model has time-steps.
     """
     reporter = reporter or SilentReporter()
+    sampler = sampler or pipeline.sampler(**settings.sampler())
     size = batch_of(pipeline, x0, settings)
     count = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
-    latents = invert_all(pipeline, x0, settings, count)
+    latents = invert_all(pipeline, sampler, x0, settings, count)
     count.close()
     jobs = len(edits) + len(SIDES)
     count = StepCounter(reporter, f"Decoding {jobs} images", math.ceil(jobs / size))
     inputs = pair_inputs(latents, (0, 1), edits, pipeline.chunks, settings)
-    images = torch.stack(list(decode_all(pipeline, inputs, settings, size, count)))
+    images = torch.stack(list(decode_all(sampler, inputs, settings, size, count)))
     count.close()
     return latents.z, images
 

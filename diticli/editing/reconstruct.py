@@ -16,6 +16,7 @@ from PIL import Image
 from diticli.editing.attribute import ALONE
 from diticli.editing.engine import (
     EditablePipeline,
+    ImageSampler,
     Inputs,
     Latents,
     StepCounter,
@@ -98,6 +99,7 @@ def reconstruct(
     noises: Sequence[Noise] = ("keep", "random", "mean"),
     settings: EditSettings | None = None,
     names: Sequence[str] | None = None,
+    sampler: ImageSampler | None = None,
     reporter: Reporter | None = None,
 ) -> ReconstructionResult:
     """Every image decoded from its own features, once for each kind of noise.
@@ -108,6 +110,7 @@ def reconstruct(
         noises: "keep" (inferred by inversion), "random" (one seeded draw for all images), "mean" (zeros).
         settings: solver, steps, seed, batch size.
         names: what to call the images.
+        sampler: of `pipeline.sampler(**settings.sampler())`, for many calls; made here otherwise.
         reporter: told of every solver step.
 
     Raises:
@@ -122,9 +125,10 @@ def reconstruct(
     kinds = list(dict.fromkeys(noises))
     x0 = pipeline.preprocess(images)
     size = batch_of(pipeline, x0, settings)
-    latents = _latents(pipeline, x0, settings, reporter, inverted="keep" in kinds)
+    sampler = sampler or pipeline.sampler(**settings.sampler())
+    latents = _latents(pipeline, sampler, x0, settings, reporter, inverted="keep" in kinds)
     count = StepCounter(reporter, "Decoding", math.ceil(len(x0) * len(kinds) / size))
-    decoded = torch.stack(list(decode_all(pipeline, _inputs(latents, kinds, settings), settings, size, count)))
+    decoded = torch.stack(list(decode_all(sampler, _inputs(latents, kinds, settings), settings, size, count)))
     count.close()
     originals = to_uint8(x0)
     parts = dict(zip(kinds, to_uint8(decoded).reshape(len(kinds), *originals.shape), strict=True))
@@ -139,12 +143,18 @@ def reconstruct(
 
 
 def _latents(
-    pipeline: EditablePipeline, x0: torch.Tensor, settings: EditSettings, reporter: Reporter, *, inverted: bool
+    pipeline: EditablePipeline,
+    sampler: ImageSampler,
+    x0: torch.Tensor,
+    settings: EditSettings,
+    reporter: Reporter,
+    *,
+    inverted: bool,
 ) -> Latents:
     if not inverted:
         return Latents(x0=x0, z=pipeline.encode(x0).float().cpu(), x_T=torch.zeros_like(x0))
     count = StepCounter(reporter, "Inverting", math.ceil(len(x0) / batch_of(pipeline, x0, settings)))
-    latents = invert_all(pipeline, x0, settings, count)
+    latents = invert_all(pipeline, sampler, x0, settings, count)
     count.close()
     return latents
 

@@ -82,7 +82,7 @@ class EditSettings:
         return cls(**chosen | changes)
 
     def sampler(self) -> dict[str, Any]:
-        """Arguments of `DiTiPipeline.invert` and `decode` beside the steps."""
+        """Arguments of `DiTiPipeline.sampler`."""
         precision = {} if self.precision is None else {"precision": self.precision}
         compiled = {"compile": True} if self.compile else {}
         official = {"clip": True, "shift_form": "score"} if self.official else {}

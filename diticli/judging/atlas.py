@@ -164,15 +164,15 @@ def _readings(
     # Batches run across groups: few pairs still fill them.
     rows = torch.arange(len(z_ND)).repeat(len(swapped) + 1)
     reporter.start("Exchanging chunks one by one", len(x0_NCHW) + len(rows), unit="images")
-    options: dict[str, Any] = {"steps": settings.steps, "solver": settings.solver}
+    sampler = pipeline.sampler(solver=settings.solver)
     noise = []
     for x, z in zip(x0_NCHW.split(settings.batch_size), z_ND.split(settings.batch_size), strict=True):
-        noise.append(pipeline.invert(x, z, **options).float().cpu())
+        noise.append(sampler.invert(x, z, steps=settings.steps).float().cpu())
         reporter.advance(len(x))
     x_T = torch.cat(noise)
     parts = []
     for row, z in zip(rows.split(settings.batch_size), features.split(settings.batch_size), strict=True):
-        parts.append(reader.read(pipeline.decode(x_T[row], z, **options).clamp(-1, 1)))
+        parts.append(reader.read(sampler.decode(x_T[row], z, steps=settings.steps).clamp(-1, 1)))
         reporter.advance(len(row))
     reporter.finish()
     return np.concatenate(parts).reshape(len(swapped) + 1, len(z_ND), -1)

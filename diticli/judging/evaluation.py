@@ -186,7 +186,9 @@ class _Evaluation:
         attributes = [name for name in self.names if directions and name in directions.attributes]
         rounds = 2 + len(chunk_sets) + 2 * len(attributes)
         self.reporter.start("Editing and judging", rounds * len(x0), unit="images")
-        self.x_T = self._in_batches(self.pipeline.invert, x0, self.z)
+        sampler = self.pipeline.sampler(solver=self.settings.solver)
+        self._decoder = sampler.decode
+        self.x_T = self._in_batches(sampler.invert, x0, self.z)
         before = self._decode(self.z)
         self.before_NHWC, self.before_NA = to_uint8(before), self.reader.read(before)
         error = np.sqrt(np.mean((self.before_NA - self.reader.read(x0)) ** 2, axis=0))
@@ -259,13 +261,13 @@ class _Evaluation:
         return report.directions
 
     def _decode(self, z: torch.Tensor) -> torch.Tensor:
-        return self._in_batches(self.pipeline.decode, self.x_T, z).clamp(-1, 1)
+        return self._in_batches(self._decoder, self.x_T, z).clamp(-1, 1)
 
     def _in_batches(self, run: Any, images: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        size, options = self.settings.batch_size, {"steps": self.settings.steps, "solver": self.settings.solver}
+        size, steps = self.settings.batch_size, self.settings.steps
         parts = []
         for part, features in zip(images.split(size), z.split(size), strict=True):
-            parts.append(run(part, features, **options).float().cpu())
+            parts.append(run(part, features, steps=steps).float().cpu())
             self.reporter.advance(len(part))
         return torch.cat(parts)
 

@@ -6,15 +6,11 @@ Legend of shape suffixes: B batch, C channels, H height, W width, M all modulati
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from diticli.config import Precision
 from diticli.models.compiled import CompiledPart, Part
-from diticli.models.device import resolve_precision
 from diticli.models.frozen import FrozenBase
 from diticli.models.frozen_shift import FrozenShift
 from diticli.models.shift_body import ShiftBody
@@ -87,31 +83,3 @@ class FrozenPair:
     def _estimate(self, x: torch.Tensor, t: torch.Tensor, z_mod: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         noise, down = self.base(x, t)
         return noise.float() + scale * self.shift(down, z_mod).float()
-
-
-class FrozenCopies:
-    """The pair last asked for; made again only after the networks, their place or the dtype have changed."""
-
-    def __init__(self) -> None:
-        self._made: tuple[object, FrozenPair] | None = None
-
-    def of(
-        self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, precision: Precision, *, compile: bool = False
-    ) -> FrozenPair:
-        """Copies of both; networks that were cast to less than float32 keep their own dtype.
-
-        Raises:
-            DeviceError: for bf16 on a GPU without it.
-        """
-        bf16 = unet.dtype == torch.float32 and resolve_precision(precision, unet.device) == "bf16"
-        dtype = torch.bfloat16 if bf16 else unet.dtype
-        state = (dtype, compile, unet.device, weights_state((unet, decoder)))
-        if self._made is None or self._made[0] != state:
-            self._made = state, FrozenPair(unet, decoder, dtype, compile=compile)
-        return self._made[1]
-
-
-def weights_state(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
-    """Which tensors the modules hold, and how often each was written to: equal as long as nothing has changed."""
-    tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)

@@ -20,15 +20,13 @@ from diticli.chunks import ChunkLayout
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES, Crop, to_square
 from diticli.errors import ModelError
-from diticli.models.batch_size import suggest_batch_size
-from diticli.models.fingerprint import Fingerprint
-from diticli.models.frozen_pair import FrozenCopies
 from diticli.models.gate import check_base, check_finite
 from diticli.models.heads import restore_heads
+from diticli.models.identity import FORM, model_identity, weights_digest
 from diticli.models.pixels import checked, normalise
 from diticli.models.predictor import ChunkWindows, Prediction, predict
-from diticli.models.shifted_noise import ShiftedNoise
-from diticli.sampling import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
+from diticli.models.sampler import Sampler
+from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback
 from diticli.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -75,7 +73,6 @@ class DiTiModel:
         """
         self.chunks, self.schedule, self.windows = layout, schedule, ChunkWindows(layout)
         self.model_id = ""
-        self._copies, self._fingerprint = FrozenCopies(), Fingerprint()
         self._check_parts()
         check_finite(self.networks, "The model")
         if self.unet is not None:
@@ -122,8 +119,14 @@ class DiTiModel:
 
     @property
     def model_hash(self) -> str:
-        """SHA-256 (first 16 hex digits) over the layout and all weights."""
-        return self._fingerprint.of(json.dumps(self.chunks.to_dict()), self.networks)
+        """Who the model is: see `diticli.models.identity.model_identity`. Reads all weights."""
+        return model_identity(self)
+
+    def hash_like(self, recorded: str) -> str:
+        """The model's hash in the form in which `recorded` is one: older files hold one of layout and weights alone."""
+        if not recorded or recorded.startswith(FORM):
+            return self.model_hash
+        return weights_digest(self.networks, json.dumps(self.chunks.to_dict()))
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL images -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training."""
@@ -140,7 +143,7 @@ class DiTiModel:
         Raises:
             ConfigError: for a tensor of another shape or value range.
         """
-        x = self._as_tensor(images)
+        x = self.as_tensor(images)
         if not len(x):
             return torch.empty(0, self.chunks.latent_dim)
         parts = (self.encoder(part.to(self.device, self.encoder.dtype)) for part in x.split(batch_size))
@@ -165,48 +168,34 @@ class DiTiModel:
         Raises:
             ModelError: for an encoder alone.
         """
-        unet, shift_decoder = self._denoisers()
+        unet, shift_decoder = self.denoisers()
         x_t, t, z = (v.to(self.device) for v in (x_t, t, z))
         z_mod = shift_decoder.project(z.to(unet.dtype), t, self.windows if masked else None)
         return predict(unet, shift_decoder, x_t.to(unet.dtype), t, z_mod)[0]
 
-    def predict_noise(
+    def sampler(
         self,
-        z: torch.Tensor,
-        shift_form: str | None = None,
-        precision: Precision = "fp32",
         *,
+        solver: Solver = DEFAULT_SOLVER,
+        clip: bool | None = None,
+        shift_form: str | None = None,
+        precision: Precision | None = None,
         compile: bool = False,
-    ) -> ShiftedNoise:
-        """The shifted noise estimate (x_t, t) -> [B, 3, R, R] under features z [B, D], for the samplers.
+    ) -> Sampler:
+        """Inference copies of base and shift decoder, to invert and decode with; see `diticli.models.sampler`.
 
-        Args:
-            z: features [B, D].
-            shift_form: stands in for the model's own, here and in `invert` and `decode`.
-            precision: in which the networks compute; the estimate is float32 all the same.
-            compile: the step with torch.compile, which takes as long as some thousand steps of a small model.
-
-        Raises:
-            DeviceError: for bf16 on a GPU without it.
-            ModelError: for an encoder alone.
+        Making them takes about as long as one step; keep the sampler for as long as the weights stay as they are.
         """
-        pair = self._copies.of(*self._denoisers(), precision, compile=compile)
-        form = shift_form or self.config.shift_form
-        return ShiftedNoise(pair, self.schedule, self.chunks, self.windows, z.to(self.device), form)
+        return Sampler(self, solver=solver, clip=clip, shift_form=shift_form, precision=precision, compile=compile)
 
-    @torch.no_grad()
     def invert(
         self,
         images: Images,
         z: torch.Tensor,
         steps: int = DEFAULT_STEPS,
         *,
-        solver: Solver = DEFAULT_SOLVER,
-        clip: bool | None = None,
         callback: StepCallback | None = None,
-        shift_form: str | None = None,
-        precision: Precision | None = None,
-        compile: bool = False,
+        **options: Any,
     ) -> torch.Tensor:
         """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back.
 
@@ -214,56 +203,37 @@ class DiTiModel:
             images: PIL images or a float tensor [B, 3, R, R] in [-1, 1].
             z: features [B, D].
             steps: number of steps.
-            solver: "dpm" or "ddim" (as the official code); see `diticli.sampling`.
-            clip: clamp the predicted x_0 at every step; None takes the solver's own default.
             callback: called as (steps done, steps in all) after each step.
-            shift_form: "score" or "posterior" in place of the model's own.
-            precision: in which the networks compute; None takes the solver's own default.
-            compile: the step, see `predict_noise`.
+            options: of a `sampler`, made anew from the weights as they are; for many calls make one yourself.
 
         Raises:
             ConfigError: for another shape or value range, an unknown solver, or an impossible number of steps.
             DeviceError: for bf16 on a GPU without it.
             ModelError: for an encoder alone.
         """
-        x0 = self._as_tensor(images).to(self.device)
-        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"), compile=compile)
-        bar = self.schedule.alphas_cumprod
-        return invert(noise, x0, bar, steps=steps, solver=solver, clip=clip, callback=callback)
+        return self.sampler(**options).invert(images, z, steps, callback=callback)
 
-    @torch.no_grad()
     def decode(
         self,
         x_T: torch.Tensor,
         z: torch.Tensor,
         steps: int = DEFAULT_STEPS,
         *,
-        solver: Solver = DEFAULT_SOLVER,
-        clip: bool | None = None,
         callback: StepCallback | None = None,
-        shift_form: str | None = None,
-        precision: Precision | None = None,
-        compile: bool = False,
+        **options: Any,
     ) -> torch.Tensor:
         """Images [B, 3, R, R], about [-1, 1] (within it where clamped), from noise x_T under features z.
 
         Arguments and errors as `invert`.
         """
-        noise = self.predict_noise(z, shift_form, precision or DEFAULT_PRECISION.get(solver, "fp32"), compile=compile)
-        bar = self.schedule.alphas_cumprod
-        x_T = x_T.to(self.device).float()
-        return decode(noise, x_T, bar, steps=steps, solver=solver, clip=clip, callback=callback)
+        return self.sampler(**options).decode(x_T, z, steps, callback=callback)
 
-    def suggest_batch_size(self, most: int = 256) -> int:
-        """How many images `invert` and `decode` should take together here, see `diticli.models.batch_size`."""
+    def denoisers(self) -> tuple[UNet2DModel | PlainUNet, ShiftBody]:
+        """The base and its shift decoder.
 
-        def run(count: int) -> None:
-            z = torch.zeros(count, self.chunks.latent_dim)
-            self.decode(torch.zeros(count, 3, self.resolution, self.resolution), z, steps=1)
-
-        return suggest_batch_size(run, self.device, resolution=self.resolution, most=most)
-
-    def _denoisers(self) -> tuple[UNet2DModel | PlainUNet, ShiftBody]:
+        Raises:
+            ModelError: for an encoder alone.
+        """
         if self.unet is None or self.shift_decoder is None:
             raise ModelError(
                 "This model is an encoder alone: it was trained by a self-supervised loss, without a base.",
@@ -271,7 +241,12 @@ class DiTiModel:
             )
         return self.unet, self.shift_decoder
 
-    def _as_tensor(self, images: Images) -> torch.Tensor:
+    def as_tensor(self, images: Images) -> torch.Tensor:
+        """PIL images, preprocessed, or a tensor [B, 3, R, R] in [-1, 1], checked.
+
+        Raises:
+            ConfigError: for a tensor of another shape or value range.
+        """
         if not isinstance(images, torch.Tensor):
             return self.preprocess([images] if isinstance(images, Image.Image) else images)
         return checked(images, self.resolution)

@@ -20,8 +20,8 @@ from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import resolve_device, resolve_precision
-from diticli.models.fingerprint import Fingerprint
 from diticli.models.gap import GapCurve
+from diticli.models.identity import weights_digest
 from diticli.models.layout import layout_choice
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
@@ -91,7 +91,7 @@ def _train(
     side = config.data.resolution
     given = load_base(config.base_model, resolution=side, say=reporter.note) if config.base_model else None
     if given is not None:
-        fingerprint = {**fingerprint, "base": Fingerprint().of("", {"unet": given[0]})}
+        fingerprint = {**fingerprint, "base": weights_digest({"unet": given[0]})}
     with contextlib.ExitStack() as held:
         if main:
             run.refuse_other_files()

@@ -37,11 +37,12 @@ def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: 
     """Originals (uint8), what their features alone give back (random x_T), and features with inferred x_T."""
     x0 = normalise(images_BCHW[:COUNT])
     z = pipeline.encode(x0)
+    sampler = pipeline.sampler()  # anew for every picture: training goes on between them
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     rows = [
         x0,
-        pipeline.decode(noise, z, steps=STEPS).cpu(),
-        pipeline.decode(pipeline.invert(x0, z, steps=STEPS), z, steps=STEPS).cpu(),
+        sampler.decode(noise, z, steps=STEPS).cpu(),
+        sampler.decode(sampler.invert(x0, z, steps=STEPS), z, steps=STEPS).cpu(),
     ]
     strip = captioned_strip(
         [list(row) for row in rows],
