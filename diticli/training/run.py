@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
-from diticli.errors import ConfigError
+from diticli.errors import ConfigError, DeviceError, ModelError
 from diticli.models.attention import check_attention
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.device import global_generators_kept, on_device, resolve_device, resolve_precision
 from diticli.models.fingerprint import Fingerprint
 from diticli.models.gap import GapCurve
 from diticli.models.layout import layout_choice
@@ -29,11 +29,12 @@ from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
-from diticli.training.checkpoint import drop_other_stages
+from diticli.training.checkpoint import drop_other_stages, not_finite
 from diticli.training.companions import Companions
 from diticli.training.compilation import compile_pays
 from diticli.training.failures import explained
 from diticli.training.images import Images, open_source, prepare_images
+from diticli.training.joining import ignored_variables, join, launcher_hidden
 from diticli.training.journal import Journal
 from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
@@ -52,7 +53,7 @@ def resolve(config: RunConfig) -> RunConfig:
     device = resolve_device(config.device)
     return replace(
         config,
-        device=device.type,
+        device=str(device),
         precision=resolve_precision(config.precision, device),
         compile=compile_pays(config, device) if config.compile == "auto" else config.compile,
     )
@@ -70,11 +71,16 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     """
     reporter = reporter or SilentReporter()
     config = resolve(config)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     check_attention(accelerator.device, dtype)
     layout_choice(accelerator.device, dtype)  # refuses an unknown DITI_LAYOUT before anything is read
-    with Companions(accelerator, reporter) as companions, explained(out):
+    with (
+        on_device(accelerator.device),
+        global_generators_kept(accelerator.device),
+        Companions(accelerator, reporter) as companions,
+        explained(out),
+    ):
         _train(config, RunDirectory(out), accelerator, companions, reporter)
     return out / "model"
 
@@ -88,6 +94,11 @@ def _train(
     fingerprint = source.fingerprint()
     given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
     if given is not None:
+        if name := not_finite({"unet": given[0].state_dict()}):
+            raise ModelError(
+                f"The base {config.base_model} holds numbers that are not finite ({name}).",
+                remedy="Choose another --base: the training of this one diverged, or its file is damaged.",
+            )
         fingerprint = {**fingerprint, "base": Fingerprint().of("", {"unet": given[0]})}
     main = accelerator.is_main_process
     reporter = reporter if main else SilentReporter()
@@ -110,12 +121,18 @@ def _train(
                 worker.features(unet, scheduler, stop)
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Accelerator:
     """Accelerate's handle on device, precision and processes, for resolved settings.
+
+    Args:
+        config: resolved settings. They alone decide: variables of Accelerate that ask for something else are ignored.
+        reporter: gets the names of such variables.
 
     Raises:
         ConfigError: when a global batch cannot be shared evenly by the processes, or is one image where a loss compares
-            images.
+            images; or when the launcher's variables do not fit together.
+        DeviceError: when one GPU is named and several processes were started.
+        OtherProcessError: when the processes did not find each other.
     """
     precision = "bf16" if config.precision == "bf16" else "no"
     # Before its first step the head takes no part, and DDP must not wait for it.
@@ -124,11 +141,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     sharing = DistributedDataParallelKwargs(
         find_unused_parameters=late_head, broadcast_buffers=False, gradient_as_bucket_view=True
     )
-    _forget_other_accelerator(config.device, precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu", kwargs_handlers=[sharing])
+    device = torch.device(config.device)
+    if ignored := ignored_variables(device.type, precision):
+        (reporter or SilentReporter()).warn(
+            f"Ignored: {', '.join(ignored)}. What changes a training is set by diti's own options."
+        )
+    team = join(device)
+    _forget_other_accelerator(device, precision)
+    with launcher_hidden(team):
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[sharing])
     try:
+        if device.index is not None:
+            _take_gpu(accelerator, device)
         _check_shares(config, accelerator.num_processes)
-    except ConfigError:
+    except (ConfigError, DeviceError):
         # All processes refuse; one that ends while another still joins would hide the reason behind a lost connection.
         accelerator.wait_for_everyone()
         raise
@@ -149,11 +175,23 @@ def _check_shares(config: RunConfig, processes: int) -> None:
         )
 
 
-def _forget_other_accelerator(device: str, precision: str) -> None:
+def _take_gpu(accelerator: Accelerator, device: torch.device) -> None:
+    """Use the GPU that was named by its number; Accelerate knows only the current one."""
+    if accelerator.num_processes > 1:
+        raise DeviceError(
+            f"{device} is one GPU, and {accelerator.num_processes} processes were started.",
+            remedy="Use --device cuda: each process takes a GPU of its own.",
+        )
+    for state in (PartialState(), accelerator.state):
+        state.device = device
+
+
+def _forget_other_accelerator(device: torch.device, precision: str) -> None:
     """Accelerate keeps one state per process; a second run in it may want another device or precision."""
     if AcceleratorState._shared_state:
         state = AcceleratorState()
-        if (state.device.type, state.mixed_precision) != (device, precision):
+        same = state.device == device if state.num_processes == 1 else state.device.type == device.type
+        if not same or state.mixed_precision != precision:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
