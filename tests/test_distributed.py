@@ -146,10 +146,6 @@ def test_every_process_hears_who_failed(tmp_path: Path) -> None:
     assert all(words in " ".join(ended[rank].text.split()) for rank in (0, 2)), ended[0].text + ended[2].text
 
 
-def finished(bench: Bench, out: Path) -> list[str]:
-    return train_command(bench.run)
-
-
 def of_other_settings(bench: Bench, out: Path) -> list[str]:
     shutil.copytree(bench.run, out, ignore=shutil.ignore_patterns("model"))
     return train_command(out, "seed=1")
@@ -166,14 +162,13 @@ def without_images(bench: Bench, out: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "seen_by", "statuses", "words"),
     [
-        (finished, (), [2, 69], "holds a finished run"),
         (of_other_settings, (), [2, 69], "was started with other settings: seed was 0, now 1"),
         (unshareable, (), [2, 2], "features.batch_size 9 cannot be shared by 2 processes"),
         (without_images, (), [65, 65], "photos does not exist"),
         (without_images, (1,), [65, 69], "photos does not exist"),
         (without_images, (0,), [69, 65], "photos does not exist"),
     ],
-    ids=["finished run", "other settings", "batch", "no images", "no images at the first", "no images at the second"],
+    ids=["other settings", "batch", "no images", "no images at the first", "no images at the second"],
 )
 def test_a_refusal_ends_all_processes(
     bench: Bench,

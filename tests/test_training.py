@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from diticli.config import RunConfig
-from diticli.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingDivergedError
+from diticli.errors import CheckpointError, ConfigError, DataError, DeviceError, ModelError, TrainingDivergedError
 from diticli.models.locate import load_pipeline
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
@@ -192,9 +192,65 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         train(tiny(), run)
 
 
-def test_finished_run_is_not_overwritten(reference: Path) -> None:
-    with pytest.raises(ConfigError, match="finished run"):
-        train(tiny(), reference)
+def test_finished_run_is_not_overwritten(reference: Path, tmp_path: Path) -> None:
+    """The same command has nothing to do, and cleans up after a kill that came just when the model was published."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    left = run / "checkpoints" / "step-00000008"
+    left.mkdir(parents=True)
+    (left / "state.json").write_text("{}")
+    before = weights(run)
+    assert train(tiny(), run) == run / "model"
+    assert same(weights(run), before)
+    assert losses(run) == losses(reference)
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="holds a finished run that was started with other settings: seed was 0"):
+        train(tiny("seed=1"), run)
+
+
+def test_a_run_without_a_step_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a batch that did not fit: one line, and a smaller batch may use the same folder."""
+    run, train_step = tmp_path / "run", StageTrainer.train_step
+
+    def fail(self: StageTrainer, inputs: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes.")
+
+    monkeypatch.setattr(StageTrainer, "train_step", fail)
+    with pytest.raises(DeviceError, match=r"A batch of 16 images does not fit in memory \(DefaultCPU") as caught:
+        train(tiny("base.batch_size=16"), run)
+    assert caught.value.remedy == "Try --batch-size 8."
+    monkeypatch.setattr(StageTrainer, "train_step", train_step)
+    train(tiny(), run)
+    assert json.loads((run / "config.json").read_text())["config"]["base"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("way", ["copied anew", "moved"])
+def test_the_same_images_elsewhere_resume(tmp_path: Path, way: str) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((20, 20, 3), i * 20, np.uint8)).save(photos / f"{i}.png")
+    with pytest.raises(TrainingInterrupted):
+        train(tiny(**{"data.source": str(photos)}), run, reporter=StopAfter("base", 16))
+    moved = tmp_path / "job-4711"
+    shutil.copytree(photos, moved, copy_function=shutil.copyfile)
+    if way == "copied anew":
+        shutil.rmtree(photos)
+        moved = moved.rename(photos)
+    train(tiny(**{"data.source": str(moved)}), run)
+    assert [step for stage, step, _ in losses(run) if stage == "base"] == [1, 2, 3, 4, 5]
+
+
+def test_other_pixels_of_the_same_size_and_name_do_not_resume(tmp_path: Path) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((20, 20, 3), i * 20, np.uint8)).save(photos / f"{i}.bmp")
+    with pytest.raises(TrainingInterrupted):
+        train(tiny(**{"data.source": str(photos)}), run, reporter=StopAfter("base", 16))
+    Image.fromarray(np.full((20, 20, 3), 7, np.uint8)).save(photos / "3.bmp")
+    with pytest.raises(DataError, match="names, sizes or content of files differ"):
+        train(tiny(**{"data.source": str(photos)}), run)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 
 from diticli.config_groups import StageConfig
 from diticli.errors import CheckpointError, TrainingDivergedError
+from diticli.memory import batch_fits
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
@@ -30,7 +31,6 @@ from diticli.training.checkpoint import (
     save_checkpoint,
 )
 from diticli.training.compilation import compiler_for
-from diticli.training.failures import batch_fits
 from diticli.training.journal import Journal
 from diticli.training.objectives import Objective, StepLosses
 from diticli.training.stopping import StopRequest, TrainingInterrupted
@@ -180,14 +180,13 @@ class StageTrainer:
         budget = self.stage.budget
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(budget, self.step)
-        with batch_fits(budget.batch_size):
-            with self.accelerator.autocast():
-                losses = StepLosses.of(self.module(**inputs))
-            self.accelerator.backward(losses.total_B.mean())
-            skipped = self._skip_unless_finite(self._gradient_norm())
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.ema.step(self.averaged)
+        with self.accelerator.autocast():
+            losses = StepLosses.of(self.module(**inputs))
+        self.accelerator.backward(losses.total_B.mean())
+        skipped = self._skip_unless_finite(self._gradient_norm())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.averaged)
         self.step += 1
         self.totals.add(losses, inputs.get("t_B"), skipped)
 
@@ -274,7 +273,8 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     started, first_step, skipped = time.perf_counter(), trainer.step, 0
     for images in stage.feed.batches(order, trainer.step, budget.steps, share, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
-        trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))
+        with batch_fits(budget.batch_size):
+            trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))
         last = trainer.step == budget.steps
         fields: dict[str, Any] = {}
         if trainer.step % stage.log_every == 0 or last:

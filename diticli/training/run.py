@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +31,7 @@ from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import drop_other_stages, not_finite
 from diticli.training.companions import Companions
 from diticli.training.compilation import compile_pays
+from diticli.training.content import content_digest
 from diticli.training.failures import explained
 from diticli.training.images import Images, open_source, prepare_images
 from diticli.training.joining import ignored_variables, join, launcher_hidden
@@ -39,7 +39,7 @@ from diticli.training.journal import Journal
 from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
-from diticli.training.rundir import RunDirectory, identity
+from diticli.training.rundir import RunDirectory, identity_of_run
 from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
 
@@ -92,6 +92,8 @@ def _train(
     source = open_source(config, reporter if accelerator.is_main_process else None)
     config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
+    if content := content_digest(source):
+        fingerprint = {**fingerprint, "content": content}
     given = load_base(config.base_model, resolution=config.data.resolution) if config.base_model else None
     if given is not None:
         if name := not_finite({"unet": given[0].state_dict()}):
@@ -107,12 +109,17 @@ def _train(
             run.refuse_other_files()
             held.enter_context(RunLock(run.root))
             if run.open(config, fingerprint):
-                reporter.note(f"Going on with the run in {run.root}.")
+                begin = "Already finished:" if run.finished else "Going on with"
+                reporter.note(f"{begin} the run in {run.root}.")
         accelerator.wait_for_everyone()
+        if run.finished:
+            if main:  # a kill after the model was published leaves them
+                run.discard_checkpoints()
+            return
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
         companions.check_same("numbers of readable images", images.count)
         journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, companions, images, fingerprint, journal, reporter)
+        worker = _Worker(config, run, accelerator, companions, images, journal, reporter)
         with StopRequest(companions.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
@@ -204,7 +211,6 @@ class _Worker:
     accelerator: Accelerator
     companions: Companions
     images: Images
-    fingerprint: dict[str, Any]
     journal: Journal
     reporter: Reporter
 
@@ -299,7 +305,7 @@ class _Worker:
             checkpoint_every=config.checkpoint_every,
             sample_every=config.sample_every,
             checkpoints=self.run.checkpoints,
-            identity=identity(config, self.fingerprint, name, self.images.count),
+            identity=identity_of_run(self.run, config, name, self.images.count),
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
             price=config.modularity.price,
