@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -95,6 +96,9 @@ def _meet(team: Team) -> distributed.Store:
     thread = threading.Thread(target=meet, name="join", daemon=True)
     thread.start()
     thread.join(seconds + 2)
+    if thread.is_alive():  # at the end of the process it must not be inside PyTorch
+        _hang_up(int(os.environ["MASTER_PORT"]))
+        thread.join(2)
     if found:
         return found[0]
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -109,6 +113,14 @@ def _meet(team: Team) -> distributed.Store:
         remedy="See what the other processes say. Processes that start more slowly need DITI_JOIN_SECONDS "
         f"(now {seconds}).",
     ) from (failed[0] if failed else None)
+
+
+def _hang_up(port: int) -> None:
+    """Shut down this process's connections to the port where the processes meet, so that whoever waits there fails."""
+    for descriptor in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor))) as connection:
+            if connection.getpeername()[1] == port:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _join_seconds() -> int:
