@@ -67,6 +67,8 @@ class Stage:
     """First step (zero-based) that gets views."""
     price: Callable[[float], float] = field(default=lambda progress: 0.0)
     """Price of a nat in the features by the share of the steps that is done."""
+    before_checkpoint: Callable[[], None] = field(default=lambda: None)
+    """Called by all processes before a checkpoint is written, which an error prevents."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
     """Called with the moving average in place, as (step, mean loss per time-step bin)."""
 
@@ -304,6 +306,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         stopping = stop.now()
         if stopping or trainer.step % stage.checkpoint_every == 0 or last:
             skipped += trainer.check_skipped(reporter, last=last)
+            stage.before_checkpoint()
             trainer.save()
         if stopping and not last:
             raise TrainingInterrupted(stage.name, trainer.step, budget.steps, stopping)

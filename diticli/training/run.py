@@ -33,7 +33,7 @@ from diticli.training.companions import Companions
 from diticli.training.compilation import compile_pays
 from diticli.training.content import content_digest
 from diticli.training.failures import explained
-from diticli.training.images import Images, open_source, prepare_images
+from diticli.training.images import Images, compare_skipped, open_source, prepare_images
 from diticli.training.joining import ignored_variables, join, launcher_hidden
 from diticli.training.journal import Journal
 from diticli.training.lock import RunLock
@@ -309,6 +309,7 @@ class _Worker:
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
             price=config.modularity.price,
+            before_checkpoint=lambda: compare_skipped(self.images, self.companions),
             on_sample=look,
         )
         if self.accelerator.is_main_process:
