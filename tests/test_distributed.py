@@ -109,9 +109,26 @@ def test_streamed_pictures_with_a_bad_one(tmp_path: Path) -> None:
         assert {e.status for e in ended} == {0}, ended[-1].text
     check_same_run(tmp_path / "two", tmp_path / "one")
     for name in ("one", "two"):
-        lists = [path.read_text() for path in (tmp_path / name).glob("skipped*.txt")]
-        assert lists, name
-        assert all(text.startswith("011.png\t") and text.count("\n") == 1 for text in lists)
+        lists = {path.name: path.read_text() for path in (tmp_path / name).glob("skipped*")}
+        assert list(lists) == ["skipped.txt"], "only the first process writes"
+        assert lists["skipped.txt"].startswith("011.png\t")
+        assert lists["skipped.txt"].count("\n") == 1
+
+
+def test_a_streamed_picture_that_one_process_cannot_read(tmp_path: Path) -> None:
+    """As where one machine has another copy of the images: refused, as it is in memory."""
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        draw_photos(tmp_path / str(rank) / "photos")
+    for picture in sorted((tmp_path / "1" / "photos").iterdir())[10:12]:
+        picture.write_bytes(b"no picture")
+    command = train_command(tmp_path / "run", "data.memory_limit_mb=0", "data.workers=1", data="photos")
+    command = [part if part != "photos" else "./photos" for part in command]
+    inject = {rank: partial(os.chdir, tmp_path / str(rank)) for rank in range(2)}
+    ended = all_ended(start_world(command, 2, tmp_path, inject=inject))
+    assert all(e.status for e in ended), ended[0].text + ended[1].text
+    text = " ".join((ended[0].text + ended[1].text).split())
+    assert "Process 0 can read 01" in text, text
 
 
 REASON = "the fifth image bites"
@@ -146,10 +163,6 @@ def test_every_process_hears_who_failed(tmp_path: Path) -> None:
     assert all(words in " ".join(ended[rank].text.split()) for rank in (0, 2)), ended[0].text + ended[2].text
 
 
-def finished(bench: Bench, out: Path) -> list[str]:
-    return train_command(bench.run)
-
-
 def of_other_settings(bench: Bench, out: Path) -> list[str]:
     shutil.copytree(bench.run, out, ignore=shutil.ignore_patterns("model"))
     return train_command(out, "seed=1")
@@ -166,14 +179,13 @@ def without_images(bench: Bench, out: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "seen_by", "statuses", "words"),
     [
-        (finished, (), [2, 69], "holds a finished run"),
         (of_other_settings, (), [2, 69], "was started with other settings: seed was 0, now 1"),
         (unshareable, (), [2, 2], "features.batch_size 9 cannot be shared by 2 processes"),
         (without_images, (), [65, 65], "photos does not exist"),
         (without_images, (1,), [65, 69], "photos does not exist"),
         (without_images, (0,), [69, 65], "photos does not exist"),
     ],
-    ids=["finished run", "other settings", "batch", "no images", "no images at the first", "no images at the second"],
+    ids=["other settings", "batch", "no images", "no images at the first", "no images at the second"],
 )
 def test_a_refusal_ends_all_processes(
     bench: Bench,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 from importlib.metadata import version
@@ -12,16 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from diticli.config import RunConfig
-from diticli.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingDivergedError
+from diticli.errors import CheckpointError, ConfigError, DataError, DeviceError, ModelError, TrainingDivergedError
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
-from diticli.training.checkpoint import list_checkpoints, load_checkpoint, sealed
+from diticli.training import loop, samples
+from diticli.training.checkpoint import list_checkpoints, load_checkpoint, not_finite, sealed
+from diticli.training.loop import Stage, StageTrainer
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
 from diticli.training.stopping import TrainingInterrupted
@@ -188,9 +193,65 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         train(tiny(), run)
 
 
-def test_finished_run_is_not_overwritten(reference: Path) -> None:
-    with pytest.raises(ConfigError, match="finished run"):
-        train(tiny(), reference)
+def test_finished_run_is_not_overwritten(reference: Path, tmp_path: Path) -> None:
+    """The same command has nothing to do, and cleans up after a kill that came just when the model was published."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    left = run / "checkpoints" / "step-00000008"
+    left.mkdir(parents=True)
+    (left / "state.json").write_text("{}")
+    before = weights(run)
+    assert train(tiny(), run) == run / "model"
+    assert same(weights(run), before)
+    assert losses(run) == losses(reference)
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="holds a finished run that was started with other settings: seed was 0"):
+        train(tiny("seed=1"), run)
+
+
+def test_a_run_without_a_step_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a batch that did not fit: one line, and a smaller batch may use the same folder."""
+    run, train_step = tmp_path / "run", StageTrainer.train_step
+
+    def fail(self: StageTrainer, inputs: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes.")
+
+    monkeypatch.setattr(StageTrainer, "train_step", fail)
+    with pytest.raises(DeviceError, match=r"A batch of 16 images does not fit in memory \(DefaultCPU") as caught:
+        train(tiny("base.batch_size=16"), run)
+    assert caught.value.remedy == "Try --batch-size 8."
+    monkeypatch.setattr(StageTrainer, "train_step", train_step)
+    train(tiny(), run)
+    assert json.loads((run / "config.json").read_text())["config"]["base"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("way", ["copied anew", "moved"])
+def test_the_same_images_elsewhere_resume(tmp_path: Path, way: str) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((20, 20, 3), i * 20, np.uint8)).save(photos / f"{i}.png")
+    with pytest.raises(TrainingInterrupted):
+        train(tiny(**{"data.source": str(photos)}), run, reporter=StopAfter("base", 16))
+    moved = tmp_path / "job-4711"
+    shutil.copytree(photos, moved, copy_function=shutil.copyfile)
+    if way == "copied anew":
+        shutil.rmtree(photos)
+        moved = moved.rename(photos)
+    train(tiny(**{"data.source": str(moved)}), run)
+    assert [step for stage, step, _ in losses(run) if stage == "base"] == [1, 2, 3, 4, 5]
+
+
+def test_other_pixels_of_the_same_size_and_name_do_not_resume(tmp_path: Path) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((20, 20, 3), i * 20, np.uint8)).save(photos / f"{i}.bmp")
+    with pytest.raises(TrainingInterrupted):
+        train(tiny(**{"data.source": str(photos)}), run, reporter=StopAfter("base", 16))
+    Image.fromarray(np.full((20, 20, 3), 7, np.uint8)).save(photos / "3.bmp")
+    with pytest.raises(DataError, match="names, sizes or content of files differ"):
+        train(tiny(**{"data.source": str(photos)}), run)
 
 
 @pytest.mark.parametrize(
@@ -239,18 +300,172 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = float("nan")) -> None:
+    """One gradient of the base's steps (zero-based) `steps` is `value`; the loss is finite."""
+    draw = loop.draw_inputs
+
+    def drawn(stage: Stage, noise: object, views: object, step: int, images: torch.Tensor) -> object:
+        if stage.name == "base" and step in steps:
+            parameter = next(p for p in stage.objective.parameters() if p.requires_grad)
+            handle = parameter.register_hook(lambda grad: (handle.remove(), grad * value)[1])
+        return draw(stage, noise, views, step, images)
+
+    monkeypatch.setattr(loop, "draw_inputs", drawn)
+
+
+class Warnings(SilentReporter):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.texts.append(message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, clip: float
+) -> None:
+    """One of 40 steps is skipped, counted and reported; the others are those of a run without that step's update."""
+    run, reporter = tmp_path / "run", Warnings()
+    poison_gradients(monkeypatch, {2}, value)
+    more = ("base.images=320", "features.images=8", f"base.grad_clip={clip}", "log_every=2")
+    train(tiny(*more), run, reporter=reporter)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("skipped_steps") == 1] == [4]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert [text for text in reporter.texts if "1 step(s) of stage base up to step 3" in text]
+    assert all(value.isfinite().all() for value in weights(run).values())
+
+
+def test_a_skipped_step_changes_neither_weights_nor_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_gradients(monkeypatch, {2})
+    with pytest.raises(TrainingInterrupted):
+        train(tiny("checkpoint_every=1", "base.images=320"), tmp_path / "run", reporter=StopAfter("base", 24))
+    before, after = (load_checkpoint(path).tensors for path in list_checkpoints(tmp_path / "run" / "checkpoints"))
+    assert same(before["weights"], after["weights"])
+    assert same(before["optimizer"], after["optimizer"])
+    assert after["totals"]["skipped"] == 1
+
+
+def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All gradients from the third step on are NaN while the loss is finite: every file that is left is finite."""
+    run, reporter = tmp_path / "run", Warnings()
+    poison_gradients(monkeypatch, set(range(2, 40)))
+    for _ in range(2):  # again from the last checkpoint
+        with pytest.raises(TrainingDivergedError, match="gradients of 10 steps in a row were not finite"):
+            train(tiny("base.images=320", "log_every=3"), run, reporter=reporter)
+        kept = list_checkpoints(run / "checkpoints")
+        assert kept
+        assert not [path for path in kept if not_finite(load_checkpoint(path).tensors)]
+    assert not (run / "base").exists()
+    assert any("3 step(s)" in text for text in reporter.texts)
+
+
+def test_a_stage_with_many_skipped_steps_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_gradients(monkeypatch, {1, 4})
+    with pytest.raises(TrainingDivergedError, match="gradients of 2 of 5 steps were not finite"):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_a_poisoned_checkpoint_is_named_and_one_is_never_written(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(TrainingInterrupted):
-        train(tiny(), run, reporter=StopAfter("base", 16))
-    good = list_checkpoints(run / "checkpoints")[-1]
-    poisoned = load_checkpoint(good)
-    tensors = {name: value.clone() for name, value in poisoned.tensors["weights"].items()}
+        train(tiny("checkpoint_every=1"), run, reporter=StopAfter("base", 24))
+    _, poisoned = list_checkpoints(run / "checkpoints")
+    tensors = {name: value.clone() for name, value in load_checkpoint(poisoned).tensors["weights"].items()}
     tensors["unet.conv_out.bias"].fill_(float("nan"))
-    _rewrite(good, "weights", tensors)
-    with pytest.raises(TrainingDivergedError, match="became nan"):
-        train(tiny("log_every=100"), run)
-    assert [p.name for p in list_checkpoints(run / "checkpoints")] == [good.name]
+    _rewrite(poisoned, "weights", tensors)
+    with pytest.raises(CheckpointError, match=r"not finite \(weights: unet\.conv_out\.bias\)") as caught:
+        train(tiny("checkpoint_every=1"), run)
+    assert f"Delete {poisoned}" in caught.value.remedy
+    shutil.rmtree(poisoned)
+    train(tiny("checkpoint_every=1"), run)
+
+
+def test_the_host_waits_for_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two log lines nothing is read from the device: neither the loss nor whether gradients are finite."""
+    reads, train_step = [], StageTrainer.train_step
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__name__", "") in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu"):
+                reads.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def watched(self: StageTrainer, inputs: object) -> None:
+        with Watch():
+            train_step(self, inputs)
+
+    monkeypatch.setattr(StageTrainer, "train_step", watched)
+    train(tiny(), tmp_path / "run")
+    assert not reads
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(reference: Path, tmp_path: Path) -> None:
+    """A checkpoint at step 3, a crash after step 4: steps 4 and 5 are written once more, and shown once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    with pytest.raises(TrainingInterrupted):
+        train(tiny("checkpoint_every=2"), run, reporter=StopAfter("features", 40))
+    shutil.rmtree(list_checkpoints(run / "checkpoints")[-1])  # as if it had been killed before writing it
+    train(tiny("checkpoint_every=2"), run)
+    shown = {}
+    for stage in ("base", "features"):
+        events = EventAccumulator(str(run / "tensorboard" / stage))
+        events.Reload()
+        shown[stage] = [(stage, event.step) for event in events.Scalars(f"{stage}/loss")]
+    assert shown["base"] + shown["features"] == [(stage, step) for stage, step, _ in losses(reference)]
+
+
+def test_training_leaves_the_global_generators_alone(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    np.random.seed(7)
+    random.seed(7)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    train(tiny("sample_every=2", "features.images=16"), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
+
+def test_the_gap_counts_each_image_once(tmp_path: Path) -> None:
+    """40 images in batches of 32: the second batch begins anew after 8."""
+    train(tiny("chunks.partition=auto", "modularity.weighting=gap", "gradient=detached"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "gap.json").read_text())["images"] == 40
+
+
+def test_a_sample_picture_never_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nand more")
+
+    reporter = Warnings()
+    monkeypatch.setattr(samples, "base_samples", fail)
+    train(tiny("sample_every=2", "features.images=16"), tmp_path / "run", reporter=reporter)
+    assert any("could not be drawn (OutOfMemoryError: CUDA out of memory.)" in text for text in reporter.texts)
+
+
+def test_a_base_of_few_timesteps_has_sample_pictures(tmp_path: Path) -> None:
+    """50 timesteps and 2: as many solver steps as there may be."""
+    for timesteps in (50, 2):
+        unet = UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            add_attention=False,
+        )
+        base, run, reporter = tmp_path / f"base-{timesteps}", tmp_path / f"run-{timesteps}", Warnings()
+        scheduler = DDPMScheduler(num_train_timesteps=timesteps, beta_end=0.3)
+        DDPMPipeline(unet, scheduler).save_pretrained(base)
+        more = ("sample_every=1", "features.images=8", "chunks.count=2")
+        train(tiny(*more, base_model=str(base)), run, reporter=reporter)
+        assert (run / "samples" / "features-00000001.png").is_file(), reporter.texts
 
 
 def _rewrite(checkpoint: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:

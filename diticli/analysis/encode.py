@@ -27,6 +27,7 @@ from diticli.data.feature_writer import FeatureWriter
 from diticli.data.features import FeatureMeta
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
 from diticli.errors import DataError, ModelError
+from diticli.memory import batch_fits
 from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload
 from diticli.progress import Reporter, SilentReporter
@@ -230,8 +231,8 @@ def _encode_all(encode: Encode, batches: Iterator[_Batch], rows: _Rows, device: 
 def _launch(encode: Encode, batch: _Batch, device: torch.device) -> Download | None:
     if not batch.images:
         return None
-    images_BHWC = upload(torch.from_numpy(np.stack(batch.images)), device)
-    with torch.no_grad():
+    with torch.no_grad(), batch_fits(len(batch.images)):
+        images_BHWC = upload(torch.from_numpy(np.stack(batch.images)), device)
         return Download(encode(images_BHWC.permute(0, 3, 1, 2)).float())
 
 

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` and `accelerate launch` say in the environment."""
+"""Which of several processes this one is, as `torchrun`, `accelerate launch` and `mpirun` say in the environment."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from diticli.errors import ConfigError
+
+_VARIABLES = {
+    "world": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "rank": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"),
+    "local_rank": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK"),
+}
+"""By field of `Team`, those of torchrun first, then Open MPI's, Intel MPI's and MVAPICH's."""
+_REMEDY = "Start the processes by torchrun or accelerate launch; to run as one process, unset {names}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +42,29 @@ class Team:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Team:
-        """From RANK, LOCAL_RANK and WORLD_SIZE; alone without them.
+        """From RANK, LOCAL_RANK and WORLD_SIZE, or what an MPI calls them; alone without a size, or with a size of 1.
 
         Raises:
-            ConfigError: when they are no numbers, or do not fit together.
+            ConfigError: when they are no numbers, do not fit together, or do not say which process this is.
         """
-        keys = {"rank": "RANK", "local_rank": "LOCAL_RANK", "world": "WORLD_SIZE"}
-        given = {field: environment[key] for field, key in keys.items() if environment.get(key)}
+        given = {
+            field: name
+            for field, names in _VARIABLES.items()
+            if (name := next((name for name in names if environment.get(name)), None))
+        }
         if "world" not in given:
             return cls()
-        if not all(text.isdecimal() for text in given.values()):
+        said = ", ".join(f"{name}={environment[name]}" for name in given.values())
+        remedy = _REMEDY.format(names=", ".join(given.values()))
+        if not all(environment[name].isdecimal() for name in given.values()):
+            raise ConfigError(f"These are no process numbers: {said}.", remedy=remedy)
+        fields = {field: int(environment[name]) for field, name in given.items()}
+        if fields["world"] > 1 and "rank" not in fields:
             raise ConfigError(
-                f"These are no process numbers: {given}.", remedy="Set RANK, LOCAL_RANK and WORLD_SIZE to numbers."
+                f"{said} says that there are {fields['world']} processes, and nothing says which one this is.",
+                remedy=remedy,
             )
-        return cls(**{field: int(text) for field, text in given.items()})
+        return cls(**fields) if fields["world"] != 1 else cls()
 
     def device(self, name: str | None) -> str | None:
         """The device asked for, else this process's own GPU where the machine has several processes and GPUs."""

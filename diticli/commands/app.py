@@ -20,6 +20,7 @@ from diticli.commands.failure import explain, explain_interrupt, sigterm_as_inte
 from diticli.commands.probe import probe
 from diticli.commands.train import train
 from diticli.errors import DiTiError
+from diticli.memory import device_failure
 
 
 class _Group(TyperGroup):
@@ -33,6 +34,10 @@ class _Group(TyperGroup):
                 return super().invoke(ctx)
         except DiTiError as error:
             raise typer.Exit(explain(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if (failure := device_failure(error)) is None:
+                raise
+            raise typer.Exit(explain(failure)) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(explain_interrupt(interrupt)) from interrupt
 

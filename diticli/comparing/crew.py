@@ -15,6 +15,7 @@ from diticli.analysis.team import Team
 from diticli.models.device import resolve_device
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.companions import Companions
+from diticli.training.joining import join
 
 _Item = TypeVar("_Item")
 _PATIENCE = timedelta(days=7)
@@ -65,7 +66,7 @@ class Crew:
         if self.team.world > 1:
             if not distributed.is_initialized():
                 # They only wait for one another: gloo does that on any machine, also for several processes on one GPU.
-                distributed.init_process_group("gloo", timeout=_PATIENCE)
+                join(torch.device("cpu"), patience=_PATIENCE)
                 self._began = True
             peers = SimpleNamespace(
                 process_index=self.team.rank, num_processes=self.team.world, device=torch.device("cpu")

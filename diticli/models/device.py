@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,7 +40,8 @@ def resolve_precision(name: Precision, device: torch.device) -> Precision:
         DeviceError: when bf16 is asked for on a GPU without it.
     """
     if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        with on_device(device):  # PyTorch asks the current GPU
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if name == "bf16" and not has_bf16:
             raise DeviceError("This GPU does not compute in bf16.", remedy="Use --precision fp32.")
     else:
@@ -46,6 +49,21 @@ def resolve_precision(name: Precision, device: torch.device) -> Precision:
     if name == "auto":
         return "bf16" if has_bf16 else "fp32"
     return name
+
+
+@contextlib.contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Make a GPU that is named by number the current one within the block; nothing for other devices."""
+    with torch.cuda.device(device) if device.type == "cuda" and device.index is not None else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def global_generators_kept(device: torch.device) -> Iterator[None]:
+    """Give the global random generators back as they were: of the CPU, and of the GPUs when they are in use."""
+    gpus = device.type == "cuda" or torch.cuda.is_initialized()  # `torch.manual_seed` seeds all of them
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if gpus else ()):
+        yield
 
 
 def _cpu_has_bf16() -> bool:

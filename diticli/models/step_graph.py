@@ -6,7 +6,9 @@ A graph and not `torch.compile`: capturing takes a few steps' time, compiling ta
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
@@ -21,28 +23,47 @@ class StepGraph:
     Args:
         step: launches kernels on its inputs, and neither waits for nor reads from the device.
         inputs: of the shapes and dtypes that all calls will have.
+
+    The graph is captured on the device of the inputs, whichever is current. Each device has one side stream, which is
+    kept: cuBLAS holds a workspace for every stream.
     """
 
+    _sides: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
+    _capturing: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, step: Step, *inputs: torch.Tensor) -> None:
+        self._device = inputs[0].device
         # Buffers made under inference mode could not be written to outside it.
-        with torch.inference_mode(False), torch.no_grad():
+        with (
+            self._capturing,
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.cuda.device(self._device),
+        ):
             self._inputs = [value.clone() for value in inputs]
-            side = torch.cuda.Stream(inputs[0].device)
-            side.wait_stream(torch.cuda.current_stream(inputs[0].device))
+            side = self._side()
+            side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):  # libraries choose and initialise their algorithms before the capture
                 for _ in range(3):
                     step(*self._inputs)
-            torch.cuda.current_stream(inputs[0].device).wait_stream(side)
+            torch.cuda.current_stream(self._device).wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # "thread_local": other threads may allocate pinned memory meanwhile, as those that feed a training do.
+            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 self._output = step(*self._inputs)
+
+    def _side(self) -> torch.cuda.Stream:
+        if self._device not in self._sides:
+            self._sides[self._device] = torch.cuda.Stream(self._device)
+        return self._sides[self._device]
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """`step(*inputs)`, in memory of its own."""
-        for mine, value in zip(self._inputs, inputs, strict=True):
-            mine.copy_(value)
-        self._graph.replay()
-        return self._output.clone()
+        with torch.cuda.device(self._device):
+            for mine, value in zip(self._inputs, inputs, strict=True):
+                mine.copy_(value)
+            self._graph.replay()
+            return self._output.clone()
 
 
 def wants_graph(x: torch.Tensor) -> bool:

@@ -58,11 +58,19 @@ def write_gap(
     curve = measure_gap(
         base,
         schedule.to(device),
-        torch.cat(list(drawn)).cpu(),
+        _distinct(torch.cat(list(drawn)).cpu()),
         seed=fold_seed(seed, "gap", "noise"),
         reporter=reporter or SilentReporter(),
     )
     write_json(path, curve.to_dict())
+
+
+def _distinct(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Each image once, in order: the last batch begins the images anew, and an unreadable one is replaced by the next.
+
+    Repeats would make the standard errors too small.
+    """
+    return torch.stack(list({image.numpy().tobytes(): image for image in images_BCHW}.values()))
 
 
 def read_gap(path: Path) -> GapCurve:

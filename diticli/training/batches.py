@@ -119,10 +119,10 @@ class StreamFeed:
     Args:
         source: the images.
         workers: decoding processes; 0 decodes in this one.
-        skipped_list: text file, `name<TAB>reason` a line, written when there are any.
+        skipped_list: text file, `name<TAB>reason` a line, written when there are any; None writes none.
     """
 
-    def __init__(self, source: ImageSource, workers: int, skipped_list: Path) -> None:
+    def __init__(self, source: ImageSource, workers: int, skipped_list: Path | None) -> None:
         self.source, self.workers, self.skipped_list = source, workers, skipped_list
         self._skipped: dict[str, Skipped] = {}
 
@@ -149,6 +149,30 @@ class StreamFeed:
         """The first `count` readable images, uint8 [B, C, H, W]."""
         decoded = _Decoded(self.source)
         return _images(_collate([decoded[i] for i in range(min(count, len(self.source)))]))[0]
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Unreadable images that were met so far -> why."""
+        return {name: item.reason for name, item in self._skipped.items()}
+
+    def readable_of(self, others: dict[str, str]) -> str:
+        """The first image that another process could not read and this one can; else "", and all are noted here.
+
+        Args:
+            others: their `skipped`.
+        """
+        new = {name: reason for name, reason in others.items() if name not in self._skipped}
+        if not new:
+            return ""
+        for index in range(len(self.source)):
+            if (name := self.source.file_name(index)) in new:
+                try:
+                    self.source.load(index)
+                except UnreadableImageError:
+                    continue
+                return name
+        self._note([Skipped(name, reason) for name, reason in new.items()])
+        return ""
 
     def _noting(self, loader: DataLoader[_Batch]) -> Iterator[torch.Tensor]:
         for batch in loader:

@@ -131,6 +131,18 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
     return content | {_SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
+def not_finite(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    """Name of the first tensor with a NaN or an infinity, "PART: NAME"; empty when all are finite."""
+    for part, tensors in parts.items():
+        floats = [(name, value) for name, value in tensors.items() if value.is_floating_point()]
+        # One wait for the device per part, not per tensor.
+        flags = torch.stack([value.isfinite().all() for _, value in floats]).tolist() if floats else []
+        for (name, _), finite in zip(floats, flags, strict=True):
+            if not finite:
+                return f"{part}: {name}"
+    return ""
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
     """Adam's moments as named tensors "INDEX.exp_avg"."""
     state = optimizer.state_dict()["state"]

@@ -8,12 +8,13 @@ each looks there.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +56,7 @@ class Companions:
         self._votes: list[Callable[[], torch.Tensor]] = []
         self._over = threading.Event()
         self._heard = ""
+        self._exchanged: dict[str, int] = {}
         if self.world > 1:
             self._store = distributed_c10d._get_default_store()
 
@@ -85,6 +87,17 @@ class Companions:
                 f"The processes of this run see different {what}: {-least} and {most}, process {self.rank} {number}.",
                 remedy="All of them need the same run directory and the same images, on a file system they share.",
             )
+
+    def exchange(self, what: str, value: Any) -> list[Any]:
+        """The `value` (fit for JSON) that each process gave under the name `what`, by rank; all must ask alike."""
+        if self.world == 1:
+            return [value]
+        number = self._exchanged[what] = self._exchanged.get(what, 0) + 1
+        keys = [f"diti/{what}/{number}/{rank}" for rank in range(self.world)]
+        self._store.set(keys[self.rank], json.dumps(value))
+        while not self._store.check(keys):  # not `wait`: that would keep `_watch` from the store
+            time.sleep(0.01)
+        return [json.loads(self._store.get(key)) for key in keys]
 
     def __enter__(self) -> Self:
         if self.world > 1:

@@ -9,9 +9,11 @@ import torch
 
 from diticli.config import RunConfig
 from diticli.data.images import ImageSource, load_images, open_images
+from diticli.errors import ConfigError
 from diticli.progress import Reporter
 from diticli.training import samples
 from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed
+from diticli.training.companions import Companions
 from diticli.training.rundir import RunDirectory
 
 
@@ -41,8 +43,8 @@ def prepare_images(
 ) -> Images:
     """Decode into memory what fits, stream the rest.
 
-    What cannot be read is listed in `skipped.txt`. Streaming processes meet different images: those of rank 1 and
-    above have lists of their own, `skipped-RANK.txt`.
+    What cannot be read is listed in `skipped.txt`, by the first process. Streaming processes meet different images;
+    see `compare_skipped`.
 
     Raises:
         DataError: when too many images are unreadable.
@@ -50,9 +52,26 @@ def prepare_images(
     size = len(source) * 3 * config.data.resolution**2
     if size > config.data.memory_limit_mb * 2**20:
         workers = config.data.workers or len(os.sched_getaffinity(0))
-        feed = StreamFeed(source, workers, run.root / (f"skipped-{rank}.txt" if rank else "skipped.txt"))
+        feed = StreamFeed(source, workers, None if rank else run.root / "skipped.txt")
         return Images(feed, len(source), feed.first(samples.COUNT))
     skipped_list = None if rank else run.root / "skipped.txt"
     loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
     memory = MemoryFeed(loaded.images)
     return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
+
+
+def compare_skipped(images: Images, companions: Companions) -> None:
+    """Make sure that streamed images which one process could not read are unreadable for all. All must ask.
+
+    Raises:
+        ConfigError: when this process can read one of them.
+        DataError: when too many images are unreadable.
+    """
+    if companions.world == 1 or not isinstance(images.feed, StreamFeed):
+        return
+    for rank, others in enumerate(companions.exchange("skipped", images.feed.skipped)):
+        if name := images.feed.readable_of(others):
+            raise ConfigError(
+                f"Process {companions.rank} can read {name}, and process {rank} cannot ({others[name]}).",
+                remedy="All of them need the same images, on a file system they share.",
+            )

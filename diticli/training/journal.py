@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -19,27 +17,30 @@ class Journal:
     def __init__(self, run: Path, *, active: bool = True) -> None:
         self.path = run / "metrics.jsonl"
         self.active = active
-        self._board = SummaryWriter(str(run / "tensorboard")) if active else None
+        self._boards = run / "tensorboard"
+        self._board: SummaryWriter | None = None
 
     def log(self, *, stage: str, step: int, **values: Any) -> None:
         """Append one line."""
-        if self._board is None:
+        if not self.active:
             return
         line = {"stage": stage, "step": step, **values, "time": time.time()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for key in ("loss", "ssl_loss", "lr", "images_per_second"):
-            if key in values:
+            if key in values and self._board is not None:
                 self._board.add_scalar(f"{stage}/{key}", values[key], step)
 
-    def picture(self, name: str, step: int, image_HWC: npt.NDArray[np.uint8]) -> None:
-        """Show a picture in TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, image_HWC, step, dataformats="HWC")
+    def begin(self, stage: str, step: int) -> None:
+        """Go on with `stage` after `step`: what was written beyond it is dropped, as a resumed run writes it again.
 
-    def forget_after(self, stage: str, step: int) -> None:
-        """Drop lines of `stage` beyond `step`: a resumed run writes them again."""
-        if not self.active or not self.path.exists():
+        Each stage has a TensorBoard folder of its own, since TensorBoard drops later steps of a whole folder.
+        """
+        if not self.active:
+            return
+        self.close()
+        self._board = SummaryWriter(str(self._boards / stage), purge_step=step + 1)
+        if not self.path.exists():
             return
         kept = []
         for text in self.path.read_text().splitlines(keepends=True):

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from diticli.config_groups import StageConfig
-from diticli.errors import TrainingDivergedError
+from diticli.errors import CheckpointError, TrainingDivergedError
+from diticli.memory import batch_fits
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
@@ -25,6 +26,7 @@ from diticli.training.checkpoint import (
     flatten_optimizer,
     list_checkpoints,
     load_checkpoint,
+    not_finite,
     restore_optimizer,
     save_checkpoint,
 )
@@ -33,6 +35,11 @@ from diticli.training.journal import Journal
 from diticli.training.objectives import Objective, StepLosses
 from diticli.training.stopping import StopRequest, TrainingInterrupted
 from diticli.training.totals import Totals
+
+MOST_SKIPPED_IN_A_ROW = 10
+"""Steps without a finite gradient, one after the other, at which a training stops."""
+MOST_SKIPPED = 0.05
+"""Share of a stage's steps without a finite gradient above which its result is not published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,8 @@ class Stage:
     """First step (zero-based) that gets views."""
     price: Callable[[float], float] = field(default=lambda progress: 0.0)
     """Price of a nat in the features by the share of the steps that is done."""
+    before_checkpoint: Callable[[], None] = field(default=lambda: None)
+    """Called by all processes before a checkpoint is written, which an error prevents."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
     """Called with the moving average in place, as (step, mean loss per time-step bin)."""
 
@@ -80,7 +89,7 @@ class StageTrainer:
         self.stage, self.accelerator = stage, accelerator
         self.step = 0
         self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
+        self.fused = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
         stage.objective.to(accelerator.device)
         self.averaged = [p for m in stage.objective.trained_modules().values() for p in m.parameters()]
         self.ema = EMAModel(self.averaged, decay=stage.budget.ema_decay, foreach=True)
@@ -89,7 +98,7 @@ class StageTrainer:
             stage.objective.compile_parts(compiler_for(reporter or SilentReporter()))
         with warnings.catch_warnings():  # torch 2.13 has another name for it, older ones have not
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            self.module, self.optimizer = accelerator.prepare(stage.objective, self.optimizer)
+            self.module, self.optimizer = accelerator.prepare(stage.objective, self.fused)
         self.totals = Totals(accelerator, stage.objective.timesteps)
 
     def resume(self) -> bool:
@@ -101,6 +110,11 @@ class StageTrainer:
         if checkpoint.state["stage"] != self.stage.name:
             return False
         _check_identity(checkpoint, self.stage, found[-1])
+        if name := not_finite(checkpoint.tensors):
+            raise CheckpointError(
+                f"{found[-1]} holds numbers that are not finite ({name}).",
+                remedy=f"Delete {found[-1]} to go on from the checkpoint before it.",
+            )
         named = self._state()
         with torch.no_grad():
             for name, value in checkpoint.tensors["weights"].items():
@@ -119,7 +133,12 @@ class StageTrainer:
         return {name: v for name, v in self.stage.objective.state_dict().items() if name not in frozen}
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, by the main process; all of them must ask for it."""
+        """Write a checkpoint of this moment, by the main process; all of them must ask for it.
+
+        Raises:
+            TrainingDivergedError: when a number of it is not finite; nothing is written.
+            CheckpointError: when it cannot be written.
+        """
         totals = self.totals.state()
         if not self.accelerator.is_main_process:
             return
@@ -136,6 +155,8 @@ class StageTrainer:
             "ema_step": self.ema.optimization_step,
             "identity": self.stage.identity,
         }
+        if name := not_finite(tensors):
+            raise self._diverged(f"{name} became infinite or NaN")
         save_checkpoint(self.stage.checkpoints, Checkpoint(tensors, state))
 
     @contextlib.contextmanager
@@ -164,27 +185,67 @@ class StageTrainer:
         with self.accelerator.autocast():
             losses = StepLosses.of(self.module(**inputs))
         self.accelerator.backward(losses.total_B.mean())
-        if budget.grad_clip:
-            self.accelerator.clip_grad_norm_(self.parameters, budget.grad_clip)
+        skipped = self._skip_unless_finite(self._gradient_norm())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.averaged)
         self.step += 1
-        self.totals.add(losses, inputs.get("t_B"))
+        self.totals.add(losses, inputs.get("t_B"), skipped)
 
-    def take_mean_loss(self) -> float:
-        """Mean loss since the last call, over all processes.
+    def _gradient_norm(self) -> torch.Tensor:
+        """Norm of all gradients before they are clipped, the same on all processes."""
+        if self.stage.budget.grad_clip:
+            norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.stage.budget.grad_clip)
+            return norm
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def _skip_unless_finite(self, norm: torch.Tensor) -> torch.Tensor:
+        """Let the optimizer leave weights and moments alone where `norm` is no number; the host does not wait.
+
+        Fused Adam reads `found_inf` on the device, as it does for PyTorch's `GradScaler`.
+
+        Returns:
+            1.0 where the step is skipped, else 0.0.
+        """
+        skipped = torch.isfinite(norm).logical_not().float()
+        self.fused.found_inf = skipped  # type: ignore[attr-defined]
+        return skipped
+
+    def check_skipped(self, reporter: Reporter, *, last: bool = False) -> int:
+        """Say how many steps were skipped since the last call, and stop where there are too many. Waits for the device.
+
+        Raises:
+            TrainingDivergedError: when the gradients of many steps in a row, or at the end of a stage of more than
+                5 % of its steps, were not finite.
+        """
+        skipped = self.totals.skipped()
+        if skipped.new:
+            reporter.warn(
+                f"{skipped.new:,} step(s) of stage {self.stage.name} up to step {self.step:,} had gradients that are "
+                "not finite; the weights were left as they were."
+            )
+        if skipped.most_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise self._diverged(f"the gradients of {skipped.most_in_a_row:,} steps in a row were not finite")
+        if last and skipped.all > MOST_SKIPPED * self.step:
+            raise self._diverged(f"the gradients of {skipped.all:,} of {self.step:,} steps were not finite")
+        return skipped.new
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"Stage {self.stage.name} diverged: by step {self.step:,} {what}.",
+            remedy="The last good checkpoint is kept. Lower the learning rate (--lr) or use --precision fp32; "
+            "with other settings the run needs a new --out.",
+        )
+
+    def take_mean_loss(self) -> float | None:
+        """Mean loss since the last call, over all processes; None when every step was skipped.
 
         Raises:
             TrainingDivergedError: when it is NaN or infinite.
         """
         mean = self.totals.take_mean()
-        if not math.isfinite(mean):
-            raise TrainingDivergedError(
-                f"The loss of stage {self.stage.name} became {mean} by step {self.step:,}.",
-                remedy="The last good checkpoint is kept. Lower the learning rate (--lr) or use --precision fp32; "
-                "with other settings the run needs a new --out.",
-            )
+        if mean is not None and not math.isfinite(mean):
+            raise self._diverged(f"its loss became {mean}")
         return mean
 
 
@@ -208,18 +269,24 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         share=share,
     )
     stage.objective.train()
-    journal.forget_after(stage.name, trainer.step)
+    journal.begin(stage.name, trainer.step)
     done = trainer.step * budget.batch_size
     reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images", done=done)
-    started, first_step = time.perf_counter(), trainer.step
+    started, first_step, skipped = time.perf_counter(), trainer.step, 0
     for images in stage.feed.batches(order, trainer.step, budget.steps, share, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
-        trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))
+        with batch_fits(budget.batch_size):
+            trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))
         last = trainer.step == budget.steps
         fields: dict[str, Any] = {}
         if trainer.step % stage.log_every == 0 or last:
+            skipped += trainer.check_skipped(reporter, last=last)
+            if skipped:
+                fields["skipped_steps"], skipped = skipped, 0
+            if (loss := trainer.take_mean_loss()) is not None:
+                fields["loss"] = loss
+            # After the loss was read, which waits for the device: queued steps are not yet computed.
             rate = (trainer.step - first_step) * budget.batch_size / (time.perf_counter() - started)
-            fields["loss"] = trainer.take_mean_loss()
             if (ssl_loss := trainer.totals.take_mean_ssl()) is not None:
                 fields["ssl_loss"] = ssl_loss
             journal.log(
@@ -235,10 +302,11 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
             losses = trainer.totals.take_by_timestep()
             if accelerator.is_main_process:
                 with trainer.averaged_weights():
-                    stage.on_sample(trainer.step, losses)
+                    _sample(stage, trainer.step, losses, reporter)
         stopping = stop.now()
         if stopping or trainer.step % stage.checkpoint_every == 0 or last:
-            _check_finite(trainer)
+            skipped += trainer.check_skipped(reporter, last=last)
+            stage.before_checkpoint()
             trainer.save()
         if stopping and not last:
             raise TrainingInterrupted(stage.name, trainer.step, budget.steps, stopping)
@@ -275,15 +343,19 @@ def learning_rate(budget: StageConfig, step: int) -> float:
     return budget.peak_learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _check_finite(trainer: StageTrainer) -> None:
-    """A checkpoint must be a good one: look at the loss since the last log line before writing."""
-    if not trainer.totals.finite():
-        trainer.take_mean_loss()
+def _sample(stage: Stage, step: int, losses: torch.Tensor, reporter: Reporter) -> None:
+    """Draw the pictures of a step. They are for looking at: whatever goes wrong with them, the training goes on."""
+    try:
+        stage.on_sample(step, losses)
+    except Exception as error:
+        what = str(error).strip().splitlines() or [""]
+        reporter.warn(
+            f"The sample pictures of step {step:,} of stage {stage.name} could not be drawn "
+            f"({type(error).__name__}: {what[0]}); the training goes on."
+        )
 
 
 def _check_identity(checkpoint: Checkpoint, stage: Stage, path: Path) -> None:
-    from diticli.errors import CheckpointError
-
     if checkpoint.state["identity"] != stage.identity:
         raise CheckpointError(
             f"{path} was written with other settings or other images.",

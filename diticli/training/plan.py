@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from diticli.config import RunConfig
+from diticli.memory import batch_fits
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.progress import Reporter, SilentReporter
@@ -133,8 +134,9 @@ def _plan_stage(
     reporter: Reporter | None,
 ) -> StagePlan:
     budget = config.base if name == "base" else config.features
-    trainer = _trainer(name, objective, config, accelerator, reporter)
-    first, usual = _time_steps(trainer)
+    with batch_fits(budget.batch_size):
+        trainer = _trainer(name, objective, config, accelerator, reporter)
+        first, usual = _time_steps(trainer)
     return StagePlan(
         name=name,
         images=budget.steps * budget.batch_size,

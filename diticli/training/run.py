@@ -6,20 +6,19 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
-from diticli.errors import ConfigError
+from diticli.errors import ConfigError, DeviceError
 from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.device import global_generators_kept, on_device, resolve_device, resolve_precision
 from diticli.models.gap import GapCurve
 from diticli.models.identity import weights_digest
 from diticli.models.layout import layout_choice
@@ -32,13 +31,15 @@ from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import drop_other_stages
 from diticli.training.companions import Companions
 from diticli.training.compilation import compile_pays
+from diticli.training.content import content_digest
 from diticli.training.failures import explained
-from diticli.training.images import Images, open_source, prepare_images
+from diticli.training.images import Images, compare_skipped, open_source, prepare_images
+from diticli.training.joining import ignored_variables, join, launcher_hidden
 from diticli.training.journal import Journal
 from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
-from diticli.training.rundir import RunDirectory, identity
+from diticli.training.rundir import RunDirectory, identity_of_run
 from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
 
@@ -52,7 +53,7 @@ def resolve(config: RunConfig) -> RunConfig:
     device = resolve_device(config.device)
     return replace(
         config,
-        device=device.type,
+        device=str(device),
         precision=resolve_precision(config.precision, device),
         compile=compile_pays(config, device) if config.compile == "auto" else config.compile,
     )
@@ -70,11 +71,16 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
     """
     reporter = reporter or SilentReporter()
     config = resolve(config)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     check_attention(accelerator.device, dtype)
     layout_choice(accelerator.device, dtype)  # refuses an unknown DITI_LAYOUT before anything is read
-    with Companions(accelerator, reporter) as companions, explained(out):
+    with (
+        on_device(accelerator.device),
+        global_generators_kept(accelerator.device),
+        Companions(accelerator, reporter) as companions,
+        explained(out),
+    ):
         _train(config, RunDirectory(out), accelerator, companions, reporter)
     return out / "model"
 
@@ -86,6 +92,8 @@ def _train(
     source = open_source(config, reporter if accelerator.is_main_process else None)
     config = replace(config, data=replace(config.data, crop=source.crop))
     fingerprint = source.fingerprint()
+    if content := content_digest(source):
+        fingerprint = {**fingerprint, "content": content}
     main = accelerator.is_main_process
     reporter = reporter if main else SilentReporter()
     side = config.data.resolution
@@ -97,12 +105,17 @@ def _train(
             run.refuse_other_files()
             held.enter_context(RunLock(run.root))
             if run.open(config, fingerprint):
-                reporter.note(f"Going on with the run in {run.root}.")
+                begin = "Already finished:" if run.finished else "Going on with"
+                reporter.note(f"{begin} the run in {run.root}.")
         accelerator.wait_for_everyone()
+        if run.finished:
+            if main:  # a kill after the model was published leaves them
+                run.discard_checkpoints()
+            return
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
         companions.check_same("numbers of readable images", images.count)
         journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, companions, images, fingerprint, journal, reporter)
+        worker = _Worker(config, run, accelerator, companions, images, journal, reporter)
         with StopRequest(companions.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
@@ -111,12 +124,18 @@ def _train(
                 worker.features(unet, scheduler, stop)
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Accelerator:
     """Accelerate's handle on device, precision and processes, for resolved settings.
+
+    Args:
+        config: resolved settings. They alone decide: variables of Accelerate that ask for something else are ignored.
+        reporter: gets the names of such variables.
 
     Raises:
         ConfigError: when a global batch cannot be shared evenly by the processes, or is one image where a loss compares
-            images.
+            images; or when the launcher's variables do not fit together.
+        DeviceError: when one GPU is named and several processes were started.
+        OtherProcessError: when the processes did not find each other.
     """
     precision = "bf16" if config.precision == "bf16" else "no"
     # Before its first step the head takes no part, and DDP must not wait for it.
@@ -125,11 +144,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     sharing = DistributedDataParallelKwargs(
         find_unused_parameters=late_head, broadcast_buffers=False, gradient_as_bucket_view=True
     )
-    _forget_other_accelerator(config.device, precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu", kwargs_handlers=[sharing])
+    device = torch.device(config.device)
+    if ignored := ignored_variables(device.type, precision):
+        (reporter or SilentReporter()).warn(
+            f"Ignored: {', '.join(ignored)}. What changes a training is set by diti's own options."
+        )
+    team = join(device)
+    _forget_other_accelerator(device, precision)
+    with launcher_hidden(team):
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[sharing])
     try:
+        if device.index is not None:
+            _take_gpu(accelerator, device)
         _check_shares(config, accelerator.num_processes)
-    except ConfigError:
+    except (ConfigError, DeviceError):
         # All processes refuse; one that ends while another still joins would hide the reason behind a lost connection.
         accelerator.wait_for_everyone()
         raise
@@ -150,11 +178,23 @@ def _check_shares(config: RunConfig, processes: int) -> None:
         )
 
 
-def _forget_other_accelerator(device: str, precision: str) -> None:
+def _take_gpu(accelerator: Accelerator, device: torch.device) -> None:
+    """Use the GPU that was named by its number; Accelerate knows only the current one."""
+    if accelerator.num_processes > 1:
+        raise DeviceError(
+            f"{device} is one GPU, and {accelerator.num_processes} processes were started.",
+            remedy="Use --device cuda: each process takes a GPU of its own.",
+        )
+    for state in (PartialState(), accelerator.state):
+        state.device = device
+
+
+def _forget_other_accelerator(device: torch.device, precision: str) -> None:
     """Accelerate keeps one state per process; a second run in it may want another device or precision."""
     if AcceleratorState._shared_state:
         state = AcceleratorState()
-        if (state.device.type, state.mixed_precision) != (device, precision):
+        same = state.device == device if state.num_processes == 1 else state.device.type == device.type
+        if not same or state.mixed_precision != precision:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -167,7 +207,6 @@ class _Worker:
     accelerator: Accelerator
     companions: Companions
     images: Images
-    fingerprint: dict[str, Any]
     journal: Journal
     reporter: Reporter
 
@@ -262,10 +301,11 @@ class _Worker:
             checkpoint_every=config.checkpoint_every,
             sample_every=config.sample_every,
             checkpoints=self.run.checkpoints,
-            identity=identity(config, self.fingerprint, name, self.images.count),
+            identity=identity_of_run(self.run, config, name, self.images.count),
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
             price=config.modularity.price,
+            before_checkpoint=lambda: compare_skipped(self.images, self.companions),
             on_sample=look,
         )
         if self.accelerator.is_main_process:

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ _BEGINNING = {LOCK, ".config.json.partial"}
 """What a run may leave that was killed before its first file."""
 # Settings that change how a run proceeds but not what it computes.
 _FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb"}
+
+_DIGESTS = ("sha256", "content")
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,29 @@ class RunDirectory:
         """Whether the run has its model."""
         return (self.model / "model_index.json").is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was trained: without a checkpoint or a result, new settings may replace the old ones."""
+        return self.base.exists() or self.model.exists() or any(self.checkpoints.glob("step-*"))
+
     def open(self, config: RunConfig, fingerprint: dict[str, Any]) -> bool:
         """Create the directory or take it up again; returns whether there was a run of these settings.
 
         Raises:
-            ConfigError: when it holds a finished run, a run of other settings, or other files.
+            ConfigError: when it holds a run of other settings, finished or not, or other files.
             DataError: when it cannot be written, or the images changed since the run began.
         """
         self.refuse_other_files()
         path = self.root / "config.json"
         resumed = path.is_file()
         if resumed:
-            self._compare(_read_config(path), config, fingerprint)
+            try:
+                self._compare(_read_config(path), config, fingerprint)
+            except (ConfigError, DataError):
+                if self.begun:
+                    raise
+                self._clear()
+                resumed = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not resumed:
@@ -114,20 +127,30 @@ class RunDirectory:
         if names - _BEGINNING and "config.json" not in names:
             raise ConfigError(f"{self.root} exists and is not a run.", remedy="Choose another --out.")
 
+    def _clear(self) -> None:
+        """Remove what a run left that made no step."""
+        for name in ("samples", "tensorboard"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for path in (self.gap, self.root / "metrics.jsonl", *self.root.glob("skipped*.txt")):
+            path.unlink(missing_ok=True)
+
     def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> None:
-        if self.finished:
-            raise ConfigError(
-                f"{self.root} holds a finished run.", remedy="Choose another --out, or remove that folder."
-            )
-        old, new = _flat(saved["config"]), _flat(to_dict(config))
-        changed = [k for k in sorted(old.keys() | new.keys()) if k not in _FREE and old.get(k) != new.get(k)]
+        old, new = _settings(saved["config"]), _settings(to_dict(config))
+        data = json.loads(json.dumps(fingerprint))
+        same_images = not _differences(saved["data"], data)
+        if same_images and data.get("kind") != "faces":  # the same images may lie elsewhere
+            old["data.source"] = new.get("data.source")
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
         if changed:
             listed = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
+            finished = "holds a finished run that" if self.finished else ""
             raise ConfigError(
-                f"{self.root} was started with other settings: {listed}.",
-                remedy="Give the same settings to go on, or another --out for a new run.",
+                f"{self.root} {finished} was started with other settings: {listed}.".replace("  ", " "),
+                remedy="Choose another --out, or remove that folder."
+                if self.finished
+                else "Give the same settings to go on, or another --out for a new run.",
             )
-        if facts := _differences(saved["data"], json.loads(json.dumps(fingerprint))):
+        if facts := _differences(saved["data"], data):
             what = "base" if saved["data"].get("base") != fingerprint.get("base") else "images"
             raise DataError(
                 f"The {what} changed since {self.root} was started: {facts}.",
@@ -157,7 +180,7 @@ class RunDirectory:
 
 def identity(config: RunConfig, fingerprint: dict[str, Any], stage: str, images: int) -> str:
     """Hash of all that a checkpoint of `stage` depends on; `images` of the fingerprint's were used."""
-    settings = {k: v for k, v in _flat(to_dict(config)).items() if k not in _FREE}
+    settings = _settings(to_dict(config))
     text = json.dumps([stage, settings, fingerprint, images], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -183,11 +206,29 @@ def _read_config(path: Path) -> dict[str, Any]:
     return saved
 
 
+def identity_of_run(run: RunDirectory, config: RunConfig, stage: str, images: int) -> str:
+    """`identity` with the images as they were where and when the run began: they may have been copied since."""
+    saved = _read_config(run.root / "config.json")
+    began = replace(config, data=replace(config.data, source=saved["config"]["data"]["source"]))
+    return identity(began, saved["data"], stage, images)
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What a result depends on, flat; which of several GPUs computes it is no part of that."""
+    settings = {key: value for key, value in _flat(config).items() if key not in _FREE}
+    return settings | {"device": str(settings.get("device", "")).split(":")[0]}
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The facts of two fingerprints that differ; digests say that files differ, not how."""
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    facts = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed if key != "sha256"]
-    return "; ".join(facts) or ("names, sizes or dates of files differ" if changed else "")
+    """The facts of two fingerprints that differ; digests say that files differ, not how.
+
+    Where both know the content, places and dates do not count. Runs of earlier versions knew no content.
+    """
+    ignored = {"sha256", "roots"} if "content" in old and "content" in new else {"content"}
+    changed = [key for key in sorted((old.keys() | new.keys()) - ignored) if old.get(key) != new.get(key)]
+    facts = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed if key not in _DIGESTS]
+    what = "names, sizes or content" if "content" in changed else "names, sizes or dates"
+    return "; ".join(facts) or (f"{what} of files differ" if changed else "")
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ def base_samples(unet: UNet2DModel, schedule: NoiseSchedule, *, seed: int, path:
     def noise_estimate(x: torch.Tensor, t: int) -> torch.Tensor:
         return estimate_noise(unet, x, torch.tensor([t], device=device)).float()
 
-    images = ddim_decode(noise_estimate, noise, schedule.alphas_cumprod, steps=STEPS)
+    images = ddim_decode(noise_estimate, noise, schedule.alphas_cumprod, steps=_steps(len(schedule.alphas_cumprod)))
     save_png(image_grid(images.cpu(), columns=COUNT), path)
 
 
@@ -39,10 +39,11 @@ def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: 
     z = pipeline.encode(x0)
     sampler = pipeline.sampler()  # anew for every picture: training goes on between them
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    steps = _steps(pipeline.scheduler.config.num_train_timesteps)
     rows = [
         x0,
-        sampler.decode(noise, z, steps=STEPS).cpu(),
-        sampler.decode(sampler.invert(x0, z, steps=STEPS), z, steps=STEPS).cpu(),
+        sampler.decode(noise, z, steps=steps).cpu(),
+        sampler.decode(sampler.invert(x0, z, steps=steps), z, steps=steps).cpu(),
     ]
     strip = captioned_strip(
         [list(row) for row in rows],
@@ -50,6 +51,11 @@ def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: 
         column_captions=[""] * len(x0),
     )
     save_png(strip, path)
+
+
+def _steps(timesteps: int) -> int:
+    """Solver steps for a base of so many timesteps: a solver takes fewer steps than there are timesteps."""
+    return min(STEPS, timesteps - 1)
 
 
 def loss_chart(losses: torch.Tensor, *, layout: ChunkLayout | None, title: str, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from accelerate import Accelerator
 
@@ -9,6 +11,19 @@ from diticli.training.objectives import StepLosses
 
 LOSS_BINS = 50
 _BINS = ("bin_loss", "bin_count")
+_SKIPPED = ("skipped", "skipped_in_a_row", "most_skipped_in_a_row")
+"""Counted alike on all processes, over the whole stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """Steps whose gradients were not finite."""
+
+    new: int
+    """Since this was last asked."""
+    all: int
+    """Of the stage."""
+    most_in_a_row: int
 
 
 class Totals:
@@ -21,9 +36,12 @@ class Totals:
 
     def __init__(self, accelerator: Accelerator, timesteps: int) -> None:
         self.accelerator, self.timesteps = accelerator, timesteps
-        shapes = {"loss": (), "steps": (), "ssl_loss": (), "ssl_steps": ()} | dict.fromkeys(_BINS, (LOSS_BINS,))
+        shapes: dict[str, tuple[int, ...]]
+        shapes = dict.fromkeys(("loss", "steps", "ssl_loss", "ssl_steps", *_SKIPPED), ())
+        shapes |= dict.fromkeys(_BINS, (LOSS_BINS,))
         device = accelerator.device
         self.tensors = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
+        self._reported = 0
 
     def state(self) -> dict[str, torch.Tensor]:
         """State of all processes together, for checkpoints: what one process would have. All of them must ask."""
@@ -36,31 +54,47 @@ class Totals:
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take up what `state` gave, on any number of processes."""
-        self.tensors = {name: value.to(self.accelerator.device) for name, value in tensors.items()}
+        # Checkpoints of earlier versions do not count skipped steps.
+        self.tensors |= {name: value.to(self.accelerator.device) for name, value in tensors.items()}
+        self._reported = int(self.tensors["skipped"])
         if not self.accelerator.is_main_process:
             for name in _BINS:
                 self.tensors[name].zero_()
 
-    def finite(self) -> bool:
-        """Whether the loss since it was last taken is a number, on all processes. All of them must ask."""
-        return bool(torch.isfinite(self.accelerator.reduce(self.tensors["loss"], "mean")))
+    def skipped(self) -> Skipped:
+        """Steps that were skipped. Waits for the device."""
+        total, most = torch.stack([self.tensors["skipped"], self.tensors["most_skipped_in_a_row"]]).long().tolist()
+        new, self._reported = total - self._reported, total
+        return Skipped(new=new, all=total, most_in_a_row=most)
 
     @torch.no_grad()
-    def add(self, losses: StepLosses, t_B: torch.Tensor | None) -> None:
-        """Count a step, without waiting for the device."""
-        self.tensors["loss"] += losses.total_B.double().mean()
-        self.tensors["steps"] += 1
-        if losses.ssl_B is not None:
-            self.tensors["ssl_loss"] += losses.ssl_B.double().mean()
-            self.tensors["ssl_steps"] += 1
-        if losses.noise_B is not None and t_B is not None:
-            bins, noise_B = t_B * LOSS_BINS // self.timesteps, losses.noise_B.double()
-            self.tensors["bin_loss"].index_add_(0, bins, noise_B)
-            self.tensors["bin_count"].index_add_(0, bins, torch.ones_like(noise_B))
+    def add(self, losses: StepLosses, t_B: torch.Tensor | None, skipped: torch.Tensor) -> None:
+        """Count a step, without waiting for the device.
 
-    def take_mean(self) -> float:
-        """Mean loss, over all processes."""
-        return self._take("loss", "steps")
+        Args:
+            losses: of this process.
+            t_B: timesteps of the images.
+            skipped: 1 where the optimizer skipped the step, whose losses then do not count; else 0.
+        """
+        skip, kept = skipped.bool(), 1 - skipped.double()
+        self.tensors["skipped"] += skipped
+        self.tensors["skipped_in_a_row"] = (self.tensors["skipped_in_a_row"] + 1) * skipped.double()
+        self.tensors["most_skipped_in_a_row"] = torch.maximum(
+            self.tensors["most_skipped_in_a_row"], self.tensors["skipped_in_a_row"]
+        )
+        self.tensors["loss"] += losses.total_B.double().mean().masked_fill(skip, 0)
+        self.tensors["steps"] += kept
+        if losses.ssl_B is not None:
+            self.tensors["ssl_loss"] += losses.ssl_B.double().mean().masked_fill(skip, 0)
+            self.tensors["ssl_steps"] += kept
+        if losses.noise_B is not None and t_B is not None:
+            bins, noise_B = t_B * LOSS_BINS // self.timesteps, losses.noise_B.double().masked_fill(skip, 0)
+            self.tensors["bin_loss"].index_add_(0, bins, noise_B)
+            self.tensors["bin_count"].index_add_(0, bins, kept.expand_as(noise_B))
+
+    def take_mean(self) -> float | None:
+        """Mean loss, over all processes; None when every step was skipped."""
+        return self._take("loss", "steps") if int(self.tensors["steps"]) else None
 
     def take_mean_ssl(self) -> float | None:
         """Mean self-supervised loss, over all processes; None when no step had one."""

@@ -1,0 +1,143 @@
+"""`cuda:1` stays `cuda:1`: which GPU is asked, trained on and captured on, with two mocked GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from diticli.config import RunConfig
+from diticli.errors import DeviceError
+from diticli.models import step_graph
+from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.step_graph import StepGraph
+from diticli.settings import build_config
+from diticli.training import run as training
+from diticli.training.rundir import identity
+
+
+class TwoGPUs:
+    """What `torch.cuda` is asked with two GPUs; GPU 1 alone computes in bf16.
+
+    Attributes:
+        current: index of the current GPU.
+        events: what a capture did, with the GPU that was current.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.events = 0, []
+        for name, value in {
+            "is_available": lambda: True,
+            "device_count": lambda: 2,
+            "is_bf16_supported": lambda including_emulation=True: self.current == 1,
+            "device": self.device,
+            "set_device": self.set_device,
+            "Stream": self.stream,
+            "current_stream": lambda device=None: self.stream(device),
+            "stream": self.on_stream,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.events.append(("replay", self.current))),
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextlib.contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        before, self.current = self.current, torch.device(device).index or 0
+        yield
+        self.current = before
+
+    def set_device(self, device: Any) -> None:
+        self.current = torch.device(device).index
+
+    def stream(self, device: Any = None) -> SimpleNamespace:
+        return SimpleNamespace(device=device, wait_stream=lambda other: None)
+
+    @contextlib.contextmanager
+    def on_stream(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.events.append(("warm-up", self.current, stream))
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, stream: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+        self.events.append(("capture", self.current, stream, capture_error_mode))
+        yield
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> TwoGPUs:
+    return TwoGPUs(monkeypatch)
+
+
+def config(device: str, *more: str) -> RunConfig:
+    return build_config("faces32", assignments=(f"device={device}", "compile=false", *more))
+
+
+def test_the_gpu_that_is_named_is_kept(gpus: TwoGPUs) -> None:
+    assert training.resolve(config("cuda:1")).device == "cuda:1"
+    assert training.resolve(config("cuda")).device == "cuda"
+    with pytest.raises(DeviceError, match="no cuda:2"):
+        training.resolve(config("cuda:2"))
+
+
+def test_precision_is_asked_of_the_gpu_that_is_named(gpus: TwoGPUs) -> None:
+    assert resolve_precision("auto", resolve_device("cuda:1")) == "bf16"
+    assert resolve_precision("auto", resolve_device("cuda:0")) == "fp32"
+    with pytest.raises(DeviceError, match="bf16"):
+        resolve_precision("bf16", resolve_device("cuda:0"))
+    assert gpus.current == 0
+
+
+def test_the_number_of_a_gpu_is_no_part_of_a_run(gpus: TwoGPUs, tmp_path: Path) -> None:
+    """A run may go on on another GPU, but not on a CPU; runs of before wrote `cuda`."""
+    one, other, old, cpu = (config(name, "precision=fp32") for name in ("cuda:0", "cuda:1", "cuda", "cpu"))
+    keys = [identity(settings, {}, "base", 8) for settings in (one, other, old, cpu)]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+class FakeAccelerator:
+    """Of one or several processes; its state knows the current GPU alone."""
+
+    def __init__(self, processes: int) -> None:
+        self.state, self.num_processes = SimpleNamespace(device=torch.device("cuda")), processes
+
+
+def test_training_takes_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(training, "PartialState", lambda: partial)
+    alone = FakeAccelerator(1)
+    training._take_gpu(alone, torch.device("cuda:1"))
+    assert alone.state.device == partial.device == torch.device("cuda:1")
+    with pytest.raises(DeviceError, match="cuda:1 is one GPU, and 2 processes") as caught:
+        training._take_gpu(FakeAccelerator(2), torch.device("cuda:1"))
+    assert "--device cuda" in caught.value.remedy
+
+
+class Remote(torch.Tensor):
+    """A tensor that says it lies on GPU 1."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda:1")
+
+
+def test_a_graph_is_captured_on_the_device_of_its_inputs(gpus: TwoGPUs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one kept side stream of that device, while other threads may allocate pinned memory."""
+    monkeypatch.setattr(StepGraph, "_sides", {})
+    inputs = torch.zeros(3).as_subclass(Remote)
+    for _ in range(2):
+        graph = StepGraph(lambda x: 2 * x, inputs)
+    captures = [event for event in gpus.events if event[0] == "capture"]
+    warm_ups = [event for event in gpus.events if event[0] == "warm-up"]
+    assert [event[1] for event in captures + warm_ups] == [1] * 4
+    assert len({id(event[2]) for event in captures + warm_ups}) == 1
+    assert captures[0][2].device == torch.device("cuda:1")
+    assert {event[3] for event in captures} == {"thread_local"}
+    graph(inputs)
+    assert gpus.events[-1] == ("replay", 1)
+    assert gpus.current == 0
+    assert list(step_graph.StepGraph._sides) == [torch.device("cuda:1")]
