@@ -18,7 +18,8 @@ from diticli import __version__
 from diticli.commands.app import app
 
 TINY = [
-    *("--resolution", "16", "--chunks", "4", "--latent-dim", "16", "--base-images", "64", "--images", "64"),
+    *("--resolution", "16", "--chunks", "4", "--partition", "uniform", "--latent-dim", "16"),
+    *("--base-images", "64", "--images", "64"),
     *("--batch-size", "16", "--device", "cpu", "--precision", "fp32", "--seed", "3"),
     *("--set", "unet.channels=8,16", "--set", "unet.norm_groups=4", "--set", "encoder.widths=32,32"),
     *("--set", "log_every=1", "--set", "sample_every=4", "--set", "data.faces_count=64"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.text import Text
 
 from diticli.commands.printable import printable
 from diticli.progress import Reporter
+
+STARTED = time.perf_counter()
+"""When the command began, for budgets of time."""
 
 
 def _stderr() -> Console:
@@ -23,6 +27,12 @@ def say(text: str) -> None:
     """One line for the person, on stderr; of several processes of a run, the first says it."""
     if _speaks():
         _stderr().print(printable(text), markup=False)
+
+
+def say_model(model: Any) -> None:
+    """Which model is used and why, so that a forgotten variable or a newer run is seen."""
+    if origin := getattr(model, "origin", ""):
+        say(f"Model: {origin}, {model.resolution} px.")
 
 
 def emit_json(data: Any) -> None:

@@ -110,7 +110,7 @@ def evaluate(
 
     Example: diti evaluate runs/celeba --data celeba/ --labels list_attr_celeba.txt --pairs 200
     """
-    from diticli.commands.console import emit_json, reporter, say
+    from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.commands.evaluate_view import quarters_and_all, show_evidence, show_faithfulness
     from diticli.judging.evaluation import EvaluationSettings, evaluate_model
     from diticli.judging.evidence import EvidenceRequest, collect_evidence
@@ -129,6 +129,8 @@ def evaluate(
         )
     names: list[str | None] = [*models] if models else [None]
     pipelines = [load_model(name, device) for name in names]
+    for pipeline in pipelines:
+        say_model(pipeline)
     first = pipelines[0]
     if odd := [p.model_id for p in pipelines if (p.resolution, p.crop) != (first.resolution, first.crop)]:
         raise ConfigError(

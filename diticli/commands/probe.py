@@ -144,6 +144,8 @@ def probe(
         read_groups(groups, meta.files) if groups else None,
         read_parts(split, meta.files) if split else None,
     )
+    if meta.model:
+        say(f"Features of model {meta.model}.")
     say(joined.describe())
     for note in joined.notes:
         say(note)

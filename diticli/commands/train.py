@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diticli.commands import train_options as o
-from diticli.commands.console import emit_json, reporter, say
+from diticli.commands.console import STARTED, emit_json, reporter, say
 from diticli.commands.options import JsonOption
 from diticli.config_groups import MODULAR
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
+
+if TYPE_CHECKING:
+    from diticli.config import RunConfig
+
+TIMED_BATCH = 16
+WORTH_TIMING = 2_000
+"""Images of both stages from which on a run is timed beforehand."""
 
 
 def train(
@@ -37,6 +46,7 @@ def train(
     ssl_only: o.SslOnlyOption = None,
     base_images: o.BaseImagesOption = None,
     images: o.ImagesOption = None,
+    minutes: o.MinutesOption = None,
     batch_size: o.BatchSizeOption = None,
     lr: o.LrOption = None,
     precision: o.PrecisionOption = None,
@@ -51,11 +61,14 @@ def train(
 ) -> None:
     """Train a base diffusion model (unless one is given), then modular features on top of it.
 
-    The same command goes on where a stopped run left off, exactly.
+    The same command goes on where a stopped run left off, exactly. On a CPU it says first how long it will take;
+    --minutes 30 makes it take as long as you have.
 
     Examples:
 
         diti train --data ./ffhq --dry-run
+
+        diti train --data ./photos --minutes 60
 
         diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
 
@@ -63,6 +76,7 @@ def train(
 
         diti train --ssl simclr --ssl-only -o runs/simclr
     """
+    _check_budget(minutes, base_images, images)
     options: dict[str, Any] = {
         "data.source": data and (data if is_faces(data) else _absolute(data)),
         "data.resolution": resolution,
@@ -89,6 +103,7 @@ def train(
         "base.learning_rate": lr,
         "features.learning_rate": lr,
         "precision": precision and precision.value,
+        "minutes": minutes,
         "device": device,
         "compile": compile,
         "seed": seed,
@@ -109,14 +124,44 @@ def train(
         return
     target = out or Path("runs") / f"{_run_name(settings.data.source)}-{settings.preset}"
     say(f"Preset {settings.preset}, run directory {target}.")
+    _say_duration(settings, target)
     from diticli.training.run import train as run_training
 
-    model = run_training(settings, target, reporter=reporter())
+    model = run_training(settings, target, reporter=reporter(), started=STARTED)
     if json_:
         emit_json({"run": str(target), "model": str(model)})
     else:
         pictures = "" if settings.ssl.only else f" Pictures: {target / 'samples'}."
         say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
+
+
+def _check_budget(minutes: float | None, base_images: int | None, images: int | None) -> None:
+    if minutes is not None and (base_images is not None or images is not None):
+        raise ConfigError(
+            "--minutes plans the images of both stages, and images are given.",
+            remedy="Give --minutes, or --base-images and --images.",
+        )
+
+
+def _say_duration(settings: RunConfig, target: Path) -> None:
+    """On a CPU, how long a new run will take and how to make it shorter, from a few timed steps."""
+    from diticli.models.device import resolve_device
+
+    if resolve_device(settings.device).type != "cpu" or settings.minutes or "WORLD_SIZE" in os.environ:
+        return
+    if (target / "config.json").exists() or settings.base.images + settings.features.images < WORTH_TIMING:
+        return
+    from diticli.commands.plan_view import duration
+    from diticli.training.plan import make_plan
+
+    sizes = {name: min(TIMED_BATCH, getattr(settings, name).batch_size) for name in ("base", "features")}
+    parts = {name: replace(getattr(settings, name), batch_size=size) for name, size in sizes.items()}
+    plan = make_plan(replace(settings, compile=False, **parts))
+    stages = " + ".join(f"{duration(stage.seconds)} for stage {stage.name}" for stage in plan.stages)
+    say(
+        f"On this CPU that takes about {duration(plan.seconds)} ({stages}). For less: --minutes 30 plans to the time "
+        "you have; --base MODEL saves stage 1; --dry-run shows the plan."
+    )
 
 
 def _absolute(path: str) -> str:

@@ -228,6 +228,16 @@ ImagesOption = Annotated[
     int | None,
     typer.Option(min=1, help="Images of stage 2 (the features).", show_default=False, rich_help_panel=BUDGET),
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="Time for the whole run, in place of numbers of images: the speed is measured first, then both stages and "
+        "their learning rates are planned to end within 10 % of it.",
+        show_default=False,
+        rich_help_panel=BUDGET,
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Global batch of both stages.", show_default=False, rich_help_panel=BUDGET),

@@ -56,6 +56,7 @@ class DiTiModel:
         schedule: the noise schedule.
         windows: the chunks' tables on the device.
         model_id: what it was loaded as; "" where it was not.
+        origin: which model this is, why it was taken and what it was trained on; "" where it was not located.
     """
 
     unet: UNet2DModel | PlainUNet | None
@@ -67,6 +68,7 @@ class DiTiModel:
     schedule: NoiseSchedule
     windows: ChunkWindows
     model_id: str
+    origin: str
 
     def _set_up(self, schedule: NoiseSchedule, layout: ChunkLayout) -> None:
         """Everything that follows from the parts and the settings, which are there.
@@ -75,7 +77,7 @@ class DiTiModel:
             ModelError: when the parts do not fit each other.
         """
         self.chunks, self.schedule, self.windows = layout, schedule, ChunkWindows(layout)
-        self.model_id = ""
+        self.model_id = self.origin = ""
         self._copies, self._fingerprint = FrozenCopies(), Fingerprint()
         check_parts(self)
         if self.unet is not None:

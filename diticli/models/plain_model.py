@@ -1,8 +1,8 @@
 """A saved pipeline, read and run without diffusers.
 
 Importing diffusers takes longer than editing a pair of images. `load_plain` reads the files that `save_pretrained`
-of `DiTiPipeline` writes, as long as they hold nothing but what it knows: one file of float32 weights for each part,
-all settings present and none of them new.
+of `DiTiPipeline` writes, as long as they hold nothing but what it knows: one file of float32 or float16
+weights for each part (they run in float32), all settings present and none of them new.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def _network(kind: type[_Network], folder: Path, known: set[str]) -> _Network:
     with torch.device("meta"):
         network = kind(config)
     weights = load_file(folder / WEIGHTS)
-    if {tensor.dtype for tensor in weights.values()} != {torch.float32}:
-        raise ValueError(f"The weights in {folder} are not float32.")
-    network.load_state_dict(weights, assign=True)
+    if odd_types := {tensor.dtype for tensor in weights.values()} - {torch.float32, torch.float16}:
+        raise ValueError(f"The weights in {folder} are {odd_types}.")
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return network
 
 

@@ -47,12 +47,22 @@ def prepare_images(
     Raises:
         DataError: when too many images are unreadable.
     """
-    size = len(source) * 3 * config.data.resolution**2
-    if size > config.data.memory_limit_mb * 2**20:
-        workers = config.data.workers or len(os.sched_getaffinity(0))
-        feed = StreamFeed(source, workers, run.root / (f"skipped-{rank}.txt" if rank else "skipped.txt"))
+    if not fits_in_memory(config, source):
+        feed = StreamFeed(
+            source, reading_workers(config), run.root / (f"skipped-{rank}.txt" if rank else "skipped.txt")
+        )
         return Images(feed, len(source), feed.first(samples.COUNT))
     skipped_list = None if rank else run.root / "skipped.txt"
     loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
     memory = MemoryFeed(loaded.images)
     return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
+
+
+def fits_in_memory(config: RunConfig, source: ImageSource) -> bool:
+    """Whether the decoded images are held in memory; else they are streamed."""
+    return len(source) * 3 * config.data.resolution**2 <= config.data.memory_limit_mb * 2**20
+
+
+def reading_workers(config: RunConfig) -> int:
+    """Decoding threads or processes."""
+    return config.data.workers or len(os.sched_getaffinity(0))
