@@ -65,15 +65,15 @@ def compare(
     metrics: Annotated[
         bool,
         typer.Option(
-            "--metrics/--no-metrics", help="Also measure disentanglement, what each chunk knows, and how features vary."
+            "--metrics/--no-metrics", help="Also measure disentanglement, probes of each chunk, and how features vary."
         ),
     ] = True,
     edits: Annotated[
-        bool, typer.Option("--edits", help="Also measure what exchanged chunks carry over; takes minutes.")
+        bool, typer.Option("--edits", help="Also measure the transfer rates of exchanged chunks; takes minutes.")
     ] = False,
     pairs: Annotated[int, typer.Option(min=4, help="Pairs of images that --edits exchanges.")] = 64,
-    learn: Annotated[int, typer.Option(min=200, help="Images that the reader behind --edits learns from.")] = 12_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of that reader over them.")] = 4,
+    learn: Annotated[int, typer.Option(min=200, help="Images that the classifier of --edits learns from.")] = 12_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of that classifier over them.")] = 4,
     shown: Annotated[int, typer.Option(min=0, help="Pairs of test images whose edits the report shows.")] = 2,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
@@ -204,7 +204,7 @@ def _show(result: Comparison) -> None:
     for title, (columns, rows) in (
         ("Linear probes: means over attributes on test images, 95 % intervals", score_table(result)),
         (f"Differences to {result.subjects[0].name}, on the same resamples", difference_table(result)),
-        ("Exchanged chunks: share of the differences carried over", swap_table(result)),
+        ("Exchanged chunks: transfer rates", swap_table(result)),
     ):
         if rows:
             show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
