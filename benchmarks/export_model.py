@@ -18,9 +18,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from diticli.data.faces import write_labels_csv
 from diticli.models.hub import SHIPPED_FOLDER
 from diticli.models.locate import TRAINING, load_pipeline
 
+HELD_OUT = 4000
+"""Faces of seed 1 whose true factors RUN/labels.csv gets, for the probe."""
 LARGEST = 8 * 2**20
 """Bytes that the package may carry for its model."""
 CARD = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text(), trim_blocks=True)
@@ -39,6 +42,7 @@ def export(run: str, out: Path) -> None:
         if (found / "config.json").is_file():  # stage 1 was a run of its own
             record["config"]["base"] = json.loads((found / "config.json").read_text())["config"]["base"]
         record["config"]["base_model"] = ""
+    write_labels_csv(Path(run) / "labels.csv", 1, range(HELD_OUT))
     text = json.dumps({key: record[key] for key in ("config", "versions")}, indent=1)
     (out / TRAINING).write_text(text + "\n")
 
