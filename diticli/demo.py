@@ -53,9 +53,9 @@ from diticli.training.rundir import RunDirectory, versions
 
 HELD_OUT_SEED = 1
 MINUTES = 3.5
-RECONSTRUCTED = 32
+RECONSTRUCTED = 16
 PAIRS = ((0, 1), (2, 3))
-SHIPPED_MODEL, FRESH = "shipped model", "trained just now"
+SHIPPED_MODEL, FRESH = "shipped model", "new model"
 PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
 _LEAST_TRAINING = 20.0
 """Seconds of stage 2 below which the demo shows nothing."""
@@ -93,7 +93,7 @@ class DemoResult:
         run: run directory of the training.
         report: the HTML page.
         pictures: edits by the first model that was there.
-        models: "shipped model" and "trained just now", those that there are.
+        models: "shipped model" and "new model", those that there are.
         scores: features -> factor -> R2 (numbers) or average precision (yes or no).
         means: features -> mean R2 over the numbers, mean average precision over the others.
         held_out: faces that were probed.

@@ -12,8 +12,8 @@ from diticli.training.rundir import RunDirectory
 
 _ABOUT = {
     SHIPPED_MODEL: "It comes with diti, trained for hours.",
-    FRESH: "Trained by this run.",
-    UNTRAINED: "The network before any training: what the training added is the difference to it.",
+    FRESH: "Trained by this run, just now.",
+    UNTRAINED: "The network before any training; the difference to it is what training added.",
     PIXELS: "No features at all: the 3,072 numbers of the picture itself.",
 }
 
@@ -41,8 +41,8 @@ def _edit_sections(result: DemoResult, name: str) -> list[Section]:
     )
     return [
         Section(
-            title=f"Edits by the {name}, pair {i + 1}" if name == SHIPPED_MODEL else f"The same pair {i + 1}, {name}",
-            text=text if i == 0 else "",
+            title=f"Edits by the {name}, pair {i + 1}",
+            text=text if i == 0 and name == SHIPPED_MODEL else "",
             picture=strip_of(edit),
             caption=f"Chunks exchanged between {edit.names[0]} and {edit.names[1]}",
         )
@@ -59,7 +59,7 @@ def _chunks_section(result: DemoResult, name: str) -> Section:
         "much noise there is, is called the timestep t: 0 is the clean picture, 1000 is noise alone."
         "\n\nThe features of a picture are a list of numbers, cut into chunks, one chunk for each range of timesteps. "
         "In training, the chunks up to a timestep help the diffusion model to restore what the noise of that timestep "
-        "has hidden. So a chunk comes to hold what is lost in its range, as far as earlier chunks do not hold it yet."
+        "hides. So a chunk learns what noise hides in its range, as far as earlier chunks do not hold it yet."
         f"\n\nHere {model.dims} numbers are cut into {model.chunks} chunks. The captions of the pictures above name "
         "chunks and their timesteps. In practice the earliest chunks with room take most of it; the documentation "
         "(docs/modularity.md) says how far chunks come apart, and how to have them apart further.",

@@ -131,7 +131,7 @@ def train(
     if json_:
         emit_json({"run": str(target), "model": str(model)})
     else:
-        pictures = "" if settings.ssl.only else f" Pictures: {target / 'samples'}."
+        pictures = f" Pictures: {target / 'samples'}." if any((target / "samples").glob("*.png")) else ""
         say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
 
 

@@ -30,7 +30,7 @@ TIMED_SHARE = 0.02
 CLOSING = 3.0
 """Seconds to save the models."""
 DRAWING_SHARE = 0.1
-"""Largest share of a stage that sample pictures beyond its last one may take."""
+"""Largest share of the time that sample pictures may take."""
 _FORWARD = 1 / 3
 """Time of a noise estimate in a sample picture, compared with that of training on an image."""
 _ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * 3 * samples.STEPS}
@@ -44,12 +44,14 @@ class Speeds:
     Attributes:
         training: stage -> images per second.
         compiling: stage -> seconds of compiling.
-        loading: seconds of reading images into memory before the first step.
+        loading: seconds of reading all images into memory before the first step.
+        drawing: seconds to draw one of the built-in faces, where these are the data and their number is free.
     """
 
     training: dict[str, float]
     compiling: dict[str, float]
     loading: float = 0.0
+    drawing: float = 0.0
 
 
 def fit_to_minutes(
@@ -80,10 +82,10 @@ def fit_to_minutes(
     speeds = _speeds(plan, config)
     fitted = within(config, 60 * config.minutes - (clock() - started), speeds)
     # Each process times for itself; all must have one plan.
-    shared = [(fitted.base, fitted.features, fitted.sample_every)]
+    shared = [(fitted.data, fitted.base, fitted.features, fitted.sample_every)]
     broadcast_object_list(shared)
-    base, features, sample_every = shared[0]
-    fitted = replace(fitted, base=base, features=features, sample_every=sample_every)
+    data, base, features, sample_every = shared[0]
+    fitted = replace(fitted, data=data, base=base, features=features, sample_every=sample_every)
     stages = ", ".join(
         f"stage {name} {_budget(fitted, name).images:,} images at {rate:,.0f}/s"
         for name, rate in speeds.training.items()
@@ -95,37 +97,50 @@ def fit_to_minutes(
 def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
     """The settings with stages that take `seconds` together, in the proportion of their own images.
 
+    Of built-in faces no more are drawn than the longer stage sees, and sample pictures are left out where they would
+    take more than `DRAWING_SHARE` of the time.
+
     Raises:
-        ConfigError: when that is less than the last sample pictures and ten steps of each stage take.
+        ConfigError: when there is no time for ten steps of each stage.
     """
-    fixed = speeds.loading + CLOSING + sum(speeds.compiling.values())
-    drawing = {name: _FORWARD * _ESTIMATES[name] / rate for name, rate in speeds.training.items()}
-    if config.sample_every and not config.ssl.only:
-        fixed += sum(drawing.values())
-    usual = {name: _budget(config, name).images / rate for name, rate in speeds.training.items()}
-    left = seconds - fixed
-    least = {name: 10 * _budget(config, name).batch_size / rate for name, rate in speeds.training.items()}
-    if left < sum(least.values()):
-        needed = 60 * config.minutes + sum(least.values()) - left
+    rates = speeds.training
+    samples_of = {name: _FORWARD * _ESTIMATES[name] / rate for name, rate in rates.items()}
+    sampled = config.sample_every > 0 and sum(samples_of.values()) <= DRAWING_SHARE * seconds
+    left = seconds - speeds.loading - CLOSING - sum(speeds.compiling.values()) - sampled * sum(samples_of.values())
+    if speeds.drawing:
+        # n images of the longer stage take n / rate, and those of them that are new take the time to draw them.
+        usual = _shares(config, rates)
+        most = max(share * rates[name] for name, share in usual.items())
+        left = max(left / (1 + most * speeds.drawing), left - config.data.faces_count * speeds.drawing)
+    least = sum(10 * _budget(config, name).batch_size / rate for name, rate in rates.items())
+    if left < least:
         raise ConfigError(
-            f"{config.minutes:g} minutes are too short: all but training takes {config.minutes * 60 - left:.0f} s.",
-            remedy=f"Give at least --minutes {needed / 60 + 0.1:.1f}, a smaller --resolution, or fewer images.",
+            f"{config.minutes:g} minutes are too short: all but training takes {60 * config.minutes - left:.0f} s.",
+            remedy=f"Give at least --minutes {(60 * config.minutes + least - left) / 60 + 0.1:.1f}, a smaller "
+            "--resolution, or fewer images.",
         )
     stages: dict[str, StageConfig] = {}
     every: list[int] = []
-    for name, rate in speeds.training.items():
+    for name, share in _shares(config, rates).items():
         budget = _budget(config, name)
-        share = left * usual[name] / sum(usual.values())
-        steps = max(1, round(share * rate / budget.batch_size))
+        steps = max(1, round(left * share * rates[name] / budget.batch_size))
         stages[name] = replace(budget, images=steps * budget.batch_size)
-        pictures = int(DRAWING_SHARE * share / drawing[name])
-        every.append(-(-steps // max(1, pictures)))
+        every.append(-(-steps // max(1, int(DRAWING_SHARE * left * share / samples_of[name]))))
+    seen = max(stage.images for stage in stages.values())
+    faces = min(config.data.faces_count, seen) if speeds.drawing else config.data.faces_count
     return replace(
         config,
+        data=replace(config.data, faces_count=faces),
         base=stages.get("base", config.base),
         features=stages[STAGE],
-        sample_every=max(config.sample_every, *every) if config.sample_every else 0,
+        sample_every=max(config.sample_every, *every) if sampled else 0,
     )
+
+
+def _shares(config: RunConfig, rates: dict[str, float]) -> dict[str, float]:
+    """Share of the time that each stage would take with its own images."""
+    usual = {name: _budget(config, name).images / rate for name, rate in rates.items()}
+    return {name: seconds / sum(usual.values()) for name, seconds in usual.items()}
 
 
 def _budget(config: RunConfig, stage: str) -> StageConfig:
@@ -140,6 +155,7 @@ def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
             return None
         return replace(
             config,
+            data=replace(config.data, faces_count=saved["data"]["faces_count"]),
             base=replace(config.base, images=saved["base"]["images"]),
             features=replace(config.features, images=saved["features"]["images"]),
             sample_every=saved["sample_every"],
@@ -152,15 +168,17 @@ def _speeds(plan: Plan, config: RunConfig) -> Speeds:
     source = open_source(config)
     reading = _seconds_to_read(source) / reading_workers(config)
     training = {stage.name: stage.images_per_second for stage in plan.stages}
-    loading = 0.0
-    if fits_in_memory(config, source):
+    loading = drawing = 0.0
+    if config.data.source == "faces":
+        drawing = reading
+    elif fits_in_memory(config, source):
         loading = reading * len(source)
     elif plan.device == "cpu":  # training and reading share the cores
         training = {name: 1 / (1 / rate + reading) for name, rate in training.items()}
     else:
         training = {name: min(rate, 1 / reading) for name, rate in training.items()}
     compiling = {stage.name: stage.compile_seconds for stage in plan.stages}
-    return Speeds(training=training, compiling=compiling, loading=loading)
+    return Speeds(training=training, compiling=compiling, loading=loading, drawing=drawing)
 
 
 def _seconds_to_read(source: ImageSource, most: int = 64, limit: float = 1.0) -> float:

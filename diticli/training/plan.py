@@ -188,15 +188,17 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
         flip=stage.flip,
         share=share,
     )
+    # In a few seconds there is no time for more than one step to warm up, and every step is looked at.
+    warm, timed = (1, 1) if seconds else (WARM_STEPS, TIMED_STEPS)
     marks = [time.perf_counter()]
-    for images in stage.feed.batches(order, 0, WARM_STEPS + MOST_STEPS, share, device):
+    for images in stage.feed.batches(order, 0, warm + MOST_STEPS, share, device):
         trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))
-        if trainer.step <= WARM_STEPS or (trainer.step - WARM_STEPS) % TIMED_STEPS == 0:
+        if trainer.step <= warm or (trainer.step - warm) % timed == 0:
             _wait(device)
             marks.append(time.perf_counter())
-            if trainer.step > WARM_STEPS and marks[-1] - marks[WARM_STEPS] >= seconds:
+            if trainer.step > warm and marks[-1] - marks[warm] >= seconds:
                 break
-    return marks[1] - marks[0], (marks[-1] - marks[WARM_STEPS]) / (trainer.step - WARM_STEPS)
+    return marks[1] - marks[0], (marks[-1] - marks[warm]) / (trainer.step - warm)
 
 
 def _wait(device: torch.device) -> None:
