@@ -67,6 +67,7 @@ def settings(arm: str, seed: int, options: argparse.Namespace) -> RunConfig:
         "data.source": "faces",
         "base_model": str(options.base.absolute()),
         "features.images": options.images,
+        "chunks.count": 16,
         "seed": seed,
         "sample_every": 0,
         "device": options.device,
