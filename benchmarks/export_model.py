@@ -45,6 +45,8 @@ def export(run: str, out: Path) -> None:
     write_labels_csv(Path(run) / "labels.csv", 1, range(HELD_OUT))
     text = json.dumps({key: record[key] for key in ("config", "versions")}, indent=1)
     (out / TRAINING).write_text(text + "\n")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)  # diffusers leaves them to their owner; a package is for everyone
 
 
 def write_card(run: Path, out: Path) -> None:

@@ -53,7 +53,7 @@ from diticli.training.rundir import RunDirectory, versions
 
 HELD_OUT_SEED = 1
 MINUTES = 3.5
-RECONSTRUCTED = 16
+RECONSTRUCTED = 8
 PAIRS = ((0, 1), (2, 3))
 SHIPPED_MODEL, FRESH = "shipped model", "new model"
 PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
@@ -224,9 +224,7 @@ class _Demo:
     def measure(self, name: str, source: str, *, early: bool) -> None:
         """Edits first, then probes and reconstructions. `early`: before there is a run directory."""
         model = self.timed(f"load the {name}", lambda: load_model(source, self.device))
-        edits = self.timed(f"edit by the {name}", lambda: self._edits(model))
-        if early:
-            self._show(edits)
+        edits = self.timed(f"edit by the {name}", lambda: self._edits(model, early=early))
         self.probes[name] = self.timed(f"probe the {name}", lambda: self._probe(model, keep=not early))
         quality = self.timed(f"reconstruct by the {name}", lambda: self._reconstruction_psnr(model))
         self.models[name] = Measured(
@@ -237,15 +235,8 @@ class _Demo:
             edits=edits,
         )
 
-    def _show(self, edits: tuple[EditResult, ...]) -> None:
-        """Write the first pictures beside the run directory, which training has yet to make."""
-        paths = [self.out.with_name(f"{self.out.name}-edit-{i + 1}.png") for i in range(len(edits))]
-        self.pictures = tuple(save_png(strip_of(edit), path) for edit, path in zip(edits, paths, strict=True))
-        shown = " and ".join(map(str, self.pictures))
-        self.reporter.note(f"The shipped model exchanged chunks between two pairs of faces: {shown}")
-
-    def _edits(self, model: DiTiModel) -> tuple[EditResult, ...]:
-        """Each pair with each stage of the chunks exchanged, and all of them."""
+    def _edits(self, model: DiTiModel, *, early: bool) -> tuple[EditResult, ...]:
+        """Each pair with each stage of the chunks exchanged, and all of them; `early`: shown at once."""
         sets = list(dict.fromkeys([*stages(model.chunks), tuple(range(model.chunks.chunks))]))
         settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
         done = []
@@ -255,7 +246,15 @@ class _Demo:
             done.append(
                 edit_pair(model, first, second, sets, (1.0,), settings=settings, names=names, reporter=self.reporter)
             )
+            if early:
+                self._show(done[-1])
         return tuple(done)
+
+    def _show(self, edit: EditResult) -> None:
+        """Write a picture beside the run directory, which training has yet to make."""
+        path = self.out.with_name(f"{self.out.name}-edit-{len(self.pictures) + 1}.png")
+        self.pictures = (*self.pictures, save_png(strip_of(edit), path))
+        self.reporter.note(f"Look: the shipped model exchanged chunks between two faces, {path}")
 
     def _probe(self, model: DiTiModel, *, keep: bool) -> ProbeReport:
         """`keep`: also leave the features, their labels and the probe in the run directory."""

@@ -229,6 +229,17 @@ def test_minutes_and_images_exclude_each_other() -> None:
         assert "--minutes" in result.stderr
 
 
+def test_a_plan_of_minutes_is_shown(tmp_path: Path) -> None:
+    sizes = [*TINY[: TINY.index("--base-images")], *TINY[TINY.index("--images") + 2 :]]
+    result = diti(
+        "train", "--data", "faces", "--out", tmp_path / "run", *sizes, "--minutes", "2", "--dry-run", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["seconds"] < 120
+    assert "Planned for 2 min" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_quick_demo_refuses_what_only_the_long_one_takes() -> None:
     result = diti("demo", "--images", "10")
     assert result.exit_code == 2

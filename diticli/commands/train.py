@@ -116,13 +116,10 @@ def train(
         options=(MODULAR if modular else {}) | {key: value for key, value in options.items() if value is not None},
         assignments=tuple(set_ or ()),
     )
-    if dry_run:
-        from diticli.commands.plan_view import show_plan
-        from diticli.training.plan import make_plan
-
-        show_plan(make_plan(settings, reporter=reporter()), as_json=json_)
-        return
     target = out or Path("runs") / f"{_run_name(settings.data.source)}-{settings.preset}"
+    if dry_run:
+        _show_plan(settings, target, as_json=json_)
+        return
     say(f"Preset {settings.preset}, run directory {target}.")
     _say_duration(settings, target)
     from diticli.training.run import train as run_training
@@ -133,6 +130,17 @@ def train(
     else:
         pictures = f" Pictures: {target / 'samples'}." if any((target / "samples").glob("*.png")) else ""
         say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
+
+
+def _show_plan(settings: RunConfig, target: Path, *, as_json: bool) -> None:
+    from diticli.commands.plan_view import show_plan
+    from diticli.training.budget import fit_to_minutes
+    from diticli.training.plan import make_plan
+    from diticli.training.run import resolve
+
+    if settings.minutes:
+        settings = fit_to_minutes(resolve(settings), target, started=STARTED, reporter=reporter())
+    show_plan(make_plan(settings, reporter=reporter()), as_json=as_json)
 
 
 def _check_budget(minutes: float | None, base_images: int | None, images: int | None) -> None:
