@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +13,6 @@ from rich.text import Text
 
 from diticli.commands.printable import printable
 from diticli.progress import Reporter
-
-STARTED = time.perf_counter()
-"""When the command began, for budgets of time."""
 
 
 def _stderr() -> Console:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diticli.commands.console import STARTED, emit_json, reporter, say, show_table
+from diticli.commands.console import emit_json, reporter, say, show_table
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError
 from diticli.sampling.defaults import DEFAULT_STEPS
@@ -57,6 +58,7 @@ def demo(
 
     Example: diti demo --full
     """
+    started = time.perf_counter()
     _check(full, minutes, preset, base_images, images)
     options = {
         "base.images": base_images,
@@ -68,7 +70,7 @@ def demo(
     settings = build_config(preset, options={k: v for k, v in options.items() if v is not None})
     from diticli.demo import run_demo
 
-    result = run_demo(settings, out, full=full, held_out=held_out, steps=steps, reporter=reporter(), started=STARTED)
+    result = run_demo(settings, out, full=full, held_out=held_out, steps=steps, reporter=reporter(), started=started)
     if as_json:
         emit_json(result.to_dict())
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diticli.commands import train_options as o
-from diticli.commands.console import STARTED, emit_json, reporter, say
+from diticli.commands.console import emit_json, reporter, say
 from diticli.commands.options import JsonOption
 from diticli.config_groups import MODULAR
 from diticli.data.faces_word import is_faces
@@ -76,6 +77,7 @@ def train(
 
         diti train --ssl simclr --ssl-only -o runs/simclr
     """
+    started = time.perf_counter()
     _check_budget(minutes, base_images, images)
     options: dict[str, Any] = {
         "data.source": data and (data if is_faces(data) else _absolute(data)),
@@ -118,13 +120,13 @@ def train(
     )
     target = out or Path("runs") / f"{_run_name(settings.data.source)}-{settings.preset}"
     if dry_run:
-        _show_plan(settings, target, as_json=json_)
+        _show_plan(settings, target, started, as_json=json_)
         return
     say(f"Preset {settings.preset}, run directory {target}.")
     _say_duration(settings, target)
     from diticli.training.run import train as run_training
 
-    model = run_training(settings, target, reporter=reporter(), started=STARTED)
+    model = run_training(settings, target, reporter=reporter(), started=started)
     if json_:
         emit_json({"run": str(target), "model": str(model)})
     else:
@@ -132,14 +134,14 @@ def train(
         say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
 
 
-def _show_plan(settings: RunConfig, target: Path, *, as_json: bool) -> None:
+def _show_plan(settings: RunConfig, target: Path, started: float, *, as_json: bool) -> None:
     from diticli.commands.plan_view import show_plan
     from diticli.training.budget import fit_to_minutes
     from diticli.training.plan import make_plan
     from diticli.training.run import resolve
 
     if settings.minutes:
-        settings = fit_to_minutes(resolve(settings), target, started=STARTED, reporter=reporter())
+        settings = fit_to_minutes(resolve(settings), target, started=started, reporter=reporter())
     show_plan(make_plan(settings, reporter=reporter()), as_json=as_json)
 
 
