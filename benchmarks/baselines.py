@@ -1,4 +1,4 @@
-"""The README's comparison on built-in faces: the demo's model and its rivals, on one budget, under one protocol.
+"""The comparison of docs/results.md on built-in faces: `diti demo --full` and its rivals, on one budget and protocol.
 
     python -m benchmarks.baselines --demo runs/demo --folder runs --out benchmarks/results/NAME.json
 
@@ -72,7 +72,7 @@ def _text(cell: Cell) -> str:
 def main() -> None:
     """Train what is missing, compare, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="the run of `diti demo`")
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="the run of `diti demo --full`")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="of the rivals' runs")
     parser.add_argument("--images", type=int, default=0, help="of each training; 0: the demo's budget")
     parser.add_argument("--pairs", type=int, default=64, help="of faces whose chunks are exchanged")

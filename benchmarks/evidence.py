@@ -2,11 +2,11 @@
 
     python -m benchmarks.evidence --base runs/demo --folder runs/evidence --out benchmarks/results/NAME.json
 
-Every arm is a training run of the built-in faces under --folder, of so many --images; arms that are finished are kept,
-arms that another process trains are left to it. On faces that no training saw: a linear probe and disentanglement
-scores of the features ("knows"), the swap atlas ("does") with its modularity, and whether chunks act in the order in
-which noise hides the factors. --out gets all rows; the table is their mean over --seeds and half their range. The swap
-atlas of each run is drawn in its folder, atlas.png.
+--base is a run of `diti demo --full`. Every arm is a training run of the built-in faces under --folder, of so many
+--images; arms that are finished are kept, arms that another process trains are left to it. On faces that no training
+saw: a linear probe and disentanglement scores of the features ("knows"), the swap atlas ("does") with its modularity,
+and whether chunks act in the order in which noise hides the factors. --out gets all rows; the table is their mean over
+--seeds and half their range. The swap atlas of each run is drawn in its folder, atlas.png.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def settings(arm: str, seed: int, options: argparse.Namespace) -> RunConfig:
         "data.source": "faces",
         "base_model": str(options.base.absolute()),
         "features.images": options.images,
+        "chunks.count": 16,
         "seed": seed,
         "sample_every": 0,
         "device": options.device,

@@ -136,7 +136,7 @@ class ChunkLayout:
             raise ChunkError(
                 f"No chunk starts in the stage that ends at time-step {stage_ends[empty]}: with {chunks} chunks "
                 f"each spans {timesteps / chunks:.1f} time-steps.",
-                remedy="Use more chunks, or longer stages (--set chunks.stage_ends=...).",
+                remedy="Use more chunks, --partition uniform, or longer stages (--stage-ends).",
             )
         dims = _rescale(stage_dims, latent_dim, at_least=per_stage)
         sizes: list[int] = []

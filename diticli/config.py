@@ -6,6 +6,7 @@ Pure Python.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +52,9 @@ class RunConfig:
     """Folder or Hub id of a pre-trained base; empty: train one."""
     gradient: Literal["cumulative", "detached", "dual"] = "cumulative"
     """Which slices of the features get gradient at a time-step: all that it sees, its own, or both losses' sum."""
+    minutes: float = 0.0
+    """Time budget of the run in minutes: the images of both stages are then planned from the speed of its first
+    seconds (`diticli.training.budget`), and kept here for a run that goes on. 0: the stages' own images."""
     seed: int = 0
     """Seed of weights, data order, time-steps and noise."""
     precision: Precision = "auto"
@@ -73,6 +77,8 @@ class RunConfig:
                 raise ConfigError(
                     f"{name} must be at least 1, got {getattr(self, name)}.", remedy=f"Use --set {name}=20."
                 )
+        if not 0 <= self.minutes < math.inf:
+            raise ConfigError(f"minutes must be zero or more, got {self.minutes}.", remedy="Use e.g. --minutes 10.")
         self._check_sizes()
         self._check_ssl()
         self._check_visible()

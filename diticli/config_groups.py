@@ -186,7 +186,7 @@ class StageConfig:
     learning_rate: float = 1e-4
     """Per 32 images of the global batch: the optimizer gets learning_rate * batch_size / 32."""
     warmup_images: int = 0
-    """Linear warm-up of the learning rate."""
+    """Linear warm-up of the learning rate; at most a tenth of the stage, so that the peak is reached in short ones."""
     decay: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up."""
     ema_decay: float = 0.9999
@@ -208,6 +208,11 @@ class StageConfig:
     def steps(self) -> int:
         """Optimizer steps: the images divided by the batch, rounded up."""
         return -(-self.images // self.batch_size)
+
+    @property
+    def warmup_steps(self) -> float:
+        """Steps of the warm-up, at most a tenth of all."""
+        return min(self.warmup_images / self.batch_size, self.steps / 10)
 
     @property
     def peak_learning_rate(self) -> float:

@@ -1,13 +1,18 @@
-"""The whole path on built-in data: train, encode held-out faces, probe, edit, and a report that shows it.
+"""`diti demo`: edits by the shipped model at once, then a training of one's own, both measured, and a report.
 
-Everything in the report is measured by this run, on faces of a seed that training never saw.
+Quick, the default: the shipped model edits two pairs of faces in seconds; then stage 2 is trained anew on the shipped
+base, for as long as the budget of minutes allows, and both models are measured alike. Full: both stages from nothing.
+All is measured on faces of a seed that no training saw.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,20 +23,24 @@ from PIL import Image
 
 from diticli.analysis.encode import encode_with
 from diticli.config import RunConfig
-from diticli.data.faces import FACTORS, write_labels_csv
+from diticli.data.faces import write_labels_csv
 from diticli.data.features import FeatureRows, read_features
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
 from diticli.editing.pair import EditResult, EditSettings, edit_pair
+from diticli.editing.pair_sheet import grid_sheet
 from diticli.editing.pictures import edit_strip
+from diticli.editing.stages import stages
+from diticli.errors import ConfigError, ModelError
 from diticli.models.build import build_encoder
-from diticli.models.locate import load_pipeline
-from diticli.models.pipeline import DiTiPipeline, normalise
-from diticli.pictures.charts import bar_table_chart
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.hub import SHIPPED, has_shipped
+from diticli.models.locate import load_model
+from diticli.models.model import DiTiModel
+from diticli.models.pixels import normalise
 from diticli.pictures.grids import save_png
-from diticli.pictures.report import Section, write_report
 from diticli.probing.files import write_report as write_probe
-from diticli.probing.label_join import join_labels
+from diticli.probing.label_join import JoinedLabels, join_labels
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
@@ -43,166 +52,297 @@ from diticli.training.run import train
 from diticli.training.rundir import RunDirectory, versions
 
 HELD_OUT_SEED = 1
-RECONSTRUCTED = 64
+MINUTES = 3.5
+RECONSTRUCTED = 8
 PAIRS = ((0, 1), (2, 3))
-PIXELS, UNTRAINED, TRAINED = "raw pixels", "untrained encoder", "trained encoder"
+SHIPPED_MODEL, FRESH = "shipped model", "new model"
+PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
+_LEAST_TRAINING = 20.0
+"""Seconds of stage 2 below which the demo shows nothing."""
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """What the demo measured, on held-out faces."""
+class Measured:
+    """One model on held-out faces.
 
-    model: Path
-    report: Path
-    scores: dict[str, dict[str, float]]
-    """Features -> factor -> R2 (numbers) or average precision (binary factors)."""
-    means: dict[str, dict[str, float]]
-    """Features -> mean R2 over the numbers, mean average precision over the binary factors."""
+    Attributes:
+        model: what it was loaded as.
+        chunks: number of chunks.
+        dims: number of features.
+        psnr: dB of reconstructions through inversion and decoding, over all pixels of all reconstructed faces.
+        edits: of each pair, each stage of its chunks exchanged, and all chunks.
+    """
+
+    model: str
+    chunks: int
+    dims: int
     psnr: float
-    """dB of reconstructions through inversion and decoding, over all pixels of all reconstructed faces."""
-    edit_steps: int
+    edits: tuple[EditResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the pictures."""
+        return {"model": self.model, "chunks": self.chunks, "dims": self.dims, "psnr": self.psnr}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo measured.
+
+    Attributes:
+        run: run directory of the training.
+        report: the HTML page.
+        pictures: edits by the first model that was there.
+        models: "shipped model" and "new model", those that there are.
+        scores: features -> factor -> R2 (numbers) or average precision (yes or no).
+        means: features -> mean R2 over the numbers, mean average precision over the others.
+        held_out: faces that were probed.
+        steps: of inversion and of decoding.
+        seconds: what took how long.
+    """
+
+    run: Path
+    report: Path
+    pictures: tuple[Path, ...]
+    models: dict[str, Measured]
+    scores: dict[str, dict[str, float]]
+    means: dict[str, dict[str, float]]
+    held_out: int
+    steps: int
     seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {**vars(self), "model": str(self.model), "report": str(self.report), "versions": versions()}
+        return {
+            "run": str(self.run),
+            "report": str(self.report),
+            "pictures": [str(path) for path in self.pictures],
+            "models": {name: measured.to_dict() for name, measured in self.models.items()},
+            "scores": self.scores,
+            "means": self.means,
+            "held_out": self.held_out,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "versions": versions(),
+        }
 
 
 def run_demo(
-    config: RunConfig, out: Path, *, held_out: int = 4000, steps: int = DEFAULT_STEPS, reporter: Reporter | None = None
+    config: RunConfig,
+    out: Path,
+    *,
+    full: bool = False,
+    held_out: int = 2000,
+    steps: int = DEFAULT_STEPS,
+    reporter: Reporter | None = None,
+    started: float | None = None,
 ) -> DemoResult:
-    """Run everything into the run directory `out`; a finished model there is used as it is.
+    """Edit, train, measure and report, into the run directory `out`; a finished run there is measured again.
 
     Args:
-        config: settings of the training, on the built-in faces.
+        config: settings of the training, on the built-in faces. Its `minutes` are the budget of the whole demo, or when
+            `full` that of the training alone.
         out: run directory; also gets feats.npy, labels.csv, probe/, demo.json and report.html.
+        full: train both stages from nothing; else stage 2 on the base of the shipped model.
         held_out: faces to encode and probe.
         steps: of inversion and of decoding.
         reporter: receiver of progress.
+        started: when the budget began, by `time.perf_counter`. Default: now.
 
     Raises:
+        ModelError: when there is no shipped model and not `full`.
         DiTiError: as `diticli.training.run.train`.
         TrainingInterrupted: likewise; calling again goes on.
     """
-    reporter = reporter or SilentReporter()
-    seconds: dict[str, float] = {}
+    reporter, started = reporter or SilentReporter(), started or time.perf_counter()
+    if not full and not has_shipped():
+        raise ModelError(
+            "This installation of diticli has no shipped model to begin with.",
+            remedy="Run `diti demo --full`, which trains one from nothing (half an hour on two cores).",
+        )
+    demo = _Demo(config, out, held_out, steps, reporter)
+    if has_shipped():
+        demo.measure(SHIPPED_MODEL, SHIPPED, early=True)
+    measured = time.perf_counter()
     if RunDirectory(out).finished:
         reporter.note(f"{out} is trained already; measuring it again.")
     else:
-        _timed(seconds, "train", lambda: train(config, out, reporter=reporter))
-    pipeline = load_pipeline(str(out), None if config.device == "auto" else config.device)
-    faces = FaceImages(held_out, HELD_OUT_SEED, pipeline.resolution)
-    probes = _timed(seconds, "probe", lambda: _probe_all(pipeline, config, faces, out, seconds, reporter))
-    quality = _timed(seconds, "reconstruct", lambda: _reconstruction_psnr(pipeline, faces, steps, reporter))
-    edits = _timed(seconds, "edit", lambda: _edit_pairs(pipeline, faces, steps, reporter))
-    scores = {name: _scores(report) for name, report in probes.items()}
-    result = DemoResult(
-        model=RunDirectory(out).model,
-        report=out / "report.html",
-        scores=scores,
-        means={name: _means(report) for name, report in probes.items()},
-        psnr=quality,
-        edit_steps=steps,
-        seconds=seconds,
-    )
-    write_json(out / "demo.json", result.to_dict())
-    write_report(result.report, title="diti demo", sections=_sections(result, config, pipeline, edits, out, held_out))
-    return result
+        chosen = config if full else _within_budget(config, out, measured - started, demo.seconds)
+        demo.timed("train", lambda: train(chosen, out, reporter=reporter))
+    demo.baselines([UNTRAINED, PIXELS] if full else [UNTRAINED])
+    demo.measure(FRESH, str(out), early=False)
+    return demo.finish()
 
 
-def _timed(seconds: dict[str, float], name: str, work: Callable[[], _Result]) -> _Result:
-    started = time.perf_counter()
-    done = work()
-    seconds[name] = time.perf_counter() - started
-    return done
+def _within_budget(config: RunConfig, out: Path, spent: float, seconds: dict[str, float]) -> RunConfig:
+    """Stage 2 on the shipped base, for the minutes that are left when the fresh model takes as long to measure as the
+    shipped one did; or as a run in `out` was planned.
 
-
-def _probe_all(
-    pipeline: DiTiPipeline,
-    config: RunConfig,
-    faces: FaceImages,
-    out: Path,
-    seconds: dict[str, float],
-    reporter: Reporter,
-) -> dict[str, ProbeReport]:
-    """The same probe on trained features, on those of the encoder before training, and on raw pixels."""
-    path = out / "feats.npy"
-    encoded = encode_with(pipeline, faces, path, batch_size=256, reporter=reporter)
-    seconds["encode"] = encoded.seconds
-    labels = out / "labels.csv"
-    write_labels_csv(labels, HELD_OUT_SEED, range(len(faces)))
-    features = read_features(path)
-    joined = join_labels(features.meta.files if features.meta else (), read_labels(labels), None)
-    images = load_images(faces, reporter=reporter).images
-    values: dict[str, FeatureRows] = {
-        PIXELS: (images.reshape(len(images), -1) / 255).astype(np.float32),
-        UNTRAINED: _untrained_features(pipeline, config, images),
-        TRAINED: features.values,
-    }
-    reports = {
-        name: probe_features(
-            v,
-            joined.columns,
-            rows=joined.rows,
-            seed=config.seed,
-            meta=features.meta if name == TRAINED else None,
-            reporter=reporter,
+    Raises:
+        ConfigError: when nothing is left.
+    """
+    # Fewer faces than a long training wants: drawing them all would take a tenth of the time.
+    config = replace(config, base_model=SHIPPED, data=replace(config.data, faces_count=10_000))
+    try:
+        saved = json.loads((out / "config.json").read_bytes())["config"]["minutes"]
+        return replace(config, minutes=float(saved))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    measuring = 1.2 * sum(seconds.values()) + 2.0
+    left = 60 * config.minutes - spent - measuring
+    if left < _LEAST_TRAINING:
+        needed = (60 * config.minutes - left + _LEAST_TRAINING) / 60
+        raise ConfigError(
+            f"{config.minutes:g} minutes are too short on this machine: measuring two models takes "
+            f"{spent + measuring:.0f} s.",
+            remedy=f"Give --minutes {needed + 0.1:.1f} or more, or a smaller --held-out.",
         )
-        for name, v in values.items()
-    }
-    write_probe(reports[TRAINED], out / "probe", {"features": str(path), "labels": str(labels)})
-    return reports
+    return replace(config, minutes=round(left / 60, 2))
 
 
-@torch.no_grad()
-def _untrained_features(
-    pipeline: DiTiPipeline, config: RunConfig, images_NHWC: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
-    """Features of the very encoder that training started from."""
-    torch.manual_seed(fold_seed(config.seed, "features", "weights"))
-    encoder = build_encoder(config).to(pipeline.device).eval()
-    batches = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).split(256)
-    parts = [encoder(normalise(batch.to(pipeline.device))).float().cpu().numpy() for batch in batches]
-    return np.concatenate(parts)
+class _Demo:
+    """What a demo collects on its way."""
 
+    def __init__(self, config: RunConfig, out: Path, held_out: int, steps: int, reporter: Reporter) -> None:
+        self.config, self.out, self.steps, self.reporter = config, out, steps, reporter
+        self.device = None if config.device == "auto" else config.device
+        self.faces = FaceImages(held_out, HELD_OUT_SEED, config.data.resolution)
+        self.images = load_images(self.faces, reporter=reporter).images
+        self.labels = _labels(self.faces)
+        self.seconds: dict[str, float] = {}
+        self.models: dict[str, Measured] = {}
+        self.probes: dict[str, ProbeReport] = {}
+        self.pictures: tuple[Path, ...] = ()
 
-def _reconstruction_psnr(pipeline: DiTiPipeline, faces: FaceImages, steps: int, reporter: Reporter) -> float:
-    images = np.stack([faces.load(i) for i in range(min(RECONSTRUCTED, len(faces)))])
-    x0 = normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
-    z = pipeline.encode(x0)
+    def timed(self, name: str, work: Callable[[], _Result]) -> _Result:
+        """Do it, and keep how long it took."""
+        began = time.perf_counter()
+        done = work()
+        self.seconds[name] = time.perf_counter() - began
+        return done
 
-    def count(step: int, total: int) -> None:
-        reporter.advance()
+    def measure(self, name: str, source: str, *, early: bool) -> None:
+        """Edits first, then probes and reconstructions. `early`: before there is a run directory."""
+        model = self.timed(f"load the {name}", lambda: load_model(source, self.device))
+        edits = self.timed(f"edit by the {name}", lambda: self._edits(model, early=early))
+        self.probes[name] = self.timed(f"probe the {name}", lambda: self._probe(model, keep=not early))
+        quality = self.timed(f"reconstruct by the {name}", lambda: self._reconstruction_psnr(model))
+        self.models[name] = Measured(
+            model=model.model_id,
+            chunks=model.chunks.chunks,
+            dims=model.chunks.latent_dim,
+            psnr=quality,
+            edits=edits,
+        )
 
-    reporter.start(f"Reconstructing {len(x0)} faces", 2 * steps, unit="steps")
-    x_T = pipeline.invert(x0, z, steps=steps, callback=count)
-    back = pipeline.decode(x_T, z, steps=steps, callback=count).cpu()
-    reporter.finish()
-    return psnr(float((back - x0).square().mean()))
-
-
-def _edit_pairs(pipeline: DiTiPipeline, faces: FaceImages, steps: int, reporter: Reporter) -> list[EditResult]:
-    """Each pair with a quarter of the chunks exchanged at a time, and with all of them."""
-    chunks = range(pipeline.chunks.chunks)
-    parts = [tuple(int(c) for c in part) for part in np.array_split(chunks, 4) if len(part)]
-    settings = EditSettings(invert_steps=steps, decode_steps=steps)
-    results = []
-    for a, b in PAIRS:
-        first, second = (Image.fromarray(faces.load(i)) for i in (a, b))
-        results.append(
-            edit_pair(
-                pipeline,
-                first,
-                second,
-                [*parts, tuple(chunks)],
-                (0.5, 1.0),
-                settings=settings,
-                names=(f"face {a}", f"face {b}"),
-                reporter=reporter,
+    def _edits(self, model: DiTiModel, *, early: bool) -> tuple[EditResult, ...]:
+        """Each pair with each stage of the chunks exchanged, and all of them; `early`: shown at once."""
+        sets = list(dict.fromkeys([*stages(model.chunks), tuple(range(model.chunks.chunks))]))
+        settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
+        done = []
+        for a, b in PAIRS:
+            first, second = (Image.fromarray(self.faces.load(i)) for i in (a, b))
+            names = (f"face {a}", f"face {b}")
+            done.append(
+                edit_pair(model, first, second, sets, (1.0,), settings=settings, names=names, reporter=self.reporter)
             )
+            if early:
+                self._show(done[-1])
+        return tuple(done)
+
+    def _show(self, edit: EditResult) -> None:
+        """Write a picture beside the run directory, which training has yet to make."""
+        path = self.out.with_name(f"{self.out.name}-edit-{len(self.pictures) + 1}.png")
+        self.pictures = (*self.pictures, save_png(strip_of(edit), path))
+        self.reporter.note(f"Look: the shipped model exchanged chunks between two faces, {path}")
+
+    def _probe(self, model: DiTiModel, *, keep: bool) -> ProbeReport:
+        """`keep`: also leave the features, their labels and the probe in the run directory."""
+        if not keep:
+            return self._probed(self._encoded(model.encode))
+        path, labels = self.out / "feats.npy", self.out / "labels.csv"
+        encode_with(model, self.faces, path, batch_size=256, resume=False, reporter=self.reporter)
+        features = read_features(path)
+        report = self._probed(features.values, meta=features.meta)
+        write_labels_csv(labels, HELD_OUT_SEED, range(len(self.faces)))
+        write_probe(report, self.out / "probe", {"features": str(path), "labels": str(labels)})
+        return report
+
+    @torch.no_grad()
+    def _encoded(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> npt.NDArray[np.float32]:
+        batches = torch.from_numpy(self.images).permute(0, 3, 1, 2).split(256)
+        return np.concatenate([encode(normalise(batch)).float().cpu().numpy() for batch in batches])
+
+    def _probed(self, values: FeatureRows, **options: Any) -> ProbeReport:
+        return probe_features(
+            values,
+            self.labels.columns,
+            rows=self.labels.rows,
+            seed=self.config.seed,
+            reporter=self.reporter,
+            **options,
         )
-    return results
+
+    def baselines(self, names: list[str]) -> None:
+        """The same probe on features that took no training."""
+        for name in names:
+            if name == PIXELS:
+                values = (self.images.reshape(len(self.images), -1) / 255).astype(np.float32)
+            else:
+                values = self._encoded(self._untrained_encoder())
+            self.probes[name] = self.timed(f"probe the {name}", partial(self._probed, values))
+
+    def _untrained_encoder(self) -> SemanticEncoder:
+        """The very encoder that the training began with."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold_seed(self.config.seed, "features", "weights"))
+            return build_encoder(self.config).eval()
+
+    def _reconstruction_psnr(self, model: DiTiModel) -> float:
+        x0 = normalise(torch.from_numpy(self.images[:RECONSTRUCTED]).permute(0, 3, 1, 2))
+        z = model.encode(x0)
+
+        def count(step: int, total: int) -> None:
+            self.reporter.advance()
+
+        self.reporter.start(f"Reconstructing {len(x0)} faces", 2 * self.steps, unit="steps")
+        x_T = model.invert(x0, z, steps=self.steps, callback=count)
+        back = model.decode(x_T, z, steps=self.steps, callback=count).cpu()
+        self.reporter.finish()
+        return psnr(float((back - x0).square().mean()))
+
+    def finish(self) -> DemoResult:
+        """The figures, as files and as the report."""
+        from diticli.demo_report import write_demo_report
+
+        order = [name for name in (SHIPPED_MODEL, FRESH, UNTRAINED, PIXELS) if name in self.probes]
+        result = DemoResult(
+            run=self.out,
+            report=self.out / "report.html",
+            pictures=self.pictures,
+            models=self.models,
+            scores={name: _scores(self.probes[name]) for name in order},
+            means={name: _means(self.probes[name]) for name in order},
+            held_out=len(self.faces),
+            steps=self.steps,
+            seconds=self.seconds,
+        )
+        write_json(self.out / "demo.json", result.to_dict())
+        write_demo_report(result)
+        return result
+
+
+def _labels(faces: FaceImages) -> JoinedLabels:
+    """The true factors of the faces."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "labels.csv")
+        write_labels_csv(path, HELD_OUT_SEED, range(len(faces)))
+        return join_labels([faces.file_name(i) for i in range(len(faces))], read_labels(path), None)
+
+
+def strip_of(edit: EditResult) -> Image.Image:
+    """A picture of one pair: a row for each set of chunks, A with B's chunks on the left, B with A's on the right."""
+    return edit_strip(grid_sheet(edit))
 
 
 def _scores(report: ProbeReport) -> dict[str, float]:
@@ -214,107 +354,3 @@ def _means(report: ProbeReport) -> dict[str, float]:
         "r2": report.means["number"]["r2"],
         "average_precision": report.means["binary"]["average_precision"],
     }
-
-
-def _sections(
-    result: DemoResult,
-    config: RunConfig,
-    pipeline: DiTiPipeline,
-    edits: list[EditResult],
-    out: Path,
-    held_out: int,
-) -> list[Section]:
-    samples = RunDirectory(out).samples
-    names = [factor.name for factor in FACTORS]
-    series = {kind: [result.scores[kind][n] for n in names] for kind in (PIXELS, UNTRAINED, TRAINED)}
-    bars = bar_table_chart(samples / "probe.png", names, series, title="R2 (numbers), average precision (binary)")
-    strips = [save_png(edit_strip(edit), out / f"edit-{i}.png") for i, edit in enumerate(edits)]
-    return [
-        _training_section(result, config, pipeline),
-        Section(
-            title="The base model",
-            text="Faces drawn by the frozen diffusion model of stage 1, from noise alone.",
-            picture=_newest(samples, "base-0*.png"),
-        ),
-        Section(
-            title="What the features hold",
-            text=f"Linear probes on {held_out:,} faces that training never saw: 70 % train the probe, 15 % choose its "
-            "regularisation, 15 % are scored. The factors run from coarse to fine. R2 for the numbers, average "
-            "precision for the binary factors (0.5 is chance). The same probe on raw pixels, and on the encoder "
-            "before training, tells what training added.",
-            picture=bars,
-            table=_probe_table(result),
-        ),
-        Section(
-            title="Reconstruction",
-            text=f"{min(RECONSTRUCTED, held_out)} held-out faces through inversion and decoding, {result.edit_steps} "
-            f"steps each way: {result.psnr:.1f} dB. The picture shows training faces: originals, what the features "
-            "alone give back from random noise, and with the inferred noise.",
-            picture=_newest(samples, "features-0*.png"),
-        ),
-        *(
-            Section(
-                title=f"Counterfactuals, pair {i + 1}",
-                text="Some chunks of one face are replaced by the other's, a quarter of the time-steps at a time and "
-                "then all of them; the noise stays its own.",
-                picture=strip,
-            )
-            for i, strip in enumerate(strips)
-        ),
-        Section(
-            title="Loss by time-step",
-            text="Training loss of stage 2, averaged since the last sample picture.",
-            picture=samples / "features-loss-by-timestep.png",
-        ),
-        Section(
-            title="Go on",
-            text="The commands below find this model by themselves.",
-            code="diti encode faces:1000:2 -o feats.npy\nditi faces photos -n 1000 --seed 2\n"
-            "diti probe feats.npy --labels photos/labels.csv -o probe\n"
-            "diti edit photos/000000.png photos/000001.png --chunks 0-3 -o edit.png\n"
-            "diti train --data ./your-photos --dry-run",
-        ),
-    ]
-
-
-def _training_section(result: DemoResult, config: RunConfig, pipeline: DiTiPipeline) -> Section:
-    seconds = result.seconds
-    rows: list[list[str | int | float | None]] = [
-        ["built-in faces", f"{config.data.resolution} px, factors {len(FACTORS)}"],
-        ["stage 1, base", f"{config.base.images:,} images, batch {config.base.batch_size}"],
-        ["stage 2, features", f"{config.features.images:,} images, batch {config.features.batch_size}"],
-        [
-            "features",
-            f"{pipeline.chunks.latent_dim} dims in {pipeline.chunks.chunks} chunks, {config.gradient}",
-        ],
-        ["device", f"{pipeline.device}"],
-    ]
-    rows += [[f"seconds to {name}", f"{value:.1f}"] for name, value in seconds.items()]
-    return Section(
-        title="The run",
-        text="A small diffusion model was trained on cartoon faces with 13 known factors; then an encoder and a shift "
-        "decoder learned what that model loses at each range of time-steps (DiTi, arXiv 2401.11430).",
-        table=(["", ""], rows),
-    )
-
-
-def _probe_table(result: DemoResult) -> tuple[list[str], list[list[str | int | float | None]]]:
-    kinds = (PIXELS, UNTRAINED, TRAINED)
-    columns = ["factor", "what it changes", "score", *kinds]
-    rows: list[list[str | int | float | None]] = [
-        [
-            f.name,
-            f.description,
-            "R2" if f.kind == "number" else "AP",
-            *(result.scores[k][f.name] for k in kinds),
-        ]
-        for f in FACTORS
-    ]
-    for metric, label in (("r2", "R2"), ("average_precision", "AP")):
-        rows.append([f"mean {label}", "", label, *(result.means[k][metric] for k in kinds)])
-    return columns, rows
-
-
-def _newest(folder: Path, pattern: str) -> Path | None:
-    found = sorted(folder.glob(pattern))
-    return found[-1] if found else None

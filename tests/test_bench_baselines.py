@@ -21,7 +21,7 @@ def test_rivals_differ_from_the_demo_in_the_method_alone(rival):
     assert config.seed == 3
     assert config.ssl.only == (rival != "pdae")
     assert config.base_model == ("" if config.ssl.only else str(Path("runs/demo/base").absolute()))
-    assert config.chunks.count == (1 if rival == "pdae" else 16)
+    assert config.chunks.count == (1 if rival == "pdae" else 64)
 
 
 def test_a_budget_can_be_given():

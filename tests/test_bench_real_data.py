@@ -62,7 +62,7 @@ def test_models_differ_in_the_method_alone(model, tmp_path):
     assert (config.features, config.encoder, config.unet) == (preset.features, preset.encoder, preset.unet)
     assert config.base_model == str(tmp_path / "base")
     assert config.data.source == f"@{tmp_path / 'seen.txt'}"
-    assert config.chunks.count == (1 if model == "pdae" else 16)
+    assert config.chunks.count == (1 if model == "pdae" else 64)
     assert config.chunks.visible == ("all" if model == "modular" else preset.chunks.visible)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from diticli import __version__
 from diticli.commands.app import app
 
 TINY = [
-    *("--resolution", "16", "--chunks", "4", "--latent-dim", "16", "--base-images", "64", "--images", "64"),
+    *("--resolution", "16", "--chunks", "4", "--partition", "uniform", "--latent-dim", "16"),
+    *("--base-images", "64", "--images", "64"),
     *("--batch-size", "16", "--device", "cpu", "--precision", "fp32", "--seed", "3"),
     *("--set", "unet.channels=8,16", "--set", "unet.norm_groups=4", "--set", "encoder.widths=32,32"),
     *("--set", "log_every=1", "--set", "sample_every=4", "--set", "data.faces_count=64"),
@@ -196,6 +198,61 @@ def test_config_file_names_preset_and_data(run: Path, tmp_path: Path) -> None:
     assert saved[0] == saved[1]
     journals = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, again)]
     assert [json.loads(a)["loss"] for a in journals[0]] == [json.loads(b)["loss"] for b in journals[1]]
+
+
+def test_the_readmes_commands_work_in_sequence(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`diti train --data ./ffhq`, `diti encode images/ -o feats.npy`, `diti edit a.png b.png --chunks 10-20`, with the
+    preset's own chunks on networks of a few channels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DITI_MODEL", raising=False)
+    small = [*TINY[: TINY.index("--chunks")], *TINY[TINY.index("--base-images") :]]
+    shutil.copytree(photos, "ffhq")
+    trained = diti("train", "--data", "./ffhq", *small)
+    assert trained.exit_code == 0, trained.output
+    encoded = diti("encode", "ffhq/", "-o", "feats.npy")
+    assert encoded.exit_code == 0, encoded.output
+    assert "Model: runs/ffhq-faces32 (newest run under ./runs), trained on" in encoded.stderr
+    assert np.load("feats.npy").shape == (120, 128)
+    edited = diti("edit", "ffhq/000000.png", "ffhq/000001.png", "--chunks", "10-20", "--steps", "2")
+    assert edited.exit_code == 0, edited.output
+    assert Path("edit.png").is_file()
+
+
+def test_minutes_and_images_exclude_each_other() -> None:
+    for command in (
+        ["train", "--minutes", "5", "--images", "10"],
+        ["demo", "--full", "--minutes", "5", "--images", "10"],
+    ):
+        result = diti(*command)
+        assert result.exit_code == 2
+        assert "Give" in result.stderr
+        assert "--minutes" in result.stderr
+
+
+def test_a_plan_of_minutes_is_shown(tmp_path: Path) -> None:
+    sizes = [*TINY[: TINY.index("--base-images")], *TINY[TINY.index("--images") + 2 :]]
+    result = diti(
+        "train", "--data", "faces", "--out", tmp_path / "run", *sizes, "--minutes", "2", "--dry-run", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["seconds"] < 600, "timed anew, beside whatever else runs"
+    assert "Planned for 2 min" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_quick_demo_refuses_what_only_the_long_one_takes() -> None:
+    result = diti("demo", "--images", "10")
+    assert result.exit_code == 2
+    assert "--images is for --full" in result.stderr
+
+
+def test_a_run_on_a_cpu_says_beforehand_how_long_it_takes(tmp_path: Path) -> None:
+    longer = ["--base-images", "1200", "--images", "1200", "--set", "sample_every=0", "--set", "log_every=50"]
+    result = diti("train", "--data", "faces", "--out", tmp_path / "run", *TINY, *longer)
+    assert result.exit_code == 0, result.output
+    said = result.stderr.index("On this CPU that takes about")
+    assert said < result.stderr.index("Stage base")
+    assert "--minutes" in result.stderr
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ def test_every_preset_builds_and_carries_its_name_and_resolution(preset):
     assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_chunks_of_the_readmes_third_command_exist_in_every_preset(preset):
+    """`diti edit a.png b.png --chunks 10-20`, on whatever preset trained the model."""
+    layout = build_config(preset).layout()
+    assert layout.chunks == 64, "as in the paper"
+    dims = sum(layout.ends[c] - layout.starts[c] for c in layout.parse("10-20"))
+    assert dims > layout.latent_dim / 4
+
+
 @pytest.mark.parametrize(("preset", "images"), PAPER.items())
 def test_paper_presets_have_the_papers_numbers(preset, images):
     config = build_config(preset)
@@ -42,7 +51,10 @@ def test_paper_presets_have_the_papers_numbers(preset, images):
 
 def test_later_layers_win_over_earlier_ones(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("seed = 1\nlog_every = 7\n[features]\nimages = 100\nbatch_size = 10\n[chunks]\ncount = 8\n")
+    file.write_text(
+        "seed = 1\nlog_every = 7\n[features]\nimages = 100\nbatch_size = 10\n"
+        "[chunks]\ncount = 8\npartition = 'uniform'\n"
+    )
     options = {"features.images": 200, "chunks.count": 4, "seed": 2}
     config = build_config("faces32", file=file, options=options, assignments=("chunks.count = 2", "seed=3"))
     assert config.base.images == 80_000  # preset

@@ -1,13 +1,17 @@
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from diticli._version import __version__
 from diticli.errors import ConfigError, DeviceError, ModelError
 from diticli.models import device as device_module
+from diticli.models import hub
 from diticli.models.device import resolve_device, resolve_precision
-from diticli.models.locate import load_pipeline, locate_model
+from diticli.models.locate import load_model, load_pipeline, locate, locate_model
+from diticli.models.unet import load_base
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -17,7 +21,21 @@ def elsewhere(tmp_path, monkeypatch):
     """An empty working directory and no $DITI_MODEL."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DITI_MODEL", raising=False)
+    monkeypatch.setattr(hub, "SHIPPED_FOLDER", tmp_path / "package" / "shipped")
     return tmp_path
+
+
+@pytest.fixture
+def shipped(elsewhere, make_pipeline):
+    """A tiny model in half precision, in the place of the shipped one."""
+    folder = elsewhere / "package" / "shipped"
+    pipeline = make_pipeline()
+    for network in pipeline.networks.values():
+        network.half()
+    pipeline.save_pretrained(folder)
+    record = {"config": {"data": {"source": "faces:200000"}}}
+    (folder / "training.json").write_text(json.dumps(record))
+    return folder
 
 
 def finish(name, *, age):
@@ -57,6 +75,44 @@ def test_runs_may_lie_elsewhere(tmp_path):
     finish("demo", age=0)
     Path("runs").rename("other")
     assert locate_model(None, runs=tmp_path / "other") == str(tmp_path / "other" / "demo")
+
+
+def test_last_comes_the_shipped_model(shipped):
+    assert locate_model(None) == "shipped"
+    described = locate(None).describe()
+    assert described == f"shipped with diticli {__version__}, trained on built-in faces"
+    finish("demo", age=0)
+    Path("runs/demo/config.json").write_text(json.dumps({"config": {"data": {"source": "/photos"}}}))
+    assert locate(None).describe() == "runs/demo (newest run under ./runs), trained on /photos"
+    assert locate_model("shipped") == "shipped"
+
+
+def test_the_reason_names_option_and_environment(monkeypatch):
+    assert locate("someone/model").describe() == "someone/model (--model)"
+    monkeypatch.setenv("DITI_MODEL", "their/model")
+    assert locate(None).describe() == "their/model ($DITI_MODEL)"
+
+
+def test_the_shipped_model_runs_in_float32_however_it_is_loaded(shipped):
+    Path("shipped").mkdir()  # a folder of that name is ./shipped
+    fast, pipeline = load_model("shipped", "cpu"), load_pipeline("shipped", "cpu")
+    assert type(fast).__name__ == "PlainModel", "the quick way must take float16 files"
+    for model in (fast, pipeline):
+        assert model.model_id == "shipped"
+        assert model.origin.startswith("shipped with diticli")
+        assert {p.dtype for network in model.networks.values() for p in network.parameters()} == {torch.float32}
+    assert fast.model_hash == pipeline.model_hash
+
+
+def test_the_shipped_base_can_be_trained_on(shipped):
+    unet, scheduler = load_base("shipped")
+    assert {p.dtype for p in unet.parameters()} == {torch.float32}
+    assert scheduler.config.num_train_timesteps == 1000
+
+
+def test_a_shipped_model_that_is_missing_is_said(elsewhere):
+    with pytest.raises(ModelError, match="has no shipped model"):
+        load_model("shipped", "cpu")
 
 
 @pytest.mark.parametrize("unfinished", [False, True])

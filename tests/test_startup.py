@@ -140,8 +140,8 @@ def test_a_run_directory_and_an_encoder_alone(make_pipeline, tmp_path, no_networ
         model.predict(images(1), torch.tensor([3]), torch.zeros(1, LATENT_DIM))
 
 
-def half(folder):
-    weights = {name: value.half() for name, value in load_file(folder / "unet" / WEIGHTS).items()}
+def bfloat(folder):
+    weights = {name: value.bfloat16() for name, value in load_file(folder / "unet" / WEIGHTS).items()}
     save_file(weights, folder / "unet" / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -152,7 +152,7 @@ def in_parts(folder):
 
 
 LEFT_TO_DIFFUSERS = {
-    "half precision": half,
+    "bfloat16 weights": bfloat,
     "weights in several files": in_parts,
     "another schedule": lambda f: change(f / "scheduler" / "scheduler_config.json", beta_schedule="scaled_linear"),
     "a setting of tomorrow's diffusers": lambda f: change(f / "unet" / "config.json", sharpness=None),

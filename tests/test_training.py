@@ -40,6 +40,7 @@ TINY = (
     "encoder.widths=32,32",
     "encoder.attention_size=8",
     "chunks.count=4",
+    "chunks.partition=uniform",
     "chunks.latent_dim=16",
     "base.images=40",
     "base.batch_size=8",

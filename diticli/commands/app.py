@@ -66,7 +66,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    """Modular image features from diffusion time-steps: train, encode, probe, edit.
+    """Modular image features from diffusion timesteps: train, encode, probe, edit.
 
     Start with `diti demo`, or with your own images: `diti train --data ./photos`.
     """

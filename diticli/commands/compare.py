@@ -22,14 +22,15 @@ DEFAULT_BATCH = 128
 
 def compare(
     runs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="RUN...",
-            help="Run directories of any kind, pipeline folders, Hub ids, feature files (.npy, .npz, .safetensors, "
-            ".parquet) or folders of shards. NAME=RUN gives one a name. The others are compared with the first.",
+            metavar="[RUN]...",
+            help="Run directories of any kind, pipeline folders, Hub ids, shipped, feature files (.npy, .npz, "
+            ".safetensors, .parquet) or folders of shards. NAME=RUN gives one a name. The others are compared with the "
+            "first. Default: as --model elsewhere.",
             show_default=False,
         ),
-    ],
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,15 +65,15 @@ def compare(
     metrics: Annotated[
         bool,
         typer.Option(
-            "--metrics/--no-metrics", help="Also measure disentanglement, what each chunk knows, and how features vary."
+            "--metrics/--no-metrics", help="Also measure disentanglement, probes of each chunk, and how features vary."
         ),
     ] = True,
     edits: Annotated[
-        bool, typer.Option("--edits", help="Also measure what exchanged chunks carry over; takes minutes.")
+        bool, typer.Option("--edits", help="Also measure the transfer rates of exchanged chunks; takes minutes.")
     ] = False,
     pairs: Annotated[int, typer.Option(min=4, help="Pairs of images that --edits exchanges.")] = 64,
-    learn: Annotated[int, typer.Option(min=200, help="Images that the reader behind --edits learns from.")] = 12_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of that reader over them.")] = 4,
+    learn: Annotated[int, typer.Option(min=200, help="Images that the classifier of --edits learns from.")] = 12_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of that classifier over them.")] = 4,
     shown: Annotated[int, typer.Option(min=0, help="Pairs of test images whose edits the report shows.")] = 2,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
@@ -120,6 +121,7 @@ def compare(
     from diticli.comparing.settings import CompareSettings
     from diticli.sampling import DEFAULT_STEPS
 
+    taken = () if runs else (_default_model(),)
     images = tuple(data or (() if labels else (DEFAULT_FACES,)))
     settings = CompareSettings(
         data=images,
@@ -142,7 +144,7 @@ def compare(
     if not images:
         say("No images are named (--data), so there are no built-in contenders.")
     chosen = parse_baselines(baselines) if images else ()
-    contenders = parse_contenders(runs, chosen, untrained=untrained, seed=seed)
+    contenders = parse_contenders(runs or taken, chosen, untrained=untrained, seed=seed)
     if all(contender.kind != "model" for contender in contenders) and "untrained" in chosen:
         say("Only features are named, and no run shows the architecture of an untrained encoder: it is left out.")
         contenders = tuple(contender for contender in contenders if contender.kind != "untrained")
@@ -152,12 +154,22 @@ def compare(
     result = run_comparison(contenders, settings, out, device=device, reporter=reporter())
     if result is None:
         return
-    written = write_comparison(result, out, ["diti", *sys.argv[1:]])
+    written = write_comparison(result, out, ["diti", *sys.argv[1:], *taken])
     if as_json:
         emit_json(written)
         return
     _show(result)
     say(f"Wrote {out}: {REPORT}, {DATA} and {COMMANDS}.")
+
+
+def _default_model() -> str:
+    """The model that is compared with the baselines where none is named, said on stderr."""
+    from diticli.commands.console import say
+    from diticli.models.locate import locate
+
+    located = locate(None)
+    say(f"Model: {located.describe()}.")
+    return located.name
 
 
 def _tell_plan(
@@ -192,7 +204,7 @@ def _show(result: Comparison) -> None:
     for title, (columns, rows) in (
         ("Linear probes: means over attributes on test images, 95 % intervals", score_table(result)),
         (f"Differences to {result.subjects[0].name}, on the same resamples", difference_table(result)),
-        ("Exchanged chunks: share of the differences carried over", swap_table(result)),
+        ("Exchanged chunks: transfer rates", swap_table(result)),
     ):
         if rows:
             show_table(title, columns, [[_text(cell) for cell in row] for row in rows])

@@ -25,6 +25,12 @@ def say(text: str) -> None:
         _stderr().print(printable(text), markup=False)
 
 
+def say_model(model: Any) -> None:
+    """Which model is used and why, so that a forgotten variable or a newer run is seen."""
+    if origin := getattr(model, "origin", ""):
+        say(f"Model: {origin}, {model.resolution} px.")
+
+
 def emit_json(data: Any) -> None:
     """JSON on stdout, for scripts; of several processes of a run, from the first."""
     if _speaks():

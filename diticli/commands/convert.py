@@ -63,7 +63,7 @@ def _rows(result: Converted) -> list[list[str]]:
         rows.append(["base's config", record["ddpm_config"]])
     rows.append(["resolution", f"{record['resolution']} px" if record["resolution"] else "not stated"])
     if "chunks" in record:
-        cut = f"{record['chunks']} over {record['timesteps']} time-steps, {record['latent_dim']} dims"
+        cut = f"{record['chunks']} over {record['timesteps']} timesteps, {record['latent_dim']} dims"
         rows.append(["chunks", f"{cut}, {record['partition']}"])
         rows.append(["gradient", record["gradient"] or "none: an encoder alone"])
     rows.append(["parameters", ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())])

@@ -37,10 +37,13 @@ def edit(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show A with B's chunks and B with A's; more or less of an attribute; or what the features alone give back.
+    """Exchange parts of the features of two images (chunks), or change an attribute, and show the pictures.
 
-    Images are encoded and inverted to noise; then their features are changed and decoded. Low chunks hold fine
-    detail, high chunks what survives most noise. Every output carries what is needed to make it again.
+    A chunk is a part of an image's features: chunk 0 restores what the least noise hides (fine detail), the last
+    chunk what only the most noise hides. A model has 64 of them; --grid shows what each range of them does.
+
+    Images are encoded and inverted to noise; then their features are changed and decoded. Every output carries what
+    is needed to make it again.
 
     Example: diti edit anna.jpg ben.jpg --chunks 10-20 -o out.png
 

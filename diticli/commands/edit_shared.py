@@ -41,10 +41,13 @@ def settings_of(request: Request) -> EditSettings:
 
 
 def load(request: Request) -> DiTiModel:
-    """The model."""
+    """The model, said on stderr."""
+    from diticli.commands.console import say_model
     from diticli.models.locate import load_model
 
-    return load_model(request.model, request.device)
+    model = load_model(request.model, request.device)
+    say_model(model)
+    return model
 
 
 def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:

@@ -92,7 +92,7 @@ def encode(
     from diticli.analysis.encode import encode_with
     from diticli.analysis.encode_shards import DEFAULT_SHARD, encode_sharded_with
     from diticli.analysis.team import Team
-    from diticli.commands.console import emit_json, reporter
+    from diticli.commands.console import emit_json, reporter, say_model
     from diticli.data.images import open_images
     from diticli.models.locate import load_model
     from diticli.progress import SilentReporter
@@ -101,6 +101,7 @@ def encode(
     sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
     _check_team(team, sharded, sources)
     pipeline = load_model(model, team.device(device))
+    say_model(pipeline)
     progress = reporter() if team.rank == 0 else SilentReporter()
     source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop, reporter=progress)
     options: dict[str, Any] = {

@@ -44,9 +44,9 @@ def evaluate(
     ] = None,
     pairs: Annotated[int, typer.Option(min=4, help="Pairs of images to edit, both ways.")] = 64,
     learn: Annotated[
-        int, typer.Option(min=200, help="Images that the reader and the attribute directions learn from.")
+        int, typer.Option(min=200, help="Images that the attribute classifier and the attribute directions learn from.")
     ] = 12_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of the reader over them.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of the classifier over them.")] = 4,
     amount: Annotated[float, typer.Option(min=0.01, max=10, help="How far to move along an attribute.")] = 0.3,
     along: Annotated[
         AlongChoice,
@@ -60,7 +60,7 @@ def evaluate(
         bool,
         typer.Option(
             "--atlas/--no-atlas",
-            help="Also exchange every chunk alone: which chunk carries which attribute, where in time, how modularly. "
+            help="Also exchange every chunk alone: which chunk changes which attribute, where in time, how modularly. "
             "One decoding of all pairs a chunk.",
         ),
     ] = False,
@@ -68,16 +68,17 @@ def evaluate(
         bool,
         typer.Option(
             "--gap/--no-gap",
-            help="Also the error of the predicted image by time-step with and without features, and what each chunk is "
-            "worth to the decoder; warns of ignored ones. On at most 32 images: a minute or two on a CPU.",
+            help="Also the error of the predicted image by timestep with and without features, and how much the loss "
+            "rises without each chunk; warns of ignored ones. On at most 32 images: a minute or two on a CPU.",
         ),
     ] = False,
     lost: Annotated[
         bool,
         typer.Option(
             "--lost/--no-lost",
-            help="Also when the noise hides each attribute, by a reader of noisy --learn images, which learns half as "
-            "long again as the other; with --atlas, whether chunks act in that order. Some minutes on a CPU.",
+            help="Also the half-life of each attribute under noise, by a classifier of noisy --learn images, which "
+            "learns half as long again as the other; with --atlas, whether chunks act in that order. Some minutes on a "
+            "CPU.",
         ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="--atlas, --gap and --lost.")] = False,
@@ -96,11 +97,14 @@ def evaluate(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge edits by a reader that knows nothing of the model.
+    """Measure whether edits do what they should, with an attribute classifier that is independent of the model.
 
-    A small network learns to read the attributes from images alone. Then pairs of held-out images exchange
-    chunks, and images move along attribute directions, and it says which attributes followed, which others
-    changed too, and how far pixels drifted that should not have changed (where the truth is known).
+    A small network learns the attributes from images alone. Then pairs of held-out images exchange chunks, and
+    images move along attribute directions. The table has the transfer rate: the share of the partner's attribute that
+    an exchange brings along (0 nothing, 1 all), what else changed, and how far pixels changed that should not have
+    (where the truth is known).
+
+    Example: diti evaluate shipped
 
     Example: diti evaluate runs/demo
 
@@ -110,7 +114,7 @@ def evaluate(
 
     Example: diti evaluate runs/celeba --data celeba/ --labels list_attr_celeba.txt --pairs 200
     """
-    from diticli.commands.console import emit_json, reporter, say
+    from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.commands.evaluate_view import quarters_and_all, show_evidence, show_faithfulness
     from diticli.judging.evaluation import EvaluationSettings, evaluate_model
     from diticli.judging.evidence import EvidenceRequest, collect_evidence
@@ -129,6 +133,8 @@ def evaluate(
         )
     names: list[str | None] = [*models] if models else [None]
     pipelines = [load_model(name, device) for name in names]
+    for pipeline in pipelines:
+        say_model(pipeline)
     first = pipelines[0]
     if odd := [p.model_id for p in pipelines if (p.resolution, p.crop) != (first.resolution, first.crop)]:
         raise ConfigError(

@@ -24,7 +24,7 @@ def show_faithfulness(result: Faithfulness) -> None:
     from diticli.judging.report import move_table, swap_table
 
     say(f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images")
-    _show("Exchanged chunks: share of each difference carried over", swap_table(result))
+    _show("Exchanged chunks: transfer rate of each attribute", swap_table(result))
     _show(f"Moved along an attribute by {result.facts['amount']:g}, in standard deviations", move_table(result))
 
 

@@ -12,7 +12,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Pipeline folder, run directory or Hub id. Default: $DITI_MODEL, else the newest run under ./runs.",
+        help="Pipeline folder, run directory, Hub id, or shipped: the model that comes with diti. Default: "
+        "$DITI_MODEL, else the newest run under ./runs, else shipped.",
         show_default=False,
     ),
 ]

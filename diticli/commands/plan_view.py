@@ -32,7 +32,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
                 f"{stage.batch_size}",
                 f"{stage.learning_rate:g}",
                 f"{stage.images_per_second:,.0f}",
-                _duration(stage.seconds),
+                duration(stage.seconds),
             ]
             for stage in plan.stages
         ],
@@ -45,16 +45,17 @@ def _print_summary(plan: Plan) -> None:
     beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
-    typer.echo(f"Total: about {_duration(plan.seconds)}, without reading images and drawing samples")
+    typer.echo(f"Total: about {duration(plan.seconds)}, without reading images and drawing samples")
 
 
 def _compiled(plan: Plan) -> str:
     if not plan.compile:
         return "not compiled"
-    return f"compiled ({_duration(sum(stage.compile_seconds for stage in plan.stages))}, within the times below)"
+    return f"compiled ({duration(sum(stage.compile_seconds for stage in plan.stages))}, within the times below)"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """E.g. 4m 10s, 2h 05m, 3d 4h."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -31,7 +31,7 @@ def probe(
         typer.Option(
             help="A table with a column of file names (CSV, JSON, Parquet), CelebA's or CelebAMask-HQ's attribute "
             "list, lfw_attributes.txt, metadata.csv/.jsonl; or the word folder: each image's folder is its category. "
-            "Without labels only statistics of the features are told.",
+            "Without labels only statistics of the features are shown.",
             show_default=False,
         ),
     ] = None,
@@ -54,7 +54,7 @@ def probe(
         int | None,
         typer.Option(
             min=1,
-            help="Also learn which N dims tell each attribute, and score a classifier on these alone; an edit can "
+            help="Also learn which N dims predict each attribute, and score a classifier on these alone; an edit can "
             "be held to them.",
             show_default=False,
         ),
@@ -75,8 +75,7 @@ def probe(
         bool,
         typer.Option(
             "--atlas",
-            help="Also tell what each chunk knows: attributes read from each chunk alone, from all others, and from "
-            "chunks 0 to k.",
+            help="Also probe chunks: attributes predicted from each chunk alone, all others, and chunks 0 to k.",
         ),
     ] = False,
     out: Annotated[
@@ -104,9 +103,9 @@ def probe(
     a classifier on these 16 dims alone, and of one on the 16 dims of the largest weights, for comparison.
 
     --atlas reads every attribute from each chunk alone, from all but it, and from chunks 0 to k, with linear
-    models in closed form, and writes three heatmaps over the time-steps. An attribute comes in at the time-step
-    that is the centre of what chunks 0 to k gain with each k. It takes about as long as the probe itself;
-    --metrics fits boosted trees and takes longer.
+    models in closed form, and writes three heatmaps over the timesteps. Each attribute gets the timestep that is
+    the centre of what chunks 0 to k gain with each k. It takes about as long as the probe itself; --metrics fits
+    boosted trees and takes longer.
 
     Example: diti probe feats.npy --labels labels.csv -o probe
 
@@ -144,6 +143,8 @@ def probe(
         read_groups(groups, meta.files) if groups else None,
         read_parts(split, meta.files) if split else None,
     )
+    if meta.model:
+        say(f"Features of model {meta.model}.")
     say(joined.describe())
     for note in joined.notes:
         say(note)
@@ -182,7 +183,7 @@ def probe(
 
 
 def _statistics(path: Path, loaded: Features, out: Path, as_json: bool) -> None:
-    """What can be told without labels."""
+    """Statistics that need no labels."""
     from diticli.commands.console import emit_json, say
     from diticli.commands.probe_tables import show_statistics
     from diticli.disentanglement import measure_statistics
@@ -196,7 +197,7 @@ def _statistics(path: Path, loaded: Features, out: Path, as_json: bool) -> None:
         emit_json(data)
         return
     show_statistics(statistics, layout)
-    say(f"Wrote {out}: report.json. Give --labels for what the features tell.")
+    say(f"Wrote {out}: report.json. Give --labels for what the features hold.")
 
 
 def _show(report: ProbeReport) -> None:
@@ -231,7 +232,7 @@ def _mask(dims: int | None, steps: int | None) -> MaskSettings | None:
 def _named(path: Path, meta: FeatureMeta | None) -> FeatureMeta:
     if meta is None:
         raise FeatureFileError(
-            f"{path} does not tell which file each row is: {path.with_suffix('.json').name} is missing.",
+            f"{path} does not say which file each row is: {path.with_suffix('.json').name} is missing.",
             remedy='Make it with `diti encode`, or write {"files": [...]} with one name per row there.',
         )
     return meta

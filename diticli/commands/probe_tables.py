@@ -149,7 +149,7 @@ def show_statistics(statistics: FeatureStatistics, layout: ChunkLayout | None) -
                 f"{sum(others) / len(others):.3f}" if others else "",
             ]
         )
-    columns = ["chunk", "time-steps", "dims", "active", "variance", "effective rank", "correlation with others"]
+    columns = ["chunk", "timesteps", "dims", "active", "variance", "effective rank", "correlation with others"]
     show_table("Features by chunk", columns, rows)
 
 

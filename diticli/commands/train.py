@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diticli.commands import train_options as o
 from diticli.commands.console import emit_json, reporter, say
@@ -12,6 +15,13 @@ from diticli.config_groups import MODULAR
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
+
+if TYPE_CHECKING:
+    from diticli.config import RunConfig
+
+TIMED_BATCH = 16
+WORTH_TIMING = 2_000
+"""Images of both stages from which on a run is timed beforehand."""
 
 
 def train(
@@ -37,6 +47,7 @@ def train(
     ssl_only: o.SslOnlyOption = None,
     base_images: o.BaseImagesOption = None,
     images: o.ImagesOption = None,
+    minutes: o.MinutesOption = None,
     batch_size: o.BatchSizeOption = None,
     lr: o.LrOption = None,
     precision: o.PrecisionOption = None,
@@ -51,11 +62,14 @@ def train(
 ) -> None:
     """Train a base diffusion model (unless one is given), then modular features on top of it.
 
-    The same command goes on where a stopped run left off, exactly.
+    The same command goes on where a stopped run left off, exactly. On a CPU it says first how long it will take;
+    --minutes 30 makes it take as long as you have.
 
     Examples:
 
         diti train --data ./ffhq --dry-run
+
+        diti train --data ./photos --minutes 60
 
         diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
 
@@ -63,6 +77,8 @@ def train(
 
         diti train --ssl simclr --ssl-only -o runs/simclr
     """
+    started = time.perf_counter()
+    _check_budget(minutes, base_images, images)
     options: dict[str, Any] = {
         "data.source": data and (data if is_faces(data) else _absolute(data)),
         "data.resolution": resolution,
@@ -89,6 +105,7 @@ def train(
         "base.learning_rate": lr,
         "features.learning_rate": lr,
         "precision": precision and precision.value,
+        "minutes": minutes,
         "device": device,
         "compile": compile,
         "seed": seed,
@@ -101,22 +118,60 @@ def train(
         options=(MODULAR if modular else {}) | {key: value for key, value in options.items() if value is not None},
         assignments=tuple(set_ or ()),
     )
-    if dry_run:
-        from diticli.commands.plan_view import show_plan
-        from diticli.training.plan import make_plan
-
-        show_plan(make_plan(settings, reporter=reporter()), as_json=json_)
-        return
     target = out or Path("runs") / f"{_run_name(settings.data.source)}-{settings.preset}"
+    if dry_run:
+        _show_plan(settings, target, started, as_json=json_)
+        return
     say(f"Preset {settings.preset}, run directory {target}.")
+    _say_duration(settings, target)
     from diticli.training.run import train as run_training
 
-    model = run_training(settings, target, reporter=reporter())
+    model = run_training(settings, target, reporter=reporter(), started=started)
     if json_:
         emit_json({"run": str(target), "model": str(model)})
     else:
-        pictures = "" if settings.ssl.only else f" Pictures: {target / 'samples'}."
+        pictures = f" Pictures: {target / 'samples'}." if any((target / "samples").glob("*.png")) else ""
         say(f"Done: {model}.{pictures} Next: diti encode IMAGES -o feats.npy")
+
+
+def _show_plan(settings: RunConfig, target: Path, started: float, *, as_json: bool) -> None:
+    from diticli.commands.plan_view import show_plan
+    from diticli.training.budget import fit_to_minutes
+    from diticli.training.plan import make_plan
+    from diticli.training.run import resolve
+
+    if settings.minutes:
+        settings = fit_to_minutes(resolve(settings), target, started=started, reporter=reporter())
+    show_plan(make_plan(settings, reporter=reporter()), as_json=as_json)
+
+
+def _check_budget(minutes: float | None, base_images: int | None, images: int | None) -> None:
+    if minutes is not None and (base_images is not None or images is not None):
+        raise ConfigError(
+            "--minutes plans the images of both stages, and images are given.",
+            remedy="Give --minutes, or --base-images and --images.",
+        )
+
+
+def _say_duration(settings: RunConfig, target: Path) -> None:
+    """On a CPU, how long a new run will take and how to make it shorter, from a few timed steps."""
+    from diticli.models.device import resolve_device
+
+    if resolve_device(settings.device).type != "cpu" or settings.minutes or "WORLD_SIZE" in os.environ:
+        return
+    if (target / "config.json").exists() or settings.base.images + settings.features.images < WORTH_TIMING:
+        return
+    from diticli.commands.plan_view import duration
+    from diticli.training.plan import make_plan
+
+    sizes = {name: min(TIMED_BATCH, getattr(settings, name).batch_size) for name in ("base", "features")}
+    parts = {name: replace(getattr(settings, name), batch_size=size) for name, size in sizes.items()}
+    plan = make_plan(replace(settings, compile=False, **parts))
+    stages = " + ".join(f"{duration(stage.seconds)} for stage {stage.name}" for stage in plan.stages)
+    say(
+        f"On this CPU that takes about {duration(plan.seconds)} ({stages}). For less: --minutes 30 plans to the time "
+        "you have; --base MODEL saves stage 1; --dry-run shows the plan."
+    )
 
 
 def _absolute(path: str) -> str:

@@ -121,8 +121,8 @@ LatentDimOption = Annotated[
 PartitionOption = Annotated[
     Partition | None,
     typer.Option(
-        help="Equal slices, dimensions per stage of time-steps, or auto: in proportion to what the base loses in each "
-        "chunk's time-steps.",
+        help="How dims are spread over chunks: evenly, by stages of timesteps, or auto: in proportion to what the base "
+        "misses in each chunk's timesteps.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -130,7 +130,7 @@ PartitionOption = Annotated[
 StageEndsOption = Annotated[
     str | None,
     typer.Option(
-        help="Staged partition: exclusive time-step ends, e.g. 50,100,300,500,1000.",
+        help="Staged partition: exclusive timestep ends, e.g. 50,100,300,500,1000.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -148,15 +148,15 @@ ModularOption = Annotated[
     typer.Option(
         "--modular",
         help="Chunks that act where noise hides what they hold: --visible all --gradient detached --weighting gap "
-        "--bottleneck 0.032 --partition uniform, each unless given. Beyond the paper; probes read a little less.",
+        "--bottleneck 0.032 --partition uniform, each unless given. Beyond the paper; probe scores fall a little.",
         rich_help_panel=MODEL,
     ),
 ]
 VisibleOption = Annotated[
     Visible | None,
     typer.Option(
-        help="What a time-step sees of the features: the chunks up to its own, as published, or all (with --gradient "
-        "detached), so that no chunk gains by what another one tells.",
+        help="Which chunks a timestep sees: those up to its own (prefix), as published, or all (with --gradient "
+        "detached), so that no chunk gains by what another one holds.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -164,7 +164,7 @@ VisibleOption = Annotated[
 GradientOption = Annotated[
     Gradient | None,
     typer.Option(
-        help="Which slices of the features learn at a time-step.",
+        help="Which slices of the features learn at a timestep.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -172,7 +172,7 @@ GradientOption = Annotated[
 WeightingOption = Annotated[
     Weighting | None,
     typer.Option(
-        help="Loss weight over time-steps: as published (pdae), the same for all, or one over the base's error (gap).",
+        help="Loss weight over timesteps: as published (pdae), the same for all, or one over the base's error (gap).",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -181,9 +181,8 @@ BottleneckOption = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Price of a nat in the features, rising over the first half, in degrees of freedom of the noise estimate, "
-        "e.g. 0.032, or 0.064 in long trainings: keeps a chunk to what is lost in its own time-steps. 0, as published: "
-        "none.",
+        help="Weight of the information in the features in the loss (as in a beta-VAE), e.g. 0.032, or 0.064 in long "
+        "trainings: limits a chunk to what noise hides in its own timesteps. 0, as published: none.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -228,6 +227,16 @@ ImagesOption = Annotated[
     int | None,
     typer.Option(min=1, help="Images of stage 2 (the features).", show_default=False, rich_help_panel=BUDGET),
 ]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="Time for the whole run, in place of numbers of images: the speed is measured first, then both stages and "
+        "their learning rates are planned to end within 10 % of it.",
+        show_default=False,
+        rich_help_panel=BUDGET,
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Global batch of both stages.", show_default=False, rich_help_panel=BUDGET),
@@ -262,7 +271,7 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the training step with torch.compile. Default: where it pays, as on a GPU.",
+        help="Compile the training step with torch.compile. Default: where it is faster, as on a GPU.",
         show_default=False,
         rich_help_panel=MACHINE,
     ),

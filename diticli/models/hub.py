@@ -14,15 +14,25 @@ _TRUSTED_LIBRARIES = {"diffusers", "diticli"}
 # Of diffusers, no class that loads parts of its own: a pipeline within a pipeline has an index that nobody checks.
 _TRUSTED_PARTS = re.compile(r"UNet2DModel|[A-Z][A-Za-z0-9]*Scheduler")
 _SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
+SHIPPED = "shipped"
+"""Names the model that comes with the package wherever a model or a base is asked for (a folder: ./shipped)."""
+SHIPPED_FOLDER = Path(__file__).parents[1] / SHIPPED
 _PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
 
 
 def local_folder(name: str) -> Path:
-    """Folder of a model named by a path or a Hub id; what is cached is used when the Hub is out of reach.
+    """Folder of a model named by a path, a Hub id or "shipped"; what is cached is used when the Hub is out of reach.
 
     Raises:
-        ModelError: when there is neither, or its lists of weights name files elsewhere.
+        ModelError: when there is none of them, or its lists of weights name files elsewhere.
     """
+    if name == SHIPPED:
+        if not has_shipped():
+            raise ModelError(
+                "This installation of diticli has no shipped model.",
+                remedy="Reinstall it from a release, or make the model: `make model` (hours on a CPU).",
+            )
+        return _checked(SHIPPED_FOLDER)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return _checked(Path(path))
@@ -41,6 +51,11 @@ def local_folder(name: str) -> Path:
             f"There is no model {name!r} here or on the Hub: {first_line(error)}",
             remedy="Check the path or the id, or train one with `diti train`.",
         ) from error
+
+
+def has_shipped() -> bool:
+    """Whether the package holds its model: a checkout may not."""
+    return (SHIPPED_FOLDER / "model_index.json").is_file()
 
 
 def _checked(folder: Path) -> Path:

@@ -1,16 +1,20 @@
-"""Which model a command means: what was named, else `$DITI_MODEL`, else the newest finished run under ./runs."""
+"""Which model a command uses: `--model`, else `$DITI_MODEL`, else the newest run under ./runs, else the shipped one."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diticli._version import __version__
 from diticli.errors import ModelError
 from diticli.models.attention import check_attention
 from diticli.models.device import resolve_device
+from diticli.models.hub import SHIPPED, has_shipped, pipeline_folder
 from diticli.models.model import DiTiModel
 from diticli.models.plain_model import load_plain
 
@@ -18,25 +22,74 @@ if TYPE_CHECKING:
     from diticli.models.pipeline import DiTiPipeline
 
 RUNS = Path("runs")
+TRAINING = "training.json"
+"""Copy of the run's config.json beside an exported model."""
 
 
-def locate_model(model: str | None, *, runs: Path = RUNS) -> str:
-    """Name of the model to load: a pipeline folder, a run directory or a Hub id.
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A model to load, and why this one.
+
+    Attributes:
+        name: a pipeline folder, a run directory, a Hub id, or "shipped".
+        reason: e.g. "newest run under ./runs".
+    """
+
+    name: str
+    reason: str
+
+    def describe(self) -> str:
+        """E.g. "runs/demo (newest run under ./runs), trained on built-in faces"."""
+        shown = self.reason if self.name == SHIPPED else f"{self.name} ({self.reason})"
+        images = _training_images(self.name)
+        return f"{shown}, trained on {images}" if images else shown
+
+
+def locate(model: str | None, *, runs: Path = RUNS) -> Located:
+    """The model to load, and why this one.
 
     Raises:
         ModelError: when none is named and none can be found.
     """
-    chosen = model or os.environ.get("DITI_MODEL")
-    if chosen:
-        return chosen
-    finished = [p.parent.parent for p in runs.glob("*/model/model_index.json")]
-    if not finished:
-        raise ModelError(
-            f"No model is named and there is no finished run under ./{runs}.",
-            remedy="Use --model, set DITI_MODEL, or train one: `diti demo` takes minutes.",
-        )
-    newest = max(finished, key=lambda run: (run / "model" / "model_index.json").stat().st_mtime)
-    return str(newest)
+    if model:
+        return Located(name=model, reason=_shipped_reason() if model == SHIPPED else "--model")
+    if chosen := os.environ.get("DITI_MODEL"):
+        return Located(name=chosen, reason=_shipped_reason() if chosen == SHIPPED else "$DITI_MODEL")
+    if finished := [p.parent.parent for p in runs.glob("*/model/model_index.json")]:
+        newest = max(finished, key=lambda run: (run / "model" / "model_index.json").stat().st_mtime)
+        return Located(name=str(newest), reason=f"newest run under ./{runs}")
+    if has_shipped():
+        return Located(name=SHIPPED, reason=_shipped_reason())
+    raise ModelError(
+        f"No model is named, there is no finished run under ./{runs}, and this installation has no shipped model.",
+        remedy="Use --model, set DITI_MODEL, or train one with `diti demo --full`.",
+    )
+
+
+def locate_model(model: str | None, *, runs: Path = RUNS) -> str:
+    """Name of the model to load, see `locate`.
+
+    Raises:
+        ModelError: when none is named and none can be found.
+    """
+    return locate(model, runs=runs).name
+
+
+def _shipped_reason() -> str:
+    return f"shipped with diticli {__version__}"
+
+
+def _training_images(name: str) -> str:
+    """What a model on disk was trained on, where its run says so; else ""."""
+    if name != SHIPPED and not Path(name).expanduser().is_dir():
+        return ""
+    try:
+        folder = pipeline_folder(name)
+        record = next(path for path in (folder / TRAINING, folder.parent / "config.json") if path.is_file())
+        source = str(json.loads(record.read_bytes())["config"]["data"]["source"])
+    except (StopIteration, OSError, ValueError, KeyError, TypeError, ModelError, RecursionError):
+        return ""
+    return "built-in faces" if source.split(":")[0] == "faces" else source
 
 
 def load_model(model: str | None = None, device: str | None = None) -> DiTiModel:
@@ -51,9 +104,11 @@ def load_model(model: str | None = None, device: str | None = None) -> DiTiModel
     """
     target = resolve_device(device)
     check_attention(target)
-    name = locate_model(model)
-    plain = load_plain(name)
-    return load_pipeline(name, device) if plain is None else plain.to(target)
+    located = locate(model)
+    plain = load_plain(located.name)
+    loaded = load_pipeline(located.name, device) if plain is None else plain.to(target)
+    loaded.origin = located.describe()
+    return loaded
 
 
 def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPipeline:
@@ -69,7 +124,9 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
     from diticli.models.pipeline import DiTiPipeline
 
     with _quiet_loading():
-        pipeline = DiTiPipeline.from_pretrained(locate_model(model))
+        located = locate(model)
+        pipeline = DiTiPipeline.from_pretrained(located.name)
+    pipeline.origin = located.describe()
     return pipeline.to(target)
 
 

@@ -53,6 +53,7 @@ class DiTiModel:
         schedule: the noise schedule.
         windows: the chunks' tables on the device.
         model_id: what it was loaded as; "" where it was not.
+        origin: which model this is, why it was taken and what it was trained on; "" where it was not located.
     """
 
     unet: UNet2DModel | PlainUNet | None
@@ -64,6 +65,7 @@ class DiTiModel:
     schedule: NoiseSchedule
     windows: ChunkWindows
     model_id: str
+    origin: str
 
     def _set_up(self, schedule: NoiseSchedule, layout: ChunkLayout) -> None:
         """Everything that follows from the parts and the settings, which are there.
@@ -72,7 +74,7 @@ class DiTiModel:
             ModelError: when the parts do not fit each other, the base cannot be run, or weights are not finite.
         """
         self.chunks, self.schedule, self.windows = layout, schedule, ChunkWindows(layout)
-        self.model_id = ""
+        self.model_id = self.origin = ""
         self._check_parts()
         check_finite(self.networks, "The model")
         if self.unet is not None:

@@ -1,8 +1,8 @@
 """A saved pipeline, read and run without diffusers.
 
 Importing diffusers takes longer than editing a pair of images. `load_plain` reads the files that `save_pretrained`
-of `DiTiPipeline` writes, as long as they hold nothing but what it knows: one file of float32 weights for each part,
-all settings present and none of them new.
+of `DiTiPipeline` writes, as long as they hold nothing but what it knows: one file of float32 or float16
+weights for each part (they run in float32), all settings present and none of them new.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ def _network(kind: type[_Network], folder: Path, known: set[str]) -> _Network:
     if not (folder / WEIGHTS).is_file():
         raise _LeftToDiffusersError(f"There is no {WEIGHTS} in {folder}.")
     weights = load_file(folder / WEIGHTS)
-    if {tensor.dtype for tensor in weights.values()} != {torch.float32}:
-        raise _LeftToDiffusersError(f"The weights in {folder} are not float32.")
+    if odd_types := {tensor.dtype for tensor in weights.values()} - {torch.float32, torch.float16}:
+        raise _LeftToDiffusersError(f"The weights in {folder} are {odd_types}.")
     try:
-        network.load_state_dict(weights, assign=True)
+        network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     except RuntimeError as error:  # older names of weights, or damage: diffusers knows which
         raise _LeftToDiffusersError(f"The weights in {folder} have other names or shapes.") from error
     return network

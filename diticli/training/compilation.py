@@ -26,10 +26,13 @@ long as 60 to 175 steps. That is won back within 1,600 steps in fp32, and 15,000
 def compile_pays(config: RunConfig, device: torch.device) -> bool:
     """What `compile = "auto"` means: yes on a GPU, on a CPU for runs of at least `CPU_STEPS` steps.
 
-    The steps are those of all stages that the run trains; auto precision is that of the device.
+    The steps are those of all stages that the run trains; auto precision is that of the device. A run that is planned
+    by time (`minutes`) is not compiled on a CPU: its steps are not known yet.
     """
     if device.type == "cuda":
         return True
+    if config.minutes:
+        return False
     precision = resolve_precision(config.precision, device)
     trains_base = not config.base_model and not config.ssl.only
     return config.features.steps + (config.base.steps if trains_base else 0) >= CPU_STEPS[precision]

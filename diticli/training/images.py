@@ -49,10 +49,8 @@ def prepare_images(
     Raises:
         DataError: when too many images are unreadable.
     """
-    size = len(source) * 3 * config.data.resolution**2
-    if size > config.data.memory_limit_mb * 2**20:
-        workers = config.data.workers or len(os.sched_getaffinity(0))
-        feed = StreamFeed(source, workers, None if rank else run.root / "skipped.txt")
+    if not fits_in_memory(config, source):
+        feed = StreamFeed(source, reading_workers(config), None if rank else run.root / "skipped.txt")
         return Images(feed, len(source), feed.first(samples.COUNT))
     skipped_list = None if rank else run.root / "skipped.txt"
     loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
@@ -75,3 +73,13 @@ def compare_skipped(images: Images, companions: Companions) -> None:
                 f"Process {companions.rank} can read {name}, and process {rank} cannot ({others[name]}).",
                 remedy="All of them need the same images, on a file system they share.",
             )
+
+
+def fits_in_memory(config: RunConfig, source: ImageSource) -> bool:
+    """Whether the decoded images are held in memory; else they are streamed."""
+    return len(source) * 3 * config.data.resolution**2 <= config.data.memory_limit_mb * 2**20
+
+
+def reading_workers(config: RunConfig) -> int:
+    """Decoding threads or processes."""
+    return config.data.workers or len(os.sched_getaffinity(0))

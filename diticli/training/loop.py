@@ -334,7 +334,7 @@ def draw_inputs(
 
 def learning_rate(budget: StageConfig, step: int) -> float:
     """Learning rate of step `step` (zero-based): linear warm-up, then constant or cosine to 1 %."""
-    warmup = budget.warmup_images / budget.batch_size
+    warmup = budget.warmup_steps
     if step < warmup:
         return budget.peak_learning_rate * (step + 1) / (warmup + 1)
     if budget.decay == "constant":

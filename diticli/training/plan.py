@@ -27,6 +27,7 @@ from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
 WARM_STEPS = 2
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +78,12 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
 
-def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
+def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | None = None) -> Plan:
     """Build the networks, time a few steps of each stage as a run takes them, write nothing.
 
     Args:
         config: settings.
+        seconds: to time each stage for, where the first steps are done sooner; longer is more exact.
         reporter: told where the step cannot be compiled.
 
     Raises:
@@ -99,10 +101,10 @@ def make_plan(config: RunConfig, *, reporter: Reporter | None = None) -> Plan:
     else:
         unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
         base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
-        stages.append(_plan_stage("base", base, None, config, accelerator, reporter))
+        stages.append(_plan_stage("base", base, None, config, accelerator, seconds, reporter))
     layout = config.provisional_layout(scheduler.config.num_train_timesteps)
     features = build_objective(_measured(config), unet, scheduler)
-    stages.append(_plan_stage(STAGE, features, unet, config, accelerator, reporter))
+    stages.append(_plan_stage(STAGE, features, unet, config, accelerator, seconds, reporter))
     return Plan(
         preset=config.preset,
         device=config.device,
@@ -131,12 +133,13 @@ def _plan_stage(
     frozen: UNet2DModel | None,
     config: RunConfig,
     accelerator: Accelerator,
+    seconds: float,
     reporter: Reporter | None,
 ) -> StagePlan:
     budget = config.base if name == "base" else config.features
     with batch_fits(budget.batch_size):
         trainer = _trainer(name, objective, config, accelerator, reporter)
-        first, usual = _time_steps(trainer)
+        first, usual = _time_steps(trainer, seconds)
     return StagePlan(
         name=name,
         images=budget.steps * budget.batch_size,
@@ -174,8 +177,8 @@ def _trainer(
     return StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
 
 
-def _time_steps(trainer: StageTrainer) -> tuple[float, float]:
-    """Seconds of the first step, and of one of the timed steps."""
+def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
+    """Seconds of the first step, and of one of the timed steps: `TIMED_STEPS`, or more for at least so many seconds."""
     stage, device = trainer.stage, trainer.accelerator.device
     size = stage.budget.batch_size
     share = Share(rank=trainer.accelerator.process_index, world=trainer.accelerator.num_processes)
@@ -188,14 +191,17 @@ def _time_steps(trainer: StageTrainer) -> tuple[float, float]:
         flip=stage.flip,
         share=share,
     )
+    # In a few seconds there is no time for more than one step to warm up, and every step is looked at.
+    warm, timed = (1, 1) if seconds else (WARM_STEPS, TIMED_STEPS)
     marks = [time.perf_counter()]
-    for images in stage.feed.batches(order, 0, WARM_STEPS + TIMED_STEPS, share, device):
+    for images in stage.feed.batches(order, 0, warm + MOST_STEPS, share, device):
         trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))
-        if trainer.step in (1, WARM_STEPS, WARM_STEPS + TIMED_STEPS):
+        if trainer.step <= warm or (trainer.step - warm) % timed == 0:
             _wait(device)
             marks.append(time.perf_counter())
-    started, first, warm, end = marks
-    return first - started, (end - warm) / TIMED_STEPS
+            if trainer.step > warm and marks[-1] - marks[warm] >= seconds:
+                break
+    return marks[1] - marks[0], (marks[-1] - marks[warm]) / (trainer.step - warm)
 
 
 def _wait(device: torch.device) -> None:

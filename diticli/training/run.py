@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,8 +60,14 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
-def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> Path:
+def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None, started: float | None = None) -> Path:
     """Train a model into the run directory `out`, or go on with a run that was stopped there.
+
+    Args:
+        config: settings.
+        out: run directory.
+        reporter: receiver of progress.
+        started: when the budget of `config.minutes` began, by `time.perf_counter`. Default: now.
 
     Returns:
         The folder of the finished pipeline.
@@ -69,8 +76,12 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None) -> 
         DiTiError: for settings, images, bases and checkpoints that cannot be used.
         TrainingInterrupted: after Ctrl-C or SIGTERM; calling again goes on exactly where it stopped.
     """
-    reporter = reporter or SilentReporter()
+    reporter, started = reporter or SilentReporter(), started or time.perf_counter()
     config = resolve(config)
+    if config.minutes:
+        from diticli.training.budget import fit_to_minutes  # which times a run by what is in this module
+
+        config = fit_to_minutes(config, out, started=started, reporter=reporter)
     accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     check_attention(accelerator.device, dtype)

@@ -1,0 +1,130 @@
+"""Make the model that ships with the package from a finished run, with its model card: the last steps of `make model`.
+
+    python -m benchmarks.export_model runs/shipped            # weights in float16, training.json, card
+    python -m benchmarks.export_model runs/shipped --card     # the card anew, from what was measured meanwhile
+
+The card takes its figures from RUN/probe/report.json (`diti probe`) and RUN/evaluation/evaluation.json
+(`diti evaluate shipped --full`), and the swap atlas from the latter; what is missing is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from diticli.data.faces import write_labels_csv
+from diticli.models.hub import SHIPPED_FOLDER
+from diticli.models.locate import TRAINING, load_pipeline
+
+HELD_OUT = 4000
+"""Faces of seed 1 whose true factors RUN/labels.csv gets, for the probe."""
+LARGEST = 8 * 2**20
+"""Bytes that the package may carry for its model."""
+CARD = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text(), trim_blocks=True)
+
+
+def export(run: str, out: Path) -> None:
+    """Write the pipeline of a run with float16 weights, and the settings it was trained with."""
+    pipeline = load_pipeline(run, "cpu")
+    for network in pipeline.networks.values():
+        network.half()
+    shutil.rmtree(out, ignore_errors=True)
+    pipeline.save_pretrained(out)
+    record = json.loads((Path(run) / "config.json").read_text())
+    if base := record["config"]["base_model"]:
+        found = Path(base) if (Path(base) / "config.json").is_file() else Path(base).parent
+        if (found / "config.json").is_file():  # stage 1 was a run of its own
+            record["config"]["base"] = json.loads((found / "config.json").read_text())["config"]["base"]
+        record["config"]["base_model"] = ""
+    write_labels_csv(Path(run) / "labels.csv", 1, range(HELD_OUT))
+    text = json.dumps({key: record[key] for key in ("config", "versions")}, indent=1)
+    (out / TRAINING).write_text(text + "\n")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)  # diffusers leaves them to their owner; a package is for everyone
+
+
+def write_card(run: Path, out: Path) -> None:
+    """Write README.md, and copy the swap atlas, from what was measured of the exported model."""
+    pipeline = load_pipeline(str(out), "cpu")
+    record = json.loads((out / TRAINING).read_text())
+    probe, evaluation = _json(run / "probe" / "report.json"), _json(run / "evaluation" / "evaluation.json")
+    atlas = run / "evaluation" / "atlas-0.png"
+    if atlas.is_file():
+        shutil.copy(atlas, out / "atlas.png")
+    counts = {name: f"{sum(p.numel() for p in n.parameters()):,}" for name, n in pipeline.networks.items()}
+    shares = evaluation["models"][0]["swaps"][-1]["shares"] if evaluation else {}
+    card = CARD.render(
+        resolution=pipeline.resolution,
+        parameters=counts,
+        dims=pipeline.chunks.latent_dim,
+        chunks=pipeline.chunks.chunks,
+        config=record["config"],
+        versions=record["versions"],
+        probe=probe,
+        evaluation=evaluation,
+        figures=[*_probe_figures(probe), *_edit_figures(evaluation)],
+        probe_rows=[[a["name"], *_score(a)] for a in probe.get("attributes", ())],
+        transfer_rows=[[name, f"{s['value']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}"] for name, s in shares.items()],
+        unreadable=", ".join(evaluation.get("unreadable", ())) or "none",
+        atlas=(out / "atlas.png").is_file(),
+    )
+    (out / "README.md").write_text(card.rstrip() + "\n")
+
+
+def _probe_figures(probe: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    for kind, metric, text in (("number", "r2", "mean R2"), ("binary", "average_precision", "mean average precision")):
+        if mean := probe.get("means", {}).get(kind):
+            low, high = probe["mean_intervals"][kind][metric]
+            count = f"{mean['attributes']:.0f}"
+            found.append((f"{text} of {count} factors, linear probe", f"{mean[metric]:.3f} [{low:.3f}, {high:.3f}]"))
+    return found
+
+
+def _edit_figures(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    if not evaluation:
+        return []
+    model = evaluation["models"][0]
+    shares = [share["value"] for share in model["swaps"][-1]["shares"].values()]
+    return [
+        ("transfer rate of all chunks, mean of the factors", f"{np.mean(shares):.2f}"),
+        ("reconstruction, 20 + 20 steps", f"{model['reconstruction_psnr']:.1f} dB"),
+    ]
+
+
+def _score(attribute: dict[str, Any]) -> tuple[str, str]:
+    """R2 of a number, average precision of yes or no, with the interval."""
+    metric = "r2" if attribute["kind"] == "number" else attribute["metric"]
+    value = attribute["extras"].get(metric, attribute["value"])
+    low, high = attribute["intervals"][metric]
+    return f"{'R2' if metric == 'r2' else 'AP'} {value:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def main() -> None:
+    """Export, then write the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="the finished run")
+    parser.add_argument("--out", type=Path, default=SHIPPED_FOLDER, help="folder of the shipped model")
+    parser.add_argument("--card", action="store_true", help="write the card only")
+    options = parser.parse_args()
+    if not options.card:
+        export(options.run, options.out)
+    write_card(Path(options.run), options.out)
+    size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
+    print(f"{options.out}: {size / 2**20:.1f} MiB")
+    if size > LARGEST:
+        raise SystemExit(f"The shipped model may take {LARGEST / 2**20:.0f} MiB.")
+
+
+if __name__ == "__main__":
+    main()

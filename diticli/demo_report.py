@@ -1,0 +1,148 @@
+"""The page that `diti demo` leaves: edits first, then what chunks are, then what was measured, in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diticli.data.faces import FACTORS
+from diticli.demo import FRESH, PIXELS, SHIPPED_MODEL, UNTRAINED, DemoResult, strip_of
+from diticli.pictures.charts import bar_table_chart
+from diticli.pictures.report import Cell, Section, write_report
+from diticli.training.rundir import RunDirectory
+
+_ABOUT = {
+    SHIPPED_MODEL: "It comes with diti, trained for hours.",
+    FRESH: "Trained by this run, just now.",
+    UNTRAINED: "The network before any training; the difference to it is what training added.",
+    PIXELS: "No features at all: the 3,072 numbers of the picture itself.",
+}
+
+
+def write_demo_report(result: DemoResult) -> Path:
+    """Write `result.report`."""
+    first = next(iter(result.models))
+    sections = [
+        *_edit_sections(result, first),
+        _chunks_section(result, first),
+        _reading_section(result),
+        _reconstruction_section(result),
+        *(section for name in result.models if name != first for section in _edit_sections(result, name)),
+        *_training_sections(result),
+        _next_section(result),
+    ]
+    return write_report(result.report, title="What diti does: a demonstration", sections=sections)
+
+
+def _edit_sections(result: DemoResult, name: str) -> list[Section]:
+    text = (
+        "Two cartoon faces that the model never saw, A and B. Each row takes one range of the features (chunks) of "
+        "one face and puts it into the other: on the left A with a part of B, on the right B with a part of A. The "
+        "last row exchanges everything that the features hold."
+    )
+    return [
+        Section(
+            title=f"Edits by the {name}, pair {i + 1}",
+            text=text if i == 0 and name == SHIPPED_MODEL else "",
+            picture=strip_of(edit),
+            caption=f"Chunks exchanged between {edit.names[0]} and {edit.names[1]}",
+        )
+        for i, edit in enumerate(result.models[name].edits)
+    ]
+
+
+def _chunks_section(result: DemoResult, name: str) -> Section:
+    model = result.models[name]
+    return Section(
+        title="What the chunks are",
+        text="A diffusion model learns to remove noise from pictures. With a little noise, only fine details are gone "
+        "(freckles); with much noise, large things are gone too (where the face is, the colour of the background). How "
+        "much noise there is, is called the timestep t: 0 is the clean picture, 1000 is noise alone."
+        "\n\nThe features of a picture are a list of numbers, cut into chunks, one chunk for each range of timesteps. "
+        "In training, the chunks up to a timestep help the diffusion model to restore what the noise of that timestep "
+        "hides. So a chunk learns what noise hides in its range, as far as earlier chunks do not hold it yet."
+        f"\n\nHere {model.dims} numbers are cut into {model.chunks} chunks. The captions of the pictures above name "
+        "chunks and their timesteps. In practice the earliest chunks with room take most of it; the documentation "
+        "(docs/modularity.md) says how far chunks come apart, and how to have them apart further.",
+    )
+
+
+def _reading_section(result: DemoResult) -> Section:
+    names = [factor.name for factor in FACTORS]
+    title = "Probe scores of held-out faces: 1 is perfect"
+    series = {kind: [scores[name] for name in names] for kind, scores in result.scores.items()}
+    bars = bar_table_chart(RunDirectory(result.run).samples / "probe.png", names, series, title=title)
+    numbers = sum(factor.kind == "number" for factor in FACTORS)
+    kinds = list(result.scores)
+    rows: list[list[Cell]] = [
+        [f.name, f.description, "R2" if f.kind == "number" else "AP", *(result.scores[k][f.name] for k in kinds)]
+        for f in FACTORS
+    ]
+    rows.append([f"mean of {numbers}", "", "R2", *(result.means[k]["r2"] for k in kinds)])
+    rows.append([f"mean of {len(FACTORS) - numbers}", "", "AP", *(result.means[k]["average_precision"] for k in kinds)])
+    about = " ".join(f"{name[0].upper()}{name[1:]}: {_ABOUT[name]}" for name in kinds)
+    return Section(
+        title="What can be read from the features",
+        text=f"Each face was drawn from 13 numbers, so the truth is known. For {result.held_out:,} faces that no "
+        "training saw, the simplest of all predictors (a weighted sum, called a linear probe) predicts each number "
+        "from the features. It learns on 70 % of the faces and is scored on others."
+        "\n\nFor numbers, such as the colour of the hair, the score is the part of the differences between faces "
+        "that it predicts (R2): 1 is all, 0 is none. For yes or no, such as a hat, it is the average precision (AP): "
+        f"1 is without error, 0.5 is guessing.\n\n{about}",
+        picture=bars,
+        caption=title,
+        table=(["what", "meaning", "score", *kinds], rows),
+    )
+
+
+def _reconstruction_section(result: DemoResult) -> Section:
+    rows: list[list[Cell]] = [
+        [name, f"{measured.psnr:.1f}", f"{255 * 10 ** (-measured.psnr / 20):.2f}"]
+        for name, measured in result.models.items()
+    ]
+    return Section(
+        title="How well pictures come back",
+        text=f"An edit turns a picture into noise step by step and back again ({result.steps} steps each way). With "
+        "nothing exchanged the same picture should come back. The usual measure is the PSNR in decibels (dB), higher "
+        "is better; the last column says it as a typical error of a pixel that has 256 levels of brightness.",
+        table=(["model", "PSNR in dB", "error in levels of 255"], rows),
+    )
+
+
+def _training_sections(result: DemoResult) -> list[Section]:
+    samples = RunDirectory(result.run).samples
+    rows: list[list[Cell]] = [[name, f"{seconds:.1f}"] for name, seconds in result.seconds.items()]
+    found = [
+        Section(
+            title="What took how long",
+            text="Seconds on this machine.",
+            table=(["part", "seconds"], rows),
+        )
+    ]
+    if drawn := _newest(samples, "base-0*.png"):
+        found.append(
+            Section(title="The base", text="Faces drawn by the diffusion model of stage 1 from noise.", picture=drawn)
+        )
+    if shown := _newest(samples, "features-0*.png"):
+        text = (
+            "Training faces; what their features alone give back, from random noise (the row that shows what features "
+            "hold); and with the noise that belongs to each picture, which holds the rest."
+        )
+        found.append(Section(title="What the features give back", text=text, picture=shown))
+    return found
+
+
+def _next_section(result: DemoResult) -> Section:
+    return Section(
+        title="Go on",
+        text=f"Commands take the newest model under ./runs, which now is {result.run}; --model shipped takes the one "
+        "that comes with diti.",
+        code="diti edit faces:3 faces:8 --chunks 10-20 --model shipped -o edit.png\n"
+        "diti encode faces:1000:2 -o feats.npy\n"
+        "diti train --data ./your-photos --minutes 60\n"
+        "diti evaluate shipped",
+    )
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    found = sorted(folder.glob(pattern))
+    return found[-1] if found else None

@@ -1,0 +1,194 @@
+"""`--minutes`: as many training images as fit into a time budget, planned from the speed of the run's first seconds.
+
+The plan is part of the run's settings: its config.json keeps it, and a run that goes on keeps to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from diticli.config import RunConfig
+from diticli.config_groups import StageConfig
+from diticli.data.decode import UnreadableImageError
+from diticli.data.images import ImageSource
+from diticli.errors import ConfigError
+from diticli.progress import Reporter, SilentReporter
+from diticli.training import samples
+from diticli.training.images import fits_in_memory, open_source, reading_workers
+from diticli.training.plan import Plan, make_plan
+from diticli.training.stage_two import STAGE
+
+TIMED_SHARE = 0.02
+"""Share of the budget that goes to timing each stage."""
+CLOSING = 3.0
+"""Seconds to save the models."""
+DRAWING_SHARE = 0.1
+"""Largest share of the time that sample pictures may take."""
+_FORWARD = 1 / 3
+"""Time of a noise estimate in a sample picture, compared with that of training on an image."""
+_ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * 3 * samples.STEPS}
+"""Noise estimates in one sample picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """What a run's time is made of.
+
+    Attributes:
+        training: stage -> images per second.
+        compiling: stage -> seconds of compiling.
+        loading: seconds of reading all images into memory before the first step.
+        drawing: seconds to draw one of the built-in faces, where these are the data and their number is free.
+    """
+
+    training: dict[str, float]
+    compiling: dict[str, float]
+    loading: float = 0.0
+    drawing: float = 0.0
+
+
+def fit_to_minutes(
+    config: RunConfig,
+    out: Path,
+    *,
+    started: float,
+    reporter: Reporter | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> RunConfig:
+    """The settings with as many images in each stage as fit into `config.minutes`, or as the run in `out` was planned.
+
+    Args:
+        config: resolved settings with `minutes`.
+        out: run directory.
+        started: when the budget began, by `clock`.
+        reporter: is told the plan.
+        clock: seconds.
+
+    Raises:
+        ConfigError: when the budget is too short to train anything.
+        DiTiError: as `diticli.training.run.train` would.
+    """
+    reporter = reporter or SilentReporter()
+    if kept := _kept_plan(config, out):
+        return kept
+    plan = make_plan(config, seconds=TIMED_SHARE * 60 * config.minutes, reporter=reporter)
+    speeds = _speeds(plan, config)
+    fitted = within(config, 60 * config.minutes - (clock() - started), speeds)
+    # Each process times for itself; all must have one plan.
+    shared = [(fitted.data, fitted.base, fitted.features, fitted.sample_every)]
+    broadcast_object_list(shared)
+    data, base, features, sample_every = shared[0]
+    fitted = replace(fitted, data=data, base=base, features=features, sample_every=sample_every)
+    stages = ", ".join(
+        f"stage {name} {_budget(fitted, name).images:,} images at {rate:,.0f}/s"
+        for name, rate in speeds.training.items()
+    )
+    reporter.note(f"Planned for {config.minutes:g} min: {stages}.")
+    return fitted
+
+
+def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
+    """The settings with stages that take `seconds` together, in the proportion of their own images.
+
+    Of built-in faces no more are drawn than the longer stage sees, and sample pictures are left out where they would
+    take more than `DRAWING_SHARE` of the time.
+
+    Raises:
+        ConfigError: when there is no time for ten steps of each stage.
+    """
+    rates = speeds.training
+    samples_of = {name: _FORWARD * _ESTIMATES[name] / rate for name, rate in rates.items()}
+    sampled = config.sample_every > 0 and sum(samples_of.values()) <= DRAWING_SHARE * seconds
+    left = seconds - speeds.loading - CLOSING - sum(speeds.compiling.values()) - sampled * sum(samples_of.values())
+    if speeds.drawing:
+        # n images of the longer stage take n / rate, and those of them that are new take the time to draw them.
+        usual = _shares(config, rates)
+        most = max(share * rates[name] for name, share in usual.items())
+        left = max(left / (1 + most * speeds.drawing), left - config.data.faces_count * speeds.drawing)
+    least = sum(10 * _budget(config, name).batch_size / rate for name, rate in rates.items())
+    if left < least:
+        raise ConfigError(
+            f"{config.minutes:g} minutes are too short: all but training takes {60 * config.minutes - left:.0f} s.",
+            remedy=f"Give at least --minutes {(60 * config.minutes + least - left) / 60 + 0.1:.1f}, a smaller "
+            "--resolution, or fewer images.",
+        )
+    stages: dict[str, StageConfig] = {}
+    every: list[int] = []
+    for name, share in _shares(config, rates).items():
+        budget = _budget(config, name)
+        steps = max(1, round(left * share * rates[name] / budget.batch_size))
+        stages[name] = replace(budget, images=steps * budget.batch_size)
+        every.append(-(-steps // max(1, int(DRAWING_SHARE * left * share / samples_of[name]))))
+    seen = max(stage.images for stage in stages.values())
+    faces = min(config.data.faces_count, seen) if speeds.drawing else config.data.faces_count
+    return replace(
+        config,
+        data=replace(config.data, faces_count=faces),
+        base=stages.get("base", config.base),
+        features=stages[STAGE],
+        sample_every=max(config.sample_every, *every) if sampled else 0,
+    )
+
+
+def _shares(config: RunConfig, rates: dict[str, float]) -> dict[str, float]:
+    """Share of the time that each stage would take with its own images."""
+    usual = {name: _budget(config, name).images / rate for name, rate in rates.items()}
+    return {name: seconds / sum(usual.values()) for name, seconds in usual.items()}
+
+
+def _budget(config: RunConfig, stage: str) -> StageConfig:
+    return config.base if stage == "base" else config.features
+
+
+def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
+    """The plan of the run that `out` holds, when it has the same budget; what else differs is refused later."""
+    try:
+        saved = json.loads((out / "config.json").read_bytes())["config"]
+        if saved["minutes"] != config.minutes:
+            return None
+        return replace(
+            config,
+            data=replace(config.data, faces_count=saved["data"]["faces_count"]),
+            base=replace(config.base, images=saved["base"]["images"]),
+            features=replace(config.features, images=saved["features"]["images"]),
+            sample_every=saved["sample_every"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no run, or a damaged one, which is refused later
+
+
+def _speeds(plan: Plan, config: RunConfig) -> Speeds:
+    source = open_source(config)
+    reading = _seconds_to_read(source) / reading_workers(config)
+    training = {stage.name: stage.images_per_second for stage in plan.stages}
+    loading = drawing = 0.0
+    if config.data.source == "faces":
+        drawing = reading
+    elif fits_in_memory(config, source):
+        loading = reading * len(source)
+    elif plan.device == "cpu":  # training and reading share the cores
+        training = {name: 1 / (1 / rate + reading) for name, rate in training.items()}
+    else:
+        training = {name: min(rate, 1 / reading) for name, rate in training.items()}
+    compiling = {stage.name: stage.compile_seconds for stage in plan.stages}
+    return Speeds(training=training, compiling=compiling, loading=loading, drawing=drawing)
+
+
+def _seconds_to_read(source: ImageSource, most: int = 64, limit: float = 1.0) -> float:
+    """Seconds of one core to read and decode an image, from images spread over the source."""
+    started = time.perf_counter()
+    count = 0
+    for i in range(0, len(source), -(-len(source) // most)):
+        with contextlib.suppress(UnreadableImageError):
+            source.load(i)
+        count += 1
+        if time.perf_counter() - started > limit:
+            break
+    return (time.perf_counter() - started) / count
