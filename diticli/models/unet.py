@@ -144,8 +144,9 @@ def check_base(unet: UNet2DModel, *, resolution: int | None = None) -> None:
     """Refuse a base that the method cannot stand on.
 
     Raises:
-        ModelError: for a fourier or learned time embedding, class conditioning, a learned variance, blocks or an
-            activation that cannot be run here, or another resolution or channel count than the data's.
+        ModelError: for a fourier or learned time embedding, class conditioning, a learned variance, blocks, an
+            activation or attention heads that cannot be run here, or another resolution or channel count than the
+            data's.
     """
     config = unet.config
     unknown = sorted({*config.down_block_types, *config.up_block_types} - {*DOWN_BLOCKS, *UP_BLOCKS})
@@ -159,6 +160,9 @@ def check_base(unet: UNet2DModel, *, resolution: int | None = None) -> None:
         ),
         f"its blocks are {', '.join(unknown)}": bool(unknown),
         f"its activation is {config.act_fn}": config.act_fn not in ("silu", "swish"),
+        f"its attention heads ({config.attention_head_dim} channels) are wider than one of its levels": any(
+            getattr(module, "heads", 1) == 0 for module in unet.modules()
+        ),
     }
     for what, broken in problems.items():
         if broken:
@@ -224,5 +228,11 @@ def _load_scheduler(folder: Path) -> DDPMScheduler:
         raise ModelError(
             f"The base predicts {scheduler.config.prediction_type}, the method needs noise (epsilon) prediction.",
             remedy="Use another base.",
+        )
+    if len(scheduler.betas) != scheduler.config.num_train_timesteps:
+        raise ModelError(
+            f"The scheduler in {folder} has {len(scheduler.betas):,} betas, its config says "
+            f"{scheduler.config.num_train_timesteps:,} timesteps.",
+            remedy=f"Save it with num_train_timesteps={len(scheduler.betas)}.",
         )
     return scheduler
