@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 "${PYTHON:-python3}" -m venv env
-env/bin/pip install --quiet torch==2.13.0 numpy==2.4.6
+env/bin/pip install --quiet --no-compile torch==2.13.0 numpy==2.4.6
 env/bin/python -W ignore - <<'PY'
 import torch
 
@@ -28,7 +28,8 @@ calls = {
 }
 print("torch", torch.__version__, "- CUDA:", torch.cuda.is_available())
 if torch.accelerator.is_available():
-    raise SystemExit("this machine has an accelerator: nothing to see here")
+    print("this machine has one: nothing to be seen here")
+    raise SystemExit(0)
 seen = {name: outcome(call) for name, call in calls.items()}
 print("guess: waiting and clearing do nothing and memory is 0, or everything says that there is no device")
 for name, result in seen.items():

@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 "${PYTHON:-python3}" -m venv env
-env/bin/pip install --quiet huggingface_hub==2.4.0 numpy==2.4.6 jinja2==3.1.6
+env/bin/pip install --quiet --no-compile huggingface_hub==2.4.0 numpy==2.4.6 jinja2==3.1.6
 env/bin/python -W ignore - <<'PY'
 import huggingface_hub
 import numpy as np

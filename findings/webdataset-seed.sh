@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 "${PYTHON:-python3}" -m venv env
-env/bin/pip install --quiet webdataset==1.0.2 numpy==2.4.6
+env/bin/pip install --quiet --no-compile webdataset==1.0.2 numpy==2.4.6
 env/bin/python -W ignore - <<'PY'
 import importlib.metadata
 import random

@@ -51,7 +51,7 @@ SMALLEST = [
     "base.images=40", "base.batch_size=8", "base.warmup_images=16", "features.images=64", "features.batch_size=8",
     "precision=fp32", "device=cpu", "sample_every=32",
 ]  # fmt: skip
-HERE = "works: the versions of this environment, on which the whole suite runs"
+HERE = "works: the version installed here, on which the whole suite runs"
 COMMANDS = {
     "--help": ["--help"],
     "train": ["train", "--data", "faces:40", "-o", "run", *(part for s in SMALLEST for part in ("--set", s))],
@@ -115,11 +115,11 @@ def ends(requirement: Requirement) -> list[str]:
 def try_version(name: str, exact: str, bounds: list[Requirement]) -> Result:
     """Install one version in front of this environment and use it."""
     others: dict[str, str] = {}
+    if installed(name) == Version(exact).public:
+        return Result(name, exact, others, HERE)
     try:
         chosen = resolve(name, exact, bounds)
         changed = {n: v for n, v in chosen.items() if installed(n) != Version(v).public}
-        if not changed:
-            return Result(name, exact, others, HERE)
         others = {n: v for n, v in changed.items() if n != canonicalize_name(name)}
         with tempfile.TemporaryDirectory() as folder:
             python = overlay(Path(folder) / "env", changed)
@@ -156,7 +156,7 @@ def overlay(folder: Path, packages: dict[str, str]) -> Path:
     site = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
     (site / "behind.pth").write_text(f"import sys; sys.path.extend({behind!r})\n")
     pins = [f"{name}=={exact}" for name, exact in packages.items()]
-    done = pip("--python", str(python), "install", "--no-deps", *pins) if pins else None
+    done = pip("--python", str(python), "install", "--no-deps", "--no-compile", *pins) if pins else None
     if done is not None and done.returncode:
         raise Failure("cannot be installed: " + done.stderr.strip().splitlines()[-1][:200])
     return python
