@@ -61,6 +61,21 @@ COMMANDS = {
 }
 
 
+# Several commands by one process, which imports PyTorch once.
+IN_ONE = """
+import json, sys
+from diticli.__main__ import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["diti", *words]
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = stop.code
+    if status:
+        sys.exit(f"Error: diti {words[0]} ended with {status}")
+"""
+
+
 class Result(NamedTuple):
     """One version of one dependency: what else had to change, and what was seen ("works", or the first failure)."""
 
@@ -168,10 +183,10 @@ def use(python: Path, folder: Path, tests: str) -> None:
     Raises:
         Failure: at the first that does not succeed.
     """
-    for name, command in COMMANDS.items():
-        if name == "probe":
+    for names in (("--help", "train", "encode"), ("probe", "edit")):
+        if "probe" in names:
             write_labels(folder)
-        step(f"diti {name}", [str(python), "-m", "diticli", *command], folder)
+        step(f"diti {' '.join(names)}", [str(python), "-c", IN_ONE, json.dumps([COMMANDS[n] for n in names])], folder)
     if tests:
         paths = [str(ROOT / "tests" / test) for test in tests.split()]
         step(f"pytest {tests}", [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths], ROOT)
@@ -183,7 +198,7 @@ def step(name: str, command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*Error\b", line)]
-        raise Failure(f"{name}: " + (lines or [f"status {done.returncode}"])[-1].strip("E ")[:200])
+        raise Failure(f"{name}: " + " / ".join(line.strip("E ") for line in lines[-2:])[:300])
 
 
 def write_labels(folder: Path) -> None:
