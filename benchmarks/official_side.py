@@ -142,7 +142,7 @@ class OfficialTrainer:
         precision: "fp32" as its configs have it, or "bf16" for autocast.
         compiled: its own --compile.
         tuned: ours to help it: channels_last on a GPU, fused Adam, foreach moving average, masks uploaded once, and no
-            reading of losses on the host. (On a CPU PyTorch's group norm cannot take channels_last gradients.)
+            reading of losses on the host. (On a CPU the layout stays: PyTorch's group norm is not safe in the other.)
         mode: its `pdae_mode`.
         batch_size: of the step, for its learning rate.
     """

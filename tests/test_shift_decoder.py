@@ -48,7 +48,7 @@ def test_a_fresh_branch_shifts_nothing(make_unet, shape):
 @pytest.mark.parametrize("shape", UNET_SHAPES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_every_shape_learns(make_unet, layout, shape, memory_format):
-    """Also where PyTorch's CPU group_norm would crash: channels_last features without gradient."""
+    """In both memory formats, with features that are frozen: the norm is our own operation, with its own backward."""
     unet = make_unet(shape).to(memory_format=memory_format)
     decoder = perturb(ShiftDecoder.for_unet(unet, LATENT_DIM)).to(memory_format=memory_format)
     size = unet.config.sample_size

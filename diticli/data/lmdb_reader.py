@@ -138,7 +138,7 @@ def _open_environment(path: Path) -> lmdb.Environment:
         )
     except (lmdb.Error, OSError) as error:
         raise _damaged(path, error) from error
-    # LMDB maps the file; to touch a page behind a truncated end would kill the process.
+    # LMDB trusts the size that the file states, which is not safe: it is compared here first.
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     size = path.stat().st_size
     if size < needed:

@@ -132,6 +132,12 @@ def check_scheduler(config: Mapping[str, Any], where: str) -> None:
             f"it has no {', '.join(missing)}.",
             remedy="Use a base that was trained with a DDPM or DDIM scheduler.",
         )
+    given, timesteps = config.get("trained_betas"), config.get("num_train_timesteps")
+    if given is not None and timesteps is not None and len(given) != timesteps:
+        raise ModelError(
+            f"The scheduler in {where} has {len(given):,} betas, its config says {timesteps:,} timesteps.",
+            remedy=f"Save it with num_train_timesteps={len(given)}.",
+        )
 
 
 def check_finite(networks: Mapping[str, nn.Module], where: str) -> None:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 Backend = Literal["triton", "reference"]
 VARIABLE = "DITI_KERNELS"
 CHOICES = ("auto", "triton", "reference")
+# Every launch names it: Triton's own default is on up to 3.9, where it warns, and off from 3.10.
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
 
 
 class Decision(NamedTuple):

@@ -12,6 +12,8 @@ import diti_kernels
 import torch
 from diti_kernels.dispatch import VARIABLE
 
+_UNKNOWN = ("TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION", VARIABLE)
+
 
 class Site(NamedTuple):
     """One implementation on one device."""
@@ -26,8 +28,8 @@ class Site(NamedTuple):
 
 
 def run_python(code: str, **environment: str) -> str:
-    """Standard output of `code` in a new process that knows `diti_kernels` but neither of its variables."""
-    env = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", VARIABLE)}
+    """Standard output of `code` in a new process that knows `diti_kernels` but none of the variables that change it."""
+    env = {key: value for key, value in os.environ.items() if key not in _UNKNOWN}
     root = str(Path(diti_kernels.__path__[0]).parent)
     env |= {"PYTHONPATH": os.pathsep.join([root, env.get("PYTHONPATH", "")]), **environment}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)

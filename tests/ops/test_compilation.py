@@ -16,6 +16,7 @@ import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from diti_kernels.dispatch import LAUNCH_OPTIONS
 from diti_kernels.masked_linear import triton_kernels
 
 UNIT_STRIDES = {"stride_zd": 1, "stride_wd": 1, "stride_ge": 1, "stride_t": 1}
@@ -32,7 +33,7 @@ for name in ("fwd", "bwd_dz", "bwd_dw"):
         types = {k: f"*{index}" if k in INDICES else f"*{dtype}" if "_ptr" in k else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
-        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH_OPTIONS).asm
         found = sorted(set(re.findall(r"\\b(?:atom|red)\\.|tf32", assembly["ptx"])))
         print(name, dtype, "cubin" in assembly, found)
 """
@@ -53,6 +54,7 @@ import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from diti_kernels.dispatch import LAUNCH_OPTIONS
 from diti_kernels.adaptive_group_norm import triton_kernels
 
 BLOCKS = {"BLOCK_N": 64, "BLOCK_G": 8, "BLOCK_D": 4, "BLOCK_T": 16}
@@ -70,7 +72,7 @@ for name in ("fwd_one_pass", "fwd_moments", "fwd_merge", "fwd_apply",
         types = {k: f"*{dtype}" if k in IN_DTYPE else "*fp32" if "_ptr" in k else "fp32" if k == "eps" else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
-        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH_OPTIONS).asm
         found = sorted(set(re.findall(r"\\b(?:atom|red)\\.|tf32", assembly["ptx"])))
         print(name, dtype, "cubin" in assembly, found)
 """
@@ -92,3 +94,53 @@ def test_norm_kernels_compile_without_atomics(tmp_path: Path) -> None:
         "bwd_dx",
     )
     assert lines == [f"{name} {dtype} True []" for name in passes for dtype in ("fp32", "bf16")]
+
+
+# The real launches as for a GPU: a driver that only knows its target, and `warmup` instead of running. Of every
+# kernel the option, and of two the code.
+COMPILE_LAUNCHES = """
+import os, re, warnings
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from diti_kernels.adaptive_group_norm import launch
+from diti_kernels.masked_linear import op
+
+class Driver:
+    get_current_device = get_current_stream = lambda *_: 0
+    get_current_target = lambda _: GPUTarget("cuda", 90, 32)
+
+named, codes = {}, {}
+run = JITFunction.run
+def compile_only(kernel, *args, **kwargs):
+    named[kernel.__name__] = kwargs.get("enable_fp_fusion")
+    if kernel.__name__ in ("adaptive_group_norm_fwd_apply_kernel", "masked_linear_bwd_dw_kernel"):
+        for setting in (None, "0", "1"):
+            os.environ.pop("TRITON_DEFAULT_FP_FUSION", None)
+            os.environ.update({} if setting is None else {"TRITON_DEFAULT_FP_FUSION": setting})
+            kernel.device_caches.clear()
+            ptx = run(kernel, *args, **(kwargs | {"warmup": True})).asm["ptx"]
+            codes.setdefault(kernel.__name__, []).append(ptx)
+
+warnings.simplefilter("error")
+triton.runtime.driver.set_active(Driver())
+JITFunction.run = compile_only
+for size in (8, 40):
+    x, scale, mean = torch.ones(1, size * size, 8), torch.ones(1, 8), torch.ones(1, 2)
+    launch.triton_forward(x, None, scale, scale, 2, 1e-5, True)
+    launch.triton_backward(x, x, None, scale, scale, mean, mean, 2, True, (True, False))
+z, t, table, weight = torch.ones(2, 8), torch.zeros(2, dtype=torch.int64), torch.tensor([[0, 8]]), torch.ones(4, 8)
+op.masked_linear_op(z, t, table, None, weight, None)
+op.masked_linear_dz_op(torch.ones(2, 4), t, table, None, weight)
+op.masked_linear_dw_op(torch.ones(2, 4), z, t, table)
+print(len(named), set(named.values()), [[len(set(ptx)), "fma.rn.f32" in ptx[0]] for ptx in codes.values()])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
+def test_launches_name_their_fused_multiply_add(tmp_path: Path) -> None:
+    """The same code whatever TRITON_DEFAULT_FP_FUSION says, whose default turns in Triton 3.10, and no warning."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    line = run_python(COMPILE_LAUNCHES, TRITON_CACHE_DIR=str(tmp_path))
+    assert line == "11 {True} [[1, True], [1, True]]\n"

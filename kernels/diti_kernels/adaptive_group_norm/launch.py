@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diti_kernels.dispatch import LAUNCH_OPTIONS
+
 ONE_PASS_POSITIONS = 1024
 # Values of a tile. One pass holds one tile of values forward and two backward, in the registers of one program.
 _ONE_PASS_FORWARD, _ONE_PASS_BACKWARD, _ELEMENTWISE = 32768, 16384, 8192
@@ -29,9 +31,15 @@ class Plan(NamedTuple):
 
     @property
     def blocks(self) -> dict[str, int]:
-        """The kernels' constants, with a warp for each 2048 values."""
+        """The kernels' constants and options, with a warp for each 2048 values."""
         warps = max(1, min(16, self.rows * self.groups * self.lanes // 2048))
-        return {"BLOCK_N": self.rows, "BLOCK_G": self.groups, "BLOCK_D": self.lanes, "num_warps": warps}
+        return {
+            "BLOCK_N": self.rows,
+            "BLOCK_G": self.groups,
+            "BLOCK_D": self.lanes,
+            "num_warps": warps,
+            **LAUNCH_OPTIONS,
+        }
 
 
 def plan(positions: int, channels: int, groups: int, one_pass_values: int) -> Plan:
@@ -75,6 +83,7 @@ def triton_forward(
         kernels.adaptive_group_norm_fwd_merge_kernel[(B, across)](
             partial[0], partial[1], mean, rstd, N, G, T, eps,
             D=D, BLOCK_N=chosen.rows, BLOCK_T=min(_MERGED_AT_ONCE, _power_of_two(T)), BLOCK_G=chosen.groups,
+            **LAUNCH_OPTIONS,
         )  # fmt: skip
         kernels.adaptive_group_norm_fwd_apply_kernel[grid](
             x, skip, scale, shift, mean, rstd, out, *sizes, T, **flags, **chosen.blocks
@@ -125,6 +134,7 @@ def triton_backward(
         kernels.adaptive_group_norm_bwd_merge_kernel[(B, across)](
             partial[0], partial[1], scale, dscale, dshift, means[0], means[1], N, C, G, T,
             D=D, BLOCK_T=min(_MERGED_AT_ONCE, _power_of_two(T)), BLOCK_G=chosen.groups, BLOCK_D=chosen.lanes,
+            **LAUNCH_OPTIONS,
         )  # fmt: skip
         if any(wants):
             kernels.adaptive_group_norm_bwd_dx_kernel[grid](

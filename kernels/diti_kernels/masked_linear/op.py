@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diti_kernels.dispatch import backend_for
+from diti_kernels.dispatch import LAUNCH_OPTIONS, backend_for
 from diti_kernels.masked_linear.reference import masked_linear_reference
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -147,7 +147,7 @@ def _launch(kernel: Any, grid: tuple[int, int], *args: Any, **constants: Any) ->
     device = args[0].device
     here: AbstractContextManager[Any] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with here:
-        kernel[grid](*args, **constants)
+        kernel[grid](*args, **constants, **LAUNCH_OPTIONS)
 
 
 def _tile(size: int, largest: int) -> int:

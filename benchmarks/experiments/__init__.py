@@ -1,0 +1,1 @@
+"""Experiments: longer questions about the project, asked by hand and not by its continuous integration."""
