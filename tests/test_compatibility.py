@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from diticli.errors import ModelError
 from diticli.models.base_files import load_base
+from diticli.models.gate import check_base
 from diticli.models.unet import predict_noise, run_down_path
 
 ROOT = Path(__file__).parents[1]
