@@ -1,10 +1,11 @@
-"""Make the model that ships with the package from a finished run, with its model card: the last steps of `make model`.
+"""Make the model that ships with the package from a run, with its model card: the last steps of `make model`.
 
     python -m benchmarks.export_model runs/shipped            # weights in float16, training.json, card
     python -m benchmarks.export_model runs/shipped --card     # the card anew, from what was measured meanwhile
 
 The card takes its figures from RUN/probe/report.json (`diti probe`) and RUN/evaluation/evaluation.json
-(`diti evaluate shipped --full`), and the swap atlas from the latter; what is missing is left out.
+(`diti evaluate shipped --full`), and the swap atlas from the latter; what is missing is left out. Of a run that is
+still training, the moving average of its newest checkpoint is taken, and the card says after how many images.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
+from diffusers import DDIMScheduler
 
+from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
+from diticli.models.base_files import load_base
 from diticli.models.hub import SHIPPED_FOLDER
 from diticli.models.locate import TRAINING, load_pipeline
+from diticli.models.pipeline import DiTiPipeline
+from diticli.settings import from_dict
+from diticli.training.checkpoint import list_checkpoints, load_checkpoint
+from diticli.training.stage_two import build_objective
 
 HELD_OUT = 4000
 """Faces of seed 1 whose true factors RUN/labels.csv gets, for the probe."""
@@ -31,22 +40,47 @@ CARD = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text(),
 
 def export(run: str, out: Path) -> None:
     """Write the pipeline of a run with float16 weights, and the settings it was trained with."""
-    pipeline = load_pipeline(run, "cpu")
+    pipeline, images = trained(Path(run))
     for network in pipeline.networks.values():
         network.half()
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out)
     record = json.loads((Path(run) / "config.json").read_text())
+    record["images_seen"] = images or record["config"]["features"]["images"]
     if base := record["config"]["base_model"]:
         found = Path(base) if (Path(base) / "config.json").is_file() else Path(base).parent
         if (found / "config.json").is_file():  # stage 1 was a run of its own
             record["config"]["base"] = json.loads((found / "config.json").read_text())["config"]["base"]
         record["config"]["base_model"] = ""
     write_labels_csv(Path(run) / "labels.csv", 1, range(HELD_OUT))
-    text = json.dumps({key: record[key] for key in ("config", "versions")}, indent=1)
+    text = json.dumps({key: record[key] for key in ("config", "versions", "images_seen")}, indent=1)
     (out / TRAINING).write_text(text + "\n")
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)  # diffusers leaves them to their owner; a package is for everyone
+
+
+def trained(run: Path) -> tuple[DiTiPipeline, int]:
+    """The model of a finished run and 0, or that of its newest checkpoint and the images which that has seen."""
+    if (run / "model").is_dir():
+        return load_pipeline(str(run), "cpu"), 0
+    config = from_dict(RunConfig, json.loads((run / "config.json").read_text())["config"])
+    unet, scheduler = load_base(config.base_model or str(run), resolution=config.data.resolution)
+    objective = build_objective(config, unet, scheduler)
+    checkpoint = load_checkpoint(list_checkpoints(run / "checkpoints")[-1])
+    averages = checkpoint.tensors["ema"]
+    parameters = [p for module in objective.trained_modules().values() for p in module.parameters()]
+    with torch.no_grad():
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(averages[str(i)])
+    pipeline = DiTiPipeline(
+        unet=unet,
+        encoder=objective.encoder,
+        shift_decoder=objective.shift_decoder,
+        scheduler=DDIMScheduler.from_config(scheduler.config),
+        chunk_layout=config.layout(scheduler.config.num_train_timesteps).to_dict(),
+        crop="center" if config.data.crop == "auto" else config.data.crop,
+    )
+    return pipeline, int(checkpoint.state["images"])
 
 
 def write_card(run: Path, out: Path) -> None:
@@ -65,6 +99,7 @@ def write_card(run: Path, out: Path) -> None:
         dims=pipeline.chunks.latent_dim,
         chunks=pipeline.chunks.chunks,
         config=record["config"],
+        images_seen=record["images_seen"],
         versions=record["versions"],
         probe=probe,
         evaluation=evaluation,
@@ -113,7 +148,7 @@ def _json(path: Path) -> dict[str, Any]:
 def main() -> None:
     """Export, then write the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="the finished run")
+    parser.add_argument("run", help="the run, finished or not")
     parser.add_argument("--out", type=Path, default=SHIPPED_FOLDER, help="folder of the shipped model")
     parser.add_argument("--card", action="store_true", help="write the card only")
     options = parser.parse_args()
