@@ -34,13 +34,13 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _panel(axes: Axes, rows: Sequence[dict[str, Any]], key: str, title: str) -> None:
     colours = itertools.cycle(SERIES)
     for name in dict.fromkeys(row["name"] for row in rows):
-        points = [(row["invert_steps"] + row["decode_steps"], row[key]) for row in rows if row["name"] == name]
+        points = [(row["invert_steps_run"] + row["decode_steps_run"], row[key]) for row in rows if row["name"] == name]
         mark = "*" if len(points) == 1 else "o"
         size = 11 if len(points) == 1 else 4
         axes.plot(*zip(*points, strict=True), marker=mark, markersize=size, label=name, color=next(colours))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(title=title, xlabel="network evaluations, both directions", xscale="log")
-    ticks = sorted({row["invert_steps"] + row["decode_steps"] for row in rows})
+    ticks = sorted({row["invert_steps_run"] + row["decode_steps_run"] for row in rows})
     axes.set_xticks(ticks, [str(tick) for tick in ticks], rotation=45)
     axes.minorticks_off()
     axes.grid(axis="y", color="#e3e6ea", linewidth=0.7)

@@ -38,14 +38,13 @@ from diticli.models.hub import SHIPPED, has_shipped
 from diticli.models.locate import load_model
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
-from diticli.pictures.grids import save_png
+from diticli.pictures.grids import psnr, save_png
 from diticli.probing.files import write_report as write_probe
 from diticli.probing.label_join import JoinedLabels, join_labels
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_STEPS
-from diticli.schedule import psnr
 from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import write_json
 from diticli.training.run import train
@@ -309,7 +308,7 @@ class _Demo:
         x_T = model.invert(x0, z, steps=self.steps, callback=count)
         back = model.decode(x_T, z, steps=self.steps, callback=count).cpu()
         self.reporter.finish()
-        return psnr(float((back - x0).square().mean()))
+        return psnr(back, x0)
 
     def finish(self) -> DemoResult:
         """The figures, as files and as the report."""

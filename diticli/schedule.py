@@ -7,7 +7,6 @@ Legend of shape suffixes: B batch, C channels, H height, W width, T time-steps.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -91,8 +90,3 @@ def half_log_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
 def per_sample(values_T: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
     """values[t] as [B, 1, 1, 1]."""
     return values_T[t_B].view(-1, 1, 1, 1)
-
-
-def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error between images in [-1, 1] (range 2)."""
-    return math.inf if mse == 0 else 10 * math.log10(4.0 / mse)

@@ -29,6 +29,9 @@ class ReadablePipeline:
         self.samplers: list[dict[str, Any]] = []
         self.options: dict[str, Any] = {}
 
+    def hash_like(self, recorded):
+        return self.model_hash
+
     def preprocess(self, images):
         arrays = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in images])
         return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -9,7 +9,7 @@ from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
 from diticli.chunks import ChunkLayout
 from diticli.editing.engine import decode_all
-from diticli.editing.pair import Edit, EditSettings, Noise, edit_pair, psnr
+from diticli.editing.pair import Edit, EditSettings, Noise, edit_pair
 from diticli.editing.pair_sheet import grid_sheet
 from diticli.editing.pictures import edit_strip, write_animation, write_separate
 from diticli.editing.stages import grouped, stages
@@ -104,12 +104,6 @@ def test_official_sampling_clamps_both_ways_and_scales_the_shift_by_the_score():
     run(pipeline=official, official=True)
     assert own.samplers == [{"solver": "dpm"}] * 2
     assert official.samplers == [{"solver": "dpm", "clip": True, "shift_form": "score"}] * 2
-
-
-def test_psnr():
-    black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
-    assert psnr(grey, black) == pytest.approx(20 * math.log10(5))
-    assert psnr(black, black) == math.inf
 
 
 def test_batches_follow_resolution_and_device():

@@ -43,6 +43,22 @@ def photos(tmp_path):
     return tmp_path / "a.png", tmp_path / "b.png"
 
 
+def test_a_command_that_fails_leaves_no_folder(command, photos, tmp_path, monkeypatch):
+    """The model is looked for before anything is made: an unknown one once left empty folders."""
+
+    def missing(model, device):
+        raise ModelError("There is no model 'nowhere'.")
+
+    monkeypatch.setattr(sys.modules["diticli.models.locate"], "load_model", missing)
+    places = ("-o", tmp_path / "new" / "deep" / "out.png", "--separate", tmp_path / "singles")
+    result = command(*photos, *places, "--animate", tmp_path / "moving" / "a.webp", "--model", "nowhere")
+    assert isinstance(result.exception, ModelError)
+    (tmp_path / "pairs.csv").write_text("a,b\na.png,b.png\n")
+    result = command(tmp_path / "pairs.csv", "-o", tmp_path / "edits", "--model", "nowhere")
+    assert isinstance(result.exception, ModelError)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "pairs.csv"}
+
+
 def test_command_writes_strip_and_singles(command, photos, tmp_path):
     out, singles = tmp_path / "new" / "out.png", tmp_path / "singles"
     options = ("--chunks", "1-2", "-o", out, "--alphas", "1", "--steps", "2", "--separate", singles, "--json")
@@ -57,6 +73,20 @@ def test_command_writes_strip_and_singles(command, photos, tmp_path):
     assert summary["psnr_db"] == [None, None]
     assert (singles / "a_chunks1-2_alpha1.00.png").is_file()
     assert len(summary["separate"]) == len(list(singles.iterdir())) == 6
+
+
+@pytest.mark.parametrize(("asked", "ran"), [(334, 500), (30, 31), (600, 1000), (100, 100)])
+def test_command_says_how_many_steps_ran(command, photos, tmp_path, asked, ran):
+    options = ("--solver", "ddim", "--invert-steps", asked, "--decode-steps", 10, "--chunks", "0", "--alphas", "1")
+    result = command(*photos, "-o", tmp_path / "out.png", "--json", *options)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    keys = ("invert_steps", "invert_steps_run", "decode_steps", "decode_steps_run")
+    assert [summary[key] for key in keys] == [asked, ran, 10, 10]
+    said = f"{asked} ({ran} run)" if ran != asked else str(asked)
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.info["diti:steps"] == f"invert {said}, decode 10"
+    assert (said in result.stderr) == (ran != asked)
 
 
 def test_command_defaults_show_quarters_and_take_faces(command, photos, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from diticli.errors import ConfigError
-from diticli.judging.image_metrics import psnr, ssim
+from diticli.judging.image_metrics import ssim
 
 
 def images(*shape, seed=0):
@@ -48,7 +48,6 @@ def test_more_noise_is_less_alike():
     a = images()
     values = [float(ssim(a, a + s * images(seed=1)).mean()) for s in (0.05, 0.2, 0.8)]
     assert values == sorted(values, reverse=True)
-    assert psnr(float((a - a).square().mean())) == float("inf")
 
 
 @pytest.mark.parametrize("shapes", [((1, 3, 16, 16), (1, 3, 16, 17)), ((1, 3, 10, 16),) * 2, ((3, 16, 16),) * 2])

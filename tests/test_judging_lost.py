@@ -134,7 +134,7 @@ def atlas_of(centres: dict[str, float | None], spread: float = 0.0, poor: tuple[
         disentanglement=one,
         unreadable=poor,
         pairs=4,
-        facts={"steps": 2},
+        facts={"steps": 2, "steps_run": 2},
         centre_draws=values + spread * np.random.default_rng(0).normal(size=(200, len(centres))),
     )
 

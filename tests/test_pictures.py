@@ -12,7 +12,7 @@ from diticli.pictures.animation import save_animation, with_slider
 from diticli.pictures.captions import Caption, clean
 from diticli.pictures.charts import bar_table_chart, line_chart, loss_by_timestep_chart
 from diticli.pictures.differences import difference_gain, difference_map, scale_text
-from diticli.pictures.grids import captioned_strip, image_grid, save_png, to_uint8
+from diticli.pictures.grids import captioned_strip, image_grid, psnr, save_png, to_uint8
 
 
 def tile(value, size=8):
@@ -24,6 +24,20 @@ def test_every_uint8_value_survives_the_round_trip():
     back = to_uint8(values.float() / 127.5 - 1)
     assert back.shape == (1, 16, 16, 3)
     assert np.array_equal(back[0, :, :, 0], values[0, 0].numpy())
+
+
+def test_psnr_is_of_what_a_viewer_sees():
+    """Clamped, in 8 bits, over all pixels: floats of a model and bytes of a file give the same figure."""
+    black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 51, np.uint8)
+    assert psnr(grey, black) == pytest.approx(20 * math.log10(5))
+    assert psnr(black, black) == math.inf
+    x = torch.full((2, 3, 4, 4), 0.2)
+    assert psnr(x, x + 2 / 255) == pytest.approx(20 * math.log10(255))
+    assert psnr(x, x + 0.2 / 255) == math.inf  # less than half a grey level
+    assert psnr(torch.full((3, 4, 4), 1.0), torch.full((3, 4, 4), 1.7)) == math.inf  # both are white
+    assert psnr(x, to_uint8(x)) == math.inf
+    halves = torch.stack([x[0], x[0] + 20 / 255])  # one picture equal, one off by 10 levels: pooled, not averaged
+    assert psnr(halves, x) == pytest.approx(20 * math.log10(255 / 10) + 10 * math.log10(2))
 
 
 def test_values_outside_the_range_are_clamped():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diticli.errors import ConfigError
-from diticli.sampling import ddim_decode, ddim_invert, ddim_timesteps
+from diticli.sampling import ddim_decode, ddim_invert, ddim_timesteps, dpm_timesteps, steps_run
 from diticli.schedule import NoiseSchedule
 
 BAR = NoiseSchedule(1 - torch.linspace(1e-4, 0.02, 1000)).alphas_cumprod.double()
@@ -45,6 +45,13 @@ def images(*, low=-1.0, high=1.0):
 )
 def test_step_sequence(timesteps, steps, expected):
     assert ddim_timesteps(timesteps, steps) == expected
+
+
+@pytest.mark.parametrize(("asked", "ran"), [(334, 500), (30, 31), (600, 1000), (100, 100), (1000, 1000)])
+def test_the_steps_that_run_are_known_beforehand(asked, ran):
+    assert steps_run("ddim", asked, 1000) == ran == len(ddim_timesteps(1000, asked))
+    if asked < 1000:
+        assert steps_run("dpm", asked, 1000) == asked == len(dpm_timesteps(BAR, asked)) - 1
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])

@@ -1,12 +1,11 @@
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from diticli.errors import ModelError
-from diticli.schedule import LOSS_GAMMA, NoiseSchedule, per_sample, psnr
+from diticli.schedule import LOSS_GAMMA, NoiseSchedule, per_sample
 
 TABLE = json.loads((Path(__file__).parent / "data" / "tables.json").read_text())["schedule"]
 
@@ -103,9 +102,3 @@ def test_a_zero_terminal_snr_scheduler_is_refused():
 
     with pytest.raises(ModelError, match="do not fall strictly"):
         NoiseSchedule.from_scheduler(DDIMScheduler(rescale_betas_zero_snr=True))
-
-
-def test_psnr_of_images_in_minus_one_to_one():
-    assert psnr(4.0) == 0.0
-    assert psnr(0.0) == math.inf
-    assert psnr(0.04) == pytest.approx(20.0)

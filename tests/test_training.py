@@ -27,6 +27,7 @@ from diticli.settings import build_config
 from diticli.training import loop, samples
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint, not_finite, sealed
 from diticli.training.loop import Stage, StageTrainer
+from diticli.training.plan import make_plan
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
 from diticli.training.stopping import TrainingInterrupted
@@ -428,6 +429,7 @@ def test_training_leaves_the_global_generators_alone(tmp_path: Path) -> None:
     np.random.seed(7)
     random.seed(7)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    make_plan(tiny())
     train(tiny("sample_every=2", "features.images=16"), tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]

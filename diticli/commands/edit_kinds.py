@@ -17,6 +17,7 @@ from diticli.commands.edit_shared import (
     provenance,
     read_images,
     settings_of,
+    tell_steps,
 )
 from diticli.errors import ConfigError
 
@@ -40,6 +41,7 @@ def _pair(request: Request) -> None:
     alphas = parse_alphas(request.alphas or ("0:1:9" if request.animate else "0:1:5"))
     settings = settings_of(request)
     pipeline = load(request)
+    tell_steps(settings, pipeline.chunks.timesteps)
     layout = pipeline.chunks
     sets = chunk_sets(request, layout) or grouped(layout, OVERVIEW_ROWS)
     a, b = read_images(request, pipeline)
@@ -53,7 +55,15 @@ def _pair(request: Request) -> None:
         "psnr_db": [number(value) for value in result.psnr],
         "model_hash": result.model_hash,
     }
-    finish(request, result, settings, facts, result.psnr, sheet=grid_sheet(result) if request.grid else None)
+    finish(
+        request,
+        result,
+        settings,
+        facts,
+        pipeline.chunks.timesteps,
+        result.psnr,
+        sheet=grid_sheet(result) if request.grid else None,
+    )
 
 
 def _attribute(request: Request) -> None:
@@ -70,6 +80,7 @@ def _attribute(request: Request) -> None:
     if request.dims is not None:
         _check_dims(directions, request)
     pipeline = load(request)
+    tell_steps(settings, pipeline.chunks.timesteps)
     directions.check_model(pipeline.hash_like(directions.full.model_hash), pipeline.model_id)
     result = edit_attribute(
         pipeline,
@@ -95,7 +106,7 @@ def _attribute(request: Request) -> None:
         "psnr_db": [number(value) for value in result.psnr],
         "model_hash": result.model_hash,
     }
-    finish(request, result, settings, facts, result.psnr)
+    finish(request, result, settings, facts, pipeline.chunks.timesteps, result.psnr)
 
 
 def _reconstruct(request: Request) -> None:
@@ -105,6 +116,7 @@ def _reconstruct(request: Request) -> None:
     noises = _noises(request.noise)
     settings = settings_of(request)
     pipeline = load(request)
+    tell_steps(settings, pipeline.chunks.timesteps)
     images = read_images(request, pipeline)
     result = reconstruct(
         pipeline, images, noises=noises, settings=settings, names=names_of(request), reporter=reporter()
@@ -115,7 +127,7 @@ def _reconstruct(request: Request) -> None:
         "psnr_db": {noise: [number(value) for value in values] for noise, values in result.psnr.items()},
         "model_hash": result.model_hash,
     }
-    finish(request, result, settings, facts, result.psnr.get("keep", ()))
+    finish(request, result, settings, facts, pipeline.chunks.timesteps, result.psnr.get("keep", ()))
 
 
 def _many(request: Request) -> None:
@@ -129,6 +141,7 @@ def _many(request: Request) -> None:
     alphas = parse_alphas(request.alphas or ("0:1:9" if request.animate else "0:1:5"))
     settings, out = settings_of(request), request.target
     pipeline = load(request)
+    tell_steps(settings, pipeline.chunks.timesteps)
     options = ManyOptions(
         chunk_sets=chunk_sets(request, pipeline.chunks),
         alphas=alphas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ class Request:
             )
 
     def _check_output(self) -> None:
-        """Make the missing folders, and try them: minutes of sampling should not end at a protected disk."""
+        """Try where outputs shall go: minutes of sampling should not end at a protected disk. Makes nothing: the model
+        may not exist."""
         folders = [self.separate]
         if self.kind == "many":
             folders.append(None if self.dry_run else self.target)
@@ -161,9 +163,10 @@ def _is_table(source: str) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
+    """Whether files can be written to a folder, or to the nearest one above it that is there."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise DataError(f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place.") from error

@@ -50,6 +50,17 @@ def load(request: Request) -> DiTiModel:
     return model
 
 
+def tell_steps(settings: EditSettings, timesteps: int) -> None:
+    """Say how many steps will run, where they are not those asked for."""
+    from diticli.commands.console import say
+
+    if settings.steps_run(timesteps) != (settings.invert_steps, settings.decode_steps):
+        say(
+            f"Steps: {settings.describe_steps(timesteps)}; {settings.solver} goes in equal strides over "
+            f"{timesteps:,} timesteps, and runs as many steps as asked for where they divide it."
+        )
+
+
 def chunk_sets(request: Request, layout: ChunkLayout) -> list[tuple[int, ...]]:
     """The sets that were asked for; none for the default."""
     from diticli.editing.stages import stages
@@ -78,6 +89,7 @@ def finish(
     result: Shown,
     settings: EditSettings,
     facts: dict[str, Any],
+    timesteps: int,
     quality: tuple[float, ...],
     *,
     sheet: Shown | None = None,
@@ -89,6 +101,7 @@ def finish(
         result: what to show.
         settings: how it was made.
         facts: of this kind of edit, for --json.
+        timesteps: T of the model.
         quality: PSNR of the reconstructions.
         sheet: for the strip, when it is laid out in another way.
     """
@@ -105,6 +118,7 @@ def finish(
     if request.animate:
         write_animation(result, request.animate, metadata)
     if request.as_json:
+        invert, decode = settings.steps_run(timesteps)
         written = {
             "out": str(out),
             "separate": [str(path) for path in singles],
@@ -114,6 +128,8 @@ def finish(
             "compile": settings.compile,
             "invert_steps": settings.invert_steps,
             "decode_steps": settings.decode_steps,
+            "invert_steps_run": invert,
+            "decode_steps_run": decode,
             "official": settings.official,
         }
         emit_json(written | facts)

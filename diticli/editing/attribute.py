@@ -31,11 +31,10 @@ from diticli.editing.engine import (
     invert_all,
 )
 from diticli.editing.mixing import alpha_text, check_chunks
-from diticli.editing.pair import psnr
 from diticli.editing.settings import EditSettings
 from diticli.editing.sheet import Sheet
 from diticli.errors import ConfigError
-from diticli.pictures.tiles import Pixels, to_uint8
+from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.probing.directions import DEFAULT_ALONG, Along
 from diticli.progress import Reporter, SilentReporter
 
@@ -127,7 +126,7 @@ class AttributeResult:
             "diti:chunks": " | ".join(sets),
             "diti:along": self.along,
             "diti:dims": "all" if self.learned_dims is None else f"{self.learned_dims} learned",
-            **self.settings.describe(),
+            **self.settings.describe(self.layout.timesteps),
             "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
         }
 

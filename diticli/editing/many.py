@@ -171,7 +171,8 @@ def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> Edi
     like = torch.zeros(1, 3, pipeline.resolution, pipeline.resolution)
     batch = batch_of(pipeline, like, settings)
     invert, decode = plan.pictures
-    steps = (invert * settings.invert_steps + decode * settings.decode_steps) // batch
+    inverting, decoding = settings.steps_run(pipeline.chunks.timesteps)
+    steps = (invert * inverting + decode * decoding) // batch
     device = getattr(pipeline, "device", like.device)
     return replace(settings, compile=settings.compiles(device.type, steps))
 

@@ -37,13 +37,13 @@ from diticli.editing.mixing import alpha_text, check_chunks, mix_chunks, slerp
 from diticli.editing.settings import EditSettings, Noise
 from diticli.editing.sheet import Sheet
 from diticli.errors import ConfigError
-from diticli.pictures.tiles import Pixels, to_uint8
+from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, Side] = get_args(Side)
 
-__all__ = ["SIDES", "Edit", "EditResult", "EditSettings", "Noise", "Side", "counterfactuals", "edit_pair", "psnr"]
+__all__ = ["SIDES", "Edit", "EditResult", "EditSettings", "Noise", "Side", "counterfactuals", "edit_pair"]
 
 
 class Edit(NamedTuple):
@@ -97,7 +97,7 @@ class EditResult:
             "diti:images": " | ".join(self.names),
             "diti:chunks": " | ".join(self.layout.describe(chunks) for chunks in self.chunk_sets),
             "diti:alphas": ",".join(alpha_text(alpha) for alpha in self.alphas),
-            **self.settings.describe(),
+            **self.settings.describe(self.layout.timesteps),
             "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
         }
 
@@ -106,12 +106,6 @@ class EditResult:
         from diticli.editing.pair_sheet import pair_sheet
 
         return pair_sheet(self)
-
-
-def psnr(image: Pixels, reference: Pixels) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB; infinite when they are equal."""
-    mse = float(np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
 
 
 def edit_pair(

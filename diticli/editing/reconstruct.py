@@ -25,11 +25,10 @@ from diticli.editing.engine import (
     drawn_noise,
     invert_all,
 )
-from diticli.editing.pair import psnr
 from diticli.editing.settings import EditSettings, Noise
 from diticli.editing.sheet import Cell, Sheet, SheetRow, decibels, image_stems
 from diticli.errors import ConfigError
-from diticli.pictures.tiles import Pixels, to_uint8
+from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 LABELS = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean"}
@@ -45,6 +44,7 @@ class ReconstructionResult:
         pictures: uint8 [N, R, R, 3] for each kind of noise.
         psnr: [N] in dB against the originals, for each kind of noise.
         model_hash: fingerprint of the model.
+        timesteps: T of the model.
         settings: how they were made; its `noise` says nothing here.
     """
 
@@ -53,6 +53,7 @@ class ReconstructionResult:
     pictures: Mapping[Noise, Pixels]
     psnr: Mapping[Noise, tuple[float, ...]]
     model_hash: str
+    timesteps: int
     settings: EditSettings
 
     def to_metadata(self) -> dict[str, str]:
@@ -61,7 +62,7 @@ class ReconstructionResult:
         return {
             "diti:model": self.model_hash,
             "diti:images": " | ".join(self.names),
-            **self.settings.describe(),
+            **self.settings.describe(self.timesteps),
             "diti:noise": f"{', '.join(self.pictures)} (seed {self.settings.seed})",
             "diti:psnr_db": " | ".join(values),
         }
@@ -138,6 +139,7 @@ def reconstruct(
         pictures=parts,
         psnr={noise: tuple(map(psnr, pictures, originals)) for noise, pictures in parts.items()},
         model_hash=pipeline.model_hash,
+        timesteps=pipeline.chunks.timesteps,
         settings=settings,
     )
 

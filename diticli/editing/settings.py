@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from diticli.config import Precision
 from diticli.errors import ConfigError
-from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver
+from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
 
 Noise = Literal["keep", "slerp", "swap", "random", "mean"]
 PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
@@ -31,8 +31,8 @@ class EditSettings:
             but whatever x_T holds follows too. "swap": the other's. "random": one seeded draw for all, which
             shows what the features say by themselves. "mean": zeros, the mean of all noise.
         solver: "dpm" (second order, few steps), or "ddim" (which needs about 100).
-        invert_steps: steps from image to noise.
-        decode_steps: steps from noise to image.
+        invert_steps: steps from image to noise that are asked for; `steps_run` says how many run.
+        decode_steps: steps from noise to image, likewise.
         precision: in which the networks compute, "auto", "fp32" or "bf16"; None is the solver's default.
         seed: of the "random" noise; the rest is deterministic.
         batch_size: images sampled together; None chooses by resolution and device.
@@ -97,12 +97,29 @@ class EditSettings:
         pixels = PIXELS_A_BATCH.get(device, PIXELS_A_BATCH["cpu"])
         return self.batch_size or min(256, max(4, pixels // resolution**2))
 
-    def describe(self) -> dict[str, str]:
-        """Entries of a picture's metadata that let it be made again."""
+    def steps_run(self, timesteps: int) -> tuple[int, int]:
+        """Steps of inversion and of decoding that run on a model with `timesteps`; see `diticli.sampling.steps_run`."""
+        invert, decode = (steps_run(self.solver, n, timesteps) for n in (self.invert_steps, self.decode_steps))
+        return invert, decode
+
+    def describe_steps(self, timesteps: int) -> str:
+        """The steps asked for, and those that run where they are others."""
+        asked = (self.invert_steps, self.decode_steps)
+        invert, decode = (
+            f"{n}" if n == ran else f"{n} ({ran} run)" for n, ran in zip(asked, self.steps_run(timesteps), strict=True)
+        )
+        return f"invert {invert}, decode {decode}"
+
+    def describe(self, timesteps: int) -> dict[str, str]:
+        """Entries of a picture's metadata that let it be made again.
+
+        Args:
+            timesteps: T of the model, which decides how many steps run.
+        """
         return {
             "diti:noise": self.noise + (f" (seed {self.seed})" if self.noise == "random" else ""),
             "diti:solver": self.solver,
             "diti:precision": self.precision or DEFAULT_PRECISION[self.solver],
-            "diti:steps": f"invert {self.invert_steps}, decode {self.decode_steps}",
+            "diti:steps": self.describe_steps(timesteps),
             "diti:sampler": "official" if self.official else "own",
         }

@@ -132,7 +132,12 @@ def swap_atlas(
         timesteps=tuple((layout.timestep_starts[g[0]], layout.timestep_ends[g[-1]]) for g in chosen),
         unreadable=tuple(poor),
         pairs=len(images_NCHW) // 2,
-        facts={"steps": settings.steps, "solver": settings.solver, "seed": settings.seed},
+        facts={
+            "steps": settings.steps,
+            "steps_run": settings.steps_run(layout.timesteps),
+            "solver": settings.solver,
+            "seed": settings.seed,
+        },
         **_summary(tuple(a.name for a in reader.attributes), poor, layout, chosen, values_GA, draws_RGA),
     )
 

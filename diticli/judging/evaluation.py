@@ -23,7 +23,6 @@ from diticli.judging.reader import AttributeReader
 from diticli.judging.scores import (
     MOVED,
     Change,
-    DoubleArray,
     Share,
     change,
     differing,
@@ -33,12 +32,11 @@ from diticli.judging.scores import (
 )
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
-from diticli.pictures.grids import to_uint8
+from diticli.pictures.grids import psnr, to_uint8
 from diticli.probing.directions import DEFAULT_ALONG, Along, Directions
 from diticli.probing.probe import probe_features
 from diticli.progress import Reporter, SilentReporter
-from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver
-from diticli.schedule import psnr
+from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 
@@ -48,7 +46,7 @@ class EvaluationSettings:
     """How edits are made and judged.
 
     Attributes:
-        steps: of inversion and of decoding.
+        steps: of inversion and of decoding that are asked for; see `diticli.sampling.steps_run`.
         solver: "dpm" or "ddim".
         amount: of an attribute move, both ways; see `Directions.move`.
         along: which direction of an attribute; see `Directions.vector`.
@@ -62,6 +60,10 @@ class EvaluationSettings:
     along: Along = DEFAULT_ALONG
     batch_size: int = 128
     seed: int = 0
+
+    def steps_run(self, timesteps: int) -> int:
+        """Steps each way that run on a model with `timesteps`."""
+        return steps_run(self.solver, self.steps, timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class Faithfulness:
         reading_error: root mean square change of each attribute's reading by reconstruction alone.
         swaps: one per set of chunks.
         moves: one per attribute that could be probed.
-        facts: layout, solver, steps.
+        facts: layout, solver, steps asked for and run.
     """
 
     model: str
@@ -196,11 +198,16 @@ class _Evaluation:
             model=self.pipeline.model_id,
             model_hash=self.pipeline.model_hash,
             images=len(x0),
-            reconstruction_psnr=psnr(float((before.clamp(-1, 1) - x0).square().mean())),
+            reconstruction_psnr=psnr(before, x0),
             reading_error=dict(zip(self.names, error.tolist(), strict=True)),
             swaps=tuple(self._swap(chunks) for chunks in chunk_sets),
             moves=tuple(self._move(directions, name) for name in attributes if directions),
-            facts={"chunks": layout.chunks, "latent_dim": layout.latent_dim, **vars(self.settings)},
+            facts={
+                "chunks": layout.chunks,
+                "latent_dim": layout.latent_dim,
+                **vars(self.settings),
+                "steps_run": self.settings.steps_run(layout.timesteps),
+            },
         )
         self.reporter.finish()
         return result
@@ -237,8 +244,8 @@ class _Evaluation:
         before, after = self.before_NHWC[rows], after_NHWC[rows]
         return {
             "drift": drift_outside(before, after, differing(own, truth)),
-            "truth_psnr": _psnr(after, truth),
-            "still_psnr": _psnr(before, truth),
+            "truth_psnr": psnr(after, truth),
+            "still_psnr": psnr(before, truth),
         }
 
     def _move(self, directions: Directions, name: str) -> MoveScore:
@@ -278,8 +285,3 @@ def _setter(column: int, value: float) -> Any:
         return factors
 
     return change_factor
-
-
-def _psnr(images: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> float:
-    difference: DoubleArray = (images.astype(np.float64) - truth.astype(np.float64)) / 127.5
-    return psnr(float(np.mean(difference**2)))

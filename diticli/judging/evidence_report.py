@@ -86,9 +86,10 @@ def _atlas(atlas: SwapAtlas, name: str, layout: ChunkLayout, picture: Path) -> S
         marks=[_mark(centre) for centre in atlas.centres.values()],
     )
     text = (
-        f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, {atlas.facts['steps']} "
-        "steps), and the reader says how much of the partner's attributes came along: 0 nothing, 1 all. The centre of "
-        f"mass weighs the chunks' time-steps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
+        f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, "
+        f"{atlas.facts['steps_run']} steps), and the reader says how much of the partner's attributes came along: "
+        f"0 nothing, 1 all. The centre of mass "
+        f"weighs the chunks' time-steps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
         "beyond doubt, have none. "
         f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
         "regressor's importances."

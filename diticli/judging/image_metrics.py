@@ -1,4 +1,4 @@
-"""How alike two sets of images are: PSNR and SSIM of images in [-1, 1].
+"""How alike two sets of images are: SSIM of images in [-1, 1]. (PSNR: `diticli.pictures.grids.psnr`.)
 
 Legend of shape suffixes: B batch, C channels, H height, W width.
 """
@@ -9,9 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from diticli.errors import ConfigError
-from diticli.schedule import psnr
-
-__all__ = ["psnr", "ssim"]
 
 WINDOW, SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2

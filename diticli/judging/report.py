@@ -122,7 +122,7 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
             title="Share of the difference carried over by exchanging chunks",
         )
         text = (
-            f"{result.images} images in pairs, inverted and decoded in {result.facts['steps']} steps each; "
+            f"{result.images} images in pairs, inverted and decoded in {result.facts['steps_run']} steps each; "
             f"reconstruction {result.reconstruction_psnr:.1f} dB. Share: how much of the partner's "
             "attribute came along, 0 nothing, also where the own one is only erased, 1 all of it. Other change: root "
             "mean square of what is no step towards the partner, in standard deviations."

@@ -12,9 +12,9 @@ from diticli.data.own_files import SOFTWARE
 from diticli.pictures.captions import clean
 from diticli.pictures.files import write_atomically
 from diticli.pictures.strips import captioned_strip
-from diticli.pictures.tiles import PAPER, Pixels, Tile, factor_of, magnified, pixels_of, size_of, to_uint8
+from diticli.pictures.tiles import PAPER, Pixels, Tile, factor_of, magnified, pixels_of, psnr, size_of, to_uint8
 
-__all__ = ["PAPER", "Pixels", "Tile", "captioned_strip", "image_grid", "save_png", "to_uint8"]
+__all__ = ["PAPER", "Pixels", "Tile", "captioned_strip", "image_grid", "psnr", "save_png", "to_uint8"]
 
 
 def image_grid(

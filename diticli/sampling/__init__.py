@@ -10,7 +10,14 @@ Names load on first use: the defaults alone import no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diticli.sampling.defaults import DEFAULT_CLIP, DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver
+from diticli.sampling.defaults import (
+    DEFAULT_CLIP,
+    DEFAULT_PRECISION,
+    DEFAULT_SOLVER,
+    DEFAULT_STEPS,
+    Solver,
+    steps_run,
+)
 
 if TYPE_CHECKING:
     from diticli.sampling.ddim import ddim_decode, ddim_invert, ddim_timesteps
@@ -35,6 +42,7 @@ __all__ = [
     "dpm_timesteps",
     "invert",
     "multistep",
+    "steps_run",
 ]
 _HOMES = {
     "ddim": ("ddim_decode", "ddim_invert", "ddim_timesteps"),

@@ -18,7 +18,8 @@ from diticli.sampling.types import NoisePredictor, StepCallback
 
 
 def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
-    """The rising sequence 0, s, 2s, ... below T with s = T // steps.
+    """The rising sequence 0, s, 2s, ... below T with s = T // steps: more than `steps` where that does not divide T
+    (`diticli.sampling.defaults.steps_run`).
 
     Raises:
         ConfigError: when `steps` lies outside 1..T.

@@ -16,6 +16,7 @@ from diticli.config import RunConfig
 from diticli.memory import batch_fits
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
+from diticli.models.device import global_generators_kept
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
@@ -91,6 +92,11 @@ def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | N
     """
     config = resolve(config)
     accelerator = make_accelerator(config)
+    with global_generators_kept(accelerator.device):
+        return _plan(config, accelerator, seconds, reporter)
+
+
+def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter: Reporter | None) -> Plan:
     source = open_source(config, reporter)
     stages = []
     if config.ssl.only:
