@@ -4,7 +4,7 @@
     python -m benchmarks.export_model runs/shipped --card     # the card anew, from what was measured meanwhile
 
 The card takes its figures from RUN/probe/report.json (`diti probe`) and RUN/evaluation/evaluation.json
-(`diti evaluate shipped --full`), and the swap atlas from the latter; what is missing is left out. Of a run that is
+(`diti evaluate shipped --atlas`), and the swap atlas from the latter; what is missing is left out. Of a run that is
 still training, the moving average of its newest checkpoint is taken, and the card says after how many images.
 """
 

@@ -42,7 +42,13 @@ CHANCE = 0.15
 """Of each option to be given."""
 SMALL = (
     *("data.resolution=16", "unet.channels=8,16", "unet.norm_groups=4", "unet.attention_sizes=[8]"),
-    *("encoder.widths=32,32", "encoder.attention_size=8", "chunks.count=4", "chunks.latent_dim=16"),
+    *(
+        "encoder.widths=32,32",
+        "encoder.attention_size=8",
+        "chunks.count=4",
+        "chunks.partition=uniform",
+        "chunks.latent_dim=16",
+    ),
     *("base.images=16", "base.batch_size=8", "base.warmup_images=8", "features.images=16"),
     *("features.batch_size=8", "features.warmup_images=8", "sample_every=0", "compile=false"),
 )
@@ -84,6 +90,7 @@ TRAIN: Values = {
     "--seed": _SEEDS,
     "--config": ("run/config.json", "small.toml"),
     "--set": ("features.ema_decay=0.999", "sample_every=1", "log_every=1", "checkpoint_every=1"),
+    "--minutes": ("0.1",),
     "--dry-run": _FLAG,
     "--json": _FLAG,
 }

@@ -105,7 +105,7 @@ def test_math_is_for_small_bf16_training_on_a_cpu() -> None:
     ]
     for other in others:
         arguments = {"tokens": 256, "heads": 1, "head_dim": 64, "batch": 128, **BF16, **other}
-        assert attention_choice(CPU, **arguments) == ("sdpa", "xformers has no operator for this device")
+        assert attention_choice(CPU, **arguments) == ("sdpa", "DITI_ATTENTION=auto")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -171,7 +171,7 @@ def test_says_once_what_runs_for_a_shape(caplog: pytest.LogCaptureFixture) -> No
         for _ in range(3):
             attend(*make_qkv(2, 16, 16, 4, 8))
     assert [record.getMessage() for record in caplog.records] == [
-        "Attention on cpu (4 heads of 8, 16 tokens, float32): sdpa (xformers has no operator for this device)"
+        "Attention on cpu (4 heads of 8, 16 tokens, float32): sdpa (DITI_ATTENTION=auto)"
     ]
 
 
@@ -205,33 +205,62 @@ def cuda() -> torch.device:
 
 def test_xformers_is_tried_once_for_each_shape(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeXformers(monkeypatch)
+    monkeypatch.setenv(attention.VARIABLE, "xformers")
     with torch.inference_mode():  # the probe needs a gradient all the same
         for _ in range(2):
             choice = attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
-            assert choice == ("xformers", "its operator takes this")
+            assert choice == ("xformers", "DITI_ATTENTION=xformers")
     attention_choice(cuda, torch.float32, tokens=64, heads=4, head_dim=8)
     assert fake.shapes == [(1, 16, 4, 8), (1, 64, 4, 8)]
 
 
-def test_sdpa_where_xformers_refuses(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_sdpa_and_does_not_import_xformers(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeXformers(monkeypatch)
+    monkeypatch.delenv(attention.VARIABLE, raising=False)
+    choice = attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
+    assert choice == ("sdpa", "DITI_ATTENTION=auto")
+    assert fake.shapes == []
+
+
+def test_says_why_xformers_refuses(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeXformers(monkeypatch, refusal="No operator found\nfor this")
-    choice = attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
-    assert choice == ("sdpa", "xformers refuses it: No operator found")
-
-
-def test_sdpa_where_xformers_is_not_installed(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xformers.ops", None)
-    choice = attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
-    assert choice.name == "sdpa"
-    assert choice.reason.startswith("xformers cannot be imported")
-
-
-def test_compiled_graphs_do_without_xformers_unless_forced(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeXformers(monkeypatch)
-    shape = {"tokens": 16, "heads": 4, "head_dim": 8, "compiled": True}
-    assert attention_choice(cuda, torch.float32, **shape) == ("sdpa", "xformers may break a compiled graph")
     monkeypatch.setenv(attention.VARIABLE, "xformers")
-    assert attention_choice(cuda, torch.float32, **shape).name == "xformers"
+    with pytest.raises(DeviceError, match="xformers refuses it: No operator found"):
+        attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
+
+
+@pytest.mark.parametrize("raised", [ImportError, RuntimeError, AttributeError])
+def test_xformers_that_cannot_be_imported_is_a_finding(
+    raised: type[Exception], cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mismatched(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise raised("built for another PyTorch")
+
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", Mismatched("xformers.ops"))
+    attention._why_not_xformers.cache_clear()
+    monkeypatch.setenv(attention.VARIABLE, "xformers")
+    with pytest.raises(DeviceError, match="cannot be used: xformers cannot be imported"):
+        attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
+
+
+def test_a_shortage_of_memory_is_not_remembered(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeXformers(monkeypatch)
+    monkeypatch.setenv(attention.VARIABLE, "xformers")
+    with monkeypatch.context() as full:
+        full.setattr(FakeXformers, "__call__", raising(torch.OutOfMemoryError("CUDA out of memory")))
+        with pytest.raises(torch.OutOfMemoryError):
+            attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8)
+    assert attention_choice(cuda, torch.float32, tokens=16, heads=4, head_dim=8).name == "xformers"
+    assert len(fake.shapes) == 1
+
+
+def raising(error: Exception) -> Any:
+    def call(*_: object) -> Tensor:
+        raise error
+
+    return call
 
 
 def test_xformers_gets_unit_strides_within_a_head(monkeypatch: pytest.MonkeyPatch) -> None:

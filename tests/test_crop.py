@@ -126,7 +126,20 @@ def test_encode_reads_lmdb_tar_and_folder_alike(make_pipeline: Callable[..., Any
 
 def test_training_on_celebas_lmdb_keeps_its_crop(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny = ["--resolution", "16", "--chunks", "4", "--latent-dim", "16", "--base-images", "8", "--images", "8"]
+    tiny = [
+        "--resolution",
+        "16",
+        "--chunks",
+        "4",
+        "--partition",
+        "uniform",
+        "--latent-dim",
+        "16",
+        "--base-images",
+        "8",
+        "--images",
+        "8",
+    ]
     tiny += ["--batch-size", "4", "--device", "cpu", "--precision", "fp32", "--set", "sample_every=0"]
     tiny += ["--set", "unet.channels=8,16", "--set", "unet.norm_groups=4", "--set", "encoder.widths=32,32"]
     result = diti("train", "--data", data / "lmdb", *tiny)

@@ -160,6 +160,43 @@ def test_gpus_with_memory_and_capability(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.value == "NVIDIA X, 1.0 of 4.0 GiB free, compute capability 9.0"
 
 
+def test_a_busy_gpu_is_a_finding_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def memory(index: int) -> tuple[int, int]:
+        if index == 0:
+            raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable\nmore")
+        return 2**30, 2**32
+
+    properties = SimpleNamespace(name="NVIDIA X", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    found = list(doctor_hardware.hardware())
+    busy, free = named(found, "gpu 0"), named(found, "gpu 1")
+    assert (busy.status, free.status) == ("note", "ok")
+    assert "cannot be used now: CUDA-capable device(s) is/are busy or unavailable" in busy.value
+    assert "--device cuda:N" in (busy.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "found", "works", "remedy"),
+    [
+        (True, None, False, "Install a C compiler and Python's headers (apt install gcc python3-dev), or train with"),
+        (True, "/usr/bin/cc", False, "Train with --set compile=false."),
+        (True, "/usr/bin/cc", None, "Ask again when the machine is less busy, or train with --set compile=false."),
+        (False, None, False, "Install a C++ compiler (apt install g++), or train without --set compile=true."),
+    ],
+)
+def test_the_remedy_names_the_setting_that_changes_something(
+    cuda: bool, found: str | None, works: bool | None, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTrial, "outcome", CompileResult(works, "no"))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: found)
+    trial = FakeTrial(None, 8.0)
+    assert (doctor._compilation(trial, cuda).remedy or "").startswith(remedy)  # type: ignore[arg-type]
+    assert getattr(trial, "seconds", None) == (doctor.CUDA_COMPILE_SECONDS if cuda else None)
+
+
 @pytest.mark.parametrize(("threads", "status"), [(2, "ok"), (1, "note"), (16, "note")])
 def test_threads_against_cores(threads: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
@@ -242,7 +279,7 @@ def test_attentions_of_the_presets() -> None:
         AttentionShape("UNet", 64, 1, 512, 128),
         AttentionShape("encoder", 256, 4, 32, 128),
     ]
-    assert preset_attentions("faces32") == [AttentionShape("UNet", 64, 1, 64, 64)]
+    assert preset_attentions("faces32") == [AttentionShape("UNet", 64, 1, 64, 32)]
 
 
 @pytest.mark.parametrize("preset", preset_names())

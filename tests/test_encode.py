@@ -324,6 +324,7 @@ def test_outputs_that_cannot_be(
     command: Any, monkeypatch: pytest.MonkeyPatch, world: str, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("RANK", "0")
     error = command("faces:5:0", *arguments).exception
     assert isinstance(error, DiTiError)
     assert message in error.message

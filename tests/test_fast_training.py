@@ -312,7 +312,7 @@ def test_auto_compiles_where_it_pays() -> None:
     assert not compile_pays(short, CPU)
     assert compile_pays(long, CPU)
     for precision, steps in CPU_STEPS.items():
-        half = {"base.images": steps // 2 * 64, "features.images": steps // 2 * 64, "precision": precision}
+        half = {"base.images": steps // 2 * 64, "features.images": steps // 2 * 32, "precision": precision}
         assert compile_pays(build_config("faces32", options=half), CPU)
         assert not compile_pays(build_config("faces32", options=half | {"base_model": "x"}), CPU)
     assert resolve(tiny()).compile is False

@@ -132,5 +132,6 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     ended = run(train_command(tmp_path / "run", *more), tmp_path / "log", inject=inject, seconds=4 * LIMIT)
     assert ended.status == 0, ended.text
     kilobytes = [int(line) for line in log.read_text().split()]
-    assert len(kilobytes) == 30
+    assert len(kilobytes) >= 30
+    kilobytes = kilobytes[-30:]
     assert max(kilobytes[20:]) - max(kilobytes[10:20]) < 4096, kilobytes

@@ -9,9 +9,9 @@ from diticli._version import __version__
 from diticli.errors import ConfigError, DeviceError, ModelError
 from diticli.models import device as device_module
 from diticli.models import hub
+from diticli.models.base_files import load_base
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.locate import load_model, load_pipeline, locate, locate_model
-from diticli.models.unet import load_base
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

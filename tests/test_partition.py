@@ -85,6 +85,7 @@ def test_a_run_does_not_go_on_with_another_base(tmp_path):
     given = build_config("faces32", assignments=(*TINY, f"base_model={base}"))
     train(given, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)  # without a step nothing would be held
     unet, _ = load_base(str(base))
     with torch.no_grad():
         unet.conv_in.weight.mul_(1.5)

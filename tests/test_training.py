@@ -277,7 +277,7 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(TrainingInterrupted):
         train(tiny(), run, reporter=StopAfter("base", 16))
-    with pytest.raises(ConfigError, match=r"features\.learning_rate was 0\.0005, now 0\.1"):
+    with pytest.raises(ConfigError, match=r"features\.learning_rate was 0\.001, now 0\.1"):
         train(tiny("features.learning_rate=0.1"), run)
     train(tiny("log_every=5"), run)  # what changes only how a run reports may change
 

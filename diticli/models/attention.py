@@ -1,7 +1,8 @@
 """Attention of the networks: one call, `attend`, and the choice of the operator behind it.
 
-On CUDA xformers where its operator takes the shape, else PyTorch's `scaled_dot_product_attention` (SDPA), else,
-where it was measured to be faster, the weights written out. `DITI_ATTENTION=auto|xformers|sdpa|math` forces one.
+PyTorch's `scaled_dot_product_attention` (SDPA), or the weights written out where that was measured to be faster.
+xformers only when asked for: its operators for these shapes are PyTorch's own flash and efficient kernels behind
+Python operators, whose launches are slower. `DITI_ATTENTION=auto|xformers|sdpa|math` forces one.
 
 Legend of shape suffixes: B batch, M query tokens, N key tokens, H heads, K channels of a head.
 """
@@ -69,7 +70,7 @@ def attend(q_BMHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor) -> Tensor:
     tokens, heads, head_dim = map(index, q.shape[1:])
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     pays = gradient and _math_pays(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads)
-    name = _choose_and_say(q.device, q.dtype, tokens, heads, head_dim, pays, torch.compiler.is_compiling())
+    name = _choose_and_say(q.device, q.dtype, tokens, heads, head_dim, pays)
     return _OPERATORS[name](q, k, v)
 
 
@@ -82,7 +83,6 @@ def attention_choice(
     head_dim: int,
     batch: int = 1,
     gradient: bool = False,
-    compiled: bool = False,
 ) -> AttentionChoice:
     """What `attend` does with self-attention of this shape, and why, without running or logging it.
 
@@ -94,14 +94,13 @@ def attention_choice(
         head_dim: K.
         batch: B.
         gradient: whether autograd records it.
-        compiled: whether `torch.compile` traces it.
 
     Raises:
         ConfigError: when DITI_ATTENTION is none of auto, xformers, sdpa, math.
         DeviceError: when xformers is asked for and cannot be had.
     """
     pays = gradient and _math_pays(device.type, dtype, batch, tokens, tokens, heads)
-    return _choose(device, dtype, tokens, heads, head_dim, pays, compiled)
+    return _choose(device, dtype, tokens, heads, head_dim, pays)
 
 
 def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -131,21 +130,19 @@ def _math_pays(device_type: str, dtype: torch.dtype, batch: int, queries: int, k
 
 
 def _choose(
-    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_pays: bool, compiled: bool
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_pays: bool
 ) -> AttentionChoice:
     wanted = _wanted()
     if wanted in ("sdpa", "math"):
         return AttentionChoice(wanted, f"{VARIABLE}={wanted}")
     if math_pays:
         return AttentionChoice("math", "faster than SDPA's bf16 backward on a CPU")
-    if wanted == "auto" and compiled and device.type == "cuda":
-        return AttentionChoice("sdpa", "xformers may break a compiled graph")
+    if wanted == "auto":
+        return AttentionChoice("sdpa", f"{VARIABLE}=auto")
     refusal = _why_not_xformers(device, dtype, tokens, heads, head_dim)
-    if refusal is None:
-        return AttentionChoice("xformers", f"{VARIABLE}={wanted}" if wanted != "auto" else "its operator takes this")
-    if wanted == "xformers":
+    if refusal is not None:
         raise DeviceError(f"xformers attention cannot be used: {refusal}.", remedy=f"Unset {VARIABLE}.")
-    return AttentionChoice("sdpa", refusal)
+    return AttentionChoice("xformers", f"{VARIABLE}=xformers")
 
 
 def _wanted() -> Any:
@@ -156,9 +153,9 @@ def _wanted() -> Any:
 
 
 def _choose_and_say(
-    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_pays: bool, compiled: bool
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_pays: bool
 ) -> Operator:
-    choice = _choose(device, dtype, tokens, heads, head_dim, math_pays, compiled)
+    choice = _choose(device, dtype, tokens, heads, head_dim, math_pays)
     _say_once(device, dtype, tokens, heads, head_dim, choice)
     return choice.name
 
@@ -177,17 +174,22 @@ def _say_once(
 
 @lru_cache(maxsize=256)
 def _why_not_xformers(device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int) -> str | None:
-    """None where xformers computes attention of this shape and its gradient, which is tried once."""
+    """None where xformers computes attention of this shape and its gradient, which is tried once.
+
+    A shortage of memory is no answer, since it passes: it is raised, and the shape is tried again.
+    """
     if device.type != "cuda":
         return "xformers has no operator for this device"
     try:
         from xformers.ops import memory_efficient_attention
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a build for another PyTorch raises RuntimeError, AttributeError, ...
         return f"xformers cannot be imported: {error}"
     try:
         with torch.inference_mode(False), torch.enable_grad():
             probe = torch.ones(1, tokens, heads, head_dim, device=device, dtype=dtype, requires_grad=True)
             memory_efficient_attention(probe, probe, probe).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
     except (NotImplementedError, RuntimeError, ValueError) as error:
         return f"xformers refuses it: {str(error).splitlines()[0]}"
     return None

@@ -27,16 +27,18 @@ NEEDED = {
 }
 OPTIONAL = {
     "triton": "Without it there are no fused kernels and torch.compile has no GPU code: pip install triton.",
-    "xformers": "Without it attention on a GPU is PyTorch's own: pip install xformers.",
+    "xformers": "Only DITI_ATTENTION=xformers needs it: PyTorch's own attention runs the same kernels.",
 }
 LOW_DISK_GIB = 5
 COMPILE_SECONDS = 8.0
+CUDA_COMPILE_SECONDS = 30.0
 
 
 def diagnose(device: str | None = None) -> list[Finding]:
     """All findings for `device` (cpu, cuda, cuda:N; None takes CUDA where there is one).
 
-    Takes the time of importing PyTorch and diffusers, and at most `COMPILE_SECONDS` beside it.
+    Takes the time of importing PyTorch and diffusers, and at most `COMPILE_SECONDS` (on CUDA
+    `CUDA_COMPILE_SECONDS`) beside it.
 
     Raises:
         DeviceError: for a device that this machine does not have.
@@ -46,7 +48,7 @@ def diagnose(device: str | None = None) -> list[Finding]:
         findings = list(_software())
         if not any(f.status == "broken" for f in findings):
             findings += _with_torch(device)
-            findings.append(_compilation(trial))
+            findings.append(_compilation(trial, _is_cuda(device)))
     finally:
         trial.stop()
     return findings + list(_storage())
@@ -62,12 +64,28 @@ def _with_torch(name: str | None) -> Iterator[Finding]:
     yield from speed(device)
 
 
-def _compilation(trial: CompileTrial) -> Finding:
+def _is_cuda(name: str | None) -> bool:
+    from diticli.models.device import resolve_device
+
+    return resolve_device(name).type == "cuda"
+
+
+def _compilation(trial: CompileTrial, cuda: bool) -> Finding:
+    """On CUDA, where training compiles unless told otherwise, Triton needs a C compiler; on a CPU Inductor C++."""
+    if cuda:
+        trial.seconds = CUDA_COMPILE_SECONDS
     works, message = trial.result()
-    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
     if works:
         return Finding(topic="compile", name="torch.compile", value=message)
-    if not compiler:
+    names = ("CC", "cc", "gcc", "clang") if cuda else ("CXX", "g++", "clang++")
+    compiler = any(shutil.which(name) for name in (os.environ.get(names[0], names[1]), *names[2:]))
+    if cuda:
+        if not compiler:
+            remedy = "Install a C compiler and Python's headers (apt install gcc python3-dev), or train with "
+        else:
+            remedy = "Ask again when the machine is less busy, or train with " if works is None else "Train with "
+        remedy += "--set compile=false."
+    elif not compiler:
         remedy = "Install a C++ compiler (apt install g++), or train without --set compile=true."
     elif works is None:
         remedy = "Ask again when the machine is less busy, or just try --set compile=true."

@@ -20,15 +20,25 @@ def hardware() -> Iterator[Finding]:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
-        properties = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
-        memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        value = f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}"
-        yield Finding(topic="hardware", name=f"gpu {index}", value=value)
+        yield _gpu(index)
     if not count:
         yield _why_no_gpu([str(w.message) for w in caught])
     yield _processor()
     yield _threads()
+
+
+def _gpu(index: int) -> Finding:
+    """Asking for its memory makes a context there, which a GPU that is full or in exclusive use refuses."""
+    properties = torch.cuda.get_device_properties(index)
+    what = f"{properties.name}, {{}}, compute capability {properties.major}.{properties.minor}"
+    try:
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:
+        value = what.format(f"cannot be used now: {(str(error).strip() or repr(error)).splitlines()[0]}")
+        remedy = "See nvidia-smi for who uses it, or take another one: --device cuda:N."
+        return Finding(topic="hardware", name=f"gpu {index}", value=value, status="note", remedy=remedy)
+    memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return Finding(topic="hardware", name=f"gpu {index}", value=what.format(memory))
 
 
 def _why_no_gpu(complaints: list[str]) -> Finding:

@@ -93,8 +93,9 @@ class RunDirectory:
         path = self.root / "config.json"
         resumed = path.is_file()
         if resumed:
+            saved = _read_config(path)  # one that is damaged, or no run's at all, is never written over
             try:
-                self._compare(_read_config(path), config, fingerprint)
+                self._compare(saved, config, fingerprint)
             except (ConfigError, DataError):
                 if self.begun:
                     raise
