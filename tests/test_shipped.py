@@ -24,7 +24,6 @@ from diticli.pictures.grids import psnr
 from diticli.probing.label_join import join_labels
 from diticli.probing.probe import probe_features
 
-pytestmark = pytest.mark.skipif(not has_shipped(), reason="diticli/shipped is missing: `make model` has yet to be run")
 FACES = FaceImages(1500, 1, 32)
 
 
@@ -58,11 +57,11 @@ def test_it_reads_the_factors_of_held_out_faces_and_gives_pictures_back(tmp_path
         z = torch.cat([model.encode(normalise(part)) for part in images.split(250)])
         x0 = normalise(images[:8])
         back = model.decode(model.invert(x0, z[:8], steps=20), z[:8], steps=20)
-    assert psnr(back, x0) > 45
+    assert psnr(back, x0) > 50
     write_labels_csv(tmp_path / "labels.csv", 1, range(len(FACES)))
     names = [FACES.file_name(i) for i in range(len(FACES))]
     joined = join_labels(names, read_labels(tmp_path / "labels.csv"), None)
     report = probe_features(z.numpy(), joined.columns, rows=joined.rows, seed=0)
     # The card has the exact figures on 4,000 faces; these are bounds for 1,500.
-    assert report.means["number"]["r2"] > 0.75
-    assert report.means["binary"]["average_precision"] > 0.98
+    assert report.means["number"]["r2"] > 0.85
+    assert report.means["binary"]["average_precision"] > 0.99
