@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from diticli.data.faces import write_labels_csv
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
-from diticli.models.hub import SHIPPED_FOLDER, has_shipped
+from diticli.models.hub import SHIPPED_FOLDER
 from diticli.models.locate import load_model
 from diticli.models.pixels import normalise
 from diticli.models.plain_model import PlainModel
