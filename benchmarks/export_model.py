@@ -55,6 +55,10 @@ def export(run: str, out: Path) -> None:
     write_labels_csv(Path(run) / "labels.csv", 1, range(HELD_OUT))
     text = json.dumps({key: record[key] for key in ("config", "versions", "images_seen")}, indent=1)
     (out / TRAINING).write_text(text + "\n")
+    for path in out.rglob("*.json"):  # diffusers adds where each part was loaded from
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)  # diffusers leaves them to their owner; a package is for everyone
 
