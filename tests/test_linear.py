@@ -108,14 +108,18 @@ def test_restricted_space_is_that_of_the_chosen_features_alone() -> None:
     assert fit.bias[0] == pytest.approx(exact.intercept_, abs=1e-3)
 
 
-def test_a_fit_that_stops_at_its_limit_says_so() -> None:
-    """Separable rows of very unequal size: the last fit is still on a slope after 300 iterations."""
+def test_a_fit_that_stops_at_its_limit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Separable rows of very unequal size. The last fit takes about 300 iterations, by rounding a few more or less: a
+    limit of 60 is beyond doubt."""
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 60)
     rng = np.random.default_rng(0)
     values = rng.standard_t(0.8, size=(1500, 300)).astype(np.float32)
     truth = (values[:, :3].sum(1, keepdims=True) > 0).astype(np.float64)
     space, projected, _ = standard_space(values)
     fits = list(fit_path(projected, space.variances, BinaryLoss(truth), [10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5]))
-    assert [bool(fit.converged[0]) for fit in fits] == [True] * 6 + [False]
+    converged = [bool(fit.converged[0]) for fit in fits]
+    assert converged[0]
+    assert not converged[-1]
 
 
 def test_of_targets_fitted_together_only_those_on_a_slope_have_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
