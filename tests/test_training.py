@@ -282,6 +282,19 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     train(tiny("log_every=5"), run)  # what changes only how a run reports may change
 
 
+def test_a_run_of_a_version_without_a_setting_resumes(tmp_path: Path) -> None:
+    """`minutes` came later: runs begun before know nothing of it, neither their config nor their checkpoints."""
+    run = tmp_path / "run"
+    with pytest.raises(TrainingInterrupted):
+        train(tiny(), run, reporter=StopAfter("base", 16))
+    path = run / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["config"]["minutes"]
+    path.write_text(json.dumps(saved))
+    train(tiny(), run)
+    assert RunDirectory(run).finished
+
+
 def test_changed_images_do_not_resume(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -151,7 +151,7 @@ def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
     """The plan of the run that `out` holds, when it has the same budget; what else differs is refused later."""
     try:
         saved = json.loads((out / "config.json").read_bytes())["config"]
-        if saved["minutes"] != config.minutes:
+        if saved.get("minutes") != config.minutes:
             return None
         return replace(
             config,

@@ -35,8 +35,8 @@ from diticli.training.lock import NAME as LOCK
 
 _BEGINNING = {LOCK, ".config.json.partial"}
 """What a run may leave that was killed before its first file."""
-# Settings that change how a run proceeds but not what it computes.
-_FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb"}
+# Settings that change how a run proceeds but not what it computes. (Of minutes, the images that follow are compared.)
+_FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb", "minutes"}
 
 _DIGESTS = ("sha256", "content")
 
