@@ -54,7 +54,7 @@ def settings(batch: int, rate: float, options: argparse.Namespace) -> RunConfig:
 
 
 def noise_errors(run: RunDirectory, faces: int) -> dict[int, float]:
-    """Time-step -> D times the mean squared error of the noise estimate, D values in an image, on held-out faces."""
+    """Timestep -> D times the mean squared error of the noise estimate, D values in an image, on held-out faces."""
     base, scheduler = load_base(str(run.root / "base"), resolution=None)
     schedule = NoiseSchedule.from_scheduler(scheduler)
     images = torch.from_numpy(load_images(FaceImages(faces, 1, int(base.config.sample_size))).images)

@@ -46,7 +46,7 @@ class Judges:
     judged: JudgedImages
     reader: AttributeReader
     lost: dict[str, float]
-    """Factor -> time-step at which noise has hidden half of it."""
+    """Factor -> timestep at which noise has hidden half of it."""
 
     @classmethod
     def prepare(cls, folder: Path, base: Path, *, learn: int, pairs: int) -> Judges:
@@ -136,7 +136,7 @@ def _ridge_r2(z_ND: npt.NDArray[np.float32], y_N: npt.NDArray[np.float32]) -> fl
 
 
 def halves(lost: dict[str, Any]) -> dict[str, float]:
-    """Factor -> time-step at which one half of it is lost, of `LostCurves.to_dict`."""
+    """Factor -> timestep at which one half of it is lost, of `LostCurves.to_dict`."""
     return {name: found["value"] for name, found in lost["half"].items() if found}
 
 

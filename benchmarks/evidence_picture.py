@@ -13,12 +13,12 @@ from diticli.pictures.heatmaps import chunk_heatmap
 
 def atlas_picture(path: Path, row: dict[str, Any], lost: dict[str, float]) -> Path:
     """Write a PNG of factors by chunks, the factor that noise hides first on top: where dots and colour meet, a chunk
-    moves what is lost in its own time-steps.
+    moves what is lost in its own timesteps.
 
     Args:
         path: where to.
         row: scores of the arm, with its `atlas` and `layout`.
-        lost: factor -> time-step at which one half of it is lost.
+        lost: factor -> timestep at which one half of it is lost.
     """
     shares = row["atlas"]["shares"]
     names = sorted(shares, key=lambda name: lost.get(name, float("inf")))
@@ -31,5 +31,5 @@ def atlas_picture(path: Path, row: dict[str, Any], lost: dict[str, float]) -> Pa
         limit=1.0,
         totals=[row["atlas"]["together"][name]["value"] for name in names],
         marks=[(lost[name],) * 3 if name in lost else None for name in names],
-        marks_label="time-step at which noise has hidden half of the factor",
+        marks_label="timestep at which noise has hidden half of the factor",
     )

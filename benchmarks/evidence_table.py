@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.evidence` as a table, and where along the time-steps chunks act."""
+"""The rows of `benchmarks.evidence` as a table, and where along the timesteps chunks act."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | Non
 
     Args:
         atlas: `SwapAtlas.to_dict`.
-        lost: factor -> time-step at which one half of it is lost.
+        lost: factor -> timestep at which one half of it is lost.
 
     Returns:
         first_quarter: the part that chunks of the first quarter of all have.
-        mean_t: mean middle of the chunks' time-steps.
-        off_by: mean number of time-steps between that middle and the one at which the factor is lost, either way.
+        mean_t: mean middle of the chunks' timesteps.
+        off_by: mean number of timesteps between that middle and the one at which the factor is lost, either way.
         off_by_alike: the same, if the effects on every factor were distributed over the chunks as those on all are:
             what of off_by comes from when chunks act at all, and not from which factor they move when.
         All None where there is one chunk, or none acts.
@@ -59,12 +59,12 @@ def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | Non
 
 
 def perfect(lost: dict[str, float], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of chunks that each move all factors that are lost in their own time-steps and no others: what none
+    """The row of chunks that each move all factors that are lost in their own timesteps and no others: what none
     can surpass, since noise may hide several factors at once.
 
     Args:
-        lost: factor -> time-step at which one half of it is lost.
-        found: other rows, for the time-steps of their chunks.
+        lost: factor -> timestep at which one half of it is lost.
+        found: other rows, for the timesteps of their chunks.
     """
     timesteps = max((row["atlas"]["timesteps"] for row in found), key=len)
     shares = {name: [{"value": float(start <= t < end)} for start, end in timesteps] for name, t in lost.items()}

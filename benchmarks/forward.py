@@ -1,4 +1,4 @@
-"""One noise estimate, the official code's and ours, on the same weights, images and time-step.
+"""One noise estimate, the official code's and ours, on the same weights, images and timestep.
 
     python -m benchmarks forward --official ~/DiTi --cases celeba64:128 --device cuda --out forward.json
 
@@ -6,7 +6,7 @@ Two tables a case: the base alone (the official `UNet`, our `FrozenBase`), and b
 ask for them, eps + c_t G(x_t, t, m_t z) (the official `ShiftUNet`, our `FrozenPair`). Sides: A0 the official networks
 as shipped (fp32; PyTorch's default of TF32 in convolutions), A1 with bf16 autocast, A3 tuned by us (weights in bf16 and
 channels_last beside autocast), A2 compiled (--compiled), ours, and ours with features switched off. All run without
-autograd. Before that, the estimates of both sides are compared at three time-steps.
+autograd. Before that, the estimates of both sides are compared at three timesteps.
 """
 
 from __future__ import annotations

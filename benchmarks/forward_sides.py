@@ -17,7 +17,7 @@ from diticli.models.frozen_pair import FrozenPair
 from diticli.models.pipeline import DiTiPipeline, normalise
 
 Estimate = Callable[[int], torch.Tensor]
-"""Of a time-step, for the inputs that both sides share."""
+"""Of a timestep, for the inputs that both sides share."""
 
 
 @dataclass(frozen=True, kw_only=True)

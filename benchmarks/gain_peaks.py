@@ -6,7 +6,7 @@ A factor of strength s is SNR_t s / (1 + SNR_t s) of a degree of freedom of the 
 (`diticli.training.relevance`). Its part of all that the base misses is that over the base's error: the chunk where this
 is greatest learns it fastest. With everything visible, own gradients and a price, it ends in the chunk that still gains
 by more precision when all others do not. The run's `gap.json` has the error, `lost.json` of `benchmarks.evidence` the
-time-steps at which noise hides half of each factor.
+timesteps at which noise hides half of each factor.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from diticli.training.rundir import RunDirectory
 
 
 def peaks(lost: dict[str, float], snr_T: np.ndarray, error_T: np.ndarray) -> dict[str, int]:
-    """Factor -> time-step of its greatest part of the base's error.
+    """Factor -> timestep of its greatest part of the base's error.
 
     Args:
-        lost: factor -> time-step at which SNR_t s = 1.
+        lost: factor -> timestep at which SNR_t s = 1.
         snr_T: [T] signal-to-noise ratio alpha-bar_t / (1 - alpha-bar_t).
         error_T: [T] mean squared error of the base's noise estimate.
     """
@@ -44,14 +44,14 @@ def peaks(lost: dict[str, float], snr_T: np.ndarray, error_T: np.ndarray) -> dic
 def ends(
     lost: dict[str, float], snr_T: np.ndarray, error_T: np.ndarray, bottleneck: float, chunks: int
 ) -> dict[str, tuple[float, float]]:
-    """Factor -> middle of the time-steps of the chunk that holds it in the end, and with which precision.
+    """Factor -> middle of the timesteps of the chunk that holds it in the end, and with which precision.
 
     Features of precision p leave r / (1 + r + p) of the factor's degree of freedom missing, r = SNR_t s, so that more
     precision saves r / (1 + r + p)^2 and costs half the bottleneck. The precision is the greatest that pays in some
     chunk, which is the one that holds the factor; 0 where none pays.
 
     Args:
-        lost: factor -> time-step at which SNR_t s = 1.
+        lost: factor -> timestep at which SNR_t s = 1.
         snr_T: [T] signal-to-noise ratio alpha-bar_t / (1 - alpha-bar_t).
         error_T: [T] mean squared error of the base's noise estimate, one over the loss weights.
         bottleneck: price of a nat in degrees of freedom.
@@ -72,7 +72,7 @@ def ends(
 
 
 def main() -> None:
-    """Print the time-steps of each factor, and how far apart they are on average."""
+    """Print the timesteps of each factor, and how far apart they are on average."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory with gap.json")
     parser.add_argument("--lost", type=Path, required=True)
@@ -92,7 +92,7 @@ def main() -> None:
         np.mean([abs(t - place) for t, place in zip(lost.values(), places, strict=True)])
         for places in (first.values(), [end for end, _ in last.values()])
     ]
-    print(f"Apart from where it is lost by {apart[0]:.0f} and {apart[1]:.0f} time-steps on average.")
+    print(f"Apart from where it is lost by {apart[0]:.0f} and {apart[1]:.0f} timesteps on average.")
 
 
 if __name__ == "__main__":

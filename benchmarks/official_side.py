@@ -122,7 +122,7 @@ class OfficialModel:
         return base
 
     def masks(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Chunk of a time-step [T], and prefix, own and earlier dims of a chunk [K, d]."""
+        """Chunk of a timestep [T], and prefix, own and earlier dims of a chunk [K, d]."""
         k, d = int(self.case.chunks["k"]), self.case.latent_dim
         if "dims_per_stage" in self.case.chunks:  # on the CPU: it reads thousands of single numbers
             prefix, own = self.code.staged_masks(k, d, "cpu", self.case.chunks)
@@ -178,7 +178,7 @@ class OfficialTrainer:
             self.decoder.compile()
 
     def losses(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss, loss per element and time-steps of images in [-1, 1]; draws time-steps, then noise."""
+        """Loss, loss per element and timesteps of images in [-1, 1]; draws timesteps, then noise."""
         chunk_T, prefix, own, earlier = (table.to(self.device, non_blocking=True) for table in self.tables)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.diffusion.pdae_timestep_loss(

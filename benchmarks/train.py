@@ -5,7 +5,7 @@
 Sides: A0 the official code as shipped (fp32; PyTorch's default of TF32 in convolutions), A1 with bf16 autocast, A2
 with its own --compile, A3 tuned by us (bf16, channels_last, fused Adam, foreach average, no reading of losses), ours,
 and ours with each feature switched off in turn. A step is forward, backward, Adam and moving average; drawing
-time-steps and noise is part of it on both sides. Before that, losses and gradients of both sides are compared, in both
+timesteps and noise is part of it on both sides. Before that, losses and gradients of both sides are compared, in both
 gradient modes.
 
 On a CPU compiled sides are measured where they are asked for (--compile on for ours, --compiled for A2); a side whose

@@ -1,4 +1,4 @@
-"""DiTi: modular image features from diffusion time-steps (arXiv 2401.11430).
+"""DiTi: modular image features from diffusion timesteps (arXiv 2401.11430).
 
     from diticli import DiTiPipeline
     features = DiTiPipeline.from_pretrained("runs/demo").encode(images)

@@ -1,4 +1,4 @@
-"""The one map from time-step to chunk and from chunk to feature dimensions.
+"""The one map from timestep to chunk and from chunk to feature dimensions.
 
 Training, sampling, probing and editing all ask a `ChunkLayout`; nobody else derives a chunk index.
 Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 4; the official "balanced" configurations for
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from diticli.errors import ChunkError
 
 Visible = Literal["prefix", "all"]
-"""What a time-step sees of the features: the dims of its own chunk and all before it, or everything."""
+"""What a timestep sees of the features: the dims of its own chunk and all before it, or everything."""
 PAPER_STAGE_ENDS = (50, 100, 300, 500, 1000)
 PAPER_STAGE_DIMS = (10, 25, 327, 100, 50)
 MAX_TIMESTEPS = 100_000
@@ -31,17 +31,17 @@ MAX_DIMS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkLayout:
-    """K consecutive ranges of time-steps, each owning a consecutive slice of the feature vector.
+    """K consecutive ranges of timesteps, each owning a consecutive slice of the feature vector.
 
     Attributes:
-        timestep_ends: [K] exclusive end of each chunk's range of time-steps; the last is T.
+        timestep_ends: [K] exclusive end of each chunk's range of timesteps; the last is T.
         ends: [K] exclusive end of each chunk's slice of dimensions; the last is d.
-        visible: "prefix", as published: the time-steps of chunk k see chunks 0..k. "all", ours: every chunk, so that
+        visible: "prefix", as published: the timesteps of chunk k see chunks 0..k. "all", ours: every chunk, so that
             only what gets gradient (`own_dims`) tells chunks apart.
 
     Raises:
         ChunkError: when the ends are not strictly increasing, the two differ in length, or the last of them lie
-            beyond 100,000 time-steps or 1,000,000 dimensions, and for another `visible`.
+            beyond 100,000 timesteps or 1,000,000 dimensions, and for another `visible`.
     """
 
     timestep_ends: tuple[int, ...]
@@ -51,16 +51,16 @@ class ChunkLayout:
     def __post_init__(self) -> None:
         if self.visible not in get_args(Visible):
             raise ChunkError(
-                f"What a time-step sees is {' or '.join(get_args(Visible))}, not {self.visible!r}.",
+                f"What a timestep sees is {' or '.join(get_args(Visible))}, not {self.visible!r}.",
                 remedy="Use one of them.",
             )
         if not self.ends or len(self.ends) != len(self.timestep_ends):
             raise ChunkError(
-                f"A chunk layout needs as many dimension ends as time-step ends, got {len(self.ends)} and "
+                f"A chunk layout needs as many dimension ends as timestep ends, got {len(self.ends)} and "
                 f"{len(self.timestep_ends)}.",
                 remedy="Give one of each for every chunk.",
             )
-        for name, ends, most in (("dimension", self.ends, MAX_DIMS), ("time-step", self.timestep_ends, MAX_TIMESTEPS)):
+        for name, ends, most in (("dimension", self.ends, MAX_DIMS), ("timestep", self.timestep_ends, MAX_TIMESTEPS)):
             if max(ends) > most:
                 raise ChunkError(
                     f"A chunk layout covers at most {most:,} {name}s, these ends reach {max(ends):,}.",
@@ -77,7 +77,7 @@ class ChunkLayout:
         """Chunks equal in time and (up to rounding) in dimensions. `chunks=1` is PDAE.
 
         Raises:
-            ChunkError: when there are more chunks than dimensions or time-steps.
+            ChunkError: when there are more chunks than dimensions or timesteps.
         """
         _check_counts(chunks, latent_dim, timesteps)
         ends = tuple(latent_dim * (k + 1) // chunks for k in range(chunks))
@@ -93,21 +93,21 @@ class ChunkLayout:
         latent_dim: int | None = None,
         timesteps: int = 1000,
     ) -> ChunkLayout:
-        """Chunks equal in time; each stage of time-steps has its own number of dimensions.
+        """Chunks equal in time; each stage of timesteps has its own number of dimensions.
 
         A chunk belongs to the stage in which it starts. A stage's dimensions are spread evenly over its
         chunks and the remainder goes to its last chunk, as in the official "balanced" configurations.
 
         Args:
             chunks: K.
-            stage_ends: exclusive ends of the stages in time-steps; the last must be `timesteps`.
+            stage_ends: exclusive ends of the stages in timesteps; the last must be `timesteps`.
             stage_dims: dimensions of each stage.
             latent_dim: d. When `stage_dims` sums to something else the stages are rescaled to d in
                 proportion (largest remainder), so the paper's stages serve any width.
             timesteps: T.
 
         Raises:
-            ChunkError: when the stages do not fit the time-steps, or a stage has fewer dimensions than
+            ChunkError: when the stages do not fit the timesteps, or a stage has fewer dimensions than
                 chunks, or no chunk at all.
         """
         latent_dim = sum(stage_dims) if latent_dim is None else latent_dim
@@ -134,8 +134,8 @@ class ChunkLayout:
         if 0 in per_stage:
             empty = per_stage.index(0)
             raise ChunkError(
-                f"No chunk starts in the stage that ends at time-step {stage_ends[empty]}: with {chunks} chunks "
-                f"each spans {timesteps / chunks:.1f} time-steps.",
+                f"No chunk starts in the stage that ends at timestep {stage_ends[empty]}: with {chunks} chunks "
+                f"each spans {timesteps / chunks:.1f} timesteps.",
                 remedy="Use more chunks, --partition uniform, or longer stages (--stage-ends).",
             )
         dims = _rescale(stage_dims, latent_dim, at_least=per_stage)
@@ -149,7 +149,7 @@ class ChunkLayout:
         """Chunks equal in time, their dimensions in proportion to `amounts`; every chunk has at least one.
 
         Args:
-            amounts: [K] what each chunk has to hold, such as `GapCurve.lost_between` its time-steps; 0 or more.
+            amounts: [K] what each chunk has to hold, such as `GapCurve.lost_between` its timesteps; 0 or more.
             latent_dim: d.
             timesteps: T.
 
@@ -177,7 +177,7 @@ class ChunkLayout:
 
     @property
     def timesteps(self) -> int:
-        """T, the number of training time-steps."""
+        """T, the number of training timesteps."""
         return self.timestep_ends[-1]
 
     @property
@@ -187,18 +187,18 @@ class ChunkLayout:
 
     @property
     def timestep_starts(self) -> tuple[int, ...]:
-        """[K] first time-step of each chunk."""
+        """[K] first timestep of each chunk."""
         return (0, *self.timestep_ends[:-1])
 
     def timestep_to_chunk(self) -> npt.NDArray[np.int64]:
-        """[T] chunk of every time-step."""
+        """[T] chunk of every timestep."""
         return np.searchsorted(np.array(self.timestep_ends), np.arange(self.timesteps), side="right").astype(np.int64)
 
     def chunk_of(self, timestep: int) -> int:
-        """Chunk of one time-step in 0..T-1."""
+        """Chunk of one timestep in 0..T-1."""
         if not 0 <= timestep < self.timesteps:
             raise ChunkError(
-                f"Time-step {timestep} lies outside 0..{self.timesteps - 1}.", remedy="Use a timestep within them."
+                f"Timestep {timestep} lies outside 0..{self.timesteps - 1}.", remedy="Use a timestep within them."
             )
         return int(self.timestep_to_chunk()[timestep])
 
@@ -207,7 +207,7 @@ class ChunkLayout:
         return slice(self.starts[chunk], self.ends[chunk])
 
     def visible_dims(self) -> npt.NDArray[np.int64]:
-        """[T, 2] first dimension that time-step t may see, and the end of those that it may."""
+        """[T, 2] first dimension that timestep t may see, and the end of those that it may."""
         windows_T2 = self.own_dims()
         windows_T2[:, 0] = 0
         if self.visible == "all":
@@ -215,11 +215,11 @@ class ChunkLayout:
         return windows_T2
 
     def own_dims(self) -> npt.NDArray[np.int64]:
-        """[T, 2] first dimension and end of the chunk of time-step t: no others get gradient in `detached` mode."""
+        """[T, 2] first dimension and end of the chunk of timestep t: no others get gradient in `detached` mode."""
         return np.array([self.starts, self.ends], dtype=np.int64).T[self.timestep_to_chunk()]
 
     def seen_by(self, chunk: int) -> range:
-        """Chunks that the time-steps of chunk `chunk` see."""
+        """Chunks that the timesteps of chunk `chunk` see."""
         return range(chunk + 1 if self.visible == "prefix" else self.chunks)
 
     def dim_mask(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -256,7 +256,7 @@ class ChunkLayout:
         return tuple(sorted(chosen))
 
     def describe(self, chunks: Sequence[int]) -> str:
-        """Short text naming chunks and the time-steps they cover, e.g. "chunks 10-20 (t 160-328)"."""
+        """Short text naming chunks and the timesteps they cover, e.g. "chunks 10-20 (t 160-328)"."""
         runs: list[list[int]] = []
         for chunk in sorted(chunks):
             if runs and chunk == runs[-1][1] + 1:
@@ -295,7 +295,7 @@ class ChunkLayout:
 def _check_counts(chunks: int, latent_dim: int, timesteps: int) -> None:
     if not 1 <= chunks <= min(latent_dim, timesteps):
         raise ChunkError(
-            f"{chunks} chunks do not fit {latent_dim} dimensions and {timesteps} time-steps.",
+            f"{chunks} chunks do not fit {latent_dim} dimensions and {timesteps} timesteps.",
             remedy=f"Choose between 1 and {min(latent_dim, timesteps)} chunks.",
         )
 

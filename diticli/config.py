@@ -51,12 +51,12 @@ class RunConfig:
     base_model: str = ""
     """Folder or Hub id of a pre-trained base; empty: train one."""
     gradient: Literal["cumulative", "detached", "dual"] = "cumulative"
-    """Which slices of the features get gradient at a time-step: all that it sees, its own, or both losses' sum."""
+    """Which slices of the features get gradient at a timestep: all that it sees, its own, or both losses' sum."""
     minutes: float = 0.0
     """Time budget of the run in minutes: the images of both stages are then planned from the speed of its first
     seconds (`diticli.training.budget`), and kept here for a run that goes on. 0: the stages' own images."""
     seed: int = 0
-    """Seed of weights, data order, time-steps and noise."""
+    """Seed of weights, data order, timesteps and noise."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward passes; auto takes bf16 where the device has it."""
     device: str = "auto"
@@ -86,15 +86,15 @@ class RunConfig:
 
     @property
     def measures_base(self) -> bool:
-        """Whether stage 2 needs to know what the base loses by time-step."""
+        """Whether stage 2 needs to know what the base loses by timestep."""
         return not self.ssl.only and (self.chunks.partition == "auto" or self.modularity.relative)
 
     def layout(self, timesteps: int = 1000, gap: LossCurve | None = None) -> ChunkLayout:
-        """The chunk layout; a single chunk where the encoder is trained alone and no dim belongs to a time-step.
+        """The chunk layout; a single chunk where the encoder is trained alone and no dim belongs to a timestep.
 
         Args:
             timesteps: T.
-            gap: what the base loses by time-step, where `measures_base`.
+            gap: what the base loses by timestep, where `measures_base`.
 
         Raises:
             ChunkError: when the settings do not add up, or `gap` is missing.
@@ -116,7 +116,7 @@ class RunConfig:
     def _check_visible(self) -> None:
         if self.chunks.visible == "all" and self.gradient == "cumulative" and self.chunks.count > 1:
             raise ConfigError(
-                "With everything visible and cumulative gradients no dim belongs to a time-step; that is PDAE.",
+                "With everything visible and cumulative gradients no dim belongs to a timestep; that is PDAE.",
                 remedy="Use --gradient detached, or --chunks 1 for PDAE.",
             )
 

@@ -17,7 +17,7 @@ class LossCurve(Protocol):
     """What `diticli.models.gap.GapCurve` offers."""
 
     def lost_between(self, t0: float, t1: float) -> float:
-        """What the base loses in the time-steps [t0, t1), 0 or more."""
+        """What the base loses in the timesteps [t0, t1), 0 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +77,21 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunksConfig:
-    """How time-steps and feature dimensions are cut."""
+    """How timesteps and feature dimensions are cut."""
 
     count: int = 64
     """K, number of chunks; 1 is PDAE."""
     latent_dim: int = 512
     """d, length of the feature vector."""
     partition: Literal["uniform", "staged", "auto"] = "staged"
-    """Equal slices, a number of dimensions per stage of time-steps, or in proportion to what the base loses in each
-    chunk's time-steps, measured once it is trained."""
+    """Equal slices, a number of dimensions per stage of timesteps, or in proportion to what the base loses in each
+    chunk's timesteps, measured once it is trained."""
     stage_ends: tuple[int, ...] = PAPER_STAGE_ENDS
-    """Exclusive ends of the stages in time-steps."""
+    """Exclusive ends of the stages in timesteps."""
     stage_dims: tuple[int, ...] = PAPER_STAGE_DIMS
     """Dimensions of the stages; rescaled in proportion when they do not sum to `latent_dim`."""
     visible: Visible = "prefix"
-    """What a time-step sees of the features: the chunks up to its own, as published, or all of them, so that a chunk
+    """What a timestep sees of the features: the chunks up to its own, as published, or all of them, so that a chunk
     gains nothing by what any other one tells. Then gradients must tell the chunks apart."""
 
     def layout(self, timesteps: int = 1000, gap: LossCurve | None = None) -> ChunkLayout:
@@ -99,7 +99,7 @@ class ChunksConfig:
 
         Args:
             timesteps: T.
-            gap: what the base loses by time-step; the auto partition follows it.
+            gap: what the base loses by timestep; the auto partition follows it.
 
         Raises:
             ChunkError: when they do not add up, or the auto partition is asked for before the base is measured.
@@ -130,16 +130,16 @@ class ChunksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModularityConfig:
-    """What keeps a chunk to the attributes that are lost in its own time-steps. Not part of the published method, which
+    """What keeps a chunk to the attributes that are lost in its own timesteps. Not part of the published method, which
     is the default; `diticli.training.relevance` says why it works."""
 
     weighting: Literal["pdae", "uniform", "gap"] = "pdae"
-    """Loss weight over time-steps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
-    that each time-step has the same to gain."""
+    """Loss weight over timesteps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
+    that each timestep has the same to gain."""
     bottleneck: float = 0.0
     """What a nat of information in the features costs, in degrees of freedom of the noise estimate. In training, noise
     of standard deviation 1 is added to the features, and to the loss, for each chunk, bottleneck * |z|^2 / 2 times what
-    a degree of freedom is worth in the chunk's time-steps. Attributes are told up to a signal-to-noise ratio of about
+    a degree of freedom is worth in the chunk's timesteps. Attributes are told up to a signal-to-noise ratio of about
     1 / (2 bottleneck) - 1. 0: no noise, no price."""
     bottleneck_rise: float = 0.5
     """Share of the steps over which the price rises from 0: features that cost before they help are given up."""

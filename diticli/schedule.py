@@ -2,7 +2,7 @@
 
 Source: PDAE (Zhang et al., NeurIPS 2022, arXiv 2212.12990), eq. 9-12; DDPM (Ho et al., 2020), eq. 4-7.
 
-Legend of shape suffixes: B batch, C channels, H height, W width, T time-steps.
+Legend of shape suffixes: B batch, C channels, H height, W width, T timesteps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOSS_GAMMA = 0.1
 
 
 class NoiseSchedule(nn.Module):
-    """Per-time-step constants as float32 buffers [T], uploaded once with the module.
+    """Per-timestep constants as float32 buffers [T], uploaded once with the module.
 
     Attributes:
         alphas_cumprod: alpha-bar_t, in (0, 1), falling.
@@ -77,7 +77,7 @@ class NoiseSchedule(nn.Module):
         return -(1 - per_sample(self.alphas_cumprod, t_B)).sqrt()
 
     def log_snr(self) -> torch.Tensor:
-        """`half_log_snr` of every time-step, [T]."""
+        """`half_log_snr` of every timestep, [T]."""
         return half_log_snr(self.alphas_cumprod)
 
 

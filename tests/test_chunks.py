@@ -26,7 +26,7 @@ def uniform_layouts(draw):
 
 @st.composite
 def staged_layouts(draw):
-    """Stages of at least T/K time-steps, so that a chunk starts in each."""
+    """Stages of at least T/K timesteps, so that a chunk starts in each."""
     timesteps = draw(st.integers(20, 300))
     chunks = draw(st.integers(2, timesteps // 2))
     shortest = -(-timesteps // chunks)
@@ -65,7 +65,7 @@ def test_chunks_cut_every_dim_and_every_timestep_exactly_once(layout):
 def test_tables_agree_with_each_other(layout):
     chunk_of = layout.timestep_to_chunk()
     assert chunk_of.shape == (layout.timesteps,)
-    assert set(np.diff(chunk_of)) <= {0, 1}  # rises one by one: later time-steps see no less
+    assert set(np.diff(chunk_of)) <= {0, 1}  # rises one by one: later timesteps see no less
     assert chunk_of[0] == 0
     assert chunk_of[-1] == layout.chunks - 1
     for t in {0, layout.timesteps // 2, layout.timesteps - 1}:
@@ -203,12 +203,12 @@ def test_describe_joins_neighbours_and_names_the_timesteps():
 @pytest.mark.parametrize(
     ("timestep_ends", "ends", "message"),
     [
-        ((), (), "as many dimension ends as time-step ends, got 0 and 0"),
+        ((), (), "as many dimension ends as timestep ends, got 0 and 0"),
         ((5, 10), (4,), "got 1 and 2"),
         ((5, 10), (4, 4), r"at least one dimension.*\[4, 4\]"),
-        ((5, 5), (2, 4), r"at least one time-step.*\[5, 5\]"),
+        ((5, 5), (2, 4), r"at least one timestep.*\[5, 5\]"),
         ((5, 10), (0, 4), "at least one dimension"),
-        ((-5, 10), (2, 4), "at least one time-step"),
+        ((-5, 10), (2, 4), "at least one timestep"),
     ],
 )
 def test_layouts_that_do_not_add_up(timestep_ends, ends, message):
@@ -232,7 +232,7 @@ def test_chunk_counts_that_do_not_fit(partition, chunks, latent_dim):
         ({"stage_ends": (50, 100, 300, 500, 900)}, "the last must be 1000, got .*900"),
         ({"stage_ends": (50, 100, 100, 500, 1000)}, "must increase"),
         ({"stage_ends": (0, 100, 300, 500, 1000)}, "must increase"),
-        ({"stage_ends": (2, 3, 300, 500, 1000)}, "No chunk starts in the stage that ends at time-step 3"),
+        ({"stage_ends": (2, 3, 300, 500, 1000)}, "No chunk starts in the stage that ends at timestep 3"),
         ({"stage_dims": (10, 25, 327, 100, 20)}, "at least one dimension"),
         ({"stage_dims": (0, 0, 0, 0, 0), "latent_dim": 64}, "above zero.*0, 0"),
         ({"stage_dims": (-1, 26, 327, 100, 60), "latent_dim": 512}, "above zero"),
@@ -244,7 +244,7 @@ def test_stages_that_do_not_fit(stages, message):
 
 
 def test_too_few_chunks_for_the_stages_says_how_long_a_chunk_is():
-    with pytest.raises(ChunkError, match=r"with 4 chunks each spans 250\.0 time-steps") as error:
+    with pytest.raises(ChunkError, match=r"with 4 chunks each spans 250\.0 timesteps") as error:
         ChunkLayout.staged(chunks=4)
     assert "more chunks" in error.value.remedy
 
@@ -257,7 +257,7 @@ def test_from_dict_refuses_what_is_no_layout(data):
         ChunkLayout.from_dict(data)
 
 
-@pytest.mark.parametrize(("key", "what"), [("timestep_ends", "100,000 time-steps"), ("ends", "1,000,000 dimensions")])
+@pytest.mark.parametrize(("key", "what"), [("timestep_ends", "100,000 timesteps"), ("ends", "1,000,000 dimensions")])
 def test_layouts_that_would_fill_the_memory_are_refused(key, what):
     data = {"timestep_ends": [500, 1000], "ends": [1, 4]}
     for huge in (10**15, 10**40):

@@ -165,7 +165,7 @@ def test_impossible_values_are_named(key, value, message):
 
 
 def test_a_layout_that_does_not_add_up_stops_before_anything_is_built():
-    with pytest.raises(ChunkError, match="No chunk starts in the stage that ends at time-step 100"):
+    with pytest.raises(ChunkError, match="No chunk starts in the stage that ends at timestep 100"):
         build_config("faces32", options={"chunks.partition": "staged", "chunks.count": 8})
     with pytest.raises(ChunkError, match="the last must be 1000"):
         build_config("celeba64", options={"chunks.stage_ends": [1, 2, 3, 4, 5]})

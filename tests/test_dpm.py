@@ -13,7 +13,7 @@ from diticli.schedule import NoiseSchedule, half_log_snr
 
 BETAS = torch.linspace(1e-4, 0.02, 1000)
 BAR = NoiseSchedule(1 - BETAS).alphas_cumprod.double()
-# The same noise levels cut a hundred times finer: whole time-steps then hide no order of convergence.
+# The same noise levels cut a hundred times finer: whole timesteps then hide no order of convergence.
 FINE = torch.exp(-torch.linspace(0, 1, 100_000, dtype=torch.float64) * (0.1 + 9.95 * torch.linspace(0, 1, 100_000)))[1:]
 SPREAD = 0.5
 

@@ -1,4 +1,4 @@
-"""What a base loses by time-step: planted estimates whose error is known, ranges that add up, modes and devices."""
+"""What a base loses by timestep: planted estimates whose error is known, ranges that add up, modes and devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence as tables, sentences and pictures, and the charts over time-steps."""
+"""Evidence as tables, sentences and pictures, and the charts over timesteps."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def banded(count: int, contrasts: list[float]) -> torch.Tensor:
 def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1, visible: Visible = "prefix") -> Any:
     """The base misses each band; chunk k of z holds the brightness of band k, and the decoder gives it back.
 
-    Nothing is known before a chunk's own time-steps. One chunk may be ignored by base and decoder alike.
+    Nothing is known before a chunk's own timesteps. One chunk may be ignored by base and decoder alike.
     """
     layout = replace(ChunkLayout.uniform(chunks=K, latent_dim=K), visible=visible)
     schedule = NoiseSchedule(1 - torch.linspace(1e-4, 0.02, T))

@@ -183,7 +183,7 @@ def objective(make_unet: Callable[..., Any], layout: ChunkLayout) -> Callable[..
 
 
 def step(objective: FeatureObjective, autocast: bool, device: torch.device = CPU) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses and gradients on the same images, time-steps and noise each time."""
+    """Losses and gradients on the same images, timesteps and noise each time."""
     random = torch.Generator().manual_seed(3)
     x0, noise = (torch.randn(3, 3, 16, 16, generator=random).to(device) for _ in range(2))
     objective.zero_grad()

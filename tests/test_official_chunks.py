@@ -42,7 +42,7 @@ def test_chunks_that_no_timestep_uses_are_joined():
     chunks = official_chunks({"k": 6, "stages": "500,1000", "k_per_stage": "2,4"}, 12, 1000)
     assert chunks.layout == ChunkLayout(timestep_ends=(250, 500, 750, 1000), ends=(2, 4, 10, 12))
     assert "2 of the 6 chunks" in chunks.notes[0]
-    with pytest.raises(ModelError, match="no time-step to chunk 2"):
+    with pytest.raises(ModelError, match="no timestep to chunk 2"):
         official_chunks({"k": 6, "stages": "500,1000", "k_per_stage": "2,4", "dims_per_stage": "6,6"}, 12, 1000)
 
 

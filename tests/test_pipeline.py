@@ -32,7 +32,7 @@ def test_parts_must_fit_each_other(make_pipeline, pipeline):
         make_pipeline(chunk_layout=None)
     with pytest.raises(ModelError, match=r"disagree on the latent dim: \[8, 16\]"):
         make_pipeline(chunk_layout=ChunkLayout.uniform(chunks=2, latent_dim=8).to_dict())
-    with pytest.raises(ModelError, match="covers 100 time-steps, the scheduler 1000"):
+    with pytest.raises(ModelError, match="covers 100 timesteps, the scheduler 1000"):
         make_pipeline(chunk_layout=ChunkLayout.uniform(chunks=2, latent_dim=16, timesteps=100).to_dict())
     with pytest.raises(ModelError, match="shift_form is 'score' or 'posterior', got 'both'"):
         make_pipeline(shift_form="both")

@@ -172,7 +172,7 @@ DAMAGES = {
     **{f"pickled {p}": (lambda f, p=p: pickle_weights(f / p), f"no file named {WEIGHTS}") for p in ("encoder", "unet")},
     "layout of endless time": (
         lambda f: change_index(f, chunk_layout={"ends": [LATENT_DIM], "timestep_ends": [10**15]}),
-        "at most 100,000 time-steps",
+        "at most 100,000 timesteps",
     ),
     "no index": (lambda f: (f / "model_index.json").unlink(), "holds no model"),
     "index that is no JSON": (lambda f: (f / "model_index.json").write_text("{"), "Cannot read"),

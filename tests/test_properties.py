@@ -43,7 +43,7 @@ def any_layouts(draw):
 
 
 def assert_partition(layout):
-    """Every time-step in one chunk, every dim in one slice, and the tables derived from nothing else."""
+    """Every timestep in one chunk, every dim in one slice, and the tables derived from nothing else."""
     assert layout.ends[-1] == layout.latent_dim == sum(b - a for a, b in pairwise((0, *layout.ends)))
     t = np.arange(layout.timesteps)
     starts, ends = (np.array(v)[:, None] for v in (layout.timestep_starts, layout.timestep_ends))
@@ -76,7 +76,7 @@ def test_recipes_give_a_partition_of_what_was_asked_or_say_why_not(chunks, laten
         try:
             layout = make()
         except ChunkError:
-            assert chunks > latent_dim or 1 < chunks <= 20, "a chunk spans a stage of a twentieth of all time-steps"
+            assert chunks > latent_dim or 1 < chunks <= 20, "a chunk spans a stage of a twentieth of all timesteps"
             continue
         assert (layout.chunks, layout.latent_dim, layout.timesteps) == (chunks, latent_dim, timesteps)
         assert_partition(layout)

@@ -1,4 +1,4 @@
-"""Loss weights over time-steps, and the bottleneck of the features."""
+"""Loss weights over timesteps, and the bottleneck of the features."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_the_price_reaches_every_dim_even_where_the_loss_is_detached():
 
 
 def test_a_degree_of_freedom_is_worth_the_loss_of_one_value_over_the_time_steps_of_its_chunk():
-    """A base off by everything at t < 250 and by a tenth after: one value of 48 missed at the time-steps of a chunk."""
+    """A base off by everything at t < 250 and by a tenth after: one value of 48 missed at the timesteps of a chunk."""
     error = torch.where(torch.arange(1000) < 250, 1.0, 0.1)
     weights = 1 / error
     layout = ChunkLayout(timestep_ends=(250, 500, 1000), ends=(1, 3, 4))

@@ -162,7 +162,7 @@ def test_an_encoder_alone_cannot_sample(make_pipeline):
 
 
 def test_a_compiled_step_gives_the_same_estimate(make_pipeline):
-    """Compiled for the first two shapes; a third runs uncompiled, and another time-step compiles nothing."""
+    """Compiled for the first two shapes; a third runs uncompiled, and another timestep compiles nothing."""
     torch.compiler.reset()
     pipeline, graphs = make_pipeline(), torch._dynamo.utils.counters["stats"]
     plain, compiled = (

@@ -18,7 +18,7 @@ from diticli.models.unet import run_down_path
 from diticli.schedule import NoiseSchedule
 from diticli.training.objectives import FeatureObjective
 
-# One time-step in each chunk of the four-chunk layout, from the finest on.
+# One timestep in each chunk of the four-chunk layout, from the finest on.
 T = torch.tensor([10, 300, 600, 990])
 
 
@@ -311,7 +311,7 @@ class TestObjective:
         assert not torch.equal(gradients["cumulative"], gradients["detached"])
 
     def test_the_head_gets_gradient_for_its_chunk_only(self, objective):
-        """At a time-step of chunk 1: rows of chunks 0 and 1 (cumulative), of chunk 1 alone (detached)."""
+        """At a timestep of chunk 1: rows of chunks 0 and 1 (cumulative), of chunk 1 alone (detached)."""
         for mode, rows in (("cumulative", range(8)), ("detached", range(4, 8))):
             made = objective(mode).eval()
             made.zero_grad()

@@ -516,7 +516,7 @@ def test_gradient_modes_train(reference: Path, tmp_path: Path, gradient: str) ->
 
 
 def test_a_run_whose_time_steps_see_everything(reference: Path, tmp_path: Path) -> None:
-    """It learns something else than with prefixes, and the finished model knows what its time-steps see."""
+    """It learns something else than with prefixes, and the finished model knows what its timesteps see."""
     seen, learned = {}, {}
     for visible in ("prefix", "all"):
         run, options = tmp_path / visible, {"gradient": "detached", "base_model": str(reference)}
@@ -530,7 +530,7 @@ def test_a_run_whose_time_steps_see_everything(reference: Path, tmp_path: Path) 
 
 
 def test_everything_visible_needs_gradients_that_tell_chunks_apart() -> None:
-    with pytest.raises(ConfigError, match="no dim belongs to a time-step") as caught:
+    with pytest.raises(ConfigError, match="no dim belongs to a timestep") as caught:
         tiny("chunks.visible=all")
     assert "--gradient detached" in str(caught.value.remedy)
 

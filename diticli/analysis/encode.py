@@ -121,7 +121,7 @@ def encode_images(
         model_hash: hash of its weights. A partial file is continued only for the same hash, source and
             preprocessing.
         chunk_ends: [K] ends of the chunks in dimensions, for the metadata.
-        timestep_ends: [K] ends of the chunks in time-steps, for the metadata.
+        timestep_ends: [K] ends of the chunks in timesteps, for the metadata.
         visible: which chunks a timestep sees, for the metadata.
         preprocessing: how pictures become inputs, for the metadata; None says the resolution.
         batch_size: images per call of `encode`.

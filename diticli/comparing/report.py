@@ -236,7 +236,7 @@ def _pictures(result: Comparison, out: Path) -> list[Section]:
                 text="A again: inverted and decoded, its noise inferred. From its features alone: from the mean noise. "
                 "The others keep A's noise and take some of B's chunks, from fine to coarse, or all.",
                 picture=save_png(side_by_side(rows), out / f"pair-{index}.png"),
-                caption="one row a model; below, PSNR against A or the time-steps of the exchanged chunks",
+                caption="one row a model; below, PSNR against A or the timesteps of the exchanged chunks",
             )
         )
     return sections

@@ -114,7 +114,7 @@ def statistics_table(result: Comparison) -> Table:
 
 
 def centre_table(found: Mapping[str, Any]) -> Table:
-    """Where one contender's chunks tell each attribute, in time-steps.
+    """Where one contender's chunks tell each attribute, in timesteps.
 
     Args:
         found: `KnowledgeAtlas.to_dict()`.
@@ -137,7 +137,7 @@ def centre_table(found: Mapping[str, Any]) -> Table:
 
 def swap_table(result: Comparison) -> Table:
     """A row for each model: mean share of the differences that each quarter of its chunks carries over, and all."""
-    columns = ["contender", "chunks", "time-steps", "mean share", "most", "least", "other change"]
+    columns = ["contender", "chunks", "timesteps", "mean share", "most", "least", "other change"]
     rows: list[list[Cell]] = []
     for name, found in result.swaps.items():
         for swap in found["swaps"]:

@@ -21,7 +21,7 @@ class FeatureMeta:
     Attributes:
         files: [N] names in row order, as the image source gave them.
         chunk_ends: [K] exclusive end of each chunk's slice of columns; empty for foreign features.
-        timestep_ends: [K] exclusive end of each chunk's time-steps; empty for foreign features.
+        timestep_ends: [K] exclusive end of each chunk's timesteps; empty for foreign features.
         visible: which chunks a timestep sees, see `diticli.chunks.ChunkLayout`; "prefix" in files that do not say.
         model: id of the model: a folder or a Hub id.
         model_hash: hash of the weights.

@@ -80,7 +80,7 @@ def invert_all(
     """Encode and invert images [N, 3, R, R], batch by batch.
 
     Raises:
-        ConfigError: for more steps than the model has time-steps.
+        ConfigError: for more steps than the model has timesteps.
         DeviceError: when not even one image fits into the device's memory.
     """
 

@@ -92,7 +92,7 @@ def edit_many(
         reporter: told of every picture inverted or decoded.
 
     Raises:
-        ChunkError, ConfigError: for options that suit no pair, e.g. more steps than the model has time-steps.
+        ChunkError, ConfigError: for options that suit no pair, e.g. more steps than the model has timesteps.
         DataError: when the folder cannot be written.
     """
     options, reporter = options or ManyOptions(), reporter or SilentReporter()

@@ -135,7 +135,7 @@ def edit_pair(
 
     Raises:
         ChunkError: for an empty set or a chunk that the model lacks.
-        ConfigError: without chunk sets or alphas, or for more steps than the model has time-steps.
+        ConfigError: without chunk sets or alphas, or for more steps than the model has timesteps.
     """
     settings, reporter = settings or EditSettings(), reporter or SilentReporter()
     edits = plan_edits(chunk_sets, alphas, pipeline.chunks)
@@ -179,7 +179,7 @@ def counterfactuals(
 
     Raises:
         ChunkError: for a chunk that the model lacks.
-        ConfigError: for more steps than the model has time-steps.
+        ConfigError: for more steps than the model has timesteps.
     """
     reporter = reporter or SilentReporter()
     sampler = sampler or pipeline.sampler(**settings.sampler())

@@ -116,7 +116,7 @@ def reconstruct(
 
     Raises:
         ConfigError: without images or noises, for a noise that needs a second image, or for more steps than the
-            model has time-steps.
+            model has timesteps.
     """
     settings, reporter = settings or EditSettings(), reporter or SilentReporter()
     if not images or not noises:

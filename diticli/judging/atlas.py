@@ -44,11 +44,11 @@ class SwapAtlas:
     Attributes:
         model: its id.
         model_hash: fingerprint of its weights.
-        groups: the chunks of each group, from the first time-steps to the last.
-        timesteps: range of time-steps of each group, [first, last).
+        groups: the chunks of each group, from the first timesteps to the last.
+        timesteps: range of timesteps of each group, [first, last).
         shares: attribute -> one share per group.
         together: attribute -> share that exchanging all groups carries over.
-        centres: attribute -> time-step of its centre of mass; None where no group moves it.
+        centres: attribute -> timestep of its centre of mass; None where no group moves it.
         concentration: attribute -> 1 when one group alone moves it, 0 when all do alike; None as above.
         selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
         completeness: mean of `concentration`; see `diticli.judging.modularity`.

@@ -1,9 +1,9 @@
-"""The gap with and without features: the error of the predicted image by time-step, as in the paper's motivation.
+"""The gap with and without features: the error of the predicted image by timestep, as in the paper's motivation.
 
 Source: DiTi (arXiv 2401.11430), section 4.1; PDAE (arXiv 2212.12990), section 3.1. `diticli.models.gap` measures the
 base alone.
 
-Legend of shape suffixes: N images, B batch, C channels, H height, W width, D latent dim, G time-steps, M modulations.
+Legend of shape suffixes: N images, B batch, C channels, H height, W width, D latent dim, G timesteps, M modulations.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class NoisyImages:
-    """A batch at one time-step, seen by the base; what the features add is asked for afterwards.
+    """A batch at one timestep, seen by the base; what the features add is asked for afterwards.
 
     Args:
         denoiser: base and shift branch.
         x0_BCHW: images in [-1, 1].
         noise_BCHW: what is added to them.
-        t: time-step.
+        t: timestep.
     """
 
     def __init__(self, denoiser: Denoiser, x0_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, t: int) -> None:
@@ -42,7 +42,7 @@ class NoisyImages:
         self.base_BCHW, self._down = denoiser.look(self.x_t, t)
 
     def estimate(self, z_BD: torch.Tensor) -> torch.Tensor:
-        """The noise estimate under features, of which the time-step sees what it saw in training."""
+        """The noise estimate under features, of which the timestep sees what it saw in training."""
         return self.base_BCHW + self._denoiser.shift(self._down, z_BD, self.t)
 
 
@@ -95,7 +95,7 @@ class ModelGap:
 
     @property
     def filled(self) -> tuple[float, ...]:
-        """Which part of the base's (clamped) error the features take away at each time-step; below 0 they harm."""
+        """Which part of the base's (clamped) error the features take away at each timestep; below 0 they harm."""
         pairs = zip(self.without_features.clamped, self.with_features.clamped, strict=True)
         return tuple(1 - after / before if before > 0 else 0.0 for before, after in pairs)
 
@@ -114,22 +114,22 @@ def measure_model_gap(
     batch_size: int = 64,
     reporter: Reporter | None = None,
 ) -> ModelGap:
-    """Error of the predicted image by time-step, with the images' own features and without.
+    """Error of the predicted image by timestep, with the images' own features and without.
 
     Features are masked as in training and enter by the coefficient c_t of training, whatever form the pipeline samples
-    in. The cost is one forward of base and shift branch per image and time-step.
+    in. The cost is one forward of base and shift branch per image and timestep.
 
     Args:
         pipeline: the model.
         images_NCHW: uint8 [N, 3, R, R], N at least 1; not those that it was trained on.
         timesteps: the grid, in 0..T-1; default: the centres of 64 equal bins.
-        seed: of the noise, which each image meets at all time-steps.
+        seed: of the noise, which each image meets at all timesteps.
         batch_size: images at a time.
         reporter: receiver of progress.
 
     Raises:
         DataError: for anything but uint8 images, or none.
-        ConfigError: for a time-step outside 0..T-1.
+        ConfigError: for a timestep outside 0..T-1.
         ModelError: for an encoder alone.
         TrainingDivergedError: when the model says NaN or infinity.
     """

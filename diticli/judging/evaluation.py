@@ -72,7 +72,7 @@ class SwapScore:
 
     Attributes:
         chunks: the chunks.
-        timesteps: their range of time-steps, [first, last).
+        timesteps: their range of timesteps, [first, last).
         shares: how much of the partner's attributes was carried over; see `diticli.judging.scores.transferred`.
         unexplained: root mean square of each attribute's other change, in standard deviations.
         moved: attributes of which at least half was carried over, on one half of the pairs; the drift and the truth

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 GAP_IMAGES = 32
-"""The gap is measured on at most so many of the judged images: its standard errors are small, its time-steps many."""
+"""The gap is measured on at most so many of the judged images: its standard errors are small, its timesteps many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class EvidenceRequest:
 
     Attributes:
         atlas: exchange every chunk alone.
-        gap: error by time-step with and without features, and the use of every chunk.
+        gap: error by timestep with and without features, and the use of every chunk.
         lost: when the noise hides each attribute.
         groups: consecutive chunks go together in so many groups; None: every chunk by itself.
         lost_epochs: passes of the reader of noisy images.
@@ -50,7 +50,7 @@ class Evidence:
 
     Attributes:
         atlas: what each chunk does.
-        gap: error by time-step.
+        gap: error by timestep.
         use: what each chunk is worth to the decoder.
         lost: when attributes are lost, the same for all models with one noise schedule.
         order: whether chunks act in that order.

@@ -89,7 +89,7 @@ def _atlas(atlas: SwapAtlas, name: str, layout: ChunkLayout, picture: Path) -> S
         f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, "
         f"{atlas.facts['steps_run']} steps), and the reader says how much of the partner's attributes came along: "
         f"0 nothing, 1 all. The centre of mass "
-        f"weighs the chunks' time-steps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
+        f"weighs the chunks' timesteps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
         "beyond doubt, have none. "
         f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
         "regressor's importances."
@@ -142,7 +142,7 @@ def _use(use: FeatureUse, name: str, picture: Path) -> Section:
         x_label="% of the base's loss there",
     )
     text = (
-        f"{use_text(use)} A chunk is taken away by setting its dims to their mean, at its own time-steps and at all "
+        f"{use_text(use)} A chunk is taken away by setting its dims to their mean, at its own timesteps and at all "
         f"others that see it. It counts as ignored where the rise cannot be told from 0, or is below "
         f"{IGNORED:.0%} of an equal share."
     )

@@ -43,8 +43,8 @@ def atlas_table(atlas: SwapAtlas) -> Table:
 
 
 def use_table(use: FeatureUse) -> Table:
-    """A row per group of chunks: rise of the loss without it, at its own time-steps and others, and its share."""
-    columns = ["chunk", "time-steps", "own range, %", "others that see it, %", "share of all, %", "ignored"]
+    """A row per group of chunks: rise of the loss without it, at its own timesteps and others, and its share."""
+    columns = ["chunk", "timesteps", "own range, %", "others that see it, %", "share of all, %", "ignored"]
     rows: list[list[Cell]] = [
         [
             chunk_text(group.chunks),

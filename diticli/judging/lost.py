@@ -1,11 +1,11 @@
-"""When is an attribute lost? The time-step at which a noisy image no longer tells it.
+"""When is an attribute lost? The timestep at which a noisy image no longer tells it.
 
 This is the truth that chunks are judged by, from the diffusion process and the data alone: no base, no encoder and no
 features have a part in it. A small reader learns each attribute from x_t at a known t (`diticli.judging.noisy_reader`);
 what it cannot read on images of its own that it never saw, the noise has hidden, as far as a network of this size can
 tell. Idea: Yue et al., ICLR 2024 (arXiv 2401.11430), section 3; the measurement is ours.
 
-Legend of shape suffixes: N images, C channels, R resolution, A attributes, G time-steps of the grid, S resamples.
+Legend of shape suffixes: N images, C channels, R resolution, A attributes, G timesteps of the grid, S resamples.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ HALF = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class LostCurves:
-    """How much of each attribute is left at each time-step.
+    """How much of each attribute is left at each timestep.
 
     Attributes:
         timesteps: the grid, rising from 0.
         explained: attribute -> explained variance 1 - mean (truth - said)^2 / variance on held-out images at each
-            time-step of the grid. A binary attribute is said as a probability: then this is Brier's skill score.
-        left: the same as a falling curve (isotonic regression, not below 0), 1 at the first time-step; None for an
+            timestep of the grid. A binary attribute is said as a probability: then this is Brier's skill score.
+        left: the same as a falling curve (isotonic regression, not below 0), 1 at the first timestep; None for an
             attribute that cannot be read from clean images.
-        half: time-step at which `left` falls below one half, with a bootstrap interval over the held-out images; None
+        half: timestep at which `left` falls below one half, with a bootstrap interval over the held-out images; None
             as above, or where it never falls so far.
         learned_from: images that the reader learned from.
         held_out: images that it was judged on.
@@ -81,7 +81,7 @@ def measure_lost(
     device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
 ) -> LostCurves:
-    """Train a reader of noisy images, and say how much of each attribute it reads at each time-step.
+    """Train a reader of noisy images, and say how much of each attribute it reads at each timestep.
 
     The cost is `epochs` passes over nine tenths of the images, and one forward of the others per point of the grid.
 
@@ -91,7 +91,7 @@ def measure_lost(
         schedule: the noise.
         epochs: passes of the reader.
         batch_size: images per step.
-        grid: time-steps at which it is judged, the first being 0.
+        grid: timesteps at which it is judged, the first being 0.
         resamples: of the bootstrap.
         seed: of weights, order, noise and bootstrap.
         device: where the reader learns.
@@ -130,7 +130,7 @@ def explained_variance(truth_NA: DoubleArray, said_GNA: DoubleArray, counts_SN: 
 
     Args:
         truth_NA: labels.
-        said_GNA: what was read, at each of G time-steps.
+        said_GNA: what was read, at each of G timesteps.
         counts_SN: how often each row is in each of S samples.
     """
     known_NA = (~np.isnan(truth_NA)).astype(np.float64)
@@ -174,7 +174,7 @@ def _say(
     seed: int,
     reporter: Reporter,
 ) -> DoubleArray:
-    """[G, N, A]: what the reader says of the images at each time-step, under new noise each."""
+    """[G, N, A]: what the reader says of the images at each timestep, under new noise each."""
     generator = torch.Generator().manual_seed(seed)
     reporter.start("Reading noisy images", len(images_NCHW) * len(timesteps), unit="images")
     said = []
@@ -187,7 +187,7 @@ def _say(
 
 def _grid(points: int, total: int) -> tuple[int, ...]:
     if points < 2:
-        raise ConfigError(f"{points} time-steps make no curve.", remedy="Use a grid of at least 2.")
+        raise ConfigError(f"{points} timesteps make no curve.", remedy="Use a grid of at least 2.")
     return tuple(dict.fromkeys(round(t) for t in np.linspace(0, total - 1, points)))
 
 

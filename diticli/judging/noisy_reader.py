@@ -1,6 +1,6 @@
 """A reader of noisy images: what x_t still tells of each attribute when the noise level is known.
 
-Legend of shape suffixes: N images, C channels, R resolution, A attributes, E embedding, T time-steps.
+Legend of shape suffixes: N images, C channels, R resolution, A attributes, E embedding, T timesteps.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ WIDTHS = (32, 64, 96, 128)
 
 
 class NoisyReader(ReadingNetwork):
-    """Noisy images and their time-steps -> standardised attributes.
+    """Noisy images and their timesteps -> standardised attributes.
 
-    A small convolutional network; after each norm the channels are scaled and shifted by what the time-step embeds to
+    A small convolutional network; after each norm the channels are scaled and shifted by what the timestep embeds to
     (FiLM, Perez et al., 2018, arXiv 1709.07871).
 
     Args:
@@ -54,7 +54,7 @@ class NoisyReader(ReadingNetwork):
         self.head = nn.Sequential(nn.Linear(widths[-1] * 16, 256), nn.SiLU(), nn.Linear(256, len(attributes)))
 
     def forward(self, x_NCHW: torch.Tensor, t_N: torch.Tensor) -> torch.Tensor:
-        """Raw outputs [N, A] of images at integer time-steps: logits of the binary attributes, else values."""
+        """Raw outputs [N, A] of images at integer timesteps: logits of the binary attributes, else values."""
         embedded_NE = self._embed(t_N)
         h = x_NCHW
         for layer in self.layers:
@@ -64,14 +64,14 @@ class NoisyReader(ReadingNetwork):
 
     @torch.no_grad()
     def read(self, x_NCHW: torch.Tensor, t: int, batch_size: int = 512) -> DoubleArray:
-        """Standardised attributes [N, A] of images that all are at time-step t; see `AttributeReader.read`."""
+        """Standardised attributes [N, A] of images that all are at timestep t; see `AttributeReader.read`."""
         device = self.mean_A.device
         parts = [p.to(device) for p in x_NCHW.split(batch_size)]
         raw = torch.cat([self(part, torch.full((len(part),), t, device=device)) for part in parts])
         return self.standardised(raw)
 
     def _embed(self, t_N: torch.Tensor) -> torch.Tensor:
-        """Sines and cosines of the time-step, from one half period over all time-steps upwards: [N, E]."""
+        """Sines and cosines of the timestep, from one half period over all timesteps upwards: [N, E]."""
         frequencies = math.pi * 2.0 ** torch.arange(EMBEDDED // 2, device=t_N.device).mul(6 / (EMBEDDED // 2))
         angles = (t_N.float() / self.timesteps)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -104,7 +104,7 @@ def train_noisy_reader(
     device: torch.device | str,
     reporter: Reporter,
 ) -> NoisyReader:
-    """Train on the rows `train`, each image at a random time-step; returned in eval mode.
+    """Train on the rows `train`, each image at a random timestep; returned in eval mode.
 
     Raises:
         ConfigError: for an attribute without two different values.
@@ -113,7 +113,7 @@ def train_noisy_reader(
     bar_T = schedule.alphas_cumprod.cpu()
 
     def inputs(x0_NCHW: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        # One time-step from each of N equal ranges, in any order: less chance in the mixture than N free draws.
+        # One timestep from each of N equal ranges, in any order: less chance in the mixture than N free draws.
         count = len(x0_NCHW)
         place = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
         t_N = (place / count * len(bar_T)).long().clamp(max=len(bar_T) - 1)

@@ -27,8 +27,8 @@ class OrderAgreement:
             attributes: pairs and held-out images are resampled, attributes are not.
         p_value: how often attributes in random order would agree as well or better.
         attributes: those that any chunk moves, that the reader can tell, and that have a time at which they are lost.
-        atlas: their centres of mass, time-steps.
-        lost: the time-steps at which one half of each is lost.
+        atlas: their centres of mass, timesteps.
+        lost: the timesteps at which one half of each is lost.
     """
 
     spearman: Estimate

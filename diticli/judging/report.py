@@ -28,7 +28,7 @@ def swap_table(result: Faithfulness) -> Table:
     """A column per set of chunks: share of each attribute's difference, other change, drift, PSNR to the truth."""
     swaps = result.swaps
     columns = ["chunks", *(chunk_text(score.chunks) for score in swaps)]
-    rows: list[list[Cell]] = [["time-steps", *(f"{s.timesteps[0]}-{s.timesteps[1] - 1}" for s in swaps)]]
+    rows: list[list[Cell]] = [["timesteps", *(f"{s.timesteps[0]}-{s.timesteps[1] - 1}" for s in swaps)]]
     rows += [[name, *(score.shares[name].value for score in swaps)] for name in (swaps[0].shares if swaps else ())]
     rows.append(["other change", *(float(np.mean(list(score.unexplained.values()))) for score in swaps)])
     if any(score.drift is not None for score in swaps):

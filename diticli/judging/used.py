@@ -1,6 +1,6 @@
 """Does the decoder use each chunk? How much the loss rises when a chunk's features are taken away.
 
-Legend of shape suffixes: N images, B batch, D latent dim, G groups of chunks, K time-steps measured, R resamples.
+Legend of shape suffixes: N images, B batch, D latent dim, G groups of chunks, K timesteps measured, R resamples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 IGNORED = 0.05
 """A chunk is ignored that gives less than this part of what it would if all gave the same."""
 POINTS = 32
-"""About as many time-steps are measured, and at least one in every group's own range."""
+"""About as many timesteps are measured, and at least one in every group's own range."""
 MIN_IMAGES = 8
 
 
@@ -42,11 +42,11 @@ class ChunkUse:
 
     Attributes:
         chunks: of the group.
-        timesteps: its own range of time-steps, [first, last).
+        timesteps: its own range of timesteps, [first, last).
         own: rise of the loss within this range, as a part of what the base alone loses there.
-        beyond: the same over the other time-steps that see the group, which with the published layout are all later
+        beyond: the same over the other timesteps that see the group, which with the published layout are all later
             ones; None where there are none.
-        share: its part of the rises of all groups, over all time-steps.
+        share: its part of the rises of all groups, over all timesteps.
         ignored: whether the rise cannot be told from 0 (its 95 % interval), or `share` is below `IGNORED` / G.
     """
 
@@ -94,9 +94,9 @@ def measure_use(
     batch_size: int = 64,
     reporter: Reporter | None = None,
 ) -> FeatureUse:
-    """How much the loss rises without each chunk, at the time-steps that see it.
+    """How much the loss rises without each chunk, at the timesteps that see it.
 
-    The cost is about 32 time-steps (at least one a group) times half the groups, in forwards of the shift branch per
+    The cost is about 32 timesteps (at least one a group) times half the groups, in forwards of the shift branch per
     image.
 
     Args:
@@ -134,7 +134,7 @@ def measure_use(
 
 @dataclass(frozen=True)
 class _Grid:
-    """Time-steps, how many each stands for, and whose own range each lies in."""
+    """Timesteps, how many each stands for, and whose own range each lies in."""
 
     timesteps: tuple[int, ...]
     weights_K: DoubleArray
@@ -143,7 +143,7 @@ class _Grid:
 
 @dataclass(frozen=True)
 class _Losses:
-    """Of each image at each time-step: the base's, with features, with all replaced, and the rise without a group."""
+    """Of each image at each timestep: the base's, with features, with all replaced, and the rise without a group."""
 
     base_KN: DoubleArray
     whole_KN: DoubleArray
@@ -217,7 +217,7 @@ def _summary(
     losses: _Losses,
     seed: int,
 ) -> FeatureUse:
-    """Sums over time-steps, of all images (the first sample) and of resampled ones."""
+    """Sums over timesteps, of all images (the first sample) and of resampled ones."""
     images = losses.base_KN.shape[1]
     samples_SN = np.vstack([np.ones(images), resample(images, seed)])
     owner_K, weights_K = np.array(grid.owners), grid.weights_K

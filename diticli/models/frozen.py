@@ -55,7 +55,7 @@ class FrozenBase(nn.Module):
 
         Args:
             x_BCHW: noisy images, of any floating dtype.
-            t_B: integer time-steps [B], or [1] for all samples.
+            t_B: integer timesteps [B], or [1] for all samples.
         """
         with torch.no_grad(), torch.autocast(x_BCHW.device.type, enabled=False):
             down = run_down_path(self.unet, x_BCHW.to(self.dtype), t_B, self._weights("down"))

@@ -58,7 +58,7 @@ class FrozenPair:
 
         Args:
             x_BCHW: noisy images, float32.
-            t_1: time-step of all of them, [1].
+            t_1: timestep of all of them, [1].
             z_mod_BM: `FrozenShift.project`.
             scale: factor of the shift, a scalar.
         """

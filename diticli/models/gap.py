@@ -1,10 +1,10 @@
-"""What a base loses by time-step: the error of the image that it predicts from a noisy one.
+"""What a base loses by timestep: the error of the image that it predicts from a noisy one.
 
 At small t nearly everything can still be seen in x_t, at large t nothing; what has become unpredictable in between is
 what the features are to bring back. Source: DiTi (arXiv 2401.11430), section 4.1 and its figure of the reconstruction
 gap; PDAE (arXiv 2212.12990), section 3.1.
 
-Legend of shape suffixes: N images, C channels, R resolution, G time-steps of the grid, B batch.
+Legend of shape suffixes: N images, C channels, R resolution, G timesteps of the grid, B batch.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ GRID = 64
 
 @dataclass(frozen=True, kw_only=True)
 class GapCurve:
-    """Error of the predicted image by time-step.
+    """Error of the predicted image by timestep.
 
     The prediction x0hat = (x_t - sqrt(1 - alpha-bar_t) estimate) / sqrt(alpha-bar_t) (DDIM, arXiv 2010.02502, eq. 9)
-    magnifies an error of the noise estimate by (1 - alpha-bar_t) / alpha-bar_t. At the last time-steps that is
+    magnifies an error of the noise estimate by (1 - alpha-bar_t) / alpha-bar_t. At the last timesteps that is
     thousands, and `error` tells how good the network is rather than what the noise has hidden; `clamped`, with x0hat
     held within [-1, 1] as pixels are, stays finite there.
 
     Attributes:
         timesteps: the grid, rising, each in 0..T-1.
-        error: mean over images and elements of (x0 - x0hat)^2, pixels in [-1, 1], one value a time-step.
+        error: mean over images and elements of (x0 - x0hat)^2, pixels in [-1, 1], one value a timestep.
         stderr: its standard error over images; NaN for a single image.
         clamped: as `error`, x0hat clamped to [-1, 1].
         clamped_stderr: likewise.
@@ -93,26 +93,26 @@ class GapCurve:
         )
 
     def lost_between(self, t0: float, t1: float, *, clamped: bool = True) -> float:
-        """What is lost in the time-steps [t0, t1): the rise of the error, made monotone, over them; at least 0.
+        """What is lost in the timesteps [t0, t1): the rise of the error, made monotone, over them; at least 0.
 
-        Nothing is lost before the first time-step, so that the ranges of a partition add up to the whole, which is
+        Nothing is lost before the first timestep, so that the ranges of a partition add up to the whole, which is
         `lost_between(0, T)`. Between the points of the grid the curve is a straight line, beyond the last one flat. No
-        more is lost than the mean image would miss: at the last time-steps a network's own imprecision may miss more.
+        more is lost than the mean image would miss: at the last timesteps a network's own imprecision may miss more.
 
         Args:
-            t0: first time-step, 0 <= t0 <= t1.
+            t0: first timestep, 0 <= t0 <= t1.
             t1: end, at most T.
-            clamped: of which error; unclamped, the last time-steps outweigh all others, see the class.
+            clamped: of which error; unclamped, the last timesteps outweigh all others, see the class.
 
         Raises:
             ConfigError: for a range outside [0, T], or one that runs backwards.
         """
         if not 0 <= t0 <= t1 <= self.total_timesteps:
             raise ConfigError(
-                f"The time-steps [{t0:g}, {t1:g}) are no range within 0..{self.total_timesteps}.",
-                remedy="Give the first time-step and the end, as in a chunk layout.",
+                f"The timesteps [{t0:g}, {t1:g}) are no range within 0..{self.total_timesteps}.",
+                remedy="Give the first timestep and the end, as in a chunk layout.",
             )
-        # A boundary b has the time-steps below b behind it: the error at t belongs to the boundary t + 1.
+        # A boundary b has the timesteps below b behind it: the error at t belongs to the boundary t + 1.
         boundaries = np.array([0, *(t + 1 for t in self.timesteps)], dtype=np.float64)
         most = math.inf if self.mean_image is None else self.mean_image
         heights = np.minimum([0.0, *self.monotone(clamped=clamped)], most)
@@ -143,10 +143,10 @@ def measure_gap(
     batch_size: int = 64,
     reporter: Reporter | None = None,
 ) -> GapCurve:
-    """Error of the image that the base predicts from a noisy one, by time-step.
+    """Error of the image that the base predicts from a noisy one, by timestep.
 
-    Every image meets the same noise at all time-steps, so that differences between them are the noise level's. The cost
-    is one forward of the base per image and time-step.
+    Every image meets the same noise at all timesteps, so that differences between them are the noise level's. The cost
+    is one forward of the base per image and timestep.
 
     Args:
         base: the base or its inference copy; left in the mode it is found in.
@@ -159,7 +159,7 @@ def measure_gap(
 
     Raises:
         DataError: for anything but uint8 images, or none.
-        ConfigError: for a time-step outside 0..T-1.
+        ConfigError: for a timestep outside 0..T-1.
         TrainingDivergedError: when the base says NaN or infinity.
     """
     reporter = reporter or SilentReporter()
@@ -177,17 +177,17 @@ def measure_gap(
 
 
 def checked_timesteps(timesteps: Sequence[int] | None, total: int) -> tuple[int, ...]:
-    """The grid in rising order, without repeats; None: the centres of 64 equal bins (all time-steps where fewer).
+    """The grid in rising order, without repeats; None: the centres of 64 equal bins (all timesteps where fewer).
 
     Raises:
-        ConfigError: for a time-step outside 0..total-1, or none.
+        ConfigError: for a timestep outside 0..total-1, or none.
     """
     if timesteps is None:
         bins = min(GRID, total)
         return tuple(int((index + 0.5) * total / bins) for index in range(bins))
     if not timesteps or min(timesteps) < 0 or max(timesteps) >= total:
         raise ConfigError(
-            f"The time-steps {list(timesteps)} are not all within 0..{total - 1}.", remedy="Name at least one of them."
+            f"The timesteps {list(timesteps)} are not all within 0..{total - 1}.", remedy="Name at least one of them."
         )
     return tuple(sorted(set(timesteps)))
 

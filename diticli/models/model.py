@@ -49,7 +49,7 @@ class DiTiModel:
         encoder: images -> features.
         shift_decoder: what the features add to the base's noise estimate; None for an encoder alone.
         config: settings, by attribute: `shift_form` and `crop`.
-        chunks: which time-steps may see which dims.
+        chunks: which timesteps may see which dims.
         schedule: the noise schedule.
         windows: the chunks' tables on the device.
         model_id: what it was loaded as; "" where it was not.
@@ -95,7 +95,7 @@ class DiTiModel:
             raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
         if self.chunks.timesteps != self.schedule.timesteps:
             raise ModelError(
-                f"The layout covers {self.chunks.timesteps} time-steps, the scheduler {self.schedule.timesteps}."
+                f"The layout covers {self.chunks.timesteps} timesteps, the scheduler {self.schedule.timesteps}."
             )
         if self.config.shift_form not in ("score", "posterior"):
             raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
@@ -163,9 +163,9 @@ class DiTiModel:
 
         Args:
             x_t: noisy images [B, 3, R, R].
-            t: integer time-steps [B].
+            t: integer timesteps [B].
             z: features [B, D].
-            masked: hide the dims that lie beyond each time-step's chunk, as in training.
+            masked: hide the dims that lie beyond each timestep's chunk, as in training.
 
         Raises:
             ModelError: for an encoder alone.

@@ -88,7 +88,7 @@ class PlainUNet(PlainNetwork):
 
 
 class Timesteps(nn.Module):
-    """Sinusoidal embedding [B, channels], float32, of time-steps [B] (DDPM, Ho et al., 2020)."""
+    """Sinusoidal embedding [B, channels], float32, of timesteps [B] (DDPM, Ho et al., 2020)."""
 
     def __init__(self, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> None:
         super().__init__()

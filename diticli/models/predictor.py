@@ -2,7 +2,7 @@
 
 Method: DiTi (arXiv 2401.11430), eq. 6; PDAE (arXiv 2212.12990), eq. 9-12.
 
-Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, T time-steps.
+Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, T timesteps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 
 
 class ChunkWindows(nn.Module):
-    """The layout's tables on the device: what a time-step sees of z, and which of it gets gradient."""
+    """The layout's tables on the device: what a timestep sees of z, and which of it gets gradient."""
 
     visible_T2: torch.Tensor
     own_T2: torch.Tensor
@@ -51,7 +51,7 @@ def run_base(
     Args:
         base: the base, or its inference copy.
         x_BCHW: noisy images.
-        t_B: integer time-steps [B], or [1] for all samples.
+        t_B: integer timesteps [B], or [1] for all samples.
     """
     if isinstance(base, FrozenBase):
         return base(x_BCHW, t_B)
@@ -73,7 +73,7 @@ def predict(
         base: in eval mode.
         decoder: its shift branch.
         x_BCHW: noisy images.
-        t_B: integer time-steps [B], or [1] for all samples.
+        t_B: integer timesteps [B], or [1] for all samples.
         z_mods: projected features, one or more sets; see `ShiftDecoder.project`.
     """
     noise, down = run_base(base, x_BCHW, t_B)

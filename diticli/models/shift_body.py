@@ -98,12 +98,12 @@ class ShiftBody(PlainNetwork):
         windows: ChunkWindows | None,
         detach_others: bool = False,
     ) -> torch.Tensor:
-        """All that the branch takes from the features: [B, M]. It is the same at all time-steps of a chunk.
+        """All that the branch takes from the features: [B, M]. It is the same at all timesteps of a chunk.
 
         Args:
             z_BD: features.
-            t_B: integer time-steps [B], or [1] for all samples.
-            windows: what each time-step sees of z; None shows it whole.
+            t_B: integer timesteps [B], or [1] for all samples.
+            windows: what each timestep sees of z; None shows it whole.
             detach_others: let gradient reach the slice of z of t's own chunk only; the value is the same.
         """
         weight, bias = self.z_embedding.weight, self.z_embedding.bias

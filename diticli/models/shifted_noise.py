@@ -16,14 +16,14 @@ from diticli.schedule import NoiseSchedule
 class ShiftedNoise:
     """(x_t, t) -> eps + c_t G(x_t, t, m_t z), [B, C, H, W] in float32 (DiTi, arXiv 2401.11430, eq. 6).
 
-    What the shift branch takes from the features is the same at all time-steps of a chunk, so that it is computed
+    What the shift branch takes from the features is the same at all timesteps of a chunk, so that it is computed
     when a walk enters a chunk and kept until it leaves.
 
     Args:
         pair: base and shift branch.
         schedule: on their device.
-        layout: which chunk a time-step belongs to.
-        windows: what a time-step sees of the features, on the same device.
+        layout: which chunk a timestep belongs to.
+        windows: what a timestep sees of the features, on the same device.
         z_BD: features on the same device.
         form: of c_t, see `NoiseSchedule.shift_scale`.
     """
@@ -47,7 +47,7 @@ class ShiftedNoise:
 
     @torch.no_grad()
     def __call__(self, x_BCHW: torch.Tensor, t: int) -> torch.Tensor:
-        """The estimate for noisy images, all of them at time-step t."""
+        """The estimate for noisy images, all of them at timestep t."""
         now = self._t_T[t : t + 1]
         if self._chunk_T[t] != self._chunk:
             self._chunk = self._chunk_T[t]

@@ -46,7 +46,7 @@ def estimate_noise(unet: UNet2DModel | PlainUNet, x_BCHW: torch.Tensor, t_B: tor
     Args:
         unet: a base that passes `check_base`.
         x_BCHW: noisy images.
-        t_B: integer time-steps [B], or [1] for all samples.
+        t_B: integer timesteps [B], or [1] for all samples.
     """
     return predict_noise(unet, run_down_path(unet, x_BCHW, t_B))
 
@@ -54,7 +54,7 @@ def estimate_noise(unet: UNet2DModel | PlainUNet, x_BCHW: torch.Tensor, t_B: tor
 def run_down_path(
     unet: UNet2DModel | PlainUNet, x_BCHW: torch.Tensor, t_B: torch.Tensor, weights: PathWeights | None = None
 ) -> DownFeatures:
-    """First half of `unet`: noisy images [B, C, H, W] at time-steps [B], or [1] for all samples.
+    """First half of `unet`: noisy images [B, C, H, W] at timesteps [B], or [1] for all samples.
 
     `weights` are those of `down_resnets(unet)`, where they are kept ready.
     """

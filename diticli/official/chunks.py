@@ -1,7 +1,7 @@
 """The chunk layout of an official `ssl_config`.
 
 The tables are computed as the official trainer computes them, rounding included, and then read as a `ChunkLayout`,
-so that a converted model sees at every time-step exactly the dimensions it was trained with.
+so that a converted model sees at every timestep exactly the dimensions it was trained with.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def official_chunks(ssl_config: Mapping[str, Any] | None, latent_dim: int, times
     config = ssl_config or {}
     count = _integer(config.get("k", 1), "k")
     if not 1 <= count <= min(latent_dim, timesteps):
-        raise ModelError(f"ssl_config.k = {count} does not fit {latent_dim} dimensions and {timesteps} time-steps.")
+        raise ModelError(f"ssl_config.k = {count} does not fit {latent_dim} dimensions and {timesteps} timesteps.")
     if count == 1:
         return OfficialChunks(ChunkLayout.uniform(chunks=1, latent_dim=latent_dim, timesteps=timesteps), "uniform")
     stages, dims, counts = (_integers(config, key) for key in ("stages", "dims_per_stage", "k_per_stage"))
@@ -46,7 +46,7 @@ def official_chunks(ssl_config: Mapping[str, Any] | None, latent_dim: int, times
     if ends[-1] != latent_dim:
         raise ModelError(
             f"With k = {count} and {latent_dim} dimensions the official code rounds the last chunk's end to "
-            f"{ends[-1]}, and no time-step sees the rest; such a run cannot be converted."
+            f"{ends[-1]}, and no timestep sees the rest; such a run cannot be converted."
         )
     used = sorted(set(chunk_of))
     layout = ChunkLayout(
@@ -59,7 +59,7 @@ def official_chunks(ssl_config: Mapping[str, Any] | None, latent_dim: int, times
 
 def _joined(count: int, used: list[int]) -> str:
     return (
-        f"No time-step falls into {count - len(used)} of the {count} chunks (k_per_stage); "
+        f"No timestep falls into {count - len(used)} of the {count} chunks (k_per_stage); "
         f"their dimensions were joined to the next chunk, {len(used)} remain."
     )
 
@@ -87,7 +87,7 @@ def _dim_ends(
     if dims is None or stages is None:
         return [int(latent_dim / count * (k + 1)) for k in range(count)]
     if missing := sorted(set(range(count)) - set(chunk_of)):
-        raise ModelError(f"ssl_config gives no time-step to chunk {missing[0]}, so dims_per_stage cannot be read.")
+        raise ModelError(f"ssl_config gives no timestep to chunk {missing[0]}, so dims_per_stage cannot be read.")
     stage_of = [next(s for s, end in enumerate(stages) if chunk_of.index(k) < end) for k in range(count)]
     ends: list[int] = []
     for k, stage in enumerate(stage_of):

@@ -30,9 +30,9 @@ def loss_by_timestep_chart(
     base_loss: Sequence[float] | npt.NDArray[np.floating] | None = None,
     layout: ChunkLayout | None = None,
     timesteps: int = 1000,
-    title: str = "Loss by time-step",
+    title: str = "Loss by timestep",
 ) -> Path:
-    """Write a PNG of the mean loss in equal bins of time-steps 0..T.
+    """Write a PNG of the mean loss in equal bins of timesteps 0..T.
 
     Args:
         path: where to.
@@ -58,7 +58,7 @@ def loss_by_timestep_chart(
                 color=colour,
                 linewidth=1.6,
             )
-        axes.set(title=plain(title), xlabel="time-step t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
+        axes.set(title=plain(title), xlabel="timestep t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
         _log_if_wide(axes, [v for values in lines.values() for v in values])
         if len(lines) > 1:
             axes.legend(frameon=False)

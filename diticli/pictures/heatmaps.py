@@ -1,4 +1,4 @@
-"""Heatmaps of attributes by chunks, with the time-steps of the chunks below, as PNG files.
+"""Heatmaps of attributes by chunks, with the timesteps of the chunks below, as PNG files.
 
 chunk_heatmap(path, skill_RK, rows=names, layout=layout, title="Each chunk alone", marks=centres)
 """
@@ -53,19 +53,19 @@ def chunk_heatmap(
 ) -> Path:
     """Write a PNG of one value for each row and chunk, rows from top to bottom, chunks from left to right.
 
-    Columns are equally wide; chunk numbers stand above, the time-steps at the chunks' borders below, and values in
+    Columns are equally wide; chunk numbers stand above, the timesteps at the chunks' borders below, and values in
     the cells while they fit (`MAX_TEXT_CHUNKS`). White is 0, blue positive, orange negative.
 
     Args:
         path: where to.
         values_RK: [R, K]; NaN leaves a grey cell.
         rows: [R] names; long ones are cut.
-        layout: K chunks and their time-steps.
+        layout: K chunks and their timesteps.
         title: text above.
         limit: value of the darkest colour, above 0 (default: the largest magnitude of a value, at least 0.05).
         totals: [R] value of each row for all chunks together, drawn as one more column apart.
         totals_label: heading of that column.
-        marks: [R] (time-step, low, high) drawn as a dot with a bar across the row, or None for no mark.
+        marks: [R] (timestep, low, high) drawn as a dot with a bar across the row, or None for no mark.
         marks_label: what the dots are, said below the picture.
         note: more text below.
 
@@ -85,7 +85,7 @@ def chunk_heatmap(
 
     names = [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…" for name in map(clean, rows)]
     width = max(4.0, 0.9 + 0.075 * max(map(len, names)) + _cell_width(layout.chunks) * (layout.chunks + 2))
-    texts = ["time-step t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
+    texts = ["timestep t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
     above, below = _wrapped(title, width / 0.115), "\n".join(_wrapped(text, width / 0.077) for text in texts if text)
 
     def draw(axes: Axes) -> None:
@@ -156,7 +156,7 @@ def _axes(axes: Axes, rows: Sequence[str], layout: ChunkLayout, totals_label: st
 
 
 def _mark(axes: Axes, row: int, mark: tuple[float, float, float], layout: ChunkLayout) -> None:
-    """Time-steps lie where the columns of their chunks are, also where chunks differ in length."""
+    """Timesteps lie where the columns of their chunks are, also where chunks differ in length."""
     centre, low, high = np.interp(mark, (0, *layout.timestep_ends), np.arange(layout.chunks + 1))
     axes.plot([low, high], [row + 0.88] * 2, color=_MARK, linewidth=1.6, solid_capstyle="butt", zorder=3)
     axes.plot([centre], [row + 0.88], marker="o", markersize=3.6, color=_MARK, zorder=4)

@@ -1,4 +1,4 @@
-"""Charts over the time-steps: errors with and without features, and when attributes are lost.
+"""Charts over the timesteps: errors with and without features, and when attributes are lost.
 
 gap_chart(path, timesteps, {"base alone": before, "with features": after}, layout=layout)
 lost_chart(path, timesteps, left_AG, rows=names, lost=halves, act=centres)
@@ -33,7 +33,7 @@ def gap_chart(
     title: str = "Error of the predicted image",
     y_label: str = "mean squared error",
 ) -> Path:
-    """Write a PNG of lines over the time-steps on a logarithmic axis, chunk boundaries below them.
+    """Write a PNG of lines over the timesteps on a logarithmic axis, chunk boundaries below them.
 
     Args:
         path: where to.
@@ -44,7 +44,7 @@ def gap_chart(
         y_label: text beside.
 
     Raises:
-        ValueError: when a series has not one value a time-step.
+        ValueError: when a series has not one value a timestep.
         DataError: when the file cannot be written.
     """
     if any(len(values) != len(timesteps) for values in series.values()):
@@ -64,7 +64,7 @@ def gap_chart(
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(title=plain(title), ylabel=plain(y_label), xlim=(0, layout.timesteps))
-        axes.set_xlabel("time-step t (0: clean, T: noise)")
+        axes.set_xlabel("timestep t (0: clean, T: noise)")
         axes.legend(frameon=False)
 
     return save_chart(path, draw, (7.2, 3.6))
@@ -80,19 +80,19 @@ def lost_chart(
     act: Sequence[Mark] | None = None,
     title: str = "What is left of each attribute",
 ) -> Path:
-    """Write a PNG of how much of each attribute (row) is left at each time-step: blue all, white nothing.
+    """Write a PNG of how much of each attribute (row) is left at each timestep: blue all, white nothing.
 
     Args:
         path: where to.
         timesteps: [G], rising.
         left_AG: [A, G] in [0, 1]; NaN is grey.
         rows: [A] names.
-        lost: [A] (time-step, low, high) at which one half is lost, or None.
+        lost: [A] (timestep, low, high) at which one half is lost, or None.
         act: [A] the same of the chunks that move the attribute, drawn beside it.
         title: text above.
 
     Raises:
-        ValueError: when numbers of rows, time-steps or marks do not fit together.
+        ValueError: when numbers of rows, timesteps or marks do not fit together.
         DataError: when the file cannot be written.
     """
     grid = np.asarray(left_AG, dtype=np.float64)
@@ -115,6 +115,6 @@ def lost_chart(
         axes.spines[["left"]].set_visible(False)
         axes.set_title(plain(title), loc="left")
         legend = "Red: one half is lost" + (".  Orange: centre of the chunks that move it" if act is not None else "")
-        axes.set_xlabel(f"time-step t (0: clean, T: noise)\n{legend}, with 95 % intervals")
+        axes.set_xlabel(f"timestep t (0: clean, T: noise)\n{legend}, with 95 % intervals")
 
     return save_chart(path, draw, (7.2, 1.5 + 0.27 * len(rows)))

@@ -1,16 +1,16 @@
 """What each chunk knows: every attribute read from each chunk alone, from all others, and from the first ones.
 
 atlas = probe_features(values, columns, meta=meta, atlas=True).atlas
-atlas.attributes[0].centre_prefix                # the time-steps at which the features come to tell the attribute
+atlas.attributes[0].centre_prefix                # the timesteps at which the features come to tell the attribute
 
 Skill is the scale of `diticli.probing.influence`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
-The centre of mass of an attribute in t is a weighted mean of the chunks' mid time-steps, in two readings:
+The centre of mass of an attribute in t is a weighted mean of the chunks' mid timesteps, in two readings:
 - alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
   found at all. Where every chunk tells much of it, the mean would be the middle by construction and is left out.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
-  where the attribute comes in. A time-step of chunk k sees just these chunks, so it is what "lost at t" means for
+  where the attribute comes in. A timestep of chunk k sees just these chunks, so it is what "lost at t" means for
   features (arXiv 2401.11430, section 4).
 """
 
@@ -62,7 +62,7 @@ class AttributeAtlas:
         prefix: [K] skill of chunks 0..k.
         flat: whether every chunk alone tells at least half of what the best one does, so that a centre would say
             nothing: it is the middle whatever the attribute is.
-        centre_alone: time-step, see the module; None where no chunk alone is above the base rate, or all are alike.
+        centre_alone: timestep, see the module; None where no chunk alone is above the base rate, or all are alike.
         centre_prefix: likewise, None where all chunks together are not.
     """
 

@@ -4,11 +4,11 @@ Source: DPM-Solver++(2M), Lu et al., 2022 (arXiv 2211.01095), algorithm 2. The o
 follows is linear in x but for the predicted image x_0; the linear part is solved exactly, and x_0 is continued as
 a straight line in log-SNR from its last two values. The same formula runs up and down the noise levels.
 
-Own code, because diffusers can express the grid one way only: `DPMSolverMultistepScheduler` takes any time-steps
+Own code, because diffusers can express the grid one way only: `DPMSolverMultistepScheduler` takes any timesteps
 (and gives the same images, see the tests), `DPMSolverMultistepInverseScheduler` takes none but its own spacings,
 among them none uniform in log-SNR.
 
-Legend of shape suffixes: B batch, C channels, H height, W width, T time-steps.
+Legend of shape suffixes: B batch, C channels, H height, W width, T timesteps.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from diticli.schedule import half_log_snr
 
 
 def dpm_timesteps(alphas_cumprod: torch.Tensor, steps: int) -> list[int]:
-    """The steps + 1 rising time-steps from 0 to T - 1 that lie closest to uniform in log-SNR.
+    """The steps + 1 rising timesteps from 0 to T - 1 that lie closest to uniform in log-SNR.
 
-    The networks know whole time-steps only. Near t = 0, where neighbours lie far apart in log-SNR, many steps would
-    share one; there the grid takes every time-step.
+    The networks know whole timesteps only. Near t = 0, where neighbours lie far apart in log-SNR, many steps would
+    share one; there the grid takes every timestep.
 
     Raises:
         ConfigError: when `steps` lies outside 1..T - 1.
@@ -55,7 +55,7 @@ def dpm_invert(
 ) -> torch.Tensor:
     """Deterministic noise x_T [B, C, H, W] that decodes back to the images x_0 in [-1, 1].
 
-    Images stand for x at t = 0 and the result is x at t = T - 1: both ends are time-steps that the networks know,
+    Images stand for x at t = 0 and the result is x at t = T - 1: both ends are timesteps that the networks know,
     so that decoding retraces the same path.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-# (x_t [B, C, H, W], time-step of all samples) -> noise estimate [B, C, H, W]. The time-step is a Python int, so that
+# (x_t [B, C, H, W], timestep of all samples) -> noise estimate [B, C, H, W]. The timestep is a Python int, so that
 # a predictor can look things up by it without waiting for a GPU.
 NoisePredictor = Callable[[torch.Tensor, int], torch.Tensor]
 # (steps done, steps in all)

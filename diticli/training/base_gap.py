@@ -1,4 +1,4 @@
-"""What the run's base loses by time-step: measured once between the stages, then read, so that a resumed run and all
+"""What the run's base loses by timestep: measured once between the stages, then read, so that a resumed run and all
 processes see the same curve."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which images make up step n, and the randomness that step n uses: both functions of (seed, step) alone.
 
 Images stay uint8 until they lie on the device. Nothing here keeps state between steps, so a resumed run, or one on
-another number of processes, sees the same images, time-steps and noise.
+another number of processes, sees the same images, timesteps and noise.
 
 Legend of shape suffixes: B batch, C channels, H height, W width, N images.
 """
@@ -229,7 +229,7 @@ def _images(batch: _Batch) -> tuple[torch.Tensor, list[Skipped]]:
 
 
 class StepNoise:
-    """Flips, time-steps and noise of a step, drawn for the global batch and cut to this process's share."""
+    """Flips, timesteps and noise of a step, drawn for the global batch and cut to this process's share."""
 
     def __init__(self, *, seed: int, stage: str, timesteps: int, batch_size: int, flip: bool, share: Share) -> None:
         self.seed, self.stage, self.timesteps = seed, stage, timesteps

@@ -70,7 +70,7 @@ class Stage:
     before_checkpoint: Callable[[], None] = field(default=lambda: None)
     """Called by all processes before a checkpoint is written, which an error prevents."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
-    """Called with the moving average in place, as (step, mean loss per time-step bin)."""
+    """Called with the moving average in place, as (step, mean loss per timestep bin)."""
 
 
 class StageTrainer:

@@ -44,7 +44,7 @@ class NoiseObjective(nn.Module):
         self._part = compiler("base's training graph", self._losses)
 
     def forward(self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
-        """Loss [B] of images in [-1, 1] at integer time-steps."""
+        """Loss [B] of images in [-1, 1] at integer timesteps."""
         losses_B: torch.Tensor = self._part(x0_BCHW, t_B, noise_BCHW)
         return losses_B
 
@@ -55,7 +55,7 @@ class NoiseObjective(nn.Module):
 
     @property
     def timesteps(self) -> int:
-        """T of the time-steps and noise that forward takes."""
+        """T of the timesteps and noise that forward takes."""
         return self.schedule.timesteps
 
     def trained_modules(self) -> dict[str, nn.Module]:
@@ -78,7 +78,7 @@ class FeatureObjective(nn.Module):
         unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
         weight_T: w_t, [T]; None: as published.
-        worth_D: what one degree of freedom is worth to the loss in the time-steps of each dim's chunk, [D] above 0
+        worth_D: what one degree of freedom is worth to the loss in the timesteps of each dim's chunk, [D] above 0
             (`diticli.training.relevance.degree_of_freedom`); forward then takes feature noise and a price.
     """
 
@@ -129,11 +129,11 @@ class FeatureObjective(nn.Module):
         feature_noise_BD: torch.Tensor | None = None,
         price: torch.Tensor | None = None,
     ) -> StepLosses | torch.Tensor:
-        """Loss [B] of images in [-1, 1] at integer time-steps; with a bottleneck, its parts.
+        """Loss [B] of images in [-1, 1] at integer timesteps; with a bottleneck, its parts.
 
         Args:
             x0_BCHW: images.
-            t_B: time-steps.
+            t_B: timesteps.
             noise_BCHW: what is added to the images.
             feature_noise_BD: what is added to the features, where there is a bottleneck.
             price: of a nat in degrees of freedom, likewise.
@@ -173,7 +173,7 @@ class FeatureObjective(nn.Module):
 
     @property
     def timesteps(self) -> int:
-        """T of the time-steps and noise that forward takes."""
+        """T of the timesteps and noise that forward takes."""
         return self.schedule.timesteps
 
     @property
@@ -229,7 +229,7 @@ class JointObjective(nn.Module):
 
     @property
     def timesteps(self) -> int:
-        """T of the time-steps and noise that forward takes."""
+        """T of the timesteps and noise that forward takes."""
         return self.features.timesteps
 
     @property

@@ -2,7 +2,7 @@
 
 runs/NAME/config.json      everything resolved, with versions
           base/            stage 1 result (diffusers layout)
-          gap.json         what the base loses by time-step, where the run needs to know
+          gap.json         what the base loses by timestep, where the run needs to know
           model/           the finished `DiTiPipeline`
           checkpoints/     exact resume
           metrics.jsonl    one line per log interval
@@ -54,7 +54,7 @@ class RunDirectory:
 
     @property
     def gap(self) -> Path:
-        """What the base loses by time-step."""
+        """What the base loses by timestep."""
         return self.root / "gap.json"
 
     @property

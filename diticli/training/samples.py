@@ -1,4 +1,4 @@
-"""Pictures of a run in progress: base samples, reconstructions, loss by time-step."""
+"""Pictures of a run in progress: base samples, reconstructions, loss by timestep."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def _steps(timesteps: int) -> int:
 
 
 def loss_chart(losses: torch.Tensor, *, layout: ChunkLayout | None, title: str, path: Path) -> None:
-    """Mean training loss by time-step since the last picture."""
+    """Mean training loss by timestep since the last picture."""
     loss_by_timestep_chart(path, losses.numpy(), layout=layout, title=title)

@@ -35,7 +35,7 @@ def build_objective(
         config: resolved settings.
         unet: the base, left as it is; None where the encoder is trained alone.
         scheduler: of the base.
-        gap: what the base loses by time-step, where the settings need to know (`RunConfig.measures_base`).
+        gap: what the base loses by timestep, where the settings need to know (`RunConfig.measures_base`).
     """
     torch.manual_seed(fold_seed(config.seed, STAGE, "weights"))
     encoder = build_encoder(config)

@@ -13,11 +13,11 @@ class StepLosses(NamedTuple):
     total_B: torch.Tensor
     """What is minimised."""
     noise_B: torch.Tensor | None
-    """The part that depends on the time-step."""
+    """The part that depends on the timestep."""
     ssl_B: torch.Tensor | None
     """The self-supervised part, unweighted."""
 
     @classmethod
     def of(cls, output: StepLosses | torch.Tensor) -> StepLosses:
-        """What an objective returned; a lone tensor depends on the time-step as a whole."""
+        """What an objective returned; a lone tensor depends on the timestep as a whole."""
         return output if isinstance(output, StepLosses) else cls(output, output, None)

@@ -101,7 +101,7 @@ class Totals:
         return self._take("ssl_loss", "ssl_steps") if int(self.tensors["ssl_steps"]) else None
 
     def take_by_timestep(self) -> torch.Tensor:
-        """Mean loss per bin of time-steps [LOSS_BINS], on the CPU; NaN where none fell."""
+        """Mean loss per bin of timesteps [LOSS_BINS], on the CPU; NaN where none fell."""
         sums = self.accelerator.reduce(torch.stack([self.tensors["bin_loss"], self.tensors["bin_count"]]), "sum")
         self.tensors["bin_loss"].zero_()
         self.tensors["bin_count"].zero_()

@@ -68,7 +68,7 @@ def make_case(B: int, d: int, E: int, span: str = "detached", *, bias: bool = Tr
 
 
 def make_tables(d: int, span: str, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """visible_T2 and own_T2 with 0 <= start < end <= d drawn for each time-step; those of "any" in no order."""
+    """visible_T2 and own_T2 with 0 <= start < end <= d drawn for each timestep; those of "any" in no order."""
     end = torch.randint(1, d + 1, (TIMESTEPS,), generator=random)
     start = (torch.rand(TIMESTEPS, generator=random) * end).long()
     none, whole, one = torch.zeros_like(end), torch.full_like(end, d), torch.ones_like(end)

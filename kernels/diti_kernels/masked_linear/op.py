@@ -1,6 +1,6 @@
 """The timestep-masked projection as PyTorch operators that autograd and `torch.compile` see through.
 
-Shapes: B samples, T time-steps, 2 bounds of a window, d feature dims, E embedding dims. The Triton kernels are
+Shapes: B samples, T timesteps, 2 bounds of a window, d feature dims, E embedding dims. The Triton kernels are
 imported when first launched.
 """
 
@@ -29,7 +29,7 @@ def masked_linear(
     *,
     own_T2: Tensor | None = None,
 ) -> Tensor:
-    """Project features of which each sample's time-step shows a window: `F.linear(z * mask[t], weight, bias)`.
+    """Project features of which each sample's timestep shows a window: `F.linear(z * mask[t], weight, bias)`.
 
     Sample b sees dims [visible_T2[t_b, 0], visible_T2[t_b, 1]). The gradient of z reaches all of them (the
     `cumulative` mode), or with `own_T2` only those that also lie in [own_T2[t_b, 0], own_T2[t_b, 1]), the own chunk
@@ -38,7 +38,7 @@ def masked_linear(
 
     Args:
         z: [B, d] features.
-        t: [B] int32 or int64 time-steps, any strides. 0 <= t < T is not checked, which would wait for the device:
+        t: [B] int32 or int64 timesteps, any strides. 0 <= t < T is not checked, which would wait for the device:
             plain PyTorch raises or, where it is negative, counts from the end; the kernels show nothing of z.
         visible_T2: [T, 2] int32 or int64, first visible dim and one past the last. Not checked: a start below 0
             means 0, an end past d means d, and an empty or reversed window shows nothing.
@@ -176,13 +176,13 @@ def _check_layout(
     if z.ndim != 2 or weight.ndim != 2 or z.shape[1] != weight.shape[1]:
         raise ValueError(f"z [B, d] and weight [E, d] expected, got {list(z.shape)} and {list(weight.shape)}.")
     if t.shape != (B,):
-        raise ValueError(f"t must hold one time-step for each of {B} samples, got the shape {list(t.shape)}.")
+        raise ValueError(f"t must hold one timestep for each of {B} samples, got the shape {list(t.shape)}.")
     if bias is not None and bias.shape != (E,):
         raise ValueError(f"bias must have the shape [{E}] of weight's rows, got {list(bias.shape)}.")
     tables = [table for table in (visible_T2, own_T2) if table is not None]
     if visible_T2.shape[1:] != (2,) or any(table.shape != visible_T2.shape for table in tables):
         shapes = " and ".join(str(list(table.shape)) for table in tables)
-        raise ValueError(f"The tables must hold start and end for each time-step, [T, 2], got the shapes {shapes}.")
+        raise ValueError(f"The tables must hold start and end for each timestep, [T, 2], got the shapes {shapes}.")
     if any(index.dtype not in _INDEX_DTYPES for index in (t, *tables)):
         dtypes = ", ".join(str(index.dtype) for index in (t, *tables))
         raise ValueError(f"t and the tables must be int32 or int64, got {dtypes}.")

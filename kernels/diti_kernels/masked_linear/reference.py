@@ -1,6 +1,6 @@
 """Timestep-masked projection in plain PyTorch: the definition, the CPU path, and what the kernels must equal.
 
-Shapes: B samples, T time-steps, 2 bounds of a window, d feature dims, E embedding dims.
+Shapes: B samples, T timesteps, 2 bounds of a window, d feature dims, E embedding dims.
 """
 
 from __future__ import annotations

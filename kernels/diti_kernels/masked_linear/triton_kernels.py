@@ -5,8 +5,8 @@ The mask lives only in the predicates of loads and stores. Every output tile bel
 sums over its whole inner dimension in a fixed order: no atomics, so two runs agree bit for bit. Sums are
 fp32, offsets 64-bit. fp32 inputs are multiplied in IEEE fp32, as `F.linear` does by default, never in TF32.
 
-Shapes: B samples, T time-steps, D feature dims, E embedding dims; z [B, D], t [B], tables [T, 2] (contiguous; start
-and end of a window), weight [E, D], grad and out [B, E]. A time-step outside [0, T) shows nothing, rather than
+Shapes: B samples, T timesteps, D feature dims, E embedding dims; z [B, D], t [B], tables [T, 2] (contiguous; start
+and end of a window), weight [E, D], grad and out [B, E]. A timestep outside [0, T) shows nothing, rather than
 reading what lies beside the table.
 """
 
@@ -18,7 +18,7 @@ import triton.language as tl
 
 @triton.jit
 def _time_of(t_ptr, rows, stride_t, B, T):
-    """Time-steps of `rows`, and which of them are rows with a time-step of the table."""
+    """Timesteps of `rows`, and which of them are rows with a timestep of the table."""
     t = tl.load(t_ptr + rows * stride_t, mask=rows < B, other=0).to(tl.int64)
     return t, (rows < B) & (t >= 0) & (t < T)
 
