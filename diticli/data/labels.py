@@ -25,6 +25,7 @@ from diticli.data.label_formats import (
     unique_file,
 )
 from diticli.data.name_match import match_names
+from diticli.data.set_labels import read_set_labels, read_set_parts
 from diticli.data.tables import CellTable, csv_rows, read_records, read_text
 from diticli.errors import LabelError
 
@@ -76,7 +77,8 @@ def read_labels(path: Path, images: Sequence[str] | None = None) -> LabelTable:
 
     A table (CSV with comma, tab or semicolon, JSON, JSON lines, Parquet) has a header; the column that names the
     files is found by `diticli.data.label_formats.file_column`, or the first two are `person` and `imagenum`, as in
-    `lfw_attributes.txt`. What a column means is decided by `diticli.data.label_columns.make_column`.
+    `lfw_attributes.txt`. A data set with factors of its own (`.npz`, HDF5, Parquet with pictures) names its rows by
+    number. What a column means is decided by `diticli.data.label_columns.make_column`.
 
     Args:
         path: the file.
@@ -85,7 +87,7 @@ def read_labels(path: Path, images: Sequence[str] | None = None) -> LabelTable:
     Raises:
         LabelError: with the line number, for a file that is missing, empty, damaged or of no known format.
     """
-    raw = read_raw(path, images)
+    raw = read_set_labels(path) or read_raw(path, images)
     columns = {name: make_column(name, cells, raw.numbers, raw.unit) for name, cells in raw.columns.items()}
     notes = (*raw.notes, *(column.note for column in columns.values() if column.note))
     return LabelTable(tuple(raw.files), columns, raw.file_column, notes)
@@ -111,6 +113,7 @@ def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, Par
 
     Either CelebA's `list_eval_partition.txt` (`000001.jpg 0` a line), two columns without a header, or a table as for
     `read_labels` whose only other column, or the one called split, partition, part, set or subset, has the part.
+    Or a data set that is distributed in parts (MedMNIST, the Hub's Parquet files).
     The parts are 0, 1, 2 or train, val (valid, validation), test.
 
     Returns:
@@ -121,7 +124,8 @@ def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, Par
     """
     parts: dict[str, Part] = {}
     meaning = "0 (train), 1 (validation) or 2 (test)"
-    for name, part in _read_pairs(path, "its part", meaning, _PART_HEADERS, images).items():
+    found = read_set_parts(path) or _read_pairs(path, "its part", meaning, _PART_HEADERS, images)
+    for name, part in found.items():
         if part.lower() not in _PARTS:
             raise LabelError(
                 f"{path}: {name!r} belongs to part {part!r}.",

@@ -1,4 +1,4 @@
-"""Where images come from, behind one small protocol: folders, files, tars, LMDBs, or the built-in faces."""
+"""Where images come from, behind one small protocol: folders, files, tars, LMDBs, arrays, Parquet, built-in faces."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diticli.data.array_images import ArrayImages
+from diticli.data.array_sets import is_array_set
 from diticli.data.decode import Crop, UnreadableImageError
 from diticli.data.faces import face_name, render_face, sample_factors
 from diticli.data.faces_word import faces_beside, is_faces, parse_faces
 from diticli.data.folder_images import FolderImages
 from diticli.data.lmdb_images import LmdbImages, find_lmdb
 from diticli.data.name_lists import expand_source
+from diticli.data.parquet_images import ParquetImages, find_parquet
 from diticli.data.tar_images import TarImages, find_tars
 from diticli.errors import DataError
 from diticli.progress import Reporter, SilentReporter
@@ -124,6 +127,8 @@ def open_images(
             folders and image files (several are concatenated);
             .tar files, or folders of them;
             one LMDB of Diff-AE: its folder or its data file;
+            one `.npz` or HDF5 file of arrays (dSprites, Shapes3D, MPI3D, MedMNIST, see `diticli.data.array_sets`);
+            Parquet files with a column of pictures, or a folder of them;
             `faces[:COUNT[:SEED]]`, the built-in data (write `./faces` for a folder of that name).
             Paths may hold braces and wildcards, see `expand_pattern`, and come from a list, see `expand_source`:
             `@FILE`, or `-` for stdin.
@@ -145,8 +150,8 @@ def open_images(
     reporter = reporter or SilentReporter()
     faces = [source for source in given if is_faces(source)]
     if not faces:
-        source = _open_paths([path for source in given for path in expand_source(source)], resolution, crop)
-        for line in source.left_out if isinstance(source, FolderImages) else ():
+        source = _open_paths([path for source in given for path in expand_source(source)], resolution, crop, reporter)
+        for line in _remarks(source):
             reporter.warn(line)
         return source
     if len(given) > 1:
@@ -181,22 +186,39 @@ def typical_side(source: ImageSource, sample: int = 32) -> int:
     return sides[len(sides) // 2]
 
 
-def _open_paths(paths: Sequence[Path], resolution: int, crop: Crop | None) -> ImageSource:
+def _remarks(source: ImageSource) -> Sequence[str]:
+    if isinstance(source, FolderImages):
+        return source.left_out
+    return source.notes if isinstance(source, ArrayImages) else ()
+
+
+def _open_paths(paths: Sequence[Path], resolution: int, crop: Crop | None, reporter: Reporter) -> ImageSource:
     tars: list[Path] = []
     databases: list[Path] = []
+    arrays: list[Path] = []
+    parquet: list[Path] = []
     others: list[Path] = []
     for path in paths:
         if database := find_lmdb(path):
             databases.append(database)
+        elif is_array_set(path):
+            arrays.append(path)
+        elif tables := find_parquet(path):
+            parquet += tables
         elif inside := find_tars(path):
             tars += inside
         else:
             others.append(path)
-    if sum(map(bool, (tars, databases, others))) > 1 or len(databases) > 1:
+    kinds = (tars, databases, arrays, parquet, others)
+    if sum(map(bool, kinds)) > 1 or len(databases) > 1 or len(arrays) > 1:
         raise DataError(
             f"Cannot read these together: {', '.join(map(str, paths[:3]))}.",
-            remedy="Name images and folders, or tars, or a single LMDB.",
+            remedy="Name images and folders, or tars, or Parquet files, or a single LMDB or file of arrays.",
         )
+    if arrays:
+        return ArrayImages(arrays[0], resolution, crop or "center", reporter)
+    if parquet:
+        return ParquetImages(parquet, resolution, crop or "center")
     if databases:
         return LmdbImages(databases[0], resolution, crop)
     if tars:
@@ -205,10 +227,12 @@ def _open_paths(paths: Sequence[Path], resolution: int, crop: Crop | None) -> Im
 
 
 __all__ = [
+    "ArrayImages",
     "FaceImages",
     "FolderImages",
     "ImageSource",
     "LmdbImages",
+    "ParquetImages",
     "TarImages",
     "UnreadableImageError",
     "open_images",

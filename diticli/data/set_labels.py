@@ -1,0 +1,95 @@
+"""Labels that lie in the data set's own file: factors of `.npz` and HDF5 sets, columns beside a Parquet's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from diticli.data.array_sets import is_array_set, read_array_set
+from diticli.data.label_formats import RawLabels
+from diticli.data.parquet_images import class_names, find_parquet, image_column, read_parquet_set
+from diticli.errors import DataError, LabelError
+
+_NONE = "Name a label file."
+
+
+def read_set_labels(path: Path) -> RawLabels | None:
+    """The labels of a data set's own file; None when the path is no such file.
+
+    Raises:
+        LabelError: when it is one but damaged, or holds no labels.
+    """
+    try:
+        if is_array_set(path):
+            found = read_array_set(path)
+            if not found.labels:
+                raise LabelError(f"{path} holds pictures but no labels.", remedy=_NONE)
+            columns = {name: list(map(_cell, values.tolist())) for name, values in found.labels.items()}
+            files = list(found.names())
+        elif (parquet := find_parquet(path)) and (path.is_dir() or image_column(path)):
+            columns, files = _parquet(parquet)
+        else:
+            return None
+    except LabelError:
+        raise
+    except DataError as error:
+        raise LabelError(error.message, remedy=error.remedy or _NONE) from error
+    return RawLabels(files=files, columns=columns, numbers=list(range(1, len(files) + 1)), unit="row")
+
+
+def read_set_parts(path: Path) -> dict[str, str] | None:
+    """Image -> "train", "val" or "test", of a data set that is distributed in these parts; None for other files.
+
+    Raises:
+        LabelError: when the file is damaged, or has no parts.
+    """
+    try:
+        if is_array_set(path):
+            files: Iterable[str] = read_array_set(path).names()
+        elif (parquet := find_parquet(path)) and (path.is_dir() or image_column(path)):
+            files = read_parquet_set(parquet).names()
+        else:
+            return None
+    except DataError as error:
+        raise LabelError(error.message, remedy=error.remedy or _NONE) from error
+    parts = {name: name.partition("/")[0] for name in files if "/" in name}
+    if not parts:
+        raise LabelError(f"{path} is not distributed in parts.", remedy="Name a table of file names and parts.")
+    return parts
+
+
+def _parquet(paths: list[Path]) -> tuple[dict[str, list[str]], list[str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = read_parquet_set(paths)
+    schema = pq.read_schema(found.files[0])
+    plain = [
+        field.name
+        for field in schema
+        if not (
+            pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+        )
+    ]
+    names = class_names(found.files[0])
+    columns: dict[str, list[str]] = {name: [] for name in plain}
+    try:
+        for path in found.files:
+            table = pq.read_table(path, columns=plain, partitioning=None)
+            for name in plain:
+                known = names.get(name)
+                for value in table.column(name).to_pylist():
+                    inside = known is not None and isinstance(value, int) and 0 <= value < len(known)
+                    columns[name].append(known[value] if known is not None and inside else _cell(value))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise LabelError(f"Cannot read the labels of {path}.", remedy="Download or write it again.") from error
+    if not columns:
+        raise LabelError(f"{paths[0]} holds pictures but no labels.", remedy=_NONE)
+    return columns, found.names()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
