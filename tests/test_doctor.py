@@ -16,10 +16,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 from diticli.commands.app import app
-from diticli.models import compile_trial, doctor, doctor_hardware
-from diticli.models.attention_shapes import AttentionShape, preset_attentions
-from diticli.models.compile_trial import CompileResult, CompileTrial
-from diticli.models.findings import Finding
+from diticli.doctor import compile_trial, diagnose, hardware
+from diticli.doctor.choices import AttentionShape, preset_attentions
+from diticli.doctor.compile_trial import CompileResult, CompileTrial
+from diticli.doctor.finding import Finding
 from diticli.settings import preset_names
 
 
@@ -48,7 +48,7 @@ class FakeTrial:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "CompileTrial", FakeTrial)
+    monkeypatch.setattr(diagnose, "CompileTrial", FakeTrial)
     for variable in ("DITI_KERNELS", "DITI_ATTENTION", "DITI_LAYOUT"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -102,7 +102,7 @@ def test_settings_that_commands_refuse_are_broken(variable: str, value: str, mon
 
 
 def test_broken_pytorch_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.NEEDED, "torch", "torch_that_is_not_there")
+    monkeypatch.setitem(diagnose.NEEDED, "torch", "torch_that_is_not_there")
     result = run_doctor()
     assert result.exit_code == 1
     assert "broken  software   torch: cannot be imported: No module named 'torch_that_is_not_there'" in result.stdout
@@ -114,7 +114,7 @@ def test_broken_pytorch_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> N
 def test_answers_where_pytorch_is_missing() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from diticli.models.doctor import diagnose\n"
+        "from diticli.doctor.diagnose import diagnose\n"
         "print([f.name for f in diagnose('cpu') if f.status == 'broken'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -123,8 +123,8 @@ def test_answers_where_pytorch_is_missing() -> None:
 
 
 def test_optional_packages_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", "Install it.")
-    found = named(list(doctor._software()), "no-such-package")
+    monkeypatch.setitem(diagnose.OPTIONAL, "no-such-package", "Install it.")
+    found = named(list(diagnose._software()), "no-such-package")
     assert (found.value, found.status, found.remedy) == ("not installed", "note", "Install it.")
 
 
@@ -143,8 +143,8 @@ def test_why_there_is_no_gpu(
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has a driver")
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(doctor_hardware.shutil, "which", lambda name: driver)
-    found = doctor_hardware._why_no_gpu(["driver too old"])
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: driver)
+    found = hardware._why_no_gpu(["driver too old"])
     assert value in found.value
     assert found.status == status
     assert bool(found.remedy) == (status == "note")
@@ -156,7 +156,7 @@ def test_gpus_with_memory_and_capability(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (2**30, 2**32))
-    found = named(list(doctor_hardware.hardware()), "gpu 0")
+    found = named(list(hardware.hardware()), "gpu 0")
     assert found.value == "NVIDIA X, 1.0 of 4.0 GiB free, compute capability 9.0"
 
 
@@ -171,7 +171,7 @@ def test_a_busy_gpu_is_a_finding_beside_the_others(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
-    found = list(doctor_hardware.hardware())
+    found = list(hardware.hardware())
     busy, free = named(found, "gpu 0"), named(found, "gpu 1")
     assert (busy.status, free.status) == ("note", "ok")
     assert "cannot be used now: CUDA-capable device(s) is/are busy or unavailable" in busy.value
@@ -191,29 +191,29 @@ def test_the_remedy_names_the_setting_that_changes_something(
     cuda: bool, found: str | None, works: bool | None, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeTrial, "outcome", CompileResult(works, "no"))
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: found)
+    monkeypatch.setattr(diagnose.shutil, "which", lambda name: found)
     trial = FakeTrial(None, 8.0)
-    assert (doctor._compilation(trial, cuda).remedy or "").startswith(remedy)  # type: ignore[arg-type]
-    assert getattr(trial, "seconds", None) == (doctor.CUDA_COMPILE_SECONDS if cuda else None)
+    assert (diagnose._compilation(trial, cuda).remedy or "").startswith(remedy)  # type: ignore[arg-type]
+    assert getattr(trial, "seconds", None) == (diagnose.CUDA_COMPILE_SECONDS if cuda else None)
 
 
 @pytest.mark.parametrize(("threads", "status"), [(2, "ok"), (1, "note"), (16, "note")])
 def test_threads_against_cores(threads: int, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    found = doctor_hardware._threads()
+    found = hardware._threads()
     assert (found.value, found.status) == (f"{threads} for 2 cores", status)
     assert ("OMP_NUM_THREADS=2" in found.remedy) == (status == "note")
 
 
 def test_little_disk_and_a_read_only_cache_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(2**40, 2**40, 2**30))
-    found = named(list(doctor._storage()), "disk")
+    monkeypatch.setattr(diagnose.shutil, "disk_usage", lambda folder: usage(2**40, 2**40, 2**30))
+    found = named(list(diagnose._storage()), "disk")
     assert found.status == "note"
     assert "1.0 GiB free" in found.value
-    monkeypatch.setattr(doctor.os, "access", lambda folder, mode: False)
-    disk, cache = doctor._storage()
+    monkeypatch.setattr(diagnose.os, "access", lambda folder, mode: False)
+    disk, cache = diagnose._storage()
     assert disk.status == cache.status == "note"
     assert "--out" in disk.remedy
     assert "HF_HOME" in cache.remedy

@@ -28,7 +28,7 @@ from diticli.training.checkpoint import Checkpoint, drop_other_stages, load_chec
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Names from tables within the package itself, none from data.
-OWN_IMPORTS = {"diticli/__init__.py", "diticli/sampling/__init__.py", "diticli/models/doctor.py"}
+OWN_IMPORTS = {"diticli/__init__.py", "diticli/sampling/__init__.py", "diticli/doctor/diagnose.py"}
 
 
 def package_sources():

@@ -11,7 +11,7 @@ from diticli.commands.options import DeviceOption, JsonOption
 from diticli.commands.printable import printable
 
 if TYPE_CHECKING:
-    from diticli.models.findings import Finding
+    from diticli.doctor.finding import Finding
 
 
 def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
@@ -28,7 +28,7 @@ def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from diticli.commands.console import emit_json
-    from diticli.models.doctor import diagnose
+    from diticli.doctor.diagnose import diagnose
 
     findings = diagnose(device)
     broken = any(finding.status == "broken" for finding in findings)

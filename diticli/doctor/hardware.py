@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diticli.models.findings import Finding
+from diticli.doctor.finding import Finding
 
 
 def hardware() -> Iterator[Finding]:

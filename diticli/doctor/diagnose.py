@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from diticli.models.compile_trial import CompileTrial
-from diticli.models.findings import Finding
+from diticli.doctor.compile_trial import CompileTrial
+from diticli.doctor.finding import Finding
 
 # Package -> what has to be importable of it; diffusers itself loads nothing until asked.
 NEEDED = {
@@ -55,9 +55,9 @@ def diagnose(device: str | None = None) -> list[Finding]:
 
 
 def _with_torch(name: str | None) -> Iterator[Finding]:
+    from diticli.doctor.choices import speed
+    from diticli.doctor.hardware import hardware
     from diticli.models.device import resolve_device
-    from diticli.models.doctor_hardware import hardware
-    from diticli.models.doctor_speed import speed
 
     device = resolve_device(name)
     yield from hardware()
