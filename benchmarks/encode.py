@@ -28,10 +28,10 @@ from benchmarks.facts import collect, synchroniser, write
 from benchmarks.official_side import OfficialModel, in_layout, load_code
 from benchmarks.table import ratio_text
 from benchmarks.timing import Side, measure
-from diticli.analysis.batch_encoder import BatchEncoder
-from diticli.analysis.encode import encode_with
 from diticli.config import Precision
 from diticli.data.images import FaceImages, iter_decoded, open_images
+from diticli.encoding.batch_encoder import BatchEncoder
+from diticli.encoding.encode import encode_with
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.official.convert import pipeline_from_official

@@ -31,12 +31,12 @@ from PIL import Image
 
 from benchmarks.facts import collect, write
 from benchmarks.table import render
-from diticli.analysis.batch_encoder import BatchEncoder
-from diticli.analysis.encode_shards import encode_sharded
-from diticli.data.feature_rows import ShardedRows
-from diticli.data.features import FeatureMeta, read_features
 from diticli.data.images import FaceImages, TarImages
 from diticli.data.labels import LabelColumn
+from diticli.encoding.batch_encoder import BatchEncoder
+from diticli.encoding.encode_shards import encode_sharded
+from diticli.features.read import FeatureMeta, read_features
+from diticli.features.rows import ShardedRows
 from diticli.models.encoder import SemanticEncoder
 from diticli.probing.probe import probe_features
 from diticli.progress import SilentReporter

@@ -21,17 +21,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diticli.analysis.encode import encode_with
 from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
-from diticli.data.features import FeatureRows, read_features
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
 from diticli.editing.pair import EditResult, EditSettings, edit_pair
 from diticli.editing.pair_sheet import grid_sheet
 from diticli.editing.pictures import edit_strip
 from diticli.editing.stages import stages
+from diticli.encoding.encode import encode_with
 from diticli.errors import ConfigError, ModelError
+from diticli.features.read import FeatureRows, read_features
 from diticli.models.build import build_encoder
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.hub import SHIPPED, has_shipped

@@ -12,10 +12,10 @@ from bad_folder import KINDS, plant
 from hostile_files import png_bytes
 from tiny_models import SIZE
 
-from diticli.analysis.encode import encode_with
-from diticli.data.features import read_features
 from diticli.data.images import load_images, open_images
+from diticli.encoding.encode import encode_with
 from diticli.errors import DataError
+from diticli.features.read import read_features
 from diticli.progress import SilentReporter
 from diticli.training.batches import DataOrder, Share, StreamFeed
 

@@ -36,7 +36,7 @@ def test_some_combinations_work_and_none_ends_in_a_traceback(tmp_path: Path, mon
         runs.append(attempt(-1, ("encode", "photos", "--device", "tpu")))
         assert (runs[-1].outcome, runs[-1].status) == ("refused", 69)
         assert "->" in runs[-1].says
-        monkeypatch.setattr("diticli.data.features.read_features", _broken)
+        monkeypatch.setattr("diticli.features.read.read_features", _broken)
         broken = attempt(-1, ("probe", "feats.npy"))
         assert broken.outcome == "fault"
         assert "RuntimeError: broken" in broken.says

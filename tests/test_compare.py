@@ -22,8 +22,8 @@ from diticli.comparing.report import write_comparison
 from diticli.comparing.run import Comparison, compare
 from diticli.comparing.settings import DEFAULT_DATA, CompareSettings
 from diticli.data.faces import write_faces
-from diticli.data.features import read_features
 from diticli.errors import ConfigError, DiTiError
+from diticli.features.read import read_features
 from diticli.progress import SilentReporter
 
 FACES = "faces:160:1"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from diticli.chunks import ChunkLayout
-from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn
 from diticli.errors import ChunkError, ConfigError, DataError, FeatureFileError, LabelError, ModelError
+from diticli.features.read import FeatureMeta
 from diticli.probing.directions import MAX_AMOUNT, Directions, load_directions, save_directions
 from diticli.probing.probe import probe_features
 from diticli.probing.promask import MaskSettings

@@ -15,14 +15,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from diticli.analysis import encode as encode_module
-from diticli.analysis.batch_encoder import BatchEncoder
-from diticli.analysis.encode import EncodeResult, _batches, encode_images
 from diticli.chunks import ChunkLayout
 from diticli.commands.encode import encode
-from diticli.data.features import read_features
 from diticli.data.images import UnreadableImageError
+from diticli.encoding import encode as encode_module
+from diticli.encoding.batch_encoder import BatchEncoder
+from diticli.encoding.encode import EncodeResult, _batches, encode_images
 from diticli.errors import DataError, DiTiError, FeatureFileError, ModelError
+from diticli.features.read import read_features
 from diticli.progress import SilentReporter
 
 

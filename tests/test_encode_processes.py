@@ -13,11 +13,11 @@ import pytest
 from test_encode import FakeImages, channel_means
 from test_feature_shards import BAD, META, check
 
-from diticli.analysis.encode_shards import encode_sharded
-from diticli.analysis.team import Team
-from diticli.data.feature_manifest import MANIFEST
-from diticli.data.feature_units import RECORDS
-from diticli.data.features import read_features
+from diticli.encoding.encode_shards import encode_sharded
+from diticli.encoding.team import Team
+from diticli.features.manifest import MANIFEST
+from diticli.features.read import read_features
+from diticli.features.shard_writer import RECORDS
 from diticli.progress import SilentReporter
 
 MEMORY_IMAGES = 5000

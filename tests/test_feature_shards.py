@@ -13,14 +13,14 @@ import pytest
 import torch
 from test_encode import FakeImages, Recorder, channel_means
 
-from diticli.analysis.encode_shards import ShardedResult, encode_sharded
-from diticli.analysis.team import Team
-from diticli.data.feature_manifest import MANIFEST, read_manifest
-from diticli.data.feature_rows import OPEN_SHARDS, ShardedItems, ShardedRows
-from diticli.data.feature_units import RECORDS
-from diticli.data.features import FeatureMeta, read_features
 from diticli.data.labels import LabelColumn
+from diticli.encoding.encode_shards import ShardedResult, encode_sharded
+from diticli.encoding.team import Team
 from diticli.errors import ConfigError, DataError, FeatureFileError
+from diticli.features.manifest import MANIFEST, read_manifest
+from diticli.features.read import FeatureMeta, read_features
+from diticli.features.rows import OPEN_SHARDS, ShardedItems, ShardedRows
+from diticli.features.shard_writer import RECORDS
 from diticli.probing.probe import probe_features
 
 META = FeatureMeta(files=(), chunk_ends=(1, 3), timestep_ends=(5, 9), model="m", model_hash="h")

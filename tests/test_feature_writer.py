@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diticli.data.feature_writer import FeatureWriter
-from diticli.data.features import FeatureMeta, read_features
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
+from diticli.features.read import FeatureMeta, read_features
+from diticli.features.writer import FeatureWriter
 
 META = FeatureMeta(
     files=(),
@@ -117,7 +117,7 @@ def test_sigkill_at_any_moment_resumes(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from diticli.data.feature_writer import FeatureWriter
+from diticli.features.writer import FeatureWriter
 writer = FeatureWriter(Path(sys.argv[1]), identity="id")
 for i in range(writer.consumed, 100):
     writer.append(np.full((1, 6), i, np.float32), [str(i)])

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from diticli.chunks import ChunkLayout
-from diticli.data.feature_formats import READERS, sidecar_path
-from diticli.data.feature_writer import FeatureWriter
-from diticli.data.features import FeatureMeta, read_features
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
+from diticli.features.formats import READERS, sidecar_path
+from diticli.features.read import FeatureMeta, read_features
+from diticli.features.writer import FeatureWriter
 
 META = FeatureMeta(
     files=(),

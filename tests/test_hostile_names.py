@@ -18,12 +18,12 @@ from diticli.commands.plan_view import show_plan
 from diticli.commands.reporting import LineReporter, RichReporter
 from diticli.data import decode, pixel_room
 from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image, image_size, is_image, short_side
-from diticli.data.features import read_features
 from diticli.data.images import open_images
 from diticli.data.labels import read_labels
 from diticli.data.pixel_room import PixelRoom
 from diticli.editing.table import read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
+from diticli.features.read import read_features
 from diticli.pictures.report import Section, write_report
 from diticli.training.plan import Plan
 

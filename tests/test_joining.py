@@ -11,7 +11,7 @@ import torch
 from faults.processes import Ended, run_world, start
 from faults.settings import train_command
 
-from diticli.analysis.team import Team
+from diticli.encoding.team import Team
 from diticli.errors import ConfigError, OtherProcessError
 from diticli.training.joining import ignored_variables, join, launcher_hidden
 

@@ -11,8 +11,8 @@ import torch
 from tiny_models import LATENT_DIM, perturb
 from torch import Tensor, nn
 
-from diticli.analysis.batch_encoder import BatchEncoder
 from diticli.chunks import ChunkLayout
+from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ConfigError
 from diticli.models import layout
 from diticli.models.encoder import SemanticEncoder

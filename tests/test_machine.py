@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from diticli.analysis.encode import encode_images
 from diticli.commands.failure import exit_status
 from diticli.data import decode, machine
 from diticli.data.images import UnreadableImageError, decode_image, load_images, open_images
 from diticli.data.machine import is_of_machine, patiently
+from diticli.encoding.encode import encode_images
 from diticli.errors import MachineError
 from diticli.training.batches import DataOrder, Share, StreamFeed
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from diticli.chunks import ChunkLayout
 from diticli.data.decode import has_image_suffix
-from diticli.data.feature_formats import CONVERTERS
-from diticli.data.feature_records import UnitRecord
-from diticli.data.features import FeatureMeta, read_features
 from diticli.data.labels import read_groups, read_labels, read_parts
 from diticli.data.names import expand_pattern
 from diticli.editing.many_files import ManyOptions, plan_pairs
 from diticli.editing.mixing import parse_alphas
 from diticli.editing.table import read_pairs
 from diticli.errors import ChunkError, ConfigError, DataError, DiTiError, FeatureFileError, LabelError
+from diticli.features.formats import CONVERTERS
+from diticli.features.read import FeatureMeta, read_features
+from diticli.features.shard_writer import UnitRecord
 
 steady = settings(deadline=None, derandomize=True, max_examples=60)
 thorough = settings(deadline=None, derandomize=True, max_examples=300)

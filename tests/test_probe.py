@@ -12,9 +12,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, r2_score
 
-from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError, FeatureFileError, LabelError
+from diticli.features.read import FeatureMeta
 from diticli.probing.probe import REGULARISATIONS, probe_features
 from diticli.probing.report import ProbeReport
 from diticli.probing.splits import given_split, split_rows

@@ -13,9 +13,9 @@ import typer
 from typer.testing import CliRunner
 
 from diticli.commands.probe import probe
-from diticli.data.feature_writer import FeatureWriter
-from diticli.data.features import FeatureMeta
 from diticli.errors import ChunkError, ConfigError
+from diticli.features.read import FeatureMeta
+from diticli.features.writer import FeatureWriter
 
 CHUNK_ENDS, TIMESTEP_ENDS = (3, 6, 9), (200, 500, 1000)
 

@@ -16,10 +16,10 @@ from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
 from diticli.commands.probe import probe
-from diticli.data.feature_writer import FeatureWriter
-from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn, LabelTable
 from diticli.errors import ConfigError, DataError, FeatureFileError, LabelError
+from diticli.features.read import FeatureMeta
+from diticli.features.writer import FeatureWriter
 from diticli.probing.directions import load_directions
 from diticli.probing.files import write_report
 from diticli.probing.label_join import join_labels

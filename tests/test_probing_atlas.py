@@ -15,9 +15,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 
 from diticli.chunks import ChunkLayout
-from diticli.data.features import FeatureMeta
 from diticli.data.labels import LabelColumn
 from diticli.errors import ChunkError
+from diticli.features.read import FeatureMeta
 from diticli.probing.atlas import AttributeAtlas, KnowledgeAtlas
 from diticli.probing.bootstrap import TestDraws
 from diticli.probing.influence import average_precision, skill_of

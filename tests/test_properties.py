@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diticli.chunks import ChunkLayout
-from diticli.data.feature_formats import CONVERTERS
-from diticli.data.features import FeatureMeta, read_features
 from diticli.data.images import Skipped
 from diticli.data.names import expand_pattern, unique_names
 from diticli.editing.mixing import ALPHA_LIMIT, MAX_ALPHAS, parse_alphas
 from diticli.errors import ChunkError, ConfigError
+from diticli.features.formats import CONVERTERS
+from diticli.features.read import FeatureMeta, read_features
 from diticli.training.batches import DataOrder, MemoryFeed, Share
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)

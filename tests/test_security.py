@@ -17,8 +17,8 @@ import torch
 from code_scan import findings
 from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
 
-from diticli.data.features import read_features
 from diticli.errors import CheckpointError, FeatureFileError, ModelError
+from diticli.features.read import read_features
 from diticli.models.base_files import load_base
 from diticli.models.pipeline import DiTiPipeline
 from diticli.official.files import load_checkpoint as load_official

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from tiny_models import LATENT_DIM, SIZE, UNET_SHAPES, tiny_unet_config
 
-from diticli.analysis.batch_encoder import BatchEncoder
+from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.heads import restore_heads

@@ -175,9 +175,9 @@ def _default_model() -> str:
 def _tell_plan(
     contenders: tuple[Contender, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
 ) -> None:
-    from diticli.analysis.team import Team
     from diticli.commands.console import emit_json, show_table
     from diticli.comparing.run import plan
+    from diticli.encoding.team import Team
 
     if Team.from_environment().rank:
         return  # one of several processes says it

@@ -14,9 +14,9 @@ from diticli.commands.train_options import Precision
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
-    from diticli.analysis.encode_result import EncodeResult
-    from diticli.analysis.encode_shards import ShardedResult
-    from diticli.analysis.team import Team
+    from diticli.encoding.encode_result import EncodeResult
+    from diticli.encoding.encode_shards import ShardedResult
+    from diticli.encoding.team import Team
 
 DEFAULT_BATCH = 128
 
@@ -89,11 +89,11 @@ def encode(
 
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
     """
-    from diticli.analysis.encode import encode_with
-    from diticli.analysis.encode_shards import DEFAULT_SHARD, encode_sharded_with
-    from diticli.analysis.team import Team
     from diticli.commands.console import emit_json, reporter, say_model
     from diticli.data.images import open_images
+    from diticli.encoding.encode import encode_with
+    from diticli.encoding.encode_shards import DEFAULT_SHARD, encode_sharded_with
+    from diticli.encoding.team import Team
     from diticli.models.locate import load_model
     from diticli.progress import SilentReporter
 
@@ -131,7 +131,7 @@ def _is_folder(out: Path, *, asked: bool) -> bool:
     Raises:
         FeatureFileError: for a file of no known format, or of one where a folder is asked for.
     """
-    from diticli.data.feature_formats import READERS, check_suffix
+    from diticli.features.formats import READERS, check_suffix
 
     if out.is_dir() or not out.suffix or (asked and out.suffix.lower() not in READERS):
         return True

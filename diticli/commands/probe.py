@@ -12,7 +12,7 @@ from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
-    from diticli.data.features import FeatureMeta, Features
+    from diticli.features.read import FeatureMeta, Features
     from diticli.probing.promask import MaskSettings
     from diticli.probing.report import ProbeReport
 
@@ -120,8 +120,8 @@ def probe(
     Example: diti probe feats.npy --labels labels.csv --mask-dims 16 -o probe
     """
     from diticli.commands.console import emit_json, reporter, say
-    from diticli.data.features import read_features
     from diticli.data.labels import folder_labels, read_groups, read_labels, read_parts
+    from diticli.features.read import read_features
     from diticli.models.device import resolve_device
     from diticli.probing.files import write_report
     from diticli.probing.label_join import identity_hint, join_labels

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from diticli.data.feature_formats import READERS
-from diticli.data.feature_manifest import MANIFEST
 from diticli.errors import ConfigError
+from diticli.features.formats import READERS
+from diticli.features.manifest import MANIFEST
 
 Kind = Literal["model", "features", "pixels", "pca", "untrained"]
 Baseline = Literal["pixels", "pca", "untrained"]

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import torch
 from torch import distributed
 
-from diticli.analysis.team import Team
+from diticli.encoding.team import Team
 from diticli.models.device import resolve_device
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.companions import Companions

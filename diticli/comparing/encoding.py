@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from diticli.analysis.encode_shards import DEFAULT_SHARD, encode_sharded
 from diticli.comparing.crew import Crew
 from diticli.comparing.images import ComparedImages
 from diticli.comparing.lineup import Lineup, Subject
 from diticli.comparing.settings import CompareSettings
-from diticli.data.feature_manifest import MANIFEST
-from diticli.data.features import Features, read_features
 from diticli.data.labels import LabelTable
+from diticli.encoding.encode_shards import DEFAULT_SHARD, encode_sharded
 from diticli.errors import FeatureFileError
+from diticli.features.manifest import MANIFEST
+from diticli.features.read import Features, read_features
 from diticli.identity import digest
 from diticli.models.device import resolve_precision
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from diticli.analysis.batch_encoder import BatchEncoder
-from diticli.analysis.encode import Encode
 from diticli.chunks import ChunkLayout
 from diticli.comparing.contenders import Contender
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES, Crop
-from diticli.data.feature_meta import FeatureMeta
-from diticli.data.features import read_features
+from diticli.encoding.batch_encoder import BatchEncoder
+from diticli.encoding.encode import Encode
 from diticli.errors import ConfigError
+from diticli.features.manifest import FeatureMeta
+from diticli.features.read import read_features
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.identity import weights_digest
 from diticli.models.locate import load_pipeline

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 
-from diticli.data.feature_rows import FeatureRows
+from diticli.features.rows import FeatureRows
 
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -18,8 +18,8 @@ from diticli.comparing.lineup import Subject
 from diticli.comparing.pca import pca_features
 from diticli.comparing.protocol import Protocol
 from diticli.comparing.settings import CompareSettings
-from diticli.data.feature_meta import FeatureMeta
-from diticli.data.feature_rows import FeatureRows
+from diticli.features.manifest import FeatureMeta
+from diticli.features.rows import FeatureRows
 from diticli.identity import cache_key
 from diticli.judging.scores import to_json
 from diticli.pictures.files import write_atomically

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from diticli.comparing.encoding import rows_by_name
 from diticli.comparing.images import ComparedImages
 from diticli.comparing.lineup import Subject
-from diticli.data.features import Features
 from diticli.data.labels import LabelColumn
 from diticli.errors import FeatureFileError
+from diticli.features.read import Features
 from diticli.probing.label_join import join_labels
 from diticli.probing.splits import Split, given_split, split_rows
 

@@ -16,7 +16,7 @@ from diticli.errors import FeatureFileError
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
-    from diticli.data.feature_rows import FeatureRows
+    from diticli.features.rows import FeatureRows
 
 DoubleArray = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]

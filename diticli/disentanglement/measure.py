@@ -24,7 +24,7 @@ from diticli.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
-    from diticli.data.feature_rows import FeatureRows
+    from diticli.features.rows import FeatureRows
 
 Rows = npt.NDArray[np.int64]
 

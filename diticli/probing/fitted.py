@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.data.features import FeatureMeta
+from diticli.features.read import FeatureMeta
 from diticli.probing.directions import Directions
 from diticli.probing.fit import Choice
 from diticli.probing.linear import FeatureSpace

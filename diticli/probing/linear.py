@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from diticli.data.feature_rows import FeatureRows
 from diticli.errors import FeatureFileError
+from diticli.features.rows import FeatureRows
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from diticli.chunks import ChunkLayout
-from diticli.data.features import FeatureMeta, FeatureRows
 from diticli.disentanglement import measure_disentanglement, measure_statistics
 from diticli.errors import ChunkError, ConfigError, LabelError
+from diticli.features.read import FeatureMeta, FeatureRows
 from diticli.probing.atlas import knowledge_atlas
 from diticli.probing.attribute_scores import attribute_report, mean_intervals
 from diticli.probing.bootstrap import TestDraws

@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from diticli.analysis.team import Team
+from diticli.encoding.team import Team
 from diticli.errors import ConfigError, OtherProcessError
 
 JOIN_SECONDS = 25

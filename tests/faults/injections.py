@@ -90,7 +90,7 @@ def fill_disk_when_publishing(size: int) -> None:
 
 def delete_once_listed(path: Path) -> None:
     """A file vanishes after the images were listed and before any is encoded."""
-    from diticli.analysis import encode
+    from diticli.encoding import encode
 
     def announce(*arguments: Any) -> None:
         path.unlink()
@@ -156,7 +156,7 @@ def watch_memory(log: Path, every: int = 10) -> None:
 
 
 def _after_batch(happen: Callable[[Any, int], object]) -> None:
-    from diticli.data.feature_writer import FeatureWriter
+    from diticli.features.writer import FeatureWriter
 
     append, count = FeatureWriter.append, iter(range(1, 10**9))
 

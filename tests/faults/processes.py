@@ -19,7 +19,7 @@ Injection = Callable[[], None]
 """What happens in the process before its command begins."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["diticli.training.run", "diticli.analysis.encode", "diticli.commands.app"])
+_context.set_forkserver_preload(["diticli.training.run", "diticli.encoding.encode", "diticli.commands.app"])
 
 
 @dataclass

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diticli.data.feature_check import check_values
-from diticli.data.feature_formats import DAMAGE, READERS
-from diticli.data.feature_manifest import Manifest, Shard, read_manifest
-from diticli.data.feature_meta import FeatureMeta
-from diticli.data.feature_rows import FloatArray, ShardedItems, ShardedRows
+import numpy as np
+
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
+from diticli.features.formats import DAMAGE, READERS, Array
+from diticli.features.manifest import FeatureMeta, Manifest, Shard, read_manifest
+from diticli.features.rows import FloatArray, ShardedItems, ShardedRows
 
+_SCAN_VALUES = 2**22
 _REMEDY = "Remove it and run the same `diti encode` again, which makes what is missing."
 
 
@@ -127,3 +128,25 @@ def _check_size(path: Path, shard: Shard) -> None:
         raise FeatureFileError(f"The shard {path} is missing ({error.strerror}).", remedy=_REMEDY) from error
     if size != shard.bytes:
         raise FeatureFileError(f"{path} has {size:,} bytes, not {shard.bytes:,}.", remedy=_REMEDY)
+
+
+def check_values(path: Path, values: Array) -> None:
+    """Check the array that `path` held, block by block.
+
+    Raises:
+        FeatureFileError: when it is not finite float32 [N >= 1, d >= 1].
+    """
+    if values.dtype != np.dtype("<f4") or values.ndim != 2 or 0 in values.shape:
+        raise FeatureFileError(
+            f"{path} holds {values.dtype} of shape {list(values.shape)}, not float32 [N, d].",
+            remedy="Save `features.astype(np.float32)` with one row per image, or run `diti encode`.",
+        )
+    block = max(1, _SCAN_VALUES // values.shape[1])
+    bad = sum(
+        int((~np.isfinite(values[start : start + block])).any(axis=1).sum()) for start in range(0, len(values), block)
+    )
+    if bad:
+        raise FeatureFileError(
+            f"{bad} of {len(values)} rows of {path} hold NaN or infinite values.",
+            remedy="Encode again, in fp32 if a lower precision overflowed.",
+        )

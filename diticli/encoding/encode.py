@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.analysis.batch_encoder import BatchEncoder
-from diticli.analysis.encode_result import EncodeResult, NothingReadableError, some_skipped
 from diticli.chunks import Visible
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES
-from diticli.data.feature_writer import FeatureWriter
-from diticli.data.features import FeatureMeta
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
+from diticli.encoding.batch_encoder import BatchEncoder
+from diticli.encoding.encode_result import EncodeResult, NothingReadableError, some_skipped
 from diticli.errors import DataError, ModelError
+from diticli.features.read import FeatureMeta
+from diticli.features.writer import FeatureWriter
 from diticli.memory import batch_fits
 from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload

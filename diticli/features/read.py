@@ -1,7 +1,7 @@
 """Read features and what they are: `read_features("feats.npy")`, or `read_features("feats/")` for a folder of shards.
 
-Formats are those of `diticli.data.feature_formats`; `diticli.data.feature_writer` makes the files, and
-`diticli.data.feature_units` the folders.
+Formats are those of `diticli.features.formats`; `diticli.features.writer` makes the files, and
+`diticli.features.shard_writer` the folders.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diticli.data.feature_check import check_values
-from diticli.data.feature_formats import DAMAGE, READERS, check_suffix, sidecar_path
-from diticli.data.feature_meta import REMEDY, FeatureMeta
-from diticli.data.feature_rows import FeatureRows
-from diticli.data.feature_shards import FeatureShards
 from diticli.errors import FeatureFileError
+from diticli.features.formats import DAMAGE, READERS, check_suffix, sidecar_path
+from diticli.features.manifest import REMEDY, FeatureMeta
+from diticli.features.rows import FeatureRows
+from diticli.features.shard_reader import FeatureShards, check_values
 
 __all__ = ["FeatureMeta", "FeatureRows", "Features", "read_features"]
 

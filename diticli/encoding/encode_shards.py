@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from diticli.analysis.encode import Encode, encode_images, model_facts
-from diticli.analysis.encode_result import NothingReadableError
-from diticli.analysis.team import Team
 from diticli.config import Precision
-from diticli.data.feature_manifest import MANIFEST, Manifest
-from diticli.data.feature_units import FeatureUnits
-from diticli.data.features import FeatureMeta
 from diticli.data.image_slice import ImageSlice
 from diticli.data.images import ImageSource
+from diticli.encoding.encode import Encode, encode_images, model_facts
+from diticli.encoding.encode_result import NothingReadableError
+from diticli.encoding.team import Team
 from diticli.errors import DataError
+from diticli.features.manifest import MANIFEST, Manifest
+from diticli.features.read import FeatureMeta
+from diticli.features.shard_writer import FeatureUnits
 from diticli.models.model import DiTiModel
 from diticli.progress import Reporter, SilentReporter
 

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli._version import __version__
-from diticli.data.feature_formats import CONVERTERS, check_suffix, sidecar_path
-from diticli.data.feature_meta import FeatureMeta
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
+from diticli.features.formats import CONVERTERS, check_suffix, sidecar_path
+from diticli.features.manifest import FeatureMeta
 
 
 class FeatureWriter:

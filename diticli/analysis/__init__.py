@@ -1,1 +1,0 @@
-"""What one does with a trained model: encode, probe, edit, report."""

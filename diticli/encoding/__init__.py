@@ -1,0 +1,1 @@
+"""Encode images into feature files with a trained model."""

@@ -1,0 +1,1 @@
+"""Feature files and folders of shards: written row by row, read where they are asked for."""
