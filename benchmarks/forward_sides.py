@@ -12,8 +12,7 @@ from torch import nn
 from benchmarks.cases import DIFFUSION, SEED, TIMESTEPS, Case, pictures
 from benchmarks.official_side import OfficialModel
 from benchmarks.our_side import variables
-from diticli.models.frozen import FrozenBase
-from diticli.models.frozen_pair import FrozenPair
+from diticli.models.frozen import FrozenBase, FrozenPair
 from diticli.models.pipeline import DiTiPipeline, normalise
 
 Estimate = Callable[[int], torch.Tensor]

@@ -63,7 +63,7 @@ class RunConfig:
     """`cpu`, `cuda`, or auto."""
     compile: Literal["auto", True, False] = "auto"
     """Compile the training step with torch.compile; auto: on a GPU, and on a CPU for runs of so many steps that it
-    pays (see `diticli.training.compilation`)."""
+    pays (see `diticli.models.compiled`)."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 1000

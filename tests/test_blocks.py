@@ -19,9 +19,9 @@ from diticli.models.frozen import FrozenBase
 from diticli.models.heads import restore_heads
 from diticli.models.layout import layout_for
 from diticli.models.modulation import gather_weights, modulate
+from diticli.models.noise_prediction import predict
 from diticli.models.norms import modulated_norm, norm_silu
-from diticli.models.predictor import ChunkWindows, predict
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import estimate_noise, run_down_path
 
 T = torch.tensor([0, 417, 999])

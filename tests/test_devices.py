@@ -13,9 +13,9 @@ import torch
 
 from diticli.config import RunConfig
 from diticli.errors import DeviceError
-from diticli.models import step_graph
+from diticli.models import compiled
+from diticli.models.compiled import StepGraph
 from diticli.models.device import resolve_device, resolve_precision
-from diticli.models.step_graph import StepGraph
 from diticli.settings import build_config
 from diticli.training import run as training
 from diticli.training.rundir import identity
@@ -140,4 +140,4 @@ def test_a_graph_is_captured_on_the_device_of_its_inputs(gpus: TwoGPUs, monkeypa
     graph(inputs)
     assert gpus.events[-1] == ("replay", 1)
     assert gpus.current == 0
-    assert list(step_graph.StepGraph._sides) == [torch.device("cuda:1")]
+    assert list(compiled.StepGraph._sides) == [torch.device("cuda:1")]

@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diticli.config import RunConfig
 from diticli.errors import ConfigError
 from diticli.models import compiled, transfer
+from diticli.models.compiled import CPU_STEPS, compile_pays
 from diticli.models.frozen import FrozenBase
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training import stage_two
 from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
 from diticli.training.checkpoint import flatten_optimizer, restore_optimizer
-from diticli.training.compilation import CPU_STEPS, compile_pays
 from diticli.training.loop import Stage, StageTrainer, draw_inputs
 from diticli.training.plan import make_plan
 from diticli.training.run import make_accelerator, resolve, train

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from diticli.models.frozen import FrozenBase, merge_upsampling
 from diticli.models.heads import restore_heads
-from diticli.models.predictor import ChunkWindows, predict
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.noise_prediction import predict
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import run_down_path
 
 T = torch.tensor([0, 417, 999])

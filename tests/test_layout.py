@@ -16,11 +16,9 @@ from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ConfigError
 from diticli.models import layout
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.frozen import FrozenBase
-from diticli.models.frozen_shift import FrozenShift
+from diticli.models.frozen import FrozenBase, FrozenShift
 from diticli.models.layout import in_layout, layout_choice, layout_for
-from diticli.models.predictor import ChunkWindows
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import estimate_noise
 from diticli.schedule import NoiseSchedule
 from diticli.training.objectives import FeatureObjective

@@ -12,11 +12,10 @@ from tiny_models import LATENT_DIM, perturb
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diticli.chunks import ChunkLayout
-from diticli.models.frozen import FrozenBase
-from diticli.models.frozen_shift import FrozenShift
+from diticli.models.frozen import FrozenBase, FrozenShift
 from diticli.models.modulation import gather_weights
-from diticli.models.predictor import ChunkWindows, predict
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.noise_prediction import predict
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import down_resnets, estimate_noise, up_resnets
 
 T = torch.tensor([0, 417, 999])

@@ -5,10 +5,9 @@ import torch
 from tiny_models import LATENT_DIM, SIZE
 
 from diticli.errors import ModelError
-from diticli.models.frozen_pair import FrozenPair
-from diticli.models.frozen_shift import FrozenShift
+from diticli.models.compiled import StepGraph, wants_graph
+from diticli.models.frozen import FrozenPair, FrozenShift
 from diticli.models.sampler import Sampler
-from diticli.models.step_graph import StepGraph, wants_graph
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TIMES = (999, 760, 740, 400, 300, 260, 10, 0)  # chunks 3 3 2 1 1 1 0 0

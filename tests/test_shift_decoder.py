@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from diticli.models.blocks import run_resnet
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.modulation import gather_weights, modulate, project_features
+from diticli.models.noise_prediction import predict
 from diticli.models.plain_blocks import is_resnet
-from diticli.models.predictor import ChunkWindows, predict
-from diticli.models.shift_decoder import ShiftDecoder, ShiftResnetBlock2D
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder, ShiftResnetBlock2D
 from diticli.models.unet import run_down_path
 from diticli.schedule import NoiseSchedule
 from diticli.training.objectives import FeatureObjective

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diticli.errors import ModelError
-from diticli.models.frozen_pair import FrozenPair
+from diticli.models.frozen import FrozenPair
 from diticli.models.gap import GapCurve, both_errors, check_images, checked_timesteps, noisy_batches
 from diticli.progress import Reporter, SilentReporter
 

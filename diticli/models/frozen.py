@@ -1,7 +1,10 @@
-"""The base as training and sampling run it: a copy in one dtype, with all that its weights imply computed once.
+"""The networks as training and sampling run them: copies in one dtype, with all that their weights imply computed once.
 
-The copy holds diffusers' own modules, some exchanged for their equals: attention projects q, k and v at once
-(diffusers' `fuse_projections`), and repetition followed by a 3x3 convolution becomes one transposed convolution.
+`FrozenBase` and `FrozenShift` copy a base and a shift decoder, `FrozenPair` is both with one step's noise
+estimate. A copy holds the network's own modules, some exchanged for equals: attention projects q, k and v at once,
+and repetition followed by a 3x3 convolution becomes one transposed convolution.
+
+Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, M all modulations.
 """
 
 from __future__ import annotations
@@ -12,10 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from diticli.models.compiled import CompiledPart, Part, StepGraph, wants_graph
 from diticli.models.layout import layout_for
-from diticli.models.modulation import PathWeights, gather_weights
+from diticli.models.modulation import PathWeights, gather_weights, modulate
+from diticli.models.norms import norm_silu
 from diticli.models.plain_blocks import is_attention, is_resnet, is_upsampling
-from diticli.models.unet import DownFeatures, down_resnets, predict_noise, run_down_path, up_resnets
+from diticli.models.shift_body import ChunkWindows, ShiftBody
+from diticli.models.unet import DownFeatures, down_resnets, predict_noise, run_down_path, run_up_path, up_resnets
+from diticli.progress import WarningReporter
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -67,6 +74,100 @@ class FrozenBase(nn.Module):
 
     def _weights(self, path: str) -> PathWeights:
         return PathWeights(*(getattr(self, f"{path}_{field}") for field in PathWeights._fields))
+
+
+class FrozenShift(nn.Module):
+    """An inference copy of a shift decoder, beside `FrozenBase`.
+
+    What modulates stays in float32; it costs next to nothing.
+
+    Args:
+        decoder: left as it is.
+        dtype: in which the copy computes.
+    """
+
+    def __init__(self, decoder: ShiftBody, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.decoder = copy.deepcopy(decoder).float().requires_grad_(False).eval()
+        for field, value in gather_weights(up_resnets(self.decoder))._asdict().items():
+            self.register_buffer(field, value, persistent=False)
+        to_inference(self.decoder, dtype)
+
+    @torch.no_grad()
+    def project(self, z_BD: torch.Tensor, t_B: torch.Tensor, windows: ChunkWindows) -> torch.Tensor:
+        """[B, M] in float32, see `ShiftDecoder.project`."""
+        return self.decoder.project(z_BD.float(), t_B, windows)
+
+    @torch.no_grad()
+    def forward(self, down: DownFeatures, z_mod_BM: torch.Tensor) -> torch.Tensor:
+        """Shift [B, C, H, W] in the copy's dtype, see `ShiftDecoder.forward`."""
+        weights = PathWeights(*(getattr(self, field) for field in PathWeights._fields))
+        with torch.autocast(z_mod_BM.device.type, enabled=False):
+            modulations = modulate(up_resnets(self.decoder), weights, down.temb, z_mod_BM)
+            h = run_up_path(self.decoder, down.hidden, down.skips, modulations)
+            return self.decoder.conv_out(norm_silu(self.decoder.conv_norm_out, h))
+
+
+class FrozenPair:
+    """Inference copies of a base and its shift branch.
+
+    Args:
+        unet: the base; left as it is.
+        decoder: its shift branch; left as it is.
+        dtype: in which the copies compute.
+        compile: the step with torch.compile, for the first two shapes of x that come: inverting and decoding full
+            batches. Others, such as those of a last batch, run uncompiled.
+    """
+
+    MOST_GRAPHS = 4
+    MOST_COMPILED = 2
+
+    def __init__(
+        self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, dtype: torch.dtype, *, compile: bool = False
+    ) -> None:
+        if unet.dtype != torch.float32:
+            unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
+        devices = [unet.device] if unet.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
+            self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
+        self._graphs: dict[torch.Size, StepGraph] = {}
+        self._compiled: Part | None = (
+            CompiledPart("sampler's step", self._estimate, WarningReporter()) if compile else None
+        )
+        self._compiled_shapes: set[torch.Size] = set()
+
+    def estimate(
+        self, x_BCHW: torch.Tensor, t_1: torch.Tensor, z_mod_BM: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """eps + scale * G, [B, C, H, W] in float32; at small batches on a GPU as one CUDA graph.
+
+        Args:
+            x_BCHW: noisy images, float32.
+            t_1: timestep of all of them, [1].
+            z_mod_BM: `FrozenShift.project`.
+            scale: factor of the shift, a scalar.
+        """
+        inputs = (x_BCHW, t_1, z_mod_BM, scale)
+        step = self._step_for(x_BCHW.shape)
+        if not wants_graph(x_BCHW):
+            estimate_BCHW: torch.Tensor = step(*inputs)
+            return estimate_BCHW
+        if x_BCHW.shape not in self._graphs:
+            if len(self._graphs) >= self.MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[x_BCHW.shape] = StepGraph(step, *inputs)
+        return self._graphs[x_BCHW.shape](*inputs)
+
+    def _step_for(self, shape: torch.Size) -> Part:
+        if self._compiled is None:
+            return self._estimate
+        if len(self._compiled_shapes) < self.MOST_COMPILED:
+            self._compiled_shapes.add(shape)
+        return self._compiled if shape in self._compiled_shapes else self._estimate
+
+    def _estimate(self, x: torch.Tensor, t: torch.Tensor, z_mod: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        noise, down = self.base(x, t)
+        return noise.float() + scale * self.shift(down, z_mod).float()
 
 
 def to_inference(network: nn.Module, dtype: torch.dtype, *, merge_up_to: int = MERGED_WIDTH) -> None:

@@ -22,8 +22,8 @@ from torch import nn
 
 from diticli.errors import ConfigError, DataError, TrainingDivergedError
 from diticli.models.frozen import FrozenBase
+from diticli.models.noise_prediction import run_base
 from diticli.models.pixels import normalise
-from diticli.models.predictor import run_base
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 

@@ -23,9 +23,10 @@ from diticli.errors import ModelError
 from diticli.models.gate import check_base, check_finite
 from diticli.models.heads import restore_heads
 from diticli.models.identity import FORM, model_identity, weights_digest
+from diticli.models.noise_prediction import Prediction, predict
 from diticli.models.pixels import checked, normalise
-from diticli.models.predictor import ChunkWindows, Prediction, predict
 from diticli.models.sampler import Sampler
+from diticli.models.shift_body import ChunkWindows
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback
 from diticli.schedule import NoiseSchedule
 

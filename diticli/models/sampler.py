@@ -15,8 +15,8 @@ import torch
 
 from diticli.config import Precision
 from diticli.models.device import resolve_precision
-from diticli.models.frozen_pair import FrozenPair
-from diticli.models.shifted_noise import ShiftedNoise
+from diticli.models.frozen import FrozenPair
+from diticli.models.noise_prediction import ShiftedNoise
 from diticli.sampling import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
 
 if TYPE_CHECKING:

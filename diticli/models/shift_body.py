@@ -19,6 +19,7 @@ from diti_kernels.masked_linear import masked_linear
 from torch import nn
 from torch.nn import functional as F
 
+from diticli.chunks import ChunkLayout
 from diticli.models.heads import restore_heads
 from diticli.models.modulation import gather_weights, modulate, project_features
 from diticli.models.norms import norm_silu
@@ -29,8 +30,6 @@ from diticli.models.unet import DownFeatures, run_up_path, up_resnets
 
 if TYPE_CHECKING:
     from diffusers.models.resnet import ResnetBlock2D
-
-    from diticli.models.predictor import ChunkWindows
 
 
 class ShiftResnetBlock2D(PlainResnet):
@@ -65,6 +64,19 @@ class ShiftResnetBlock2D(PlainResnet):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Refuses: diffusers' own forward would leave the features out."""
         raise NotImplementedError("A ShiftDecoder runs its blocks through diticli.models.blocks.run_resnet.")
+
+
+class ChunkWindows(nn.Module):
+    """The layout's tables on the device: what a timestep sees of z, and which of it gets gradient."""
+
+    visible_T2: torch.Tensor
+    own_T2: torch.Tensor
+
+    def __init__(self, layout: ChunkLayout) -> None:
+        super().__init__()
+        self.latent_dim = layout.latent_dim
+        self.register_buffer("visible_T2", torch.from_numpy(layout.visible_dims()), persistent=False)
+        self.register_buffer("own_T2", torch.from_numpy(layout.own_dims()), persistent=False)
 
 
 class ShiftBody(PlainNetwork):

@@ -8,9 +8,9 @@ from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
-from diticli.models.shift_body import ShiftBody, ShiftResnetBlock2D, zero_
+from diticli.models.shift_body import ChunkWindows, ShiftBody, ShiftResnetBlock2D, zero_
 
-__all__ = ["ShiftDecoder", "ShiftResnetBlock2D", "zero_"]
+__all__ = ["ChunkWindows", "ShiftDecoder", "ShiftResnetBlock2D", "zero_"]
 
 
 class ShiftDecoder(ShiftBody, ModelMixin, ConfigMixin):

@@ -18,6 +18,7 @@ from diffusers.training_utils import EMAModel
 from diticli.config_groups import StageConfig
 from diticli.errors import CheckpointError, TrainingDivergedError
 from diticli.memory import batch_fits
+from diticli.models.compiled import compiler_for
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
@@ -30,7 +31,6 @@ from diticli.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from diticli.training.compilation import compiler_for
 from diticli.training.journal import Journal
 from diticli.training.objectives import Objective, StepLosses
 from diticli.training.stopping import StopRequest, TrainingInterrupted

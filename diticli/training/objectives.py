@@ -17,14 +17,13 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.chunks import ChunkLayout
-from diticli.models.compiled import Part
+from diticli.models.compiled import Compiler, Part
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase
-from diticli.models.predictor import ChunkWindows, run_base
-from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.noise_prediction import run_base
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import DownFeatures, estimate_noise
 from diticli.schedule import NoiseSchedule, per_sample
-from diticli.training.compilation import Compiler
 from diticli.training.step_losses import StepLosses
 
 

@@ -19,6 +19,7 @@ from diticli.errors import ConfigError, DeviceError
 from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
+from diticli.models.compiled import compile_pays
 from diticli.models.device import global_generators_kept, on_device, resolve_device, resolve_precision
 from diticli.models.gap import GapCurve
 from diticli.models.identity import weights_digest
@@ -31,7 +32,6 @@ from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import drop_other_stages
 from diticli.training.companions import Companions
-from diticli.training.compilation import compile_pays
 from diticli.training.content import content_digest
 from diticli.training.failures import explained
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
