@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 ALPHA = 0.05
 LOWER_IS_BETTER = frozenset({"mse", "mse_raw"})

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.analysis.encode_shards import DEFAULT_SHARD, encode_sharded
 from diticli.comparison.crew import Crew
@@ -19,8 +18,8 @@ from diticli.data.labels import LabelTable
 from diticli.errors import FeatureFileError
 from diticli.identity import digest
 from diticli.models.device import resolve_precision
+from diticli.types import Rows
 
-Rows = npt.NDArray[np.int64]
 SMALL_SHARD, SHARES = 512, 32
 """Work is cut into so many shards, or more where they would be larger than those of `diti encode`."""
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.decomposition import PCA
 
 from diticli.data.feature_rows import FeatureRows
+from diticli.types import FloatArray, Rows
 
-FloatArray = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 FIT_ROWS = 20_000
 """Training rows that the axes are fitted on, drawn at random where there are more: memory stays bounded."""
 _BLOCK = 4096

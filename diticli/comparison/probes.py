@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -26,9 +25,8 @@ from diticli.pictures.files import write_atomically
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter
+from diticli.types import FloatArray, Rows
 
-FloatArray = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 METRIC_DIMS = 1024
 """Features of more dims get no disentanglement metrics: these cost time by dims, attributes and images."""
 

@@ -9,7 +9,6 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.comparison.encoding import rows_by_name
 from diticli.comparison.entries import Entry
@@ -19,8 +18,7 @@ from diticli.data.labels import LabelColumn
 from diticli.errors import FeatureFileError
 from diticli.probing.label_join import join_labels
 from diticli.probing.splits import Split, given_split, split_rows
-
-Rows = npt.NDArray[np.int64]
+from diticli.types import Rows
 
 
 @dataclass(frozen=True, kw_only=True)

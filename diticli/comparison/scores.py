@@ -14,8 +14,7 @@ from diticli.comparison.protocol import Protocol
 from diticli.probing.bootstrap import TestDraws, interval, mean_of
 from diticli.probing.resampled import Resampled, resample_scores
 from diticli.probing.targets import Kind, Target, UnfitError, make_target
-
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "binary": ("average_precision", "roc_auc"),

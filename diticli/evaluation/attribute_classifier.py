@@ -17,7 +17,6 @@ from torch import nn
 
 from diticli.evaluation.classifier_training import (
     ClassifierNetwork,
-    DoubleArray,
     Labels,
     ReadAttribute,
     check_enough,
@@ -27,6 +26,7 @@ from diticli.evaluation.classifier_training import (
 )
 from diticli.probing.metrics import binary_score
 from diticli.progress import Reporter, SilentReporter
+from diticli.types import DoubleArray
 
 __all__ = ["READABLE", "AttributeClassifier", "ReadAttribute", "train_classifier", "unreadable"]
 

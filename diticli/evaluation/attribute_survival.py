@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from diticli.errors import ConfigError
-from diticli.evaluation.classifier_training import DoubleArray, Labels, check_enough, split_rows, targets_of
+from diticli.evaluation.classifier_training import Labels, check_enough, split_rows, targets_of
 from diticli.evaluation.noisy_classifier import NoisyClassifier, noisy, train_noisy_classifier
 from diticli.evaluation.scores import Estimate, resample, to_json
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.types import DoubleArray
 
 GRID = 40
 READ_AT_ALL = 0.1

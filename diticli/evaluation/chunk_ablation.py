@@ -17,9 +17,10 @@ from diticli.editing.mixing import check_chunks
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.denoising import Denoiser, NoisyImages
-from diticli.evaluation.scores import DoubleArray, Estimate, resample, to_json
+from diticli.evaluation.scores import Estimate, resample, to_json
 from diticli.models.gap import check_images, noisy_batches
 from diticli.progress import Reporter, SilentReporter
+from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from diticli.errors import ConfigError
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter
+from diticli.types import DoubleArray, Rows
 
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 Labels = Mapping[str, tuple[Literal["binary", "number"], npt.NDArray[np.floating]]]
 Inputs = Callable[[torch.Tensor, torch.Generator], tuple[torch.Tensor, ...]]
 MIN_IMAGES = 200

@@ -9,9 +9,8 @@ Legend of shape suffixes: G groups of chunks, A attributes, R resamples.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def concentration(effects: DoubleArray) -> DoubleArray:

@@ -13,18 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from diticli.evaluation.classifier_training import (
-    ClassifierNetwork,
-    DoubleArray,
-    Labels,
-    ReadAttribute,
-    Rows,
-    fit_classifier,
-    targets_of,
-)
+from diticli.evaluation.classifier_training import ClassifierNetwork, Labels, ReadAttribute, fit_classifier, targets_of
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter
 from diticli.schedule import NoiseSchedule
+from diticli.types import DoubleArray, Rows
 
 EMBEDDED = 32
 WIDTHS = (32, 64, 96, 128)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from diticli.evaluation.attribute_survival import SurvivalCurves
-from diticli.evaluation.scores import DoubleArray, Estimate, to_json
+from diticli.evaluation.scores import Estimate, to_json
 from diticli.evaluation.swap_effects import SwapEffects
+from diticli.types import DoubleArray
 
 MIN_ATTRIBUTES = 3
 PERMUTATIONS = 10_000

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
+
 Pixels = npt.NDArray[np.uint8]
 RESAMPLES = 1000
 MOVED = 0.5

@@ -24,10 +24,11 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, unreada
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.modularity import centre_of_mass, completeness, concentration, disentanglement
-from diticli.evaluation.scores import DoubleArray, Estimate, Share, resampled_shares, to_json
+from diticli.evaluation.scores import Estimate, Share, resampled_shares, to_json
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
+from diticli.types import DoubleArray
 
 MOVES = 0.05
 Groups = tuple[tuple[int, ...], ...]

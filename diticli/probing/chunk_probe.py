@@ -30,8 +30,8 @@ from diticli.probing.mask import ProbeRows
 from diticli.probing.subset_fits import SubsetFits, same_rows
 from diticli.probing.targets import Kind, Target
 from diticli.progress import Reporter
+from diticli.types import DoubleArray
 
-DoubleArray = npt.NDArray[np.float64]
 Dims = tuple[int, ...]
 
 _FLAT = 0.5

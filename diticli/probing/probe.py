@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from diticli.chunks import ChunkLayout
@@ -30,10 +29,7 @@ from diticli.probing.resampled import resample_scores
 from diticli.probing.splits import FRACTIONS, Split, split_rows
 from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
 from diticli.progress import Reporter, SilentReporter
-
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+from diticli.types import Rows
 
 
 def probe_features(
