@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from benchmarks.facts import collect, write
-from diticli.comparing.contenders import BASELINES, parse_contenders
-from diticli.comparing.report import write_comparison
-from diticli.comparing.run import compare
-from diticli.comparing.settings import CompareSettings
-from diticli.comparing.tables import Table, difference_table, score_table, swap_table
+from diticli.comparison.entry_specs import BASELINES, parse_entries
+from diticli.comparison.report import write_comparison
+from diticli.comparison.run import compare
+from diticli.comparison.settings import CompareSettings
+from diticli.comparison.tables import Table, difference_table, score_table, swap_table
 from diticli.errors import DiTiError
 from diticli.pictures.report import Cell
 from diticli.settings import build_config
@@ -84,7 +84,7 @@ def main() -> None:
     try:
         runs = [str(options.demo), *train_missing(options)]
         chosen = CompareSettings(edits=True, pairs=options.pairs, learn=options.learn, seed=options.seed)
-        contenders = parse_contenders(runs, BASELINES, seed=options.seed)
+        contenders = parse_entries(runs, BASELINES, seed=options.seed)
         device = None if options.device == "auto" else options.device
         result = compare(contenders, chosen, options.folder / "comparison", device=device)
     except DiTiError as error:

@@ -19,13 +19,13 @@ from diticli.data.faces import FACTORS
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import LabelColumn
 from diticli.disentanglement import measure_disentanglement
-from diticli.judging.atlas import SwapAtlas, swap_atlas
-from diticli.judging.evaluation import EvaluationSettings
-from diticli.judging.images import JudgedImages, judged_faces
-from diticli.judging.lost import measure_lost
-from diticli.judging.order import spearman
-from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
-from diticli.judging.scores import to_json
+from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAttribute, train_classifier
+from diticli.evaluation.attribute_survival import measure_survival
+from diticli.evaluation.evaluate import EvaluationSettings
+from diticli.evaluation.images import EvaluationImages, evaluation_faces
+from diticli.evaluation.order import spearman
+from diticli.evaluation.scores import to_json
+from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.models.base_files import load_base
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
@@ -43,8 +43,8 @@ FITTED = 3000
 class Judges:
     """Readers and faces, none of which any training saw."""
 
-    judged: JudgedImages
-    reader: AttributeReader
+    images: EvaluationImages
+    classifier: AttributeClassifier
     lost: dict[str, float]
     """Factor -> timestep at which noise has hidden half of it."""
 
@@ -52,20 +52,20 @@ class Judges:
     def prepare(cls, folder: Path, base: Path, *, learn: int, pairs: int) -> Judges:
         """Train the readers, or read those that an earlier call left in `folder`."""
         unet, scheduler = load_base(str(base), resolution=None)
-        judged = judged_faces(int(unet.config.sample_size), learn=learn, pairs=pairs, reporter=SilentReporter())
-        reader = _reader(folder, judged)
+        images = evaluation_faces(int(unet.config.sample_size), learn=learn, pairs=pairs, reporter=SilentReporter())
+        classifier = _reader(folder, images)
         place = folder / "lost.json"
         if not place.is_file():
             schedule = NoiseSchedule.from_scheduler(scheduler)
-            write(place, measure_lost(judged.learn_NCHW, judged.labels, schedule).to_dict())
-        return cls(judged, reader, halves(json.loads(place.read_text())))
+            write(place, measure_survival(images.learn_NCHW, images.labels, schedule).to_dict())
+        return cls(images, classifier, halves(json.loads(place.read_text())))
 
     def judge(self, run: Path) -> dict[str, Any]:
         """Scores of a run's model."""
         pipeline = load_pipeline(str(run), "cpu")
         groups = [(chunk,) for chunk in range(pipeline.chunks.chunks)]
         settings = EvaluationSettings(steps=10)
-        atlas = swap_atlas(pipeline, self.judged, self.reader, groups=groups, settings=settings)
+        atlas = measure_swap_effects(pipeline, self.images, self.classifier, groups=groups, settings=settings)
         return {**self._knows(pipeline), **self._does(atlas), "layout": pipeline.chunks.to_dict()}
 
     def _knows(self, pipeline: DiTiPipeline) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Judges:
             ],
         }
 
-    def _does(self, atlas: SwapAtlas) -> dict[str, Any]:
+    def _does(self, atlas: SwapEffects) -> dict[str, Any]:
         centres = {n: c.value for n, c in atlas.centres.items() if c is not None and n not in atlas.unreadable}
         both = [name for name in centres if name in self.lost]
         acting = [
@@ -136,19 +136,19 @@ def _ridge_r2(z_ND: npt.NDArray[np.float32], y_N: npt.NDArray[np.float32]) -> fl
 
 
 def halves(lost: dict[str, Any]) -> dict[str, float]:
-    """Factor -> timestep at which one half of it is lost, of `LostCurves.to_dict`."""
+    """Factor -> timestep at which one half of it is lost, of `SurvivalCurves.to_dict`."""
     return {name: found["value"] for name, found in lost["half"].items() if found}
 
 
-def _reader(folder: Path, judged: JudgedImages) -> AttributeReader:
+def _reader(folder: Path, images: EvaluationImages) -> AttributeClassifier:
     place, facts = folder / "reader.safetensors", folder / "reader.json"
     if facts.is_file():
         known = json.loads(facts.read_text())
-        reader = AttributeReader([ReadAttribute(**a) for a in known["attributes"]], judged.judge_NCHW.shape[-1])
-        reader.load_state_dict(load_file(place))
-        reader.reliability = known["reliability"]
-        return reader.eval().requires_grad_(False)
-    reader = train_reader(judged.learn_NCHW, judged.labels)
-    save_file(reader.state_dict(), place)
-    write(facts, {"attributes": [asdict(a) for a in reader.attributes], "reliability": reader.reliability})
-    return reader
+        classifier = AttributeClassifier([ReadAttribute(**a) for a in known["attributes"]], images.judge_NCHW.shape[-1])
+        classifier.load_state_dict(load_file(place))
+        classifier.reliability = known["reliability"]
+        return classifier.eval().requires_grad_(False)
+    classifier = train_classifier(images.learn_NCHW, images.labels)
+    save_file(classifier.state_dict(), place)
+    write(facts, {"attributes": [asdict(a) for a in classifier.attributes], "reliability": classifier.reliability})
+    return classifier

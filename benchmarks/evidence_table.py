@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diticli.judging.modularity import completeness, disentanglement
+from diticli.evaluation.modularity import completeness, disentanglement
 
 COLUMNS = {
     "r2": "R2",
@@ -31,7 +31,7 @@ def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | Non
     """Where the effects of single chunks lie, each weighted by the share that it carries over.
 
     Args:
-        atlas: `SwapAtlas.to_dict`.
+        atlas: `SwapEffects.to_dict`.
         lost: factor -> timestep at which one half of it is lost.
 
     Returns:

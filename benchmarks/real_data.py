@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.baselines import markdown
 from benchmarks.facts import collect, write
-from diticli.comparing.contenders import BASELINES, parse_contenders
-from diticli.comparing.report import write_comparison
-from diticli.comparing.run import compare
-from diticli.comparing.settings import CompareSettings
-from diticli.comparing.tables import difference_table, metric_table, score_table
+from diticli.comparison.entry_specs import BASELINES, parse_entries
+from diticli.comparison.report import write_comparison
+from diticli.comparison.run import compare
+from diticli.comparison.settings import CompareSettings
+from diticli.comparison.tables import difference_table, metric_table, score_table
 from diticli.config import RunConfig
 from diticli.config_groups import MODULAR
 from diticli.data.labels import read_groups, read_labels
@@ -125,7 +125,7 @@ def judge(photographs: Photographs, runs: list[str], options: argparse.Namespace
         metrics=photographs.metrics,
         seed=options.seed,
     )
-    contenders = parse_contenders(runs, BASELINES, seed=options.seed)
+    contenders = parse_entries(runs, BASELINES, seed=options.seed)
     out = options.folder / photographs.name
     result = compare(contenders, chosen, out, device=None if options.device == "auto" else options.device)
     if result is None:

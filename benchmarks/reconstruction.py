@@ -25,7 +25,7 @@ import torch
 from benchmarks.reconstruction_curve import draw
 from diticli.data.images import FaceImages
 from diticli.editing.mixing import mix_chunks
-from diticli.judging.image_metrics import ssim
+from diticli.evaluation.image_metrics import ssim
 from diticli.models.locate import load_pipeline
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.pictures.grids import psnr

@@ -10,8 +10,8 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.data.faces import FACTORS, render_face, sample_factors
-from diticli.judging.images import JudgedImages
-from diticli.judging.reader import ReadAttribute
+from diticli.evaluation.attribute_classifier import ReadAttribute
+from diticli.evaluation.images import EvaluationImages
 
 SIDE = 32
 
@@ -22,13 +22,13 @@ class DrawingPipeline:
     model_id, model_hash = "drawn", "0"
     chunks = ChunkLayout.uniform(chunks=len(FACTORS), latent_dim=len(FACTORS))
 
-    def __init__(self, judged: JudgedImages) -> None:
-        self.judged = judged
+    def __init__(self, images: EvaluationImages) -> None:
+        self.images = images
         self.seen: dict[bytes, np.ndarray] = {}
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        count = len(self.judged.judge_NCHW)
-        return torch.from_numpy(self.judged.factors if len(images) == count else sample_factors(2, range(len(images))))
+        count = len(self.images.judge_NCHW)
+        return torch.from_numpy(self.images.factors if len(images) == count else sample_factors(2, range(len(images))))
 
     def sampler(self, **_: Any) -> DrawingPipeline:
         return self
@@ -50,7 +50,7 @@ def oracle(pipeline: DrawingPipeline) -> Any:
     truth = {
         image.numpy().tobytes(): row
         for image, row in zip(
-            pipeline.judged.judge_NCHW.float().div(127.5).sub(1.0), pipeline.judged.factors, strict=True
+            pipeline.images.judge_NCHW.float().div(127.5).sub(1.0), pipeline.images.factors, strict=True
         )
     }
 

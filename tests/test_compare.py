@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from diticli.commands.app import app
 from diticli.commands.compare import DEFAULT_FACES
-from diticli.comparing import pca, run
-from diticli.comparing.contenders import Contender, parse_baselines, parse_contenders
-from diticli.comparing.differences import difference, holm, judged
-from diticli.comparing.pca import pca_features
-from diticli.comparing.report import write_comparison
-from diticli.comparing.run import Comparison, compare
-from diticli.comparing.settings import DEFAULT_DATA, CompareSettings
+from diticli.comparison import pca, run
+from diticli.comparison.differences import difference, holm, with_verdicts
+from diticli.comparison.entry_specs import EntrySpec, parse_baselines, parse_entries
+from diticli.comparison.pca import pca_features
+from diticli.comparison.report import write_comparison
+from diticli.comparison.run import Comparison, compare
+from diticli.comparison.settings import DEFAULT_DATA, CompareSettings
 from diticli.data.faces import write_faces
 from diticli.errors import ConfigError, DiTiError
 from diticli.features.read import read_features
@@ -46,7 +46,7 @@ def models(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def compared(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("out")
-    named = parse_contenders([str(models / name) for name in ("diti", "pdae", "simclr")])
+    named = parse_entries([str(models / name) for name in ("diti", "pdae", "simclr")])
     result = compare(named, CompareSettings(**SMALL), out, device="cpu")
     assert result is not None
     return result, out
@@ -66,22 +66,22 @@ class Notes(SilentReporter):
 
 
 def test_contenders_are_named_after_their_folders(tmp_path: Path) -> None:
-    named = parse_contenders(["runs/demo", "runs/pdae/model", "b=runs/x", "runs/y/feats.npy", "hub/id"], ())
+    named = parse_entries(["runs/demo", "runs/pdae/model", "b=runs/x", "runs/y/feats.npy", "hub/id"], ())
     assert [c.name for c in named] == ["demo", "pdae", "b", "y", "id"]
     assert [c.kind for c in named] == ["model", "model", "model", "features", "model"]
     assert named[2].source == "runs/x"
-    built_in = parse_contenders(["a"], untrained=2, seed=3)[1:]
+    built_in = parse_entries(["a"], untrained=2, seed=3)[1:]
     assert [(c.kind, c.seed) for c in built_in] == [("pixels", 0), ("pca", 0), ("untrained", 3), ("untrained", 4)]
     odd = tmp_path / "a=b"
     odd.mkdir()
-    assert parse_contenders([str(odd)], ())[0].source == str(odd)
+    assert parse_entries([str(odd)], ())[0].source == str(odd)
 
 
 def test_equal_names_take_the_whole_path_or_are_refused() -> None:
-    assert [c.name for c in parse_contenders(["x/run", "y/run"], ())] == ["x/run", "y/run"]
+    assert [c.name for c in parse_entries(["x/run", "y/run"], ())] == ["x/run", "y/run"]
     for runs in (["runs/a", "runs/a"], ["b=runs/a", "b=runs/c"], ["raw pixels=runs/a"]):
         with pytest.raises(ConfigError, match="2 contenders are called") as caught:
-            parse_contenders(runs, ("pixels",))
+            parse_entries(runs, ("pixels",))
         assert "first=runs/a" in caught.value.remedy
 
 
@@ -111,8 +111,8 @@ def test_holm_and_verdicts() -> None:
     same = difference(0.0, first + rng.normal(0, 0.01, 1000), first)
     assert better is not None
     assert better.low < 0.1 < better.high
-    assert [d.verdict for d in judged([better, same], "r2") if d] == ["better", "not told apart"]
-    assert [d.verdict for d in judged([better, None], "mse") if d] == ["worse"]
+    assert [d.verdict for d in with_verdicts([better, same], "r2") if d] == ["better", "not told apart"]
+    assert [d.verdict for d in with_verdicts([better, None], "mse") if d] == ["worse"]
     assert difference(0.0, np.full(3, np.nan), np.zeros(3)) is None
 
 
@@ -120,7 +120,7 @@ def test_pairing_tells_apart_what_single_intervals_cannot() -> None:
     """Both scores move by 0.1 from resample to resample, but together."""
     rng = np.random.default_rng(0)
     first = rng.normal(0.5, 0.1, 1000)
-    found = judged([difference(0.02, first + rng.normal(0.02, 0.005, 1000), first)], "r2")[0]
+    found = with_verdicts([difference(0.02, first + rng.normal(0.02, 0.005, 1000), first)], "r2")[0]
     assert found is not None
     assert found.verdict == "better"
     assert found.high - found.low < 0.03
@@ -150,8 +150,8 @@ def test_pca_sees_training_rows_only_and_keeps_their_variance(monkeypatch: pytes
 def test_one_protocol_for_all(compared: tuple[Comparison, Path]) -> None:
     result, _ = compared
     names = ["diti", "pdae", "simclr", "raw pixels", "PCA of pixels", "untrained encoder, seed 0"]
-    assert [s.name for s in result.subjects] == list(result.scores) == names
-    assert [s.dims for s in result.subjects] == [16, 16, 16, 3 * 16**2, 16, 16]
+    assert [s.name for s in result.entries] == list(result.scores) == names
+    assert [s.dims for s in result.entries] == [16, 16, 16, 3 * 16**2, 16, 16]
     assert result.protocol.split.sizes == {"train": 112, "val": 24, "test": 24}
     for name, probed in result.probed.items():
         assert probed.report["split"] == result.protocol.split.sizes
@@ -183,7 +183,7 @@ def test_scores_are_those_of_encode_and_probe(compared: tuple[Comparison, Path],
 
 def test_untrained_encoders_have_the_architecture_and_their_own_weights(compared: tuple[Comparison, Path]) -> None:
     result, out = compared
-    hashes = {s.model_hash for s in result.subjects if s.contender.kind in ("model", "untrained")}
+    hashes = {s.model_hash for s in result.entries if s.spec.kind in ("model", "untrained")}
     assert len(hashes) == 4
     features = read_features(Path(result.features["untrained encoder, seed 0"]))
     assert features.values.shape == (160, 16)
@@ -200,8 +200,8 @@ def test_what_is_done_is_not_done_again(
         raise AssertionError("done again")
 
     for place in ("encoding.encode_sharded", "probes.probe_features", "pictures.edit_pair"):
-        monkeypatch.setattr(f"diticli.comparing.{place}", refuse)
-    renamed = parse_contenders([f"x={models / 'pdae'}", str(models / "diti")], ())
+        monkeypatch.setattr(f"diticli.comparison.{place}", refuse)
+    renamed = parse_entries([f"x={models / 'pdae'}", str(models / "diti")], ())
     again = compare(renamed, CompareSettings(**SMALL), out, device="cpu")
     assert again is not None
     assert again.scores["x"].means == result.scores["pdae"].means
@@ -209,14 +209,14 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_an_interrupted_comparison_goes_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = parse_contenders([str(models / "simclr")], ("pixels",))
+    named = parse_entries([str(models / "simclr")], ("pixels",))
     settings = CompareSettings(**SMALL)
     make = run.ProbeStore.make
 
-    def stop(self: Any, subject: Any, reporter: Any) -> None:
-        if subject.name == "raw pixels":
+    def stop(self: Any, entry: Any, reporter: Any) -> None:
+        if entry.name == "raw pixels":
             raise KeyboardInterrupt
-        make(self, subject, reporter)
+        make(self, entry, reporter)
 
     with monkeypatch.context() as patched:
         patched.setattr(run.ProbeStore, "make", stop)
@@ -239,29 +239,29 @@ def test_models_of_different_sizes_are_compared_and_it_is_said(
     large = SemanticEncoder(32, 3, (8, 8), 16, 8, 2, 4)
     make_pipeline(unet=None, shift_decoder=None, encoder=large).save_pretrained(str(tmp_path / "large"))
     notes = Notes()
-    named = parse_contenders([str(tmp_path / "large"), str(models / "simclr")], ("pixels",))
+    named = parse_entries([str(tmp_path / "large"), str(models / "simclr")], ("pixels",))
     settings = CompareSettings(**SMALL, pixel_side=16)
     result = compare(named, settings, tmp_path / "out", device="cpu", reporter=notes)
     assert result is not None
-    assert [s.resolution for s in result.subjects] == [32, 16, 16]
+    assert [s.resolution for s in result.entries] == [32, 16, 16]
     assert "large 32 px (center crop), simclr 16 px (center crop)" in result.notes[0]
     assert "reduced to 16x16" in result.notes[1]
     assert set(result.notes) < set(notes.lines)
 
 
 def test_a_model_on_its_own_training_images_is_told(models: Path, tmp_path: Path) -> None:
-    from diticli.comparing.images import ComparedImages
-    from diticli.comparing.lineup import Lineup
+    from diticli.comparison.entries import Entries
+    from diticli.comparison.images import ComparedImages
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(models / "simclr")
     for seed, told in ((1, True), (0, False)):
         text = json.dumps({"data": {"kind": "faces", "seed": seed, "count": 9}})
         (tmp_path / "run" / "config.json").write_text(text)
-        lineup = Lineup(parse_contenders([str(tmp_path / "run")], ()), pixel_side=32, device=torch.device("cpu"))
+        entries = Entries(parse_entries([str(tmp_path / "run")], ()), pixel_side=32, device=torch.device("cpu"))
         fingerprint = ComparedImages(CompareSettings(**SMALL)).fingerprint()
         assert fingerprint is not None
-        assert run._trained_on(lineup.subjects[0], fingerprint) is told
+        assert run._trained_on(entries.all[0], fingerprint) is told
 
 
 # what is written
@@ -287,7 +287,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
 
 
 def test_hostile_names_stay_text(models: Path, tmp_path: Path) -> None:
-    hostile = [Contender(name=HOSTILE, kind="model", source=str(models / "simclr"))]
+    hostile = [EntrySpec(name=HOSTILE, kind="model", source=str(models / "simclr"))]
     result = compare(hostile, CompareSettings(**SMALL), tmp_path, device="cpu")
     assert result is not None
     write_comparison(result, tmp_path, ["diti", "compare", HOSTILE + "; rm -rf $HOME"])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from test_compare import SMALL
 
-from diticli.comparing.contenders import parse_contenders
-from diticli.comparing.report import write_comparison
-from diticli.comparing.run import compare
-from diticli.comparing.settings import CompareSettings
-from diticli.comparing.tables import metric_table, statistics_table
+from diticli.comparison.entry_specs import parse_entries
+from diticli.comparison.report import write_comparison
+from diticli.comparison.run import compare
+from diticli.comparison.settings import CompareSettings
+from diticli.comparison.tables import metric_table, statistics_table
 from diticli.errors import ConfigError, FeatureFileError, LabelError, ModelError
 
 
@@ -46,7 +46,7 @@ def labelled(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
     folder, labels = labelled
-    named = parse_contenders([str(folder / "good.npy"), str(folder / "poor.npy")], ())
+    named = parse_entries([str(folder / "good.npy"), str(folder / "poor.npy")], ())
     settings = CompareSettings(data=(), labels=str(labels), groups=folder / "groups.csv")
     result = compare(named, settings, folder / "out")
     assert result is not None
@@ -80,12 +80,12 @@ def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
 
 def test_features_without_names_are_taken_in_the_order_of_the_images(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(160, 3)).astype(np.float32))
-    result = compare(parse_contenders([str(tmp_path / "a.npy")], ("pixels",)), CompareSettings(**SMALL), tmp_path / "o")
+    result = compare(parse_entries([str(tmp_path / "a.npy")], ("pixels",)), CompareSettings(**SMALL), tmp_path / "o")
     assert result is not None
     assert (result.protocol.rows["a"] == result.protocol.images).all()
     other = CompareSettings(**SMALL | {"data": ("faces:100:1",)})
     with pytest.raises(FeatureFileError, match="160 rows without names, the data 100 images"):
-        compare(parse_contenders([str(tmp_path / "a.npy")], ("pixels",)), other, tmp_path / "o")
+        compare(parse_entries([str(tmp_path / "a.npy")], ("pixels",)), other, tmp_path / "o")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_features_without_names_are_taken_in_the_order_of_the_images(tmp_path: P
 )
 def test_what_is_missing_is_named(model: Path, tmp_path: Path, change: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words) as caught:
-        compare(parse_contenders([str(model)]), CompareSettings(**SMALL | change), tmp_path / "o")
+        compare(parse_entries([str(model)]), CompareSettings(**SMALL | change), tmp_path / "o")
     assert caught.value.remedy
     assert not (tmp_path / "o").exists(), "nothing is left behind"
 
@@ -110,10 +110,10 @@ def test_a_run_that_does_not_exist_or_has_not_finished(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_text("{}")
     for source in (tmp_path / "run", tmp_path / "gone"):
         with pytest.raises(ModelError):
-            compare(parse_contenders([str(source)]), CompareSettings(**SMALL), tmp_path / "o")
+            compare(parse_entries([str(source)]), CompareSettings(**SMALL), tmp_path / "o")
 
 
 def test_features_of_other_images(labelled: tuple[Path, Path], tmp_path: Path) -> None:
-    named = parse_contenders([str(labelled[0] / "good.npy")], ("pixels",))
+    named = parse_entries([str(labelled[0] / "good.npy")], ("pixels",))
     with pytest.raises(FeatureFileError, match="features of good are of other images"):
         compare(named, CompareSettings(**SMALL | {"data": ("faces:20:1",)}), tmp_path / "o")

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
 from diticli.errors import ConfigError
-from diticli.judging import used
-from diticli.judging.evaluation import EvaluationSettings, evaluate_model
-from diticli.judging.images import JudgedImages, judged_faces, judged_folder
-from diticli.judging.reader import AttributeReader, ReadAttribute, train_reader
-from diticli.judging.scores import Change, change, drift_outside, to_json, transferred, unexplained
+from diticli.evaluation import chunk_ablation
+from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAttribute, train_classifier
+from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
+from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
+from diticli.evaluation.scores import Change, change, drift_outside, to_json, transferred, unexplained
 from diticli.models import gap
 from diticli.progress import SilentReporter
 
@@ -111,65 +111,65 @@ def test_json_has_no_nan() -> None:
 
 
 @pytest.fixture(scope="module")
-def faces() -> JudgedImages:
-    return judged_faces(SIDE, learn=600, pairs=4, reporter=SilentReporter())
+def faces() -> EvaluationImages:
+    return evaluation_faces(SIDE, learn=600, pairs=4, reporter=SilentReporter())
 
 
 @pytest.fixture(scope="module")
-def small() -> JudgedImages:
-    return judged_faces(16, learn=600, pairs=1, reporter=SilentReporter())
+def small() -> EvaluationImages:
+    return evaluation_faces(16, learn=600, pairs=1, reporter=SilentReporter())
 
 
-def test_judged_faces_are_neither_those_to_learn_from_nor_those_of_training(faces: JudgedImages) -> None:
+def test_judged_faces_are_neither_those_to_learn_from_nor_those_of_training(faces: EvaluationImages) -> None:
     learnt = {image.numpy().tobytes() for image in faces.learn_NCHW}
     trained = {render_face(row, SIDE).transpose(2, 0, 1).tobytes() for row in sample_factors(0, range(50))}
-    judged = {image.numpy().tobytes() for image in faces.judge_NCHW}
-    assert not judged & learnt
-    assert not judged & trained
+    images = {image.numpy().tobytes() for image in faces.judge_NCHW}
+    assert not images & learnt
+    assert not images & trained
     drawn = faces.drawn(lambda factors: factors)
     assert (drawn.transpose(0, 3, 1, 2) == faces.judge_NCHW.numpy()).all()
 
 
-def test_a_reader_learns_what_can_be_seen_and_says_what_it_cannot_read(small: JudgedImages) -> None:
+def test_a_reader_learns_what_can_be_seen_and_says_what_it_cannot_read(small: EvaluationImages) -> None:
     labels = {name: small.labels[name] for name in ("background_hue", "hat")}
     noise = np.random.default_rng(0).random(len(small.learn_NCHW))
-    reader = train_reader(small.learn_NCHW, {**labels, "nothing": ("number", noise)}, epochs=6, batch_size=32)
-    assert reader.reliability["background_hue"] > 0.8
-    assert reader.reliability["hat"] > 0.9
-    assert reader.reliability["nothing"] < 0.2
-    assert not reader.training
+    classifier = train_classifier(small.learn_NCHW, {**labels, "nothing": ("number", noise)}, epochs=6, batch_size=32)
+    assert classifier.reliability["background_hue"] > 0.8
+    assert classifier.reliability["hat"] > 0.9
+    assert classifier.reliability["nothing"] < 0.2
+    assert not classifier.training
 
 
-def test_a_reader_is_the_same_for_the_same_seed_and_leaves_the_global_one_alone(small: JudgedImages) -> None:
+def test_a_reader_is_the_same_for_the_same_seed_and_leaves_the_global_one_alone(small: EvaluationImages) -> None:
     labels = {"hat": small.labels["hat"]}
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, second = (train_reader(small.learn_NCHW[:200], labels, epochs=1, seed=3) for _ in range(2))
+    first, second = (train_classifier(small.learn_NCHW[:200], labels, epochs=1, seed=3) for _ in range(2))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_a_reader_skips_unknown_labels(small: JudgedImages) -> None:
+def test_a_reader_skips_unknown_labels(small: EvaluationImages) -> None:
     kind, values = small.labels["background_hue"]
     holes = values.astype(float).copy()
     holes[::2] = np.nan
-    reader = train_reader(small.learn_NCHW, {"background_hue": (kind, holes)}, epochs=6, batch_size=32)
-    assert reader.reliability["background_hue"] > 0.6
+    classifier = train_classifier(small.learn_NCHW, {"background_hue": (kind, holes)}, epochs=6, batch_size=32)
+    assert classifier.reliability["background_hue"] > 0.6
 
 
 @pytest.mark.parametrize("count", [0, 199])
-def test_too_few_images_teach_no_reader(faces: JudgedImages, count: int) -> None:
+def test_too_few_images_teach_no_reader(faces: EvaluationImages, count: int) -> None:
     with pytest.raises(ConfigError, match="at least 200"):
-        train_reader(faces.learn_NCHW[:count], {"hat": ("binary", np.zeros(count))})
+        train_classifier(faces.learn_NCHW[:count], {"hat": ("binary", np.zeros(count))})
 
 
-def test_a_constant_attribute_cannot_be_read(faces: JudgedImages) -> None:
+def test_a_constant_attribute_cannot_be_read(faces: EvaluationImages) -> None:
     with pytest.raises(ConfigError, match="'hat' has the same value"):
-        train_reader(faces.learn_NCHW, {"hat": ("binary", np.zeros(len(faces.learn_NCHW)))})
+        train_classifier(faces.learn_NCHW, {"hat": ("binary", np.zeros(len(faces.learn_NCHW)))})
 
 
-def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: JudgedImages) -> None:
+def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: EvaluationImages) -> None:
     pipeline = DrawingPipeline(faces)
     sets = [(6,), (0, 2), tuple(range(13))]
     result = evaluate_model(pipeline, faces, oracle(pipeline), sets, moves=False)  # type: ignore[arg-type]
@@ -187,7 +187,7 @@ def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: JudgedIma
     assert max(result.reading_error.values()) == 0.0
 
 
-def test_moves_are_measured_along_fitted_directions(faces: JudgedImages) -> None:
+def test_moves_are_measured_along_fitted_directions(faces: EvaluationImages) -> None:
     pipeline = DrawingPipeline(faces)
     settings = EvaluationSettings(amount=0.1, along="weight")
     result = evaluate_model(pipeline, faces, oracle(pipeline), [(0,)], settings=settings)  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_moves_are_measured_along_fitted_directions(faces: JudgedImages) -> None
 
 def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> None:
     write_faces(tmp_path / "faces", 60, SIDE)
-    split = judged_folder(
+    split = evaluation_folder(
         str(tmp_path / "faces"),
         tmp_path / "faces" / "labels.csv",
         SIDE,
@@ -214,7 +214,7 @@ def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> No
     assert split.factors is None
     assert all(len(column.values) == 30 for column in split.columns.values())
     with pytest.raises(ConfigError, match="too few for 20 pairs"):
-        judged_folder(
+        evaluation_folder(
             str(tmp_path / "faces"),
             tmp_path / "faces" / "labels.csv",
             SIDE,
@@ -230,7 +230,7 @@ def test_the_command_writes_a_report_for_every_model(
     make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gap, "GRID", 8)
-    monkeypatch.setattr(used, "POINTS", 4)
+    monkeypatch.setattr(chunk_ablation, "POINTS", 4)
     for name in ("a", "b"):
         make_pipeline().save_pretrained(str(tmp_path / name))
     arguments = [
@@ -272,4 +272,4 @@ def test_labels_and_data_belong_together(tmp_path: Path) -> None:
 def test_reader_shapes() -> None:
     attributes = [ReadAttribute(name="a", kind="number", mean=0.0, std=1.0)]
     for side in (16, 32, 48, 64):
-        assert AttributeReader(attributes, side)(torch.zeros(2, 3, side, side)).shape == (2, 1)
+        assert AttributeClassifier(attributes, side)(torch.zeros(2, 3, side, side)).shape == (2, 1)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diticli.commands.train import _run_name
-from diticli.comparing.settings import CompareSettings
+from diticli.comparison.settings import CompareSettings
 from diticli.data.faces import render_face, sample_factors
 from diticli.data.faces_word import FacesWord, faces_beside, is_faces, parse_faces
 from diticli.data.images import FaceImages, open_images

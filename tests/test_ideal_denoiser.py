@@ -18,7 +18,7 @@ from diticli import sampling
 from diticli.chunks import ChunkLayout
 from diticli.editing.pair import Edit, edit_pair
 from diticli.editing.settings import EditSettings
-from diticli.judging import lost
+from diticli.evaluation import attribute_survival
 from diticli.pictures.grids import psnr, to_uint8
 from diticli.schedule import NoiseSchedule
 
@@ -145,8 +145,10 @@ def test_an_attribute_is_lost_where_the_ideal_reader_loses_it(monkeypatch):
         reader.mean, reader.std = which[train].mean(), which[train].std()
         return reader
 
-    monkeypatch.setattr(lost, "train_noisy_reader", trained)
-    found = lost.measure_lost(images, {"side": ("binary", which.astype(float))}, SCHEDULE, grid=80, resamples=50)
+    monkeypatch.setattr(attribute_survival, "train_noisy_classifier", trained)
+    found = attribute_survival.measure_survival(
+        images, {"side": ("binary", which.astype(float))}, SCHEDULE, grid=80, resamples=50
+    )
     z, weights = np.polynomial.hermite_e.hermegauss(80)
     separation = float((two[1] - two[0]).square().sum())
     q_T = (BAR / (1 - BAR)).double().numpy() * separation / 4

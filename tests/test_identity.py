@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from diticli import identity
-from diticli.comparing.settings import CompareSettings
-from diticli.comparing.swaps import SwapStore
+from diticli.comparison.settings import CompareSettings
+from diticli.comparison.swaps import SwapStore
 from diticli.errors import DataError, ModelError
 from diticli.models.identity import FORM, weights_digest
 from diticli.models.locate import load_model

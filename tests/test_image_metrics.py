@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from diticli.errors import ConfigError
-from diticli.judging.image_metrics import ssim
+from diticli.evaluation.image_metrics import ssim
 
 
 def images(*shape, seed=0):

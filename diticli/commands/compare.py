@@ -12,9 +12,9 @@ from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, 
 from diticli.commands.train_options import Precision
 
 if TYPE_CHECKING:
-    from diticli.comparing.contenders import Contender
-    from diticli.comparing.run import Comparison
-    from diticli.comparing.settings import CompareSettings
+    from diticli.comparison.entry_specs import EntrySpec
+    from diticli.comparison.run import Comparison
+    from diticli.comparison.settings import CompareSettings
 
 DEFAULT_FACES = "faces:4000:1"
 DEFAULT_BATCH = 128
@@ -115,10 +115,10 @@ def compare(
     Example: torchrun --nproc-per-node 8 -m diticli compare runs/a runs/b --data @tars.txt --labels labels.csv
     """
     from diticli.commands.console import emit_json, reporter, say
-    from diticli.comparing.contenders import parse_baselines, parse_contenders
-    from diticli.comparing.report import COMMANDS, DATA, REPORT, write_comparison
-    from diticli.comparing.run import compare as run_comparison
-    from diticli.comparing.settings import CompareSettings
+    from diticli.comparison.entry_specs import parse_baselines, parse_entries
+    from diticli.comparison.report import COMMANDS, DATA, REPORT, write_comparison
+    from diticli.comparison.run import compare as run_comparison
+    from diticli.comparison.settings import CompareSettings
     from diticli.sampling import DEFAULT_STEPS
 
     taken = () if runs else (_default_model(),)
@@ -144,14 +144,14 @@ def compare(
     if not images:
         say("No images are named (--data), so there are no built-in contenders.")
     chosen = parse_baselines(baselines) if images else ()
-    contenders = parse_contenders(runs or taken, chosen, untrained=untrained, seed=seed)
-    if all(contender.kind != "model" for contender in contenders) and "untrained" in chosen:
+    specs = parse_entries(runs or taken, chosen, untrained=untrained, seed=seed)
+    if all(spec.kind != "model" for spec in specs) and "untrained" in chosen:
         say("Only features are named, and no run shows the architecture of an untrained encoder: it is left out.")
-        contenders = tuple(contender for contender in contenders if contender.kind != "untrained")
+        specs = tuple(spec for spec in specs if spec.kind != "untrained")
     if dry_run:
-        _tell_plan(contenders, settings, out, device, as_json)
+        _tell_plan(specs, settings, out, device, as_json)
         return
-    result = run_comparison(contenders, settings, out, device=device, reporter=reporter())
+    result = run_comparison(specs, settings, out, device=device, reporter=reporter())
     if result is None:
         return
     written = write_comparison(result, out, ["diti", *sys.argv[1:], *taken])
@@ -173,23 +173,23 @@ def _default_model() -> str:
 
 
 def _tell_plan(
-    contenders: tuple[Contender, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
+    specs: tuple[EntrySpec, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
 ) -> None:
     from diticli.commands.console import emit_json, show_table
-    from diticli.comparing.run import plan
+    from diticli.comparison.run import plan
     from diticli.encoding.team import Team
 
     if Team.from_environment().rank:
         return  # one of several processes says it
-    planned = plan(contenders, settings, out, device=device)
+    planned = plan(specs, settings, out, device=device)
     if as_json:
         facts = [
-            {"name": p.subject.name, "about": p.subject.describe(), "dims": p.subject.dims, "to_encode": p.images}
+            {"name": p.entry.name, "about": p.entry.describe(), "dims": p.entry.dims, "to_encode": p.images}
             for p in planned
         ]
         emit_json({"out": str(out), "contenders": facts})
         return
-    rows = [[p.subject.name, p.subject.describe(), str(p.subject.dims), _state(p.images)] for p in planned]
+    rows = [[p.entry.name, p.entry.describe(), str(p.entry.dims), _state(p.images)] for p in planned]
     show_table("Would be compared", ["contender", "what it is", "dims", "features"], rows)
 
 
@@ -199,11 +199,11 @@ def _state(images: int) -> str:
 
 def _show(result: Comparison) -> None:
     from diticli.commands.console import show_table
-    from diticli.comparing.tables import difference_table, score_table, swap_table
+    from diticli.comparison.tables import difference_table, score_table, swap_table
 
     for title, (columns, rows) in (
         ("Linear probes: means over attributes on test images, 95 % intervals", score_table(result)),
-        (f"Differences to {result.subjects[0].name}, on the same resamples", difference_table(result)),
+        (f"Differences to {result.entries[0].name}, on the same resamples", difference_table(result)),
         ("Exchanged chunks: transfer rates", swap_table(result)),
     ):
         if rows:

@@ -116,11 +116,11 @@ def evaluate(
     """
     from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.commands.evaluate_view import quarters_and_all, show_evidence, show_faithfulness
-    from diticli.judging.evaluation import EvaluationSettings, evaluate_model
-    from diticli.judging.evidence import EvidenceRequest, collect_evidence
-    from diticli.judging.images import judged_faces, judged_folder
-    from diticli.judging.reader import train_reader
-    from diticli.judging.report import write_evaluation
+    from diticli.evaluation.attribute_classifier import train_classifier
+    from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
+    from diticli.evaluation.evidence import EvidenceRequest, collect_evidence
+    from diticli.evaluation.images import evaluation_faces, evaluation_folder
+    from diticli.evaluation.report import write_evaluation
     from diticli.models.locate import load_model
     from diticli.sampling import DEFAULT_STEPS
 
@@ -141,26 +141,28 @@ def evaluate(
             f"{odd[0]} was trained on other squares than {first.model_id}.", remedy="Evaluate it by itself."
         )
     progress, side = reporter(), first.resolution
-    judged = (
-        judged_faces(side, learn=learn, pairs=pairs, reporter=progress)
+    images = (
+        evaluation_faces(side, learn=learn, pairs=pairs, reporter=progress)
         if labels is None
-        else judged_folder(data, labels, side, learn=learn, pairs=pairs, crop=first.crop, seed=seed, reporter=progress)
+        else evaluation_folder(
+            data, labels, side, learn=learn, pairs=pairs, crop=first.crop, seed=seed, reporter=progress
+        )
     )
     chosen = [[p.chunks.parse(spec) for spec in chunks] if chunks else quarters_and_all(p.chunks) for p in pipelines]
-    judge = train_reader(
-        judged.learn_NCHW, judged.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress
+    judge = train_classifier(
+        images.learn_NCHW, images.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress
     )
     settings = EvaluationSettings(amount=amount, along=along.value, seed=seed, steps=steps or DEFAULT_STEPS)
     results = [
-        evaluate_model(p, judged, judge, sets, settings=settings, moves=moves, reporter=progress)
+        evaluate_model(p, images, judge, sets, settings=settings, moves=moves, reporter=progress)
         for p, sets in zip(pipelines, chosen, strict=True)
     ]
     request = EvidenceRequest(
         atlas=atlas or full, gap=gap or full, lost=lost or full, groups=groups, lost_epochs=-(-3 * epochs // 2)
     )
-    evidence = collect_evidence(pipelines, judged, judge, request, settings=settings, reporter=progress)
+    evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress)
     layouts = [p.chunks for p in pipelines]
-    written = write_evaluation(results, judge, judged, out, evidence=list(zip(evidence, layouts, strict=True)))
+    written = write_evaluation(results, judge, images, out, evidence=list(zip(evidence, layouts, strict=True)))
     if as_json:
         emit_json(written)
         return

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
-    from diticli.judging.evaluation import Faithfulness
-    from diticli.judging.evidence import Evidence
+    from diticli.evaluation.evaluate import Faithfulness
+    from diticli.evaluation.evidence import Evidence
     from diticli.pictures.report import Cell
 
 
@@ -21,7 +21,7 @@ def quarters_and_all(layout: ChunkLayout) -> list[tuple[int, ...]]:
 def show_faithfulness(result: Faithfulness) -> None:
     """Tables of exchanged chunks and of moved attributes."""
     from diticli.commands.console import say
-    from diticli.judging.report import move_table, swap_table
+    from diticli.evaluation.report import move_table, swap_table
 
     say(f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images")
     _show("Exchanged chunks: transfer rate of each attribute", swap_table(result))
@@ -31,8 +31,8 @@ def show_faithfulness(result: Faithfulness) -> None:
 def show_evidence(model: str, evidence: Evidence) -> None:
     """Tables of what else was measured."""
     from diticli.commands.console import say
-    from diticli.judging.evidence_report import modularity_text, order_text, use_text
-    from diticli.judging.evidence_tables import atlas_table, gap_table, lost_table, use_table
+    from diticli.evaluation.evidence_report import modularity_text, order_text, use_text
+    from diticli.evaluation.evidence_tables import atlas_table, gap_table, lost_table, use_table
 
     if evidence.atlas is not None:
         _show(f"{model}: each chunk exchanged alone", atlas_table(evidence.atlas))

@@ -10,8 +10,8 @@ from diticli.commands.console import say, show_table
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.disentanglement import DisentanglementReport, FeatureStatistics
-    from diticli.probing.atlas import AttributeAtlas, Estimate, KnowledgeAtlas
     from diticli.probing.bootstrap import Interval
+    from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe, Estimate
     from diticli.probing.report import AttributeReport, ProbeReport
 
 SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
@@ -117,7 +117,7 @@ def show_disentanglement(report: DisentanglementReport) -> None:
         say(f"No factor: {skipped.name} ({skipped.reason}).")
 
 
-def show_atlas(atlas: KnowledgeAtlas) -> None:
+def show_atlas(atlas: ChunkProbe) -> None:
     """Where each attribute is told, in the order in which they come in."""
     items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
     columns = ["attribute", "skill of all", "best alone", "most its own", "comes in at t", "lies at t"]
@@ -164,7 +164,7 @@ def describe_statistics(statistics: FeatureStatistics) -> str:
     return text + f", mean correlation between chunks {statistics.mean_chunk_correlation:.3f}."
 
 
-def _atlas_row(item: AttributeAtlas) -> list[str]:
+def _atlas_row(item: AttributeChunks) -> list[str]:
     alone, own = (max(range(len(part)), key=lambda k: part[k].value) for part in (item.alone, item.unique))
     return [
         item.name,

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from diticli.data.label_formats import plain_header
 
 Kind = Literal["binary", "number", "category"]
-DoubleArray = npt.NDArray[np.float64]
 
 UNKNOWN = frozenset({"", "?", "-", "--", "–", "nan", "n/a", "n.a.", "<na>", "#n/a", "null", "unknown", "missing"})
 """Cells, in small letters, that say that a value is not known."""

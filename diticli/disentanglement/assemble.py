@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.disentanglement.codes import Codes
 from diticli.disentanglement.columns import FactorColumn, UnitColumn
@@ -21,8 +20,6 @@ from diticli.disentanglement.votes import VoteScore
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
-
-DoubleArray = npt.NDArray[np.float64]
 
 
 def assemble_units(

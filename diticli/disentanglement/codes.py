@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.disentanglement.factors import Factor
 from diticli.errors import FeatureFileError
+from diticli.types import DoubleArray, Rows
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.features.rows import FeatureRows
 
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 _CONSTANT = 1e-6
 

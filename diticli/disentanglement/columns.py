@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.disentanglement.codes import Codes, FactorRows
 from diticli.disentanglement.explicitness import PARTS, explicitness
@@ -15,8 +14,7 @@ from diticli.disentanglement.information import bin_columns, bin_count, entropy,
 from diticli.disentanglement.readout import chunk_readouts
 from diticli.disentanglement.sap import predictability, recall_of_classes
 from diticli.disentanglement.scores import column_aurocs
-
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+from diticli.types import DoubleArray, Rows
 
 TRAIN_VOTES = 10_000
 TEST_VOTES = 5_000

@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.disentanglement.report import Kind, SkippedFactor
-
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+from diticli.types import DoubleArray, Rows
 
 MIN_TRAIN = 10
 """Known training rows of each class, or of a number."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def top_gap(scores: DoubleArray) -> float | None:

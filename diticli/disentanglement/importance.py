@@ -24,9 +24,8 @@ from sklearn.metrics import r2_score
 
 from diticli.disentanglement.codes import FactorRows
 from diticli.disentanglement.scores import mean_auroc
+from diticli.types import DoubleArray, Rows
 
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 Target = npt.NDArray[np.float64] | npt.NDArray[np.bool_]
 
 TREE_ROWS = 1_200

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
+
 Labels = npt.NDArray[np.int64]
 
 BINS = 20

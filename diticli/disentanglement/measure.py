@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.disentanglement.assemble import assemble_factors, assemble_units
 from diticli.disentanglement.codes import make_codes
@@ -21,12 +20,12 @@ from diticli.disentanglement.statistics import check_width
 from diticli.disentanglement.votes import cast_votes
 from diticli.errors import ConfigError, LabelError
 from diticli.progress import Reporter, SilentReporter
+from diticli.types import Rows
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.features.rows import FeatureRows
 
-Rows = npt.NDArray[np.int64]
 
 MAX_ROWS = 20_000
 """Of each part: more are drawn from, so that time and memory have a bound."""

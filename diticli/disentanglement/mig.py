@@ -9,12 +9,8 @@ copy of the factors gets 1 less the counting noise, a code without information 0
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from diticli.disentanglement.gaps import mean_or_none, top_gap
-
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def mutual_information_gaps(shares_UF: DoubleArray) -> list[float | None]:

@@ -11,9 +11,8 @@ one that shares nothing.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def modularity(information_UF: DoubleArray) -> float | None:

@@ -16,8 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeCV
 
 from diticli.disentanglement.codes import FactorRows
-
-Rows = npt.NDArray[np.int64]
+from diticli.types import Rows
 
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 """Ridge penalties; leave-one-out error on the training rows chooses."""

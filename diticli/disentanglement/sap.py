@@ -11,12 +11,10 @@ A copy of the factors gets 1 for numbers and 0.5 for balanced binary factors: S 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.tree import DecisionTreeClassifier
 
 from diticli.disentanglement.codes import FactorRows
-
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def predictability(rows: FactorRows) -> DoubleArray:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def mean_auroc(truth: DoubleArray, scores_NC: DoubleArray, classes: DoubleArray) -> float:

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.errors import FeatureFileError
+from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.features.rows import FeatureRows
 
-DoubleArray = npt.NDArray[np.float64]
 
 ACTIVE_SHARE = 0.01
 """A dimension is active from this share of the mean variance of all dimensions."""

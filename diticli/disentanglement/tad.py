@@ -17,8 +17,7 @@ import numpy.typing as npt
 from sklearn.metrics import mutual_info_score
 
 from diticli.disentanglement.gaps import top_gap
-
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 CAPTURED_AUROC = 0.75
 MAX_ENTROPY_REDUCTION = 0.2

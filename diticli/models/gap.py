@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -26,13 +25,13 @@ from diticli.models.noise_prediction import run_base
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
     from diticli.models.plain_unet import PlainUNet
 
-DoubleArray = npt.NDArray[np.float64]
 GRID = 64
 
 

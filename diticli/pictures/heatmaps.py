@@ -17,13 +17,13 @@ import numpy.typing as npt
 from diticli.chunks import ChunkLayout
 from diticli.pictures.captions import clean
 from diticli.pictures.charts import plain, save_chart
+from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
 Mark = tuple[float, float, float] | None
-DoubleArray = npt.NDArray[np.float64]
 
 MAX_TEXT_CHUNKS = 80
 """Cells of more chunks are too narrow for text."""

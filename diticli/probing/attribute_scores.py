@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.probing.bootstrap import Interval
@@ -15,8 +14,7 @@ from diticli.probing.report import AttributeReport, MaskedScore
 from diticli.probing.resampled import Resampled, intervals_of, mean_intervals_of
 from diticli.probing.splits import Split
 from diticli.probing.targets import Target
-
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray
 
 
 def attribute_report(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray, FloatArray
+
 Interval = tuple[float, float]
 
 RESAMPLES = 1000

@@ -30,8 +30,8 @@ from diticli.chunks import ChunkLayout
 from diticli.errors import ChunkError, ConfigError, LabelError, ModelError
 from diticli.probing.direction_files import read_parts, write_parts
 from diticli.probing.linear_probe import LinearProbe
+from diticli.types import FloatArray
 
-FloatArray = npt.NDArray[np.float32]
 Dims = Sequence[int] | Literal["learned"]
 Along = Literal["weight", "pattern"]
 DEFAULT_ALONG: Along = "pattern"

@@ -6,17 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.probing.linear import FeatureSpace, LinearFit, fit_path
 from diticli.probing.metrics import Score
 from diticli.probing.splits import Split
 from diticli.probing.targets import Target, loss_of
 from diticli.progress import Reporter
-
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+from diticli.types import DoubleArray, FloatArray, Rows
 
 REGULARISATIONS: tuple[float, ...] = tuple(float(10.0**power) for power in range(1, -6, -1))
 """Grid of `LinearFit.reg`, strongest first: fits start from the one before, ties go to the stronger."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.features.read import FeatureMeta
@@ -15,8 +14,7 @@ from diticli.probing.linear import FeatureSpace
 from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.mask import MaskedFit
 from diticli.probing.targets import Target
-
-FloatArray = npt.NDArray[np.float32]
+from diticli.types import FloatArray
 
 
 def fitted_directions(

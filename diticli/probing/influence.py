@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.probing.targets import Kind, Target
+from diticli.types import DoubleArray, Rows
 
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 Measure = Literal["r2", "average_precision", "accuracy"]
 
 MEASURES: dict[Kind, Measure] = {"number": "r2", "binary": "average_precision", "category": "accuracy"}

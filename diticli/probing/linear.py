@@ -20,10 +20,7 @@ from torch.nn import functional as F
 
 from diticli.errors import FeatureFileError
 from diticli.features.rows import FeatureRows
-
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+from diticli.types import DoubleArray, FloatArray, Rows
 
 _BLOCK_VALUES = 2**22
 RANK_TOLERANCE = 1e-10

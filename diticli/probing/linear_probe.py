@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from diticli.errors import FeatureFileError, LabelError
-
-FloatArray = npt.NDArray[np.float32]
+from diticli.types import FloatArray
 
 _META_KEY = "diti_probe"
 _TENSORS = ("weights", "bias", "mean", "std")

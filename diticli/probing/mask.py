@@ -16,8 +16,8 @@ from diticli.probing.promask import MaskSettings, learn_masks
 from diticli.probing.splits import Split
 from diticli.probing.targets import Target
 from diticli.progress import Reporter
+from diticli.types import FloatArray
 
-FloatArray = npt.NDArray[np.float32]
 Dims = tuple[int, ...]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import FeatureStatistics
 from diticli.pictures.heatmaps import Mark, chunk_heatmap
-from diticli.probing.atlas import Estimate, KnowledgeAtlas
+from diticli.probing.chunk_probe import ChunkProbe, Estimate
 
 SCALE = (
     "Skill: R2 of numbers; of others the share of the way from the base rate to 1, in average precision (binary) or "
@@ -19,7 +19,7 @@ SCALE = (
 _MARKS = "centre of mass in t with its 95 % interval"
 
 
-def draw_atlas(atlas: KnowledgeAtlas, folder: Path) -> list[Path]:
+def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
     """Write atlas-alone.png, atlas-unique.png and atlas-prefix.png, attributes in the order in which they come in.
 
     Raises:

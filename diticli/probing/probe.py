@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import measure_disentanglement, measure_statistics
 from diticli.errors import ChunkError, ConfigError, LabelError
 from diticli.features.read import FeatureMeta, FeatureRows
-from diticli.probing.atlas import knowledge_atlas
 from diticli.probing.attribute_scores import attribute_report, mean_intervals
 from diticli.probing.bootstrap import TestDraws
+from diticli.probing.chunk_probe import probe_chunks
 from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
 from diticli.probing.fitted import fitted_directions
 from diticli.probing.linear import FeatureSpace
@@ -30,10 +29,7 @@ from diticli.probing.resampled import resample_scores
 from diticli.probing.splits import FRACTIONS, Split, split_rows
 from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
 from diticli.progress import Reporter, SilentReporter
-
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
+from diticli.types import Rows
 
 
 def probe_features(
@@ -76,7 +72,7 @@ def probe_features(
         device: where masks are learned.
         statistics: also say how the features vary, over all N rows, see `diticli.disentanglement.statistics`.
         metrics: also score disentanglement, with the columns as factors, see `diticli.disentanglement`.
-        atlas: also probe each chunk of `meta` alone, all others, and all up to it, see `diticli.probing.atlas`.
+        atlas: also probe each chunk of `meta` alone, all others, and all up to it, see `diticli.probing.chunk_probe`.
         reporter: receiver of progress.
 
     Raises:
@@ -132,7 +128,7 @@ def probe_features(
         latent_dim=values.shape[1],
         mask=None if mask is None else asdict(mask),
         statistics=measure_statistics(values, layout) if statistics else None,
-        atlas=knowledge_atlas(targets, table, layout, draws, reporter) if atlas and layout else None,
+        atlas=probe_chunks(targets, table, layout, draws, reporter) if atlas and layout else None,
         disentanglement=measure_disentanglement(
             values[rows], columns, split, layout=layout, seed=seed, reporter=reporter
         )

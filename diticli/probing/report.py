@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from diticli.disentanglement import DisentanglementReport, FeatureStatistics
-from diticli.probing.atlas import KnowledgeAtlas
 from diticli.probing.bootstrap import Interval
+from diticli.probing.chunk_probe import ChunkProbe
 from diticli.probing.directions import Directions
 from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.targets import Kind
@@ -121,7 +121,7 @@ class ProbeReport:
     mask: dict[str, float] | None
     statistics: FeatureStatistics | None = None
     disentanglement: DisentanglementReport | None = None
-    atlas: KnowledgeAtlas | None = None
+    atlas: ChunkProbe | None = None
     directions: Directions = field(repr=False)
 
     @property

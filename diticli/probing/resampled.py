@@ -13,10 +13,8 @@ import numpy.typing as npt
 from diticli.probing.bootstrap import Interval, TestDraws, interval, mean_of
 from diticli.probing.targets import Target
 from diticli.progress import Reporter, SilentReporter
+from diticli.types import DoubleArray, FloatArray, Rows
 
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 Resampled = dict[str, DoubleArray]
 """Metric -> [B] its value on every resample, NaN where that has too few rows to tell."""
 _Scorer = Callable[[FloatArray], Resampled]

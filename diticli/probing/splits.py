@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.errors import ConfigError, LabelError
-
-Rows = npt.NDArray[np.int64]
+from diticli.types import Rows
 
 FRACTIONS = (0.7, 0.15, 0.15)
 

@@ -19,9 +19,7 @@ from diticli.probing.fit import REGULARISATIONS
 from diticli.probing.linear import RANK_TOLERANCE
 from diticli.probing.mask import ProbeRows
 from diticli.probing.targets import Target
-
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
+from diticli.types import DoubleArray, FloatArray
 
 _BLOCK_ROWS = 2**15
 

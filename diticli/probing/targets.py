@@ -12,9 +12,8 @@ import numpy.typing as npt
 from diticli.probing.linear import BinaryLoss, CategoryLoss, Loss, SquaredLoss
 from diticli.probing.metrics import Score, binary_score, category_score, number_score
 from diticli.probing.splits import Split
+from diticli.types import DoubleArray, Rows
 
-DoubleArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 Kind = Literal["binary", "number", "category"]
 
 MIN_TRAIN = 5

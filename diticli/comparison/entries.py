@@ -1,0 +1,187 @@
+"""Contenders looked at: their dims, size and weights, and how each turns images into features.
+
+Legend of shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diticli.chunks import ChunkLayout
+from diticli.comparison.entry_specs import EntrySpec
+from diticli.config import Precision
+from diticli.data.decode import CROP_NOTES, Crop
+from diticli.encoding.batch_encoder import BatchEncoder
+from diticli.encoding.encode import Encode
+from diticli.errors import ConfigError
+from diticli.features.manifest import FeatureMeta
+from diticli.features.read import read_features
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.identity import weights_digest
+from diticli.models.locate import load_pipeline
+from diticli.models.pipeline import DiTiPipeline
+from diticli.progress import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A contender and what it is.
+
+    Attributes:
+        spec: as it was named.
+        dims: d of its features.
+        resolution: of the images it reads; 0 where features are given.
+        crop: which square of a picture it reads.
+        model_hash: of its weights, "" where unknown or without any.
+        layout: of its chunks, where it has some.
+        edits: whether it can invert and decode images.
+    """
+
+    spec: EntrySpec
+    dims: int
+    resolution: int = 0
+    crop: Crop = "center"
+    model_hash: str = ""
+    layout: ChunkLayout | None = None
+    edits: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the contender."""
+        return self.spec.name
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        kind = self.spec.kind
+        if kind in ("pixels", "pca"):
+            what = "raw pixels" if kind == "pixels" else "PCA of the training rows' pixels"
+            return f"{what}, {self.resolution}x{self.resolution}"
+        if kind == "features":
+            return f"features of {self.spec.source}"
+        if kind == "untrained":
+            return f"encoder before training, {self.resolution} px"
+        if self.layout is None or not self.edits:
+            return f"encoder alone, {self.resolution} px"
+        method = "PDAE (K = 1)" if self.layout.chunks == 1 else f"DiTi (K = {self.layout.chunks})"
+        return f"{method}, {self.resolution} px"
+
+
+class Entries:
+    """All contenders, loaded once to see what they are.
+
+    Args:
+        specs: in the order of the table.
+        pixel_side: larger images are reduced to so many pixels a side for raw pixels and PCA.
+        device: where models go.
+
+    Attributes:
+        all: the contenders with their facts.
+
+    Raises:
+        ModelError: for a run that does not exist, has not finished, or is damaged.
+        FeatureFileError: for features that cannot be read.
+        ConfigError: for an untrained encoder without a model that shows its architecture.
+    """
+
+    def __init__(self, specs: Sequence[EntrySpec], *, pixel_side: int, device: torch.device) -> None:
+        self._device, self._pixel_side = device, pixel_side
+        self._template: SemanticEncoder | None = None
+        self._crop: Crop = "center"
+        found = {c.name: self._look_at(c) for c in specs if c.kind in ("model", "features")}
+        found |= {c.name: self._built_in(c, next(iter(found.values()), None)) for c in specs if not c.source}
+        self.all = tuple(found[spec.name] for spec in specs)
+
+    def encode(self, entry: Entry, precision: Precision, reporter: Reporter) -> tuple[Encode, FeatureMeta]:
+        """What turns images into the entry's features, and what the metadata says of it.
+
+        PCA has none of its own: this gives the pixels it is made of.
+        """
+        kind = entry.spec.kind
+        if kind in ("pixels", "pca"):
+            return _pixels, self.meta(entry, "fp32")
+        encoder = self._untrained(entry.spec.seed) if kind == "untrained" else self.load(entry).encoder
+        batch_encoder = BatchEncoder(encoder.to(self._device), precision, reporter=reporter)
+        return batch_encoder, self.meta(entry, batch_encoder.precision)
+
+    def meta(self, entry: Entry, precision: str) -> FeatureMeta:
+        """Metadata of its features, without names."""
+        image = {"resolution": entry.resolution, "crop": CROP_NOTES[entry.crop], "range": [-1, 1]}
+        if entry.spec.kind in ("pixels", "pca"):
+            image["range"] = [0, 1]
+        chunks = entry.layout if entry.spec.kind == "model" else None
+        return FeatureMeta(
+            files=(),
+            chunk_ends=chunks.ends if chunks else (),
+            timestep_ends=chunks.timestep_ends if chunks else (),
+            visible=chunks.visible if chunks else "prefix",
+            model=entry.spec.source or entry.name,
+            model_hash=entry.model_hash,
+            preprocessing=image | {"precision": precision},
+        )
+
+    def _look_at(self, spec: EntrySpec) -> Entry:
+        if spec.kind == "features":
+            features = read_features(Path(spec.source))
+            meta = features.meta
+            layout = meta.layout if meta else None
+            model_hash = meta.model_hash if meta else ""
+            return Entry(spec=spec, dims=features.values.shape[1], layout=layout, model_hash=model_hash)
+        pipeline = load_pipeline(spec.source, str(self._device))
+        if self._template is None:
+            self._template, self._crop = pipeline.encoder.to("cpu"), pipeline.crop
+        return Entry(
+            spec=spec,
+            dims=pipeline.chunks.latent_dim,
+            resolution=pipeline.resolution,
+            crop=pipeline.crop,
+            model_hash=pipeline.model_hash,
+            layout=pipeline.chunks,
+            edits=pipeline.unet is not None,
+        )
+
+    def _built_in(self, spec: EntrySpec, first: Entry | None) -> Entry:
+        config: Any = None if self._template is None else self._template.config
+        if spec.kind == "untrained":
+            if config is None:
+                raise ConfigError(
+                    "An untrained encoder needs a model that shows its architecture, and only features are named.",
+                    remedy="Name a run as well, or give --baselines pixels,pca.",
+                )
+            weights = weights_digest({"encoder": self._untrained(spec.seed)}, "untrained")
+            size, width = int(config.sample_size), int(config.latent_dim)
+            return Entry(spec=spec, dims=width, resolution=size, crop=self._crop, model_hash=weights)
+        side = min(self._pixel_side, int(config.sample_size)) if config else self._pixel_side
+        dims = 3 * side**2
+        if spec.kind == "pca" and first is not None:
+            dims = min(dims, first.dims)
+        return Entry(spec=spec, dims=dims, resolution=side, crop=self._crop)
+
+    def load(self, entry: Entry) -> DiTiPipeline:
+        """The model of an entry, on the device."""
+        return load_pipeline(entry.spec.source, str(self._device))
+
+    def _untrained(self, seed: int) -> SemanticEncoder:
+        """Weights as they are drawn before training."""
+        assert self._template is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder: SemanticEncoder = type(self._template).from_config(self._template.config)
+        return encoder.eval()
+
+
+def describe_sizes(entries: Sequence[Entry]) -> str:
+    """One line that says who reads which size, where models differ; else ""."""
+    sizes = {s.name: (s.resolution, s.crop) for s in entries if s.spec.kind == "model"}
+    if len(set(sizes.values())) < 2:
+        return ""
+    told = ", ".join(f"{name} {size} px ({crop} crop)" for name, (size, crop) in sizes.items())
+    return f"Each model reads the images at its own size: {told}."
+
+
+def _pixels(images_BCHW: torch.Tensor) -> torch.Tensor:
+    return images_BCHW.float().div(255).flatten(1)

@@ -1,0 +1,129 @@
+"""Who is compared: what the user named, and the contenders that are built in.
+
+contenders = parse_entries(["runs/demo", "pdae=runs/b", "features.npy"], ("pixels", "pca", "untrained"))
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from diticli.errors import ConfigError
+from diticli.features.formats import READERS
+from diticli.features.manifest import MANIFEST
+
+Kind = Literal["model", "features", "pixels", "pca", "untrained"]
+Baseline = Literal["pixels", "pca", "untrained"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+PIXELS, PCA, UNTRAINED = "raw pixels", "PCA of pixels", "untrained encoder"
+_GENERIC = {"feats", "features", "model", "f"}
+"""Names of files and folders that say nothing of what is in them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntrySpec:
+    """One line of the comparison.
+
+    Attributes:
+        name: unique among all.
+        kind: "model" (an encoder that reads the images), "features" (a file of them), or a built-in one.
+        source: of a model its folder or Hub id, of features their file or folder; "" for the built-in ones.
+        seed: of an untrained encoder's weights.
+    """
+
+    name: str
+    kind: Kind
+    source: str = ""
+    seed: int = 0
+
+
+def parse_entries(
+    runs: Sequence[str], baselines: Sequence[Baseline] = BASELINES, *, untrained: int = 1, seed: int = 0
+) -> tuple[EntrySpec, ...]:
+    """The contenders in the order of the table: those named, then the built-in ones.
+
+    Args:
+        runs: run directories, pipeline folders, Hub ids, feature files or folders of shards; NAME=RUN gives one a
+            name, otherwise it is that of its folder or file.
+        baselines: which built-in ones.
+        untrained: encoders without training, of as many seeds.
+        seed: of the first of these.
+
+    Raises:
+        ConfigError: without a run, or for two contenders of one name.
+    """
+    if not runs:
+        raise ConfigError("Nothing is named to compare.", remedy="Name runs, e.g. diti compare runs/demo runs/pdae.")
+    named = [_named(text) for text in runs]
+    repeated = {name for name, count in Counter(c.name for c in named).items() if count > 1}
+    named = [_longer(spec) if spec.name in repeated else spec for spec in named]
+    found = (*named, *_built_in(baselines, untrained, seed))
+    _check_names(found)
+    return found
+
+
+def parse_baselines(text: str) -> tuple[Baseline, ...]:
+    """Built-in contenders from "pixels,pca,untrained", or "none".
+
+    Raises:
+        ConfigError: for an unknown one.
+    """
+    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    if words == ["none"]:
+        return ()
+    chosen = tuple(name for name in BASELINES if name in words)
+    if not words or set(words) - set(BASELINES):
+        raise ConfigError(
+            f"There are no such baselines: {text!r}.", remedy=f"Name some of {','.join(BASELINES)}, or none."
+        )
+    return chosen
+
+
+def _named(text: str) -> EntrySpec:
+    name, mark, source = text.partition("=")
+    if not mark or not name.strip() or not source or Path(text).exists() or "/" in name:
+        name, source = "", text
+    return EntrySpec(name=name.strip() or _short(source), kind=_kind(source), source=source)
+
+
+def _kind(source: str) -> Literal["model", "features"]:
+    path = Path(source)
+    is_features = path.suffix.lower() in READERS and not path.is_dir()
+    return "features" if is_features or (path / MANIFEST).is_file() else "model"
+
+
+def _short(source: str) -> str:
+    """The last part of a path that says something."""
+    path = Path(source)
+    parts = [part for part in path.parts if part not in ("/", "..", ".")] or [source]
+    last = path.stem if path.suffix.lower() in READERS else parts[-1]
+    return parts[-2] if last in _GENERIC and len(parts) > 1 else last
+
+
+def _longer(spec: EntrySpec) -> EntrySpec:
+    """Named by its whole path where the last part is not unique."""
+    short = spec.name == _short(spec.source)
+    return replace(spec, name=spec.source.rstrip("/")) if short else spec
+
+
+def _built_in(baselines: Sequence[Baseline], untrained: int, seed: int) -> list[EntrySpec]:
+    found = []
+    if "pixels" in baselines:
+        found.append(EntrySpec(name=PIXELS, kind="pixels"))
+    if "pca" in baselines:
+        found.append(EntrySpec(name=PCA, kind="pca"))
+    if "untrained" in baselines:
+        seeds = range(seed, seed + untrained)
+        found += [EntrySpec(name=f"{UNTRAINED}, seed {s}", kind="untrained", seed=s) for s in seeds]
+    return found
+
+
+def _check_names(specs: Sequence[EntrySpec]) -> None:
+    for name, count in Counter(spec.name for spec in specs).items():
+        if count > 1:
+            raise ConfigError(
+                f"{count} contenders are called {name!r}.", remedy="Give each a name of its own, e.g. first=runs/a."
+            )

@@ -1,0 +1,177 @@
+"""What each model makes of the same test images: reconstructions, and exchanges of chunks, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diticli.comparison.entries import Entries, Entry
+from diticli.comparison.images import ComparedImages
+from diticli.editing.engine import ImageSampler
+from diticli.editing.pair import Edit, edit_pair
+from diticli.editing.reconstruct import reconstruct
+from diticli.editing.settings import EditSettings
+from diticli.editing.sheet import decibels
+from diticli.editing.stages import grouped
+from diticli.identity import cache_key
+from diticli.pictures.files import write_atomically
+from diticli.pictures.grids import captioned_strip
+from diticli.progress import Reporter
+
+Pixels = npt.NDArray[np.uint8]
+PARTS = 4
+COLUMNS = ("A", "A again", "A from its features alone", *("",) * PARTS, "A with all of B's features", "B")
+"""The columns between are quarters of the chunks, from fine to coarse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """One model's pictures of one pair.
+
+    Attributes:
+        pictures: one a column of `COLUMNS`, uint8 [R, R, 3]; None where the model has too few chunks.
+        captions: below each.
+    """
+
+    pictures: tuple[Pixels | None, ...]
+    captions: tuple[str, ...]
+
+
+class PictureStore:
+    """Pictures of all models that can edit, each kept under a hash of model and pair.
+
+    Args:
+        folder: made when something is written.
+        images: what is shown.
+        entries: the models.
+        pairs: indices of the images of each pair.
+        steps: of inversion and of decoding.
+    """
+
+    def __init__(
+        self, folder: Path, images: ComparedImages, entries: Entries, pairs: Sequence[tuple[int, int]], steps: int
+    ) -> None:
+        self.folder, self.images, self.entries = folder, images, entries
+        self.pairs, self.steps = list(pairs), steps
+
+    def key(self, entry: Entry) -> str:
+        """Hash (16 hex digits) of everything that the pictures depend on."""
+        source = self.images.at(entry.resolution, entry.crop)
+        return cache_key("pictures", entry.model_hash, source.fingerprint(), self.pairs, self.steps)
+
+    def has(self, entry: Entry) -> bool:
+        """Whether they are done, or none are wanted."""
+        return not self.pairs or self._path(entry, ".json").is_file()
+
+    def make(self, entry: Entry, reporter: Reporter) -> None:
+        """Decode and keep what is missing.
+
+        Raises:
+            DiTiError: as `edit_pair`; DataError when an image cannot be read, or the file not written.
+        """
+        if self.has(entry):
+            return
+        pipeline = self.entries.load(entry)
+        settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
+        sampler = pipeline.sampler(**settings.sampler())
+        source = self.images.at(entry.resolution, entry.crop)
+        rows = []
+        for pair in self.pairs:
+            first, second = (Image.fromarray(source.load(index)) for index in pair)
+            rows.append(_pair_row(pipeline, sampler, first, second, settings, reporter))
+        empty = np.zeros((entry.resolution, entry.resolution, 3), np.uint8)
+        tiles = np.stack([[empty if p is None else p for p in row.pictures] for row in rows])
+        text = json.dumps(
+            [[None if p is None else c for p, c in zip(r.pictures, r.captions, strict=True)] for r in rows]
+        )
+        write_atomically(self._path(entry, ".npy"), "pictures", lambda path: _save(path, tiles))
+        write_atomically(self._path(entry, ".json"), "pictures", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def read(self, entry: Entry) -> list[PairRow]:
+        """What `make` kept, one row a pair; none where that is missing or damaged."""
+        if not self.pairs:
+            return []
+        try:
+            captions = json.loads(self._path(entry, ".json").read_bytes())
+            tiles = np.load(self._path(entry, ".npy"), allow_pickle=False)
+        except (OSError, ValueError):
+            return []
+        return [
+            PairRow(
+                pictures=tuple(None if text is None else tile for tile, text in zip(row, texts, strict=False)),
+                captions=tuple(text or "" for text in texts),
+            )
+            for row, texts in zip(tiles, captions, strict=False)
+        ]
+
+    def _path(self, entry: Entry, suffix: str) -> Path:
+        return self.folder / (self.key(entry) + suffix)
+
+
+def side_by_side(rows: Sequence[tuple[str, PairRow]]) -> Image.Image:
+    """One pair, a row for each model; smaller pictures are magnified to the size of the largest.
+
+    Args:
+        rows: name of a model and its pictures.
+    """
+    side = max(tile.shape[0] for _, row in rows for tile in row.pictures if tile is not None)
+    return captioned_strip(
+        [[None if tile is None else _at(tile, side) for tile in row.pictures] for _, row in rows],
+        row_captions=[name for name, _ in rows],
+        column_captions=[text or f"with B's chunks, quarter {i - 2}" for i, text in enumerate(COLUMNS)],
+        cell_captions=[row.captions for _, row in rows],
+        mark={(r, c) for r in range(len(rows)) for c in (0, len(COLUMNS) - 1)},
+    )
+
+
+def _pair_row(
+    pipeline: Any,
+    sampler: ImageSampler,
+    first: Image.Image,
+    second: Image.Image,
+    settings: EditSettings,
+    reporter: Reporter,
+) -> PairRow:
+    given: dict[str, Any] = {"settings": settings, "sampler": sampler, "reporter": reporter}
+    alone = reconstruct(pipeline, [first], noises=("mean",), **given)
+    layout = pipeline.chunks
+    every = tuple(range(layout.chunks))
+    quarters = grouped(layout, PARTS) if layout.chunks >= PARTS else []
+    result = edit_pair(pipeline, first, second, [*quarters, every], (1.0,), **given)
+
+    def edit(chunks: tuple[int, ...]) -> Pixels:
+        return result.edits[Edit("a", chunks, 1.0)]
+
+    swapped: list[tuple[Pixels | None, str]] = [(edit(part), _steps(layout, part)) for part in quarters]
+    swapped += [(None, "")] * (PARTS - len(swapped))
+    cells: list[tuple[Pixels | None, str]] = [
+        (result.originals[0], ""),
+        (result.reconstructions[0], decibels(result.psnr[0])),
+        (alone.pictures["mean"][0], decibels(alone.psnr["mean"][0])),
+        *swapped,
+        (edit(every), ""),
+        (result.originals[1], ""),
+    ]
+    return PairRow(pictures=tuple(p for p, _ in cells), captions=tuple(c for _, c in cells))
+
+
+def _steps(layout: Any, part: Sequence[int]) -> str:
+    return f"t {layout.timestep_starts[part[0]]}-{layout.timestep_ends[part[-1]] - 1}"
+
+
+def _at(tile: Pixels, side: int) -> Pixels:
+    if tile.shape[0] == side:
+        return tile
+    return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST))
+
+
+def _save(path: Path, tiles: Pixels) -> None:
+    with path.open("wb") as file:
+        np.save(file, tiles, allow_pickle=False)

@@ -1,0 +1,152 @@
+"""The probe of each contender, kept so that a comparison goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from diticli.comparison.encoding import FeatureStore
+from diticli.comparison.entries import Entry
+from diticli.comparison.pca import pca_features
+from diticli.comparison.protocol import Protocol
+from diticli.comparison.settings import CompareSettings
+from diticli.evaluation.scores import to_json
+from diticli.features.manifest import FeatureMeta
+from diticli.features.rows import FeatureRows
+from diticli.identity import cache_key
+from diticli.pictures.files import write_atomically
+from diticli.probing.probe import probe_features
+from diticli.probing.report import ProbeReport
+from diticli.progress import Reporter
+from diticli.types import FloatArray, Rows
+
+METRIC_DIMS = 1024
+"""Features of more dims get no disentanglement metrics: these cost time by dims, attributes and images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """A contender's probe.
+
+    Attributes:
+        report: `ProbeReport.to_dict()`.
+        outputs: name of an attribute -> [n, width] what its model says of the test rows: a logit, a number in the
+            label's unit, or a logit per class.
+        classes: name of a category -> its classes, in the order of its outputs.
+    """
+
+    report: dict[str, Any]
+    outputs: Mapping[str, FloatArray]
+    classes: Mapping[str, tuple[str, ...]]
+
+
+class ProbeStore:
+    """Probes in one folder, each under a hash of features and protocol.
+
+    Args:
+        folder: made when something is written.
+        features: of the entries.
+        protocol: the same for all.
+        settings: seed of probes and bootstraps, and whether to measure more than scores.
+    """
+
+    def __init__(self, folder: Path, features: FeatureStore, protocol: Protocol, settings: CompareSettings) -> None:
+        self.folder, self.features, self.protocol = folder, features, protocol
+        self.seed, self.metrics = settings.seed, settings.metrics
+
+    def key(self, entry: Entry) -> str:
+        """Hash (16 hex digits) of everything that the probe depends on."""
+        what = "pca" if entry.spec.kind == "pca" else "features"
+        facts = [what, entry.dims, self.features.key(entry), self.protocol.digest, self.seed]
+        return cache_key("probe", *facts, self._extras(entry))
+
+    def has(self, entry: Entry) -> bool:
+        """Whether it is done."""
+        return self._path(entry, ".json").is_file()
+
+    def make(self, entry: Entry, reporter: Reporter) -> None:
+        """Probe an entry and keep the result, unless that is done.
+
+        Raises:
+            DiTiError: as `probe_features` and `pca_features`; DataError when it cannot be written.
+        """
+        if self.has(entry):
+            return
+        values, rows, meta = self._features(entry)
+        protocol = self.protocol
+        report = probe_features(
+            values,
+            protocol.columns,
+            protocol.groups,
+            rows=rows,
+            split=protocol.split,
+            seed=self.seed,
+            meta=meta,
+            **self._extras(entry),
+            reporter=reporter,
+        )
+        outputs = report.probe.predict(np.asarray(values[rows[protocol.split.test]], dtype=np.float32))
+        self._write(entry, report, outputs)
+
+    def read(self, entry: Entry) -> Probed:
+        """What `make` kept; a damaged file counts as none, and is made again.
+
+        Raises:
+            DiTiError: as `make`.
+        """
+        try:
+            return self._read(entry)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            self._path(entry, ".json").unlink(missing_ok=True)
+            self.make(entry, self.features.crew.reporter)
+            return self._read(entry)
+
+    def _extras(self, entry: Entry) -> dict[str, Any]:
+        """What `probe_features` measures beside scores."""
+        chunked = entry.spec.kind in ("model", "features") and entry.layout is not None
+        atlas = chunked and entry.layout is not None and entry.layout.chunks > 1
+        metrics = self.metrics and entry.dims <= METRIC_DIMS
+        return {"statistics": self.metrics, "metrics": metrics, "atlas": self.metrics and atlas}
+
+    def _features(self, entry: Entry) -> tuple[FeatureRows, Rows, FeatureMeta | None]:
+        protocol, rows = self.protocol, self.protocol.rows[entry.name]
+        found = self.features.read(entry)
+        if entry.spec.kind != "pca":
+            return found.values, rows, found.meta
+        values = pca_features(found.values, rows, protocol.split.train, entry.dims, seed=self.seed)
+        return values, np.arange(len(values)), None
+
+    def _write(self, entry: Entry, report: ProbeReport, outputs: FloatArray) -> None:
+        probe = report.probe
+        data = {
+            "contender": entry.name,
+            "probe": to_json(report.to_dict()),
+            "outputs": {"names": probe.names, "classes": probe.classes},
+        }
+        tensors = {"outputs": np.ascontiguousarray(outputs)}
+        text = json.dumps(data, indent=1, allow_nan=False, default=to_json) + "\n"
+        write_atomically(self._path(entry, ".safetensors"), "scores", lambda path: path.write_bytes(save(tensors)))
+        write_atomically(self._path(entry, ".json"), "scores", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _read(self, entry: Entry) -> Probed:
+        data = json.loads(self._path(entry, ".json").read_bytes())
+        outputs = load_file(self._path(entry, ".safetensors"))["outputs"]
+        names, classes = (list(map(str, data["outputs"][key])) for key in ("names", "classes"))
+        if outputs.shape != (len(self.protocol.split.test), len(names)) or len(classes) != len(names):
+            raise ValueError("the outputs do not belong to these rows")
+        columns = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        return Probed(
+            report=dict(data["probe"]),
+            outputs={name: outputs[:, own] for name, own in columns.items()},
+            classes={name: tuple(classes[i] for i in own) for name, own in columns.items()},
+        )
+
+    def _path(self, entry: Entry, suffix: str) -> Path:
+        return self.folder / (self.key(entry) + suffix)

@@ -1,0 +1,237 @@
+"""The comparison itself: encode, probe, edit, each step kept; then all scores at once.
+
+result = compare(parse_entries(["runs/demo", "runs/pdae"]), CompareSettings(), Path("comparison"))
+result.scores["pdae"].means["number"]["r2"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diticli.comparison.crew import Crew
+from diticli.comparison.encoding import FeatureStore
+from diticli.comparison.entries import Entries, Entry, describe_sizes
+from diticli.comparison.entry_specs import EntrySpec
+from diticli.comparison.images import ComparedImages
+from diticli.comparison.pictures import PairRow, PictureStore
+from diticli.comparison.probes import Probed, ProbeStore
+from diticli.comparison.protocol import Protocol, make_protocol
+from diticli.comparison.scores import EntryScores, score_all
+from diticli.comparison.settings import CompareSettings
+from diticli.comparison.swaps import SwapStore
+from diticli.progress import Reporter
+from diticli.training.lock import RunLock
+
+FEATURES, RESULTS = "features", "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        entries: in the order of the table; the first is what the others are compared with.
+        settings: of the comparison.
+        protocol: images, labels and split, the same for all.
+        scores: of each contender, by name.
+        probed: their probes, by name.
+        swaps: what exchanged chunks carry over, by name; `diticli.evaluation.scores.to_json` of a `Faithfulness`.
+        pictures: by name, one row a pair.
+        pairs: names of the images of each pair.
+        features: where each contender's features are.
+        notes: what a reader of the table should know.
+        data: what the images are, and their fingerprint.
+    """
+
+    entries: tuple[Entry, ...]
+    settings: CompareSettings
+    protocol: Protocol
+    scores: dict[str, EntryScores]
+    probed: dict[str, Probed]
+    swaps: dict[str, dict[str, Any]]
+    pictures: dict[str, list[PairRow]]
+    pairs: list[tuple[str, str]]
+    features: dict[str, str]
+    notes: tuple[str, ...]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What one contender would take.
+
+    Attributes:
+        entry: the contender.
+        images: to be encoded; 0 when its features are here.
+    """
+
+    entry: Entry
+    images: int
+
+
+def plan(
+    specs: Sequence[EntrySpec], settings: CompareSettings, out: Path, *, device: str | None = None
+) -> list[Planned]:
+    """What `compare` would do; writes nothing.
+
+    Raises:
+        DiTiError: as `compare`, for whatever can be told beforehand.
+    """
+    crew = Crew(device)
+    images, entries = ComparedImages(settings), Entries(specs, pixel_side=settings.pixel_side, device=crew.device)
+    store = FeatureStore(out / FEATURES, images, entries, settings, crew)
+    images.labels(images.names) if settings.data else None
+    return [Planned(entry=s, images=0 if store.has(s) else len(images.names)) for s in entries.all]
+
+
+def compare(
+    specs: Sequence[EntrySpec],
+    settings: CompareSettings,
+    out: Path,
+    *,
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> Comparison | None:
+    """Encode, probe and score all contenders; what is done already is taken from `out`.
+
+    Started by `torchrun` or `accelerate launch`, the processes share the images to encode, and then the contenders.
+
+    Args:
+        specs: of `parse_entries`.
+        settings: the protocol.
+        out: folder of features and results; the same call goes on where an earlier one stopped.
+        device: cpu, cuda or cuda:N; None takes a GPU where there is one.
+        reporter: receiver of progress.
+
+    Returns:
+        What was found; None in all processes but the first.
+
+    Raises:
+        DiTiError: a run, features, images or labels that cannot be used; each says what to do.
+    """
+    with contextlib.ExitStack() as held:
+        crew = held.enter_context(Crew(device, reporter))
+        if crew.leads:
+            held.enter_context(RunLock(out))
+        crew.wait()  # before anything is written: the first process may have been refused
+        return _Run(specs, settings, out, crew).run()
+
+
+class _Run:
+    """One process's part in a comparison."""
+
+    def __init__(self, specs: Sequence[EntrySpec], settings: CompareSettings, out: Path, crew: Crew) -> None:
+        self.settings, self.out, self.crew, self.say = settings, out, crew, crew.reporter
+        self.images = ComparedImages(settings, crew.reporter)
+        if settings.data:
+            self.images.labels(self.images.names)  # what is wrong with them shows before hours of work
+        self.entries = Entries(specs, pixel_side=settings.pixel_side, device=crew.device)
+        self.store = FeatureStore(out / FEATURES, self.images, self.entries, settings, crew)
+        self.editors = [s for s in self.entries.all if s.edits and settings.data]
+
+    def run(self) -> Comparison | None:
+        notes = [*filter(None, [describe_sizes(self.entries.all)]), *self._overlaps(), *self._reduced()]
+        for note in notes:
+            self.say.note(note)
+        self._encode()
+        protocol = self._protocol()
+        self.say.note(protocol.describe())
+        probes = ProbeStore(self.out / RESULTS, self.store, protocol, self.settings)
+        self._each("Probing", self.entries.all, probes.has, probes.make)
+        pictures = self._pictures(protocol)
+        self._each("Pictures of", self.editors, pictures.has, pictures.make)
+        swaps = SwapStore(self.out / RESULTS, self.images, self.entries, self.settings) if self.settings.edits else None
+        if swaps is not None:
+            self._each("Exchanging chunks of", self.editors, swaps.has, swaps.make)
+        return self._result(protocol, probes, pictures, swaps, notes) if self.crew.leads else None
+
+    def _encode(self) -> None:
+        for number, entry in enumerate(self.entries.all, 1):
+            if not self.store.has(entry):
+                self.say.note(f"Encoding {number} of {len(self.entries.all)}: {entry.name}.")
+                self.store.encode(entry)
+        self.crew.wait()
+
+    def _protocol(self) -> Protocol:
+        features = {entry.name: self.store.read(entry) for entry in self.entries.all}
+        return make_protocol(features, {s.name: s for s in self.entries.all}, self.images, self.settings.seed)
+
+    def _pictures(self, protocol: Protocol) -> PictureStore:
+        """Of test images, which neither training of the probe nor its choices saw."""
+        test = protocol.images[protocol.split.test].tolist()
+        count = min(self.settings.shown, len(test) // 2) if self.editors else 0
+        pairs = [(test[2 * i], test[2 * i + 1]) for i in range(count)]
+        return PictureStore(self.out / RESULTS, self.images, self.entries, pairs, self.settings.steps)
+
+    def _each(
+        self,
+        what: str,
+        entries: Sequence[Entry],
+        done: Callable[[Entry], bool],
+        make: Callable[[Entry, Reporter], None],
+    ) -> None:
+        """This process's share of the entries; then wait for the others'."""
+        for entry in self.crew.share(entries):
+            if not done(entry):
+                self.say.note(f"{what} {entry.name}.")
+                make(entry, self.say)
+        self.crew.wait()
+
+    def _overlaps(self) -> list[str]:
+        found = self.images.fingerprint()
+        seen = [s.name for s in self.entries.all if found is not None and _trained_on(s, found)]
+        if not seen:
+            return []
+        return [f"Trained on these very images: {', '.join(seen)}. Held-out images tell more."]
+
+    def _reduced(self) -> list[str]:
+        """Raw pixels of large images, said where they are."""
+        pixels = [s for s in self.entries.all if s.spec.kind in ("pixels", "pca")]
+        largest = max((s.resolution for s in self.entries.all), default=0)
+        if not pixels or pixels[0].resolution == largest:
+            return []
+        side = pixels[0].resolution
+        return [f"Raw pixels and PCA see images reduced to {side}x{side}."]
+
+    def _result(
+        self, protocol: Protocol, probes: ProbeStore, pictures: PictureStore, swaps: SwapStore | None, notes: list[str]
+    ) -> Comparison:
+        probed = {entry.name: probes.read(entry) for entry in self.entries.all}
+        self.say.start("Resampling test images", None)
+        scores = score_all(probed, protocol, seed=self.settings.seed)
+        self.say.finish()
+        found = {s.name: swaps.read(s) for s in self.editors} if swaps is not None else {}
+        names = self.images.names if self.settings.data else []
+        return Comparison(
+            entries=self.entries.all,
+            settings=self.settings,
+            protocol=protocol,
+            scores=scores,
+            probed=probed,
+            swaps={name: item for name, item in found.items() if item is not None},
+            pictures={s.name: pictures.read(s) for s in self.editors},
+            pairs=[(names[a], names[b]) for a, b in pictures.pairs],
+            features={s.name: str(self.store.path(s)) for s in self.entries.all},
+            notes=tuple(notes),
+            data={"name": self.images.title, "fingerprint": self.images.fingerprint()},
+        )
+
+
+def _trained_on(entry: Entry, fingerprint: dict[str, Any]) -> bool:
+    """Whether the run directory of a model says so."""
+    if entry.spec.kind != "model":
+        return False
+    folder = Path(entry.spec.source)
+    for config in (folder / "config.json", folder.parent / "config.json"):
+        try:
+            trained = dict(json.loads(config.read_bytes())["data"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        keys = ("kind", "seed") if fingerprint.get("kind") == "faces" else ("kind", "sha256")
+        return all(key in trained and trained[key] == fingerprint.get(key) for key in keys)
+    return False

@@ -1,0 +1,126 @@
+"""What exchanged chunks carry over, for each model that can edit: one attribute classifier for all models of a size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diticli.chunks import ChunkLayout
+from diticli.comparison.entries import Entries, Entry
+from diticli.comparison.images import ComparedImages
+from diticli.comparison.settings import FOLDER_LABELS, CompareSettings
+from diticli.data.decode import Crop
+from diticli.editing.stages import grouped
+from diticli.errors import DataError
+from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
+from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
+from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
+from diticli.evaluation.scores import to_json
+from diticli.identity import cache_key, file_digest
+from diticli.pictures.files import write_atomically
+from diticli.progress import Reporter
+
+PARTS = 4
+
+
+class SwapStore:
+    """Faithfulness of all models that can edit, each kept under a hash of model and settings.
+
+    Args:
+        folder: made when something is written.
+        images: of the comparison; the built-in faces are judged on faces of other seeds.
+        entries: the models.
+        settings: how many images.
+    """
+
+    def __init__(self, folder: Path, images: ComparedImages, entries: Entries, settings: CompareSettings) -> None:
+        self.folder, self.images, self.entries, self.settings = folder, images, entries, settings
+        self._readers: dict[tuple[int, Crop], tuple[EvaluationImages, AttributeClassifier]] = {}
+
+    def key(self, entry: Entry) -> str:
+        """Hash (16 hex digits) of everything that the scores depend on."""
+        settings = self.settings
+        facts = [settings.pairs, settings.learn, settings.epochs, settings.steps, settings.seed, self._labels()]
+        return cache_key("swaps", entry.model_hash, entry.crop, self.images.fingerprint(), *facts)
+
+    def _labels(self) -> str | None:
+        """Content of the label file: a file that was edited since gives other scores under the same path."""
+        labels = self.settings.labels
+        if labels is None or labels == FOLDER_LABELS:
+            return labels
+        try:
+            return file_digest(Path(labels))
+        except OSError as error:
+            raise DataError(f"Cannot read {labels}: {error.strerror}.", remedy="Check --labels.") from error
+
+    def has(self, entry: Entry) -> bool:
+        """Whether they are done."""
+        return self._path(entry).is_file()
+
+    def make(self, entry: Entry, reporter: Reporter) -> None:
+        """Exchange, judge and keep, unless that is done.
+
+        Raises:
+            DiTiError: as `evaluate_model` and `evaluation_folder`; DataError when the file cannot be written.
+        """
+        if self.has(entry):
+            return
+        pipeline = self.entries.load(entry)
+        images, classifier = self._reader(entry, str(pipeline.device), reporter)
+        settings = EvaluationSettings(steps=self.settings.steps, seed=self.settings.seed)
+        result = evaluate_model(
+            pipeline, images, classifier, chunk_sets(pipeline.chunks), settings=settings, moves=False, reporter=reporter
+        )
+        facts = {"reader": classifier.reliability, "images": images.name, **to_json(result)}
+        text = json.dumps(to_json(facts), indent=1, allow_nan=False, default=str) + "\n"
+        write_atomically(self._path(entry), "scores", lambda beside: beside.write_text(text, encoding="utf-8"))
+
+    def read(self, entry: Entry) -> dict[str, Any] | None:
+        """What `make` kept; None where that is missing or damaged."""
+        try:
+            found: dict[str, Any] = json.loads(self._path(entry).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def _reader(self, entry: Entry, device: str, reporter: Reporter) -> tuple[EvaluationImages, AttributeClassifier]:
+        """Learned once for all models that read images of one size."""
+        key, settings = (entry.resolution, entry.crop), self.settings
+        if key not in self._readers:
+            images = self._images(entry, reporter)
+            self._readers[key] = (
+                images,
+                train_classifier(
+                    images.learn_NCHW,
+                    images.labels,
+                    epochs=settings.epochs,
+                    seed=settings.seed,
+                    device=device,
+                    reporter=reporter,
+                ),
+            )
+        return self._readers[key]
+
+    def _images(self, entry: Entry, reporter: Reporter) -> EvaluationImages:
+        settings, size = self.settings, entry.resolution
+        if settings.labels is None:
+            return evaluation_faces(size, learn=settings.learn, pairs=settings.pairs, reporter=reporter)
+        return evaluation_folder(
+            settings.data[0],
+            Path(settings.labels),
+            size,
+            learn=settings.learn,
+            pairs=settings.pairs,
+            crop=entry.crop,
+            seed=settings.seed,
+            reporter=reporter,
+        )
+
+    def _path(self, entry: Entry) -> Path:
+        return self.folder / (self.key(entry) + ".json")
+
+
+def chunk_sets(layout: ChunkLayout) -> list[tuple[int, ...]]:
+    """Each quarter of the chunks, and all of them."""
+    return list(dict.fromkeys([*grouped(layout, PARTS), tuple(range(layout.chunks))]))

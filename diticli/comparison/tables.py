@@ -1,0 +1,180 @@
+"""Tables of a comparison, for the terminal and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diticli.comparison.charts import METRIC_NAMES
+from diticli.comparison.differences import Difference
+from diticli.comparison.run import Comparison
+from diticli.comparison.scores import METRICS, Score
+from diticli.evaluation.attribute_classifier import READABLE
+from diticli.pictures.report import Cell
+
+Table = tuple[list[str], list[list[Cell]]]
+METRIC_COLUMNS = {
+    "DCI I": "informativeness",
+    "D": "disentanglement",
+    "C": "completeness",
+    "MIG": "mig",
+    "SAP": "sap",
+    "FactorVAE": "factor_vae",
+    "modular.": "modularity",
+    "explicit.": "explicitness",
+    "TAD": "tad",
+    "captured": "captured",
+}
+"""Headings, and keys of `DisentanglementReport.to_dict()`."""
+STATISTIC_COLUMNS = {
+    "dims": "dims",
+    "active": "active_dims",
+    "effective rank": "effective_rank",
+    "participation ratio": "participation_ratio",
+    "correlation between chunks": "mean_chunk_correlation",
+}
+"""Headings, and keys of `FeatureStatistics.to_dict()`."""
+MARKS = {"better": " +", "worse": " -", "not told apart": ""}
+
+
+def score_table(result: Comparison) -> Table:
+    """A row for each contender: dims, and means with 95 % intervals."""
+    kinds = list(next(iter(result.scores.values())).means)
+    columns = ["contender", "dims"]
+    columns += [f"{METRIC_NAMES[m]}" for kind in kinds for m in shown(kind)]
+    rows: list[list[Cell]] = []
+    for entry in result.entries:
+        means = result.scores[entry.name].means
+        dims = result.probed[entry.name].report["latent_dim"]
+        rows.append([entry.name, dims, *(spread(means[kind][m]) for kind in kinds for m in shown(kind))])
+    return columns, rows
+
+
+def shown(kind: Any) -> Sequence[str]:
+    """Metrics of a kind that the table has room for."""
+    return [metric for metric in METRICS[kind] if metric != "roc_auc"]
+
+
+def difference_table(result: Comparison) -> Table:
+    """A row for each contender and metric: its difference to the first contender, and whether that is real."""
+    columns = ["contender", "metric", "difference", "95 % interval", "p", "p, adjusted", "verdict"]
+    rows: list[list[Cell]] = []
+    for name, own in result.scores.items():
+        for kind, found in own.differences.items():
+            for metric in shown(kind):
+                if (item := found[metric]) is not None:
+                    rows.append([name, METRIC_NAMES[metric], *_difference_cells(item)])
+    return columns, rows
+
+
+def attribute_table(result: Comparison) -> Table:
+    """A row for each attribute, a column for each contender; + and - mark what differs from the first contender."""
+    columns = ["attribute", "metric", *result.scores]
+    first = next(iter(result.scores.values()))
+    rows: list[list[Cell]] = []
+    for name, metrics in first.attributes.items():
+        metric = next(iter(metrics))
+        cells = [_marked(own.attributes[name][metric], own.by_attribute.get(name)) for own in result.scores.values()]
+        rows.append([name, METRIC_NAMES[metric], *cells])
+    return columns, rows
+
+
+def contender_table(result: Comparison) -> Table:
+    """What each contender is."""
+    columns = ["contender", "what it is", "dims", "weights", "source"]
+    rows: list[list[Cell]] = []
+    for entry in result.entries:
+        dims = result.probed[entry.name].report["latent_dim"]
+        source = entry.spec.source or "built in"
+        rows.append([entry.name, entry.describe(), dims, entry.model_hash or None, source])
+    return columns, rows
+
+
+def metric_table(result: Comparison) -> Table:
+    """Disentanglement, a row for each contender that has been measured, and one more where chunks are units."""
+    columns = ["contender", "units", *METRIC_COLUMNS]
+    rows: list[list[Cell]] = []
+    for name, probed in result.probed.items():
+        found = probed.report.get("disentanglement") or {}
+        for units in ("dims", "chunks"):
+            if own := found.get(units):
+                whole = {key: found.get(key) for key in ("informativeness", "explicitness")}
+                own = whole | own | {"captured": len(own["captured"])}
+                rows.append([name, f"{own['units']} {units}", *(own.get(key) for key in METRIC_COLUMNS.values())])
+    return columns, rows
+
+
+def statistics_table(result: Comparison) -> Table:
+    """How the features vary, without labels, a row for each contender."""
+    rows: list[list[Cell]] = []
+    for name, probed in result.probed.items():
+        if found := probed.report.get("statistics"):
+            rows.append([name, *(found.get(key) for key in STATISTIC_COLUMNS.values())])
+    return ["contender", *STATISTIC_COLUMNS], rows
+
+
+def centre_table(found: Mapping[str, Any]) -> Table:
+    """Where one contender's chunks tell each attribute, in timesteps.
+
+    Args:
+        found: `ChunkProbe.to_dict()`.
+    """
+    columns = ["attribute", "skill of all chunks", "comes in at t", "95 % interval", "found at t", "95 % interval"]
+    rows: list[list[Cell]] = []
+    for item in found["attributes"]:
+        row: list[Cell] = [item["name"], item["all"]["value"]]
+        for key in ("centre_prefix", "centre_alone"):
+            centre = item[key]
+            flat = key == "centre_alone" and item.get("flat", False)
+            row += (
+                ["every chunk" if flat else None, None]
+                if centre is None
+                else [f"{centre['value']:.0f}", _bounds(centre)]
+            )
+        rows.append(row)
+    return columns, rows
+
+
+def swap_table(result: Comparison) -> Table:
+    """A row for each model: mean share of the differences that each quarter of its chunks carries over, and all."""
+    columns = ["contender", "chunks", "timesteps", "mean share", "most", "least", "other change"]
+    rows: list[list[Cell]] = []
+    for name, found in result.swaps.items():
+        for swap in found["swaps"]:
+            shares = {attribute: swap["shares"][attribute]["value"] for attribute in readable(found)}
+            best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+            other = [value for value in swap["unexplained"].values() if value is not None]
+            row: list[Cell] = [name, _chunk_text(swap["chunks"]), f"{swap['timesteps'][0]}-{swap['timesteps'][1] - 1}"]
+            row += [sum(shares.values()) / len(shares), f"{best} {shares[best]:.2f}", f"{worst} {shares[worst]:.2f}"]
+            rows.append([*row, sum(other) / len(other) if other else None])
+    return columns, rows
+
+
+def readable(found: Mapping[str, Any]) -> list[str]:
+    """Attributes that the attribute classifier behind the exchanges reads well enough; all where it reads none."""
+    names = list(found["swaps"][0]["shares"])
+    return [name for name in names if (found["reader"].get(name) or 0) >= READABLE] or names
+
+
+def spread(score: Score) -> str:
+    """A score with its interval."""
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _difference_cells(item: Difference) -> list[Cell]:
+    bounds = f"[{item.low:+.3f}, {item.high:+.3f}]"
+    return [f"{item.value:+.3f}", bounds, f"{item.p:.3f}", f"{item.adjusted_p:.3f}", item.verdict]
+
+
+def _bounds(item: Mapping[str, Any]) -> str | None:
+    return None if item["low"] is None else f"[{item['low']:.0f}, {item['high']:.0f}]"
+
+
+def _marked(score: Score, found: Difference | None) -> str:
+    return f"{score.value:.3f}" + ("" if found is None else MARKS[found.verdict])
+
+
+def _chunk_text(chunks: Sequence[int]) -> str:
+    return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"

@@ -1,0 +1,159 @@
+"""How networks learn to read attributes from images: targets, loss and loop.
+
+Legend of shape suffixes: N images, C channels, R resolution, A attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from diticli.errors import ConfigError
+from diticli.models.pixels import normalise
+from diticli.progress import Reporter
+from diticli.types import DoubleArray, Rows
+
+Labels = Mapping[str, tuple[Literal["binary", "number"], npt.NDArray[np.floating]]]
+Inputs = Callable[[torch.Tensor, torch.Generator], tuple[torch.Tensor, ...]]
+MIN_IMAGES = 200
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAttribute:
+    """One attribute that a classifier tells.
+
+    Attributes:
+        name: of the attribute.
+        kind: "binary" is read as a probability, "number" as a value.
+        mean: of the training images.
+        std: likewise; what the classifier says is standardised by both.
+    """
+
+    name: str
+    kind: Literal["binary", "number"]
+    mean: float
+    std: float
+
+
+class ClassifierNetwork(nn.Module):
+    """What every classifier knows of its attributes, and how it says them.
+
+    Args:
+        attributes: what it tells, in the order of its outputs.
+    """
+
+    mean_A: torch.Tensor
+    std_A: torch.Tensor
+    binary_A: torch.Tensor
+
+    def __init__(self, attributes: Sequence[ReadAttribute]) -> None:
+        super().__init__()
+        self.attributes = tuple(attributes)
+        self.register_buffer("mean_A", torch.tensor([a.mean for a in attributes]), persistent=False)
+        self.register_buffer("std_A", torch.tensor([a.std for a in attributes]), persistent=False)
+        self.register_buffer("binary_A", torch.tensor([a.kind == "binary" for a in attributes]), persistent=False)
+
+    def standardised(self, raw_NA: torch.Tensor) -> DoubleArray:
+        """What raw outputs say, in standard deviations; probabilities are standardised like their 0/1."""
+        probability = (raw_NA.sigmoid() - self.mean_A) / self.std_A
+        return torch.where(self.binary_A, probability, raw_NA).double().cpu().numpy()
+
+
+def check_enough(images: int, attributes: int) -> None:
+    """Raise ConfigError where a classifier has too little to learn from."""
+    if images < MIN_IMAGES or not attributes:
+        raise ConfigError(
+            f"A classifier needs at least {MIN_IMAGES} images and one attribute, got {images} and {attributes}.",
+            remedy="Give more labelled images.",
+        )
+
+
+def split_rows(count: int, seed: int) -> tuple[Rows, Rows]:
+    """Rows to learn from, and the tenth that only tells how well it went."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order[int(HELD_OUT * count) :], order[: int(HELD_OUT * count)]
+
+
+def targets_of(labels: Labels, train: Rows) -> tuple[DoubleArray, list[ReadAttribute]]:
+    """Values [N, A] of all attributes, NaN where unknown, and their scale on the training rows.
+
+    Raises:
+        ConfigError: for an attribute without two different values.
+    """
+    targets_NA = np.stack([values.astype(np.float64) for _, values in labels.values()], axis=1)
+    return targets_NA, [_attribute(name, kind, values[train]) for name, (kind, values) in labels.items()]
+
+
+def _attribute(name: str, kind: Literal["binary", "number"], values: npt.NDArray[np.floating]) -> ReadAttribute:
+    mean, std = float(np.nanmean(values)), float(np.nanstd(values))
+    if not std > 0:
+        raise ConfigError(f"The attribute {name!r} has the same value in all images.", remedy="Leave it out.")
+    return ReadAttribute(name=name, kind=kind, mean=mean, std=std)
+
+
+def fit_classifier(
+    classifier: ClassifierNetwork,
+    images_NCHW: torch.Tensor,
+    targets_NA: DoubleArray,
+    train: Rows,
+    inputs: Inputs,
+    *,
+    epochs: int,
+    batch_size: int,
+    title: str,
+    reporter: Reporter,
+) -> None:
+    """Train a classifier in place on the rows `train` of uint8 images; seeded by the global generator.
+
+    It is left in train mode.
+
+    Args:
+        classifier: what is trained.
+        images_NCHW: uint8 [N, 3, R, R].
+        targets_NA: labels, NaN where unknown.
+        train: rows to learn from.
+        inputs: images in [-1, 1] and a generator -> what the classifier's forward takes.
+        epochs: passes over the rows.
+        batch_size: images per step.
+        title: of the progress.
+        reporter: its receiver.
+    """
+    device = classifier.mean_A.device
+    steps = epochs * max(1, len(train) // batch_size)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    reporter.start(title, steps * batch_size, unit="images")
+    classifier.train()
+    for step in range(steps):
+        position = step * batch_size % max(1, len(train) - batch_size + 1)
+        if position < batch_size:
+            train = train[torch.randperm(len(train), generator=generator).numpy()]
+        rows = train[position : position + batch_size]
+        x = normalise(images_NCHW[torch.from_numpy(rows)])
+        raw_NA = classifier(*(part.to(device) for part in inputs(x, generator)))
+        loss = _loss(classifier, raw_NA, torch.from_numpy(targets_NA[rows]).to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        reporter.advance(len(rows))
+    reporter.finish()
+
+
+def _loss(classifier: ClassifierNetwork, raw_NA: torch.Tensor, targets_NA: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the binary attributes, squared error of the others; unknown values do not count."""
+    known = ~targets_NA.isnan()
+    targets = torch.where(known, targets_NA, 0).float()
+    squared = (raw_NA - (targets - classifier.mean_A) / classifier.std_A).square()
+    entropy = F.binary_cross_entropy_with_logits(raw_NA, targets.clamp(0, 1), reduction="none")
+    losses = torch.where(classifier.binary_A, entropy, squared)
+    return (losses * known).sum() / known.sum().clamp(min=1)

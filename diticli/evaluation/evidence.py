@@ -1,0 +1,125 @@
+"""What can be measured of a model beside the faithfulness of its edits, and how it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diticli.editing.stages import grouped
+from diticli.evaluation.attribute_classifier import AttributeClassifier
+from diticli.evaluation.attribute_survival import SurvivalCurves, measure_survival
+from diticli.evaluation.chunk_ablation import FeatureAblation, measure_ablation
+from diticli.evaluation.denoising import ModelGap, measure_model_gap
+from diticli.evaluation.evaluate import EvaluationSettings
+from diticli.evaluation.images import EvaluationImages
+from diticli.evaluation.order import OrderAgreement, compare_order
+from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
+from diticli.progress import Reporter, SilentReporter
+
+if TYPE_CHECKING:
+    from diticli.models.model import DiTiModel
+
+
+GAP_IMAGES = 32
+"""The gap is measured on at most so many of the judged images: its standard errors are small, its timesteps many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceRequest:
+    """What to measure.
+
+    Attributes:
+        atlas: exchange every chunk alone.
+        gap: error by timestep with and without features, and the use of every chunk.
+        lost: when the noise hides each attribute.
+        groups: consecutive chunks go together in so many groups; None: every chunk by itself.
+        lost_epochs: passes of the classifier of noisy images.
+    """
+
+    atlas: bool = False
+    gap: bool = False
+    lost: bool = False
+    groups: int | None = None
+    lost_epochs: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was measured of one model; None where it was not asked for, or there was nothing to measure.
+
+    Attributes:
+        atlas: what each chunk does.
+        gap: error by timestep.
+        use: what each chunk is worth to the decoder.
+        lost: when attributes are lost, the same for all models with one noise schedule.
+        order: whether chunks act in that order.
+    """
+
+    atlas: SwapEffects | None = None
+    gap: ModelGap | None = None
+    use: FeatureAblation | None = None
+    lost: SurvivalCurves | None = None
+    order: OrderAgreement | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; what was not measured is left out."""
+        return {name: part.to_dict() for name, part in vars(self).items() if part is not None}
+
+
+def collect_evidence(
+    pipelines: Sequence[DiTiModel],
+    images: EvaluationImages,
+    classifier: AttributeClassifier,
+    request: EvidenceRequest,
+    *,
+    settings: EvaluationSettings | None = None,
+    reporter: Reporter | None = None,
+) -> list[Evidence]:
+    """Measure what `request` asks for, of each model in turn.
+
+    Args:
+        pipelines: of one resolution.
+        images: images to learn from and to judge.
+        classifier: trained on the former.
+        request: what to measure.
+        settings: of exchanges; its batch size and seed serve all.
+        reporter: receiver of progress.
+
+    Raises:
+        ConfigError: for less than one group, or fewer than two pairs.
+        DataError: for fewer than eight judged images.
+        ModelError: for an encoder alone.
+    """
+    settings, reporter = settings or EvaluationSettings(), reporter or SilentReporter()
+    found: dict[bytes, SurvivalCurves] = {}
+    results = []
+    for pipeline in pipelines:
+        layout = pipeline.chunks
+        options: dict[str, Any] = {"seed": settings.seed, "reporter": reporter}
+        groups = grouped(layout, request.groups or layout.chunks)
+        parts: dict[str, Any] = {}
+        if request.gap:
+            some, size = images.judge_NCHW[:GAP_IMAGES], settings.batch_size
+            parts["gap"] = measure_model_gap(pipeline, some, batch_size=size, **options)
+            parts["use"] = measure_ablation(pipeline, some, groups=groups, batch_size=size, **options)
+        if request.atlas:
+            parts["atlas"] = measure_swap_effects(
+                pipeline, images, classifier, groups=groups, settings=settings, reporter=reporter
+            )
+        if request.lost:
+            key = pipeline.schedule.alphas_cumprod.cpu().numpy().tobytes()
+            if key not in found:
+                found[key] = measure_survival(
+                    images.learn_NCHW,
+                    images.labels,
+                    pipeline.schedule,
+                    epochs=request.lost_epochs,
+                    device=pipeline.device,
+                    **options,
+                )
+            parts["lost"] = found[key]
+        if "atlas" in parts and "lost" in parts:
+            parts["order"] = compare_order(parts["atlas"], parts["lost"], seed=settings.seed)
+        results.append(Evidence(**parts))
+    return results

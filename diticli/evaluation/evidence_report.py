@@ -1,0 +1,164 @@
+"""Evidence as pictures and sections of the HTML report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from diticli.chunks import ChunkLayout
+from diticli.evaluation.attribute_survival import SurvivalCurves
+from diticli.evaluation.chunk_ablation import IGNORED, FeatureAblation
+from diticli.evaluation.denoising import ModelGap
+from diticli.evaluation.evidence import Evidence
+from diticli.evaluation.evidence_tables import atlas_table, between, chunk_text, gap_table, lost_table, use_table
+from diticli.evaluation.order import OrderAgreement
+from diticli.evaluation.scores import Estimate
+from diticli.evaluation.swap_effects import MOVES, SwapEffects
+from diticli.pictures.charts import bar_table_chart
+from diticli.pictures.heatmaps import chunk_heatmap
+from diticli.pictures.report import Section
+from diticli.pictures.time_charts import gap_chart, lost_chart
+
+Mark = tuple[float, float, float] | None
+
+
+def evidence_sections(evidence: Evidence, name: str, layout: ChunkLayout, out: Path, index: int) -> list[Section]:
+    """Draw the pictures of one model into `out`, and what the report says of it.
+
+    Args:
+        evidence: what was measured.
+        name: the model's.
+        layout: its chunks.
+        out: folder of the pictures.
+        index: of the model, part of their names.
+
+    Raises:
+        DataError: when a picture cannot be written.
+    """
+    sections = []
+    if evidence.atlas is not None:
+        sections.append(_atlas(evidence.atlas, name, layout, out / f"atlas-{index}.png"))
+    if evidence.lost is not None:
+        sections.append(_lost(evidence.lost, evidence.atlas, evidence.order, name, out / f"lost-{index}.png"))
+    if evidence.gap is not None:
+        sections.append(_gap(evidence.gap, name, layout, out / f"gap-{index}.png"))
+    if evidence.use is not None:
+        sections.append(_use(evidence.use, name, out / f"use-{index}.png"))
+    return sections
+
+
+def order_text(order: OrderAgreement | None) -> str:
+    """Whether chunks act in the order in which attributes are lost, in a sentence."""
+    if order is None:
+        return "Too few attributes have a time and centres that differ: there is no order to compare."
+    return (
+        f"Spearman's correlation of the {len(order.attributes)} centres with the times at which half of each attribute "
+        f"is lost: {between(order.spearman)}; attributes in random order agree as well in {order.p_value:.1%} of cases."
+    )
+
+
+def use_text(use: FeatureAblation) -> str:
+    """What the features give, and which chunks give nothing, in a sentence or two."""
+    ignored = f"Ignored: chunks {', '.join(map(str, use.ignored))}." if use.ignored else "No chunk is ignored."
+    return f"The features take {use.gain.value:.1%} off the loss of the base alone. {ignored}"
+
+
+def modularity_text(atlas: SwapEffects) -> str:
+    """The two scores in a sentence."""
+    if len(atlas.groups) < 2:
+        return "A single group of chunks has no modularity."
+    return (
+        f"Completeness (an attribute is moved by one chunk alone) {between(atlas.completeness)}, disentanglement (a "
+        f"chunk moves one attribute alone) {between(atlas.disentanglement)}; 1 perfect, 0 everything everywhere."
+    )
+
+
+def _atlas(atlas: SwapEffects, name: str, layout: ChunkLayout, picture: Path) -> Section:
+    chunk_heatmap(
+        picture,
+        np.array([[share.value for share in shares] for shares in atlas.shares.values()]),
+        rows=atlas.attributes,
+        layout=_grouped_layout(layout, atlas.groups),
+        title="Share of each difference that exchanging a chunk alone carries over",
+        limit=1.0,
+        totals=[share.value for share in atlas.together.values()],
+        marks=[_mark(centre) for centre in atlas.centres.values()],
+    )
+    text = (
+        f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, "
+        f"{atlas.facts['steps_run']} steps), and the classifier says how much of the partner's attributes came along: "
+        f"0 nothing, 1 all. The centre of mass "
+        f"weighs the chunks' timesteps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
+        "beyond doubt, have none. "
+        f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
+        "regressor's importances."
+    )
+    if atlas.unreadable:
+        text += f" Not counted, as the classifier cannot tell them: {', '.join(atlas.unreadable)}."
+    return Section(title=f"{name}: what each chunk does", text=text, picture=picture, table=atlas_table(atlas))
+
+
+def _lost(
+    lost: SurvivalCurves, atlas: SwapEffects | None, order: OrderAgreement | None, name: str, picture: Path
+) -> Section:
+    names = [*lost.order, *(attribute for attribute in lost.half if attribute not in lost.order)]
+    unknown = [float("nan")] * len(lost.timesteps)
+    lost_chart(
+        picture,
+        lost.timesteps,
+        [lost.left[attribute] or unknown for attribute in names],
+        rows=names,
+        lost=[_mark(lost.half[attribute]) for attribute in names],
+        act=None if atlas is None else [_mark(atlas.centres.get(attribute)) for attribute in names],
+    )
+    text = (
+        f"A classifier that knows the noise level learned the attributes from {lost.learned_from:,} noisy images. What "
+        f"it cannot read on {lost.held_out:,} others, the noise has hidden: explained variance at t, over that of "
+        "clean images. No model has a part in this."
+    )
+    if atlas is not None:
+        text += f"\n\n{order_text(order)}"
+    return Section(title=f"{name}: when attributes are lost", text=text, picture=picture, table=lost_table(lost, atlas))
+
+
+def _gap(gap: ModelGap, name: str, layout: ChunkLayout, picture: Path) -> Section:
+    curves = {"base alone": gap.without_features, "with features": gap.with_features}
+    gap_chart(picture, gap.without_features.timesteps, {n: c.clamped for n, c in curves.items()}, layout=layout)
+    text = (
+        f"Mean squared error of the image that is predicted from a noisy one, pixels in [-1, 1] and predictions held "
+        f"there, over {gap.without_features.images} images; features are masked as in training."
+    )
+    return Section(title=f"{name}: the gap", text=text, picture=picture, table=gap_table(gap))
+
+
+def _use(use: FeatureAblation, name: str, picture: Path) -> Section:
+    bar_table_chart(
+        picture,
+        [f"{chunk_text(g.chunks)} (t {g.timesteps[0]}-{g.timesteps[1] - 1})" for g in use.groups],
+        {
+            "own range": [100 * g.own.value for g in use.groups],
+            "others that see it": [float("nan") if g.beyond is None else 100 * g.beyond.value for g in use.groups],
+        },
+        title="Rise of the loss without a chunk",
+        x_label="% of the base's loss there",
+    )
+    text = (
+        f"{use_text(use)} A chunk is taken away by setting its dims to their mean, at its own timesteps and at all "
+        f"others that see it. It counts as ignored where the rise cannot be told from 0, or is below "
+        f"{IGNORED:.0%} of an equal share."
+    )
+    return Section(title=f"{name}: what each chunk is worth", text=text, picture=picture, table=use_table(use))
+
+
+def _grouped_layout(layout: ChunkLayout, groups: tuple[tuple[int, ...], ...]) -> ChunkLayout:
+    """A layout whose chunks are the groups."""
+    return ChunkLayout(
+        timestep_ends=tuple(layout.timestep_ends[group[-1]] for group in groups),
+        ends=tuple(layout.ends[group[-1]] for group in groups),
+        visible=layout.visible,
+    )
+
+
+def _mark(estimate: Estimate | None) -> Mark:
+    return None if estimate is None else (estimate.value, estimate.low, estimate.high)

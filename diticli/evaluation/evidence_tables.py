@@ -1,0 +1,92 @@
+"""Evidence as tables: rows of plain cells, for the terminal and for the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diticli.evaluation.attribute_survival import SurvivalCurves
+from diticli.evaluation.chunk_ablation import FeatureAblation
+from diticli.evaluation.denoising import ModelGap
+from diticli.evaluation.scores import Estimate
+from diticli.evaluation.swap_effects import SwapEffects
+from diticli.pictures.report import Cell
+
+Table = tuple[list[str], list[list[Cell]]]
+GAP_ROWS = 10
+
+
+def chunk_text(chunks: Sequence[int]) -> str:
+    """Consecutive chunks as a range."""
+    return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
+
+
+def between(estimate: Estimate | None, digits: int = 2) -> str | None:
+    """A number and its interval as text; None stays."""
+    if estimate is None:
+        return None
+    value, low, high = (f"{round(v, digits) + 0.0:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def atlas_table(atlas: SwapEffects) -> Table:
+    """A row per attribute: the groups that carry over most, all together, centre of mass, concentration."""
+    names = ["best chunk", "its share", "second", "its share", "all chunks", "centre t", "concentration"]
+    columns = ["attribute", *names]
+    rows: list[list[Cell]] = []
+    for name, shares in atlas.shares.items():
+        order = sorted(range(len(shares)), key=lambda g: -shares[g].value)[:2]
+        best: list[Cell] = [cell for g in order for cell in (chunk_text(atlas.groups[g]), shares[g].value)]
+        best += [None] * (4 - len(best))
+        centre = between(atlas.centres[name], 0)
+        rows.append([name, *best, atlas.together[name].value, centre, atlas.concentration[name]])
+    return columns, rows
+
+
+def use_table(use: FeatureAblation) -> Table:
+    """A row per group of chunks: rise of the loss without it, at its own timesteps and others, and its share."""
+    columns = ["chunk", "timesteps", "own range, %", "others that see it, %", "share of all, %", "ignored"]
+    rows: list[list[Cell]] = [
+        [
+            chunk_text(group.chunks),
+            f"{group.timesteps[0]}-{group.timesteps[1] - 1}",
+            *(between(_percent(part)) for part in (group.own, group.beyond)),
+            between(_percent(group.share), 1),
+            "ignored" if group.ignored else "",
+        ]
+        for group in use.groups
+    ]
+    return columns, rows
+
+
+def lost_table(lost: SurvivalCurves, atlas: SwapEffects | None = None) -> Table:
+    """A row per attribute, first lost first: when, how well it is read from clean images, where chunks move it."""
+    columns = ["attribute", "half is lost at t", "explained, clean", "chunks that move it, centre t"]
+    names = [*lost.order, *(name for name in lost.half if name not in lost.order)]
+    centres = atlas.centres if atlas is not None else {}
+    rows: list[list[Cell]] = [
+        [name, between(lost.half[name], 0), lost.explained[name][0], between(centres.get(name), 0)] for name in names
+    ]
+    return (columns, rows) if atlas is not None else (columns[:3], [row[:3] for row in rows])
+
+
+def gap_table(gap: ModelGap) -> Table:
+    """About ten rows of the curves."""
+    columns = ["t", "base alone", "with features", "taken away, %"]
+    without, with_z = gap.without_features, gap.with_features
+    step = max(1, len(without.timesteps) // GAP_ROWS)
+    rows: list[list[Cell]] = [
+        [t, _short(without.clamped[i]), _short(with_z.clamped[i]), f"{100 * gap.filled[i]:.1f}"]
+        for i, t in enumerate(without.timesteps)
+        if i % step == step // 2
+    ]
+    return columns, rows
+
+
+def _percent(estimate: Estimate | None) -> Estimate | None:
+    if estimate is None:
+        return None
+    return Estimate(value=100 * estimate.value, low=100 * estimate.low, high=100 * estimate.high)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,119 @@
+"""Labelled images in two disjoint parts: some to learn from (the classifier, the directions), some to edit and judge.
+
+Legend of shape suffixes: N images, R resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diticli.data.decode import Crop
+from diticli.data.faces import FACTORS, render_face, sample_factors
+from diticli.data.images import FaceImages, load_images, open_images
+from diticli.data.labels import LabelColumn, read_labels
+from diticli.errors import ConfigError
+from diticli.probing.label_join import join_labels
+from diticli.progress import Reporter
+
+Pixels = npt.NDArray[np.uint8]
+Labels = dict[str, tuple[Literal["binary", "number"], npt.NDArray[np.floating]]]
+
+# Training draws faces of seed 0 and the demo probes those of 1.
+LEARN_SEED = 2
+JUDGE_SEED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationImages:
+    """Images to learn from and images to judge.
+
+    Attributes:
+        learn_NCHW: uint8 [N, 3, R, R].
+        columns: labels of `learn_NCHW`, binary and numeric ones.
+        judge_NCHW: uint8 [M, 3, R, R], M even; rows 2i and 2i+1 are a pair.
+        factors: [M, 13] ground truth of `judge_NCHW` where it is known (the built-in faces), else None.
+        name: what they are.
+    """
+
+    learn_NCHW: torch.Tensor
+    columns: dict[str, LabelColumn]
+    judge_NCHW: torch.Tensor
+    factors: npt.NDArray[np.float32] | None
+    name: str
+
+    @property
+    def labels(self) -> Labels:
+        """As `diticli.evaluation.attribute_classifier.train_classifier` takes them."""
+        return {
+            name: (column.kind, column.values) for name, column in self.columns.items() if column.kind != "category"
+        }
+
+    def drawn(self, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Pixels:
+        """Drawings [M, R, R, 3] of the judged faces with changed factors: what a perfect edit would give.
+
+        Args:
+            change: factors [M, 13] -> factors [M, 13].
+        """
+        assert self.factors is not None
+        side = self.judge_NCHW.shape[-1]
+        return np.stack([render_face(row, side) for row in change(self.factors.copy())])
+
+
+def evaluation_faces(resolution: int, *, learn: int, pairs: int, reporter: Reporter) -> EvaluationImages:
+    """Built-in faces that neither training nor the demo's probe saw."""
+    source = FaceImages(learn, LEARN_SEED, resolution)
+    factors = source.factors()
+    columns = {f.name: LabelColumn(f.kind, factors[:, i]) for i, f in enumerate(FACTORS)}
+    images = FaceImages(2 * pairs, JUDGE_SEED, resolution)
+    return EvaluationImages(
+        learn_NCHW=_tensor(load_images(source, reporter=reporter).images),
+        columns=columns,
+        judge_NCHW=_tensor(load_images(images, reporter=reporter).images),
+        factors=sample_factors(JUDGE_SEED, range(2 * pairs)),
+        name="built-in faces",
+    )
+
+
+def evaluation_folder(
+    data: str, labels: Path, resolution: int, *, learn: int, pairs: int, crop: Crop, seed: int, reporter: Reporter
+) -> EvaluationImages:
+    """Labelled images of the user's, split at random: `2 * pairs` to judge, at most `learn` others to learn from.
+
+    Raises:
+        DataError: when the images cannot be read.
+        LabelError: when no image has a label.
+        ConfigError: when there are too few.
+    """
+    source = open_images(data, resolution, crop=crop, reporter=reporter)
+    loaded = load_images(source, reporter=reporter)
+    files = [source.file_name(int(index)) for index in loaded.indices]
+    joined = join_labels(files, read_labels(labels, files))
+    for line in (joined.describe(), *joined.notes):
+        reporter.note(line)
+    columns = {name: column for name, column in joined.columns.items() if column.kind != "category"}
+    count = len(joined.rows)
+    if count < 4 * pairs or not columns:
+        raise ConfigError(
+            f"{count:,} labelled images and {len(columns)} binary or numeric attributes are too few for {pairs} pairs.",
+            remedy="Give more images, attributes that are no categories, or fewer --pairs.",
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    judge, others = order[: 2 * pairs], np.sort(order[2 * pairs : 2 * pairs + learn])
+    return EvaluationImages(
+        learn_NCHW=_tensor(loaded.images[joined.rows[others]]),
+        columns={name: LabelColumn(c.kind, c.values[others]) for name, c in columns.items()},
+        judge_NCHW=_tensor(loaded.images[joined.rows[judge]]),
+        factors=None,
+        name=data,
+    )
+
+
+def _tensor(images_NHWC: Pixels) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))

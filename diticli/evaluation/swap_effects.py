@@ -1,0 +1,232 @@
+"""Swap effects: each chunk of B alone goes into A, and an independent attribute classifier says what that changed.
+
+What a probe finds in a chunk need not be what the decoder makes of it; this is the other half of the evidence.
+Method: counterfactuals as in Yue et al., ICLR 2024 (arXiv 2401.11430), section 5.2; the scores are ours.
+
+Legend of shape suffixes: N images, A attributes, G groups of chunks, R resamples, D latent dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diticli.chunks import ChunkLayout
+from diticli.editing.mixing import check_chunks, mix_chunks
+from diticli.editing.stages import grouped
+from diticli.errors import ConfigError
+from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
+from diticli.evaluation.evaluate import EvaluationSettings
+from diticli.evaluation.images import EvaluationImages
+from diticli.evaluation.modularity import centre_of_mass, completeness, concentration, disentanglement
+from diticli.evaluation.scores import Estimate, Share, resampled_shares, to_json
+from diticli.models.model import DiTiModel
+from diticli.models.pixels import normalise
+from diticli.progress import Reporter, SilentReporter
+from diticli.types import DoubleArray
+
+MOVES = 0.05
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapEffects:
+    """Attributes by groups of chunks: the share of each difference that exchanging the group alone carries over.
+
+    Centres of mass and modularity weigh groups by the absolute share. A group is said to move an attribute when the
+    share is at least `MOVES` and its interval leaves 0 out; an attribute that no group moves has neither centre nor
+    concentration, for both would describe noise.
+
+    Attributes:
+        model: its id.
+        model_hash: fingerprint of its weights.
+        groups: the chunks of each group, from the first timesteps to the last.
+        timesteps: range of timesteps of each group, [first, last).
+        shares: attribute -> one share per group.
+        together: attribute -> share that exchanging all groups carries over.
+        centres: attribute -> timestep of its centre of mass; None where no group moves it.
+        concentration: attribute -> 1 when one group alone moves it, 0 when all do alike; None as above.
+        selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
+        completeness: mean of `concentration`; see `diticli.evaluation.modularity`.
+        disentanglement: `selectivity` of all groups, weighted by the sum of their shares.
+        unreadable: attributes that the classifier tells badly; they count in none of the last three.
+        pairs: how many were exchanged, both ways.
+        facts: solver, steps.
+        centre_draws: [R, A] centres of the resampled pairs, for what is computed from them.
+    """
+
+    model: str
+    model_hash: str
+    groups: Groups
+    timesteps: tuple[tuple[int, int], ...]
+    shares: dict[str, tuple[Share, ...]]
+    together: dict[str, Share]
+    centres: dict[str, Estimate | None]
+    concentration: dict[str, float | None]
+    selectivity: tuple[float | None, ...]
+    completeness: Estimate
+    disentanglement: Estimate
+    unreadable: tuple[str, ...]
+    pairs: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    centre_draws: DoubleArray = field(repr=False, compare=False)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names, in the classifier's order."""
+        return tuple(self.shares)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the draws."""
+        json: dict[str, Any] = to_json({k: v for k, v in vars(self).items() if k != "centre_draws"})
+        return json
+
+
+def measure_swap_effects(
+    pipeline: DiTiModel,
+    images: EvaluationImages,
+    classifier: AttributeClassifier,
+    *,
+    groups: Sequence[Sequence[int]] | None = None,
+    pairs: int | None = None,
+    settings: EvaluationSettings | None = None,
+    reporter: Reporter | None = None,
+) -> SwapEffects:
+    """Exchange every chunk (or group of chunks) alone within all pairs, and read what came along.
+
+    The images are inverted once. The cost is one decoding of all of them per group, and two more.
+
+    Args:
+        pipeline: the model.
+        images: images of the model's resolution.
+        classifier: trained on `images.learn_NCHW`.
+        groups: chunks that go together; default: every chunk by itself.
+        pairs: how many of the judged pairs to exchange; default: all.
+        settings: steps, solver, batch size, seed of the bootstrap.
+        reporter: receiver of progress.
+
+    Raises:
+        ChunkError: for a chunk that the model lacks.
+        ConfigError: for fewer than two pairs, or more than there are.
+        ModelError: for an encoder alone.
+    """
+    settings, reporter = settings or EvaluationSettings(), reporter or SilentReporter()
+    layout = pipeline.chunks
+    chosen = tuple(tuple(sorted(group)) for group in (groups or grouped(layout, layout.chunks)))
+    for group in chosen:
+        check_chunks(group, layout)
+    images_NCHW = images.judge_NCHW[: _images(pairs, len(images.judge_NCHW))]
+    readings = _readings(pipeline, classifier, normalise(images_NCHW), chosen, settings, reporter)
+    before_NA, after_GNA = readings[0], readings[1:]
+    other_NA = before_NA[np.arange(len(before_NA)) ^ 1]
+    values_GA, draws_RGA = resampled_shares(before_NA, after_GNA, other_NA, seed=settings.seed)
+    poor = unreadable(classifier)
+    return SwapEffects(
+        model=pipeline.model_id,
+        model_hash=pipeline.model_hash,
+        groups=chosen,
+        timesteps=tuple((layout.timestep_starts[g[0]], layout.timestep_ends[g[-1]]) for g in chosen),
+        unreadable=tuple(poor),
+        pairs=len(images_NCHW) // 2,
+        facts={
+            "steps": settings.steps,
+            "steps_run": settings.steps_run(layout.timesteps),
+            "solver": settings.solver,
+            "seed": settings.seed,
+        },
+        **_summary(tuple(a.name for a in classifier.attributes), poor, layout, chosen, values_GA, draws_RGA),
+    )
+
+
+def _images(pairs: int | None, images: int) -> int:
+    count = images if pairs is None else 2 * pairs
+    if not 4 <= count <= images:
+        raise ConfigError(
+            f"{count // 2} pairs were asked for, and there are {images // 2}.",
+            remedy="An interval takes at least 2; ask for no more than there are.",
+        )
+    return count
+
+
+def _readings(
+    pipeline: DiTiModel,
+    classifier: AttributeClassifier,
+    x0_NCHW: torch.Tensor,
+    groups: Groups,
+    settings: EvaluationSettings,
+    reporter: Reporter,
+) -> DoubleArray:
+    """[G + 2, N, A]: of the images under their own features, with each group exchanged, and with all of them."""
+    z_ND = pipeline.encode(x0_NCHW)
+    everything = tuple(sorted({chunk for group in groups for chunk in group}))
+    partners = z_ND[torch.arange(len(z_ND)) ^ 1]
+    swapped = [mix_chunks(z_ND, partners, pipeline.chunks, group, 1.0) for group in (*groups, everything)]
+    features = torch.cat([z_ND, *swapped])
+    # Batches run across groups: few pairs still fill them.
+    rows = torch.arange(len(z_ND)).repeat(len(swapped) + 1)
+    reporter.start("Exchanging chunks one by one", len(x0_NCHW) + len(rows), unit="images")
+    sampler = pipeline.sampler(solver=settings.solver)
+    noise = []
+    for x, z in zip(x0_NCHW.split(settings.batch_size), z_ND.split(settings.batch_size), strict=True):
+        noise.append(sampler.invert(x, z, steps=settings.steps).float().cpu())
+        reporter.advance(len(x))
+    x_T = torch.cat(noise)
+    parts = []
+    for row, z in zip(rows.split(settings.batch_size), features.split(settings.batch_size), strict=True):
+        parts.append(classifier.read(sampler.decode(x_T[row], z, steps=settings.steps).clamp(-1, 1)))
+        reporter.advance(len(row))
+    reporter.finish()
+    return np.concatenate(parts).reshape(len(swapped) + 1, len(z_ND), -1)
+
+
+def _summary(
+    names: tuple[str, ...],
+    poor: Sequence[str],
+    layout: ChunkLayout,
+    groups: Groups,
+    values: DoubleArray,
+    draws: DoubleArray,
+) -> dict[str, Any]:
+    """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
+    shares = [[Share.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())]
+    moves_GA = np.array([[share.differs and share.value >= MOVES for share in row] for row in shares[:-1]])
+    starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)
+    times_G = np.array([(starts[list(group)] + ends[list(group)]).mean() / 2 for group in groups])
+    # The effects themselves are the first sample, those of resampled pairs the others.
+    effects_SGA = np.abs(np.concatenate([values[None, :-1], draws[:, :-1]]))
+    centres_SA = np.where(moves_GA.any(axis=0), centre_of_mass(effects_SGA, times_G), np.nan)
+    return {
+        "shares": {name: tuple(row[a] for row in shares[:-1]) for a, name in enumerate(names)},
+        "together": dict(zip(names, shares[-1], strict=True)),
+        "centres": {
+            name: None if np.isnan(centre_S[0]) else Estimate.of(centre_S[0], centre_S[1:])
+            for name, centre_S in zip(names, centres_SA.T, strict=True)
+        },
+        "centre_draws": centres_SA[1:],
+        **_modularity(names, [name not in poor for name in names], moves_GA, effects_SGA),
+    }
+
+
+def _modularity(
+    names: tuple[str, ...], readable: Sequence[bool], moves_GA: npt.NDArray[np.bool_], effects_SGA: DoubleArray
+) -> dict[str, Any]:
+    good_A, moved_A, acting_G = np.array(readable), moves_GA.any(axis=0), moves_GA[:, readable].any(axis=1)
+    scores_A = np.where(moved_A, concentration(effects_SGA[0].T), np.nan)
+    scores_G = np.where(acting_G, concentration(effects_SGA[0][:, good_A]), np.nan)
+    complete_S = completeness(effects_SGA[..., moved_A & good_A])
+    disentangled_S = disentanglement(effects_SGA[..., good_A])
+    return {
+        "concentration": dict(zip(names, _or_none(scores_A), strict=True)),
+        "selectivity": tuple(_or_none(scores_G)),
+        "completeness": Estimate.of(complete_S[0], complete_S[1:]),
+        "disentanglement": Estimate.of(disentangled_S[0], disentangled_S[1:]),
+    }
+
+
+def _or_none(values: DoubleArray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
