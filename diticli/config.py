@@ -24,6 +24,9 @@ from diticli.config_groups import (
 from diticli.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Gradient = Literal["cumulative", "detached", "dual"]
+Along = Literal["weight", "pattern"]
+"""Direction of an attribute edit: the classifier's weight, as published, or the pattern of the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class RunConfig:
     """Self-supervised loss in stage 2."""
     base_model: str = ""
     """Folder or Hub id of a pre-trained base; empty: train one."""
-    gradient: Literal["cumulative", "detached", "dual"] = "cumulative"
+    gradient: Gradient = "cumulative"
     """Which slices of the features get gradient at a timestep: all that it sees, its own, or both losses' sum."""
     minutes: float = 0.0
     """Time budget of the run in minutes: the images of both stages are then planned from the speed of its first

@@ -12,6 +12,12 @@ from typing import Literal, Protocol
 from diticli.chunks import PAPER_STAGE_DIMS, PAPER_STAGE_ENDS, ChunkLayout, Visible
 from diticli.errors import ChunkError, ConfigError
 
+Crop = Literal["center", "celeba"]
+"""Which square of a picture is kept: the central one, or that of Diff-AE, PDAE and DiTi for aligned CelebA."""
+Partition = Literal["uniform", "staged", "auto"]
+Weighting = Literal["pdae", "uniform", "gap"]
+SSLMethod = Literal["none", "simclr", "simsiam"]
+
 
 class LossCurve(Protocol):
     """What `diticli.models.gap.GapCurve` offers."""
@@ -28,7 +34,7 @@ class DataConfig:
     """Folder, tars or LMDB (see `diticli.data.sources.open_images`), or `faces[:COUNT[:SEED]]`, the built-in data."""
     resolution: int = 64
     """Height and width in pixels after crop and resize."""
-    crop: Literal["auto", "center", "celeba"] = "auto"
+    crop: Literal["auto", Crop] = "auto"
     """Which square of each picture: the central one, or that of the CelebA literature for its aligned images;
     auto takes the latter for CelebA's LMDB only."""
     faces_count: int = 50_000
@@ -83,7 +89,7 @@ class ChunksConfig:
     """K, number of chunks; 1 is PDAE."""
     latent_dim: int = 512
     """d, length of the feature vector."""
-    partition: Literal["uniform", "staged", "auto"] = "staged"
+    partition: Partition = "staged"
     """Equal slices, a number of dimensions per stage of timesteps, or in proportion to what the base loses in each
     chunk's timesteps, measured once it is trained."""
     stage_ends: tuple[int, ...] = PAPER_STAGE_ENDS
@@ -133,7 +139,7 @@ class ModularityConfig:
     """What keeps a chunk to the attributes that are lost in its own timesteps. Not part of the published method, which
     is the default; `diticli.training.relevance` says why it works."""
 
-    weighting: Literal["pdae", "uniform", "gap"] = "pdae"
+    weighting: Weighting = "pdae"
     """Loss weight over timesteps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
     that each timestep has the same to gain."""
     bottleneck: float = 0.0
@@ -224,7 +230,7 @@ class StageConfig:
 class SSLConfig:
     """Self-supervised loss of the encoder, beside stage 2's own or alone. The defaults are the official values."""
 
-    method: Literal["none", "simclr", "simsiam"] = "none"
+    method: SSLMethod = "none"
     """SimCLR (contrastive) or SimSiam (no negatives)."""
     weight: float = 0.01
     """Factor of the loss; at 0 nothing of it is computed."""

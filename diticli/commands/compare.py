@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, SeedOption, WorkersOption
-from diticli.commands.train_options import Precision
+from diticli.config import Precision
 
 if TYPE_CHECKING:
     from diticli.comparison.entry_specs import EntrySpec
@@ -85,7 +85,7 @@ def compare(
     device: DeviceOption = None,
     precision: Annotated[
         Precision, typer.Option(help="Arithmetic of encoding; auto takes bf16 where the hardware computes in it.")
-    ] = Precision.auto,
+    ] = "auto",
     batch_size: BatchSizeOption = DEFAULT_BATCH,
     workers: WorkersOption = None,
     dry_run: Annotated[
@@ -129,7 +129,7 @@ def compare(
         groups=groups,
         split=split,
         seed=seed,
-        precision=precision.value,
+        precision=precision,
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
         pixel_side=pixel_side,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from diticli.commands.options import BatchSizeOption, CropOption, DeviceOption, JsonOption, ModelOption, WorkersOption
-from diticli.commands.train_options import Precision
+from diticli.config import Precision
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
     from diticli.encoding.team import Team
 
 DEFAULT_BATCH = 128
-
-
-class ShardFormat(StrEnum):
-    """Choices of --format."""
-
-    npy = "npy"
-    parquet = "parquet"
 
 
 def encode(
@@ -53,7 +45,7 @@ def encode(
         ),
     ] = None,
     shard_format: Annotated[
-        ShardFormat | None,
+        Literal["npy", "parquet"] | None,
         typer.Option("--format", help="Format of a folder's shards. Default: npy.", show_default=False),
     ] = None,
     model: ModelOption = None,
@@ -63,7 +55,7 @@ def encode(
     precision: Annotated[
         Precision,
         typer.Option(help="Arithmetic; auto takes bf16 where the hardware computes in it. The file is float32."),
-    ] = Precision.auto,
+    ] = "auto",
     workers: WorkersOption = None,
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Start again even where an interrupted run left its rows.")
@@ -103,16 +95,16 @@ def encode(
     pipeline = load_model(model, team.device(device))
     say_model(pipeline)
     progress = reporter() if team.rank == 0 else SilentReporter()
-    source = open_images(sources, pipeline.resolution, crop=crop.value if crop else pipeline.crop, reporter=progress)
+    source = open_images(sources, pipeline.resolution, crop=crop or pipeline.crop, reporter=progress)
     options: dict[str, Any] = {
-        "precision": precision.value,
+        "precision": precision,
         "batch_size": batch_size or DEFAULT_BATCH,
         "workers": workers,
         "resume": not no_resume,
         "reporter": progress,
     }
     if sharded:
-        suffix = f".{(shard_format or ShardFormat.npy).value}"
+        suffix = f".{shard_format or 'npy'}"
         shards = encode_sharded_with(
             pipeline, source, out, shard_size=shard_size or DEFAULT_SHARD, suffix=suffix, team=team, **options
         )

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
+from diticli.config import Along
 from diticli.data.faces_word import WORD, is_faces
 from diticli.errors import ConfigError
-
-
-class AlongChoice(StrEnum):
-    """Choices of --along."""
-
-    WEIGHT = "weight"
-    PATTERN = "pattern"
 
 
 def evaluate(
@@ -49,9 +42,9 @@ def evaluate(
     epochs: Annotated[int, typer.Option(min=1, help="Passes of the classifier over them.")] = 4,
     amount: Annotated[float, typer.Option(min=0.01, max=10, help="How far to move along an attribute.")] = 0.3,
     along: Annotated[
-        AlongChoice,
+        Along,
         typer.Option(help="The pattern of its features, or the weight of the attribute's classifier, as published."),
-    ] = AlongChoice.PATTERN,
+    ] = "pattern",
     moves: Annotated[bool, typer.Option("--moves/--no-moves", help="Also move along every attribute.")] = True,
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
@@ -152,7 +145,7 @@ def evaluate(
     judge = train_classifier(
         images.learn_NCHW, images.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress
     )
-    settings = EvaluationSettings(amount=amount, along=along.value, seed=seed, steps=steps or DEFAULT_STEPS)
+    settings = EvaluationSettings(amount=amount, along=along, seed=seed, steps=steps or DEFAULT_STEPS)
     results = [
         evaluate_model(p, images, judge, sets, settings=settings, moves=moves, reporter=progress)
         for p, sets in zip(pipelines, chosen, strict=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+from diticli.config_groups import Crop
 
 ModelOption = Annotated[
     str | None,
@@ -19,15 +20,8 @@ ModelOption = Annotated[
 ]
 
 
-class CropChoice(StrEnum):
-    """Choices of --crop."""
-
-    CENTER = "center"
-    CELEBA = "celeba"
-
-
 CropOption = Annotated[
-    CropChoice | None,
+    Crop | None,
     typer.Option(
         "--crop",
         help="Square of each picture: center, or celeba, the 128 px that the literature cuts from CelebA's 178x218. "

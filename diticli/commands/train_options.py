@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diticli.commands.options import CropChoice
+from diticli.chunks import Visible
+from diticli.config import Gradient, Precision
+from diticli.config_groups import Crop, Partition, SSLMethod, Weighting
 from diticli.settings import preset_names
-
-
-class Partition(StrEnum):
-    """Choices of --partition."""
-
-    uniform = "uniform"
-    staged = "staged"
-    auto = "auto"
-
-
-class Visible(StrEnum):
-    """Choices of --visible."""
-
-    prefix = "prefix"
-    all = "all"
-
-
-class Weighting(StrEnum):
-    """Choices of --weighting."""
-
-    pdae = "pdae"
-    uniform = "uniform"
-    gap = "gap"
-
-
-class Gradient(StrEnum):
-    """Choices of --gradient."""
-
-    cumulative = "cumulative"
-    detached = "detached"
-    dual = "dual"
-
-
-class Precision(StrEnum):
-    """Choices of --precision."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class SSL(StrEnum):
-    """Choices of --ssl."""
-
-    none = "none"
-    simclr = "simclr"
-    simsiam = "simsiam"
-
 
 DATA, MODEL, BASELINES = "Data", "Model", "Self-supervised baselines"
 BUDGET, MACHINE, CONTROL = "Budget", "Machine", "Run"
@@ -76,7 +29,7 @@ ResolutionOption = Annotated[
     typer.Option(help="Image height and width in pixels.", show_default=False, rich_help_panel=DATA),
 ]
 CropOption = Annotated[
-    CropChoice | None,
+    Crop | None,
     typer.Option(
         help="Square of each picture: center, or celeba, the 128 px that the literature cuts from CelebA's "
         "178x218. Default: celeba for CelebA's LMDB, else center.",
@@ -188,7 +141,7 @@ BottleneckOption = Annotated[
     ),
 ]
 SslOption = Annotated[
-    SSL | None,
+    SSLMethod | None,
     typer.Option(
         help="Self-supervised loss of the encoder, beside the features' own.",
         show_default=False,

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from diticli.config_groups import Crop
 from diticli.data.machine import is_of_machine, patiently
 from diticli.data.own_files import is_own_picture, is_run
 from diticli.data.pixel_room import PixelRoom
@@ -67,9 +68,6 @@ MAX_BYTES = 2**30
 """Largest picture file that is opened: some decoders read all of it before they look at it."""
 
 _ROOM = PixelRoom(MAX_PIXELS)
-
-Crop = Literal["center", "celeba"]
-"""Which square of a picture is kept: the central one, or that of Diff-AE, PDAE and DiTi for aligned CelebA."""
 
 CROP_NOTES: dict[Crop, str] = {
     "center": "center square",

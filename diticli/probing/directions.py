@@ -27,13 +27,13 @@ import numpy.typing as npt
 import torch
 
 from diticli.chunks import ChunkLayout
+from diticli.config import Along
 from diticli.errors import ChunkError, ConfigError, LabelError, ModelError
 from diticli.probing.direction_files import read_parts, write_parts
 from diticli.probing.linear_probe import LinearProbe
 from diticli.types import FloatArray
 
 Dims = Sequence[int] | Literal["learned"]
-Along = Literal["weight", "pattern"]
 DEFAULT_ALONG: Along = "pattern"
 """Patterns move their own attribute further and others less, measured on the built-in faces (`diti evaluate`)."""
 
