@@ -6,6 +6,9 @@ Every run is `diti train`, `encode`, `probe` or `edit` at the smallest size, cal
 itself is called. It must work (status 0, and JSON on stdout where --json is given) or be refused in one line with a
 remedy; a traceback, a refusal without a remedy, or broken JSON is a fault. The arguments of every run follow from
 (seed, number) alone: `--only 17` repeats the seventeenth. Left out are --compile, which costs minutes, and --help.
+
+--out is written after every run, and the same command goes on from there: Ctrl-C or a SIGTERM, which ends the command
+under way with status 130 or 143, ends the fuzz too, and that run is not recorded. --only replaces what is recorded.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import tarfile
 import tempfile
@@ -186,6 +190,8 @@ WRONG: Mapping[str, Sequence[str]] = {
 }
 """Values that no command takes, or not in every place."""
 WRONG_CHANCE = 0.04
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Status of a command that was told to stop: no word on its arguments."""
 CHANCES: Mapping[str, float] = {
     **{"--labels": 0.9, "--model": 0.95, "--probe": 0.3, "--dry-run": 0.1, "--official": 0.04, "--precision": 0.3},
     **{"--attribute": 0.06, "--amount": 0.06, "--dims": 0.03, "--along": 0.05, "--grid": 0.05, "--reconstruct": 0.06},
@@ -236,21 +242,40 @@ def main() -> int:
     options = parser.parse_args()
     about = facts.collect(torch.device("cpu")) | {"command": " ".join(["python -m benchmarks.fuzz", *sys.argv[1:]])}
     out = options.out and options.out.resolve()
-    numbers = range(options.runs) if options.only is None else options.only
-    runs: list[Run] = []
+    done = {} if out is None else recorded(out, options.seed)
+    numbers = [n for n in range(options.runs) if n not in done] if options.only is None else options.only
+    stopped = 0
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         prepare()
         for number in numbers:
-            runs.append(attempt(number, arguments_of(options.seed, number)))
-            print(f"{number}: {runs[-1].outcome}, {runs[-1].seconds:.1f} s", file=sys.stderr, flush=True)
-            if out is not None:  # after every run, so that a stop costs nothing
-                found = {"facts": about, "seed": options.seed, "runs": [asdict(run) for run in runs]}
-                out.write_text(json.dumps(found, indent=1) + "\n")
-    print(render(["command", "works", "refused", "fault"], summary(runs)))
-    for run in runs:
-        if run.outcome == "fault":
-            print(f"\n{run.number}: diti {' '.join(run.arguments)}\n{run.says}")
-    return int(any(run.outcome == "fault" for run in runs))
+            run = attempt(number, arguments_of(options.seed, number))
+            if run.status in INTERRUPTED:
+                stopped = run.status
+                break
+            done[number] = run
+            print(f"{number}: {run.outcome}, {run.seconds:.1f} s", file=sys.stderr, flush=True)
+            if out is not None:
+                runs = [asdict(done[n]) for n in sorted(done)]
+                facts.write(out, {"facts": about, "seed": options.seed, "runs": runs})
+    print(render(["command", "works", "refused", "fault"], summary(list(done.values()))))
+    faults = [run for run in done.values() if run.outcome == "fault"]
+    for run in faults:
+        print(f"\n{run.number}: diti {' '.join(run.arguments)}\n{run.says}")
+    return stopped or int(bool(faults))
+
+
+def recorded(path: Path, seed: int) -> dict[int, Run]:
+    """Runs that the file holds, by number; none where it does not exist.
+
+    Raises:
+        SystemExit: when its runs are of another seed.
+    """
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["seed"] != seed:
+        raise SystemExit(f"{path} holds runs of seed {found['seed']}: give another --out, or --seed {found['seed']}.")
+    return {run["number"]: Run(**run | {"arguments": tuple(run["arguments"])}) for run in found["runs"]}
 
 
 def arguments_of(seed: int, number: int) -> tuple[str, ...]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from benchmarks import fuzz
 from benchmarks.fuzz import LEFT_OUT, OPTIONS, WRONG, arguments_of, attempt, prepare, summary
 from diticli.commands.app import app
 
@@ -42,6 +46,33 @@ def test_some_combinations_work_and_none_ends_in_a_traceback(tmp_path: Path, mon
         assert "RuntimeError: broken" in broken.says
     assert [run for run in runs if run.outcome == "fault"] == []
     assert sum(row[1] for row in summary(runs)) > 0
+
+
+def test_a_stop_ends_the_fuzz_and_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, tried, stop_at = tmp_path / "fuzz.json", [], 2
+
+    def fake(number: int, arguments: Sequence[str]) -> fuzz.Run:
+        tried.append(number)
+        status = 143 if number == stop_at else 1 if number == 0 else 0
+        outcome: fuzz.Outcome = "works" if status == 0 else "fault"
+        return fuzz.Run(number=number, arguments=tuple(arguments), outcome=outcome, status=status, says="", seconds=0.1)
+
+    monkeypatch.setattr(fuzz, "prepare", lambda: None)
+    monkeypatch.setattr(fuzz, "attempt", fake)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--runs", "4", "--seed", "0", "--out", str(out)])
+    assert fuzz.main() == 143  # not 1: the stop is no word on the arguments
+    assert [run["number"] for run in json.loads(out.read_text())["runs"]] == [0, 1]
+    stop_at = -1
+    assert fuzz.main() == 1  # run 0 is still a fault
+    assert tried == [0, 1, 2, 2, 3]
+    assert [run["number"] for run in json.loads(out.read_text())["runs"]] == [0, 1, 2, 3]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "1"])
+    fuzz.main()
+    assert tried[-1] == 1
+    assert len(json.loads(out.read_text())["runs"]) == 4
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seed", "1", "--out", str(out)])
+    with pytest.raises(SystemExit, match="seed 0"):
+        fuzz.main()
 
 
 def _broken(*_: Any) -> None:
