@@ -18,6 +18,9 @@ class Reporter(Protocol):
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """`amount` more units are done; `fields` are shown beside the bar (e.g. loss=0.123)."""
 
+    def expect(self, total: int) -> None:
+        """The running task has `total` units after all."""
+
     def finish(self) -> None:
         """The running task is done."""
 
@@ -36,6 +39,9 @@ class SilentReporter:
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """See `Reporter.advance`."""
+
+    def expect(self, total: int) -> None:
+        """See `Reporter.expect`."""
 
     def finish(self) -> None:
         """See `Reporter.finish`."""

@@ -15,8 +15,9 @@ from diticli.config_groups import StageConfig
 from diticli.errors import ConfigError
 from diticli.settings import build_config
 from diticli.training import budget
-from diticli.training.budget import Speeds, fit_to_minutes, within
+from diticli.training.budget import Speeds, TimeBudget, fit_to_minutes, within
 from diticli.training.loop import learning_rate
+from diticli.training.pace import Horizon, Pace
 from diticli.training.plan import Plan, StagePlan
 from diticli.training.run import train
 from diticli.training.stopping import TrainingInterrupted
@@ -64,7 +65,7 @@ def test_a_run_ends_within_a_tenth_of_its_minutes(
     monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 1e-4)
     started = clock.now
     clock.now += 7.0  # imports
-    fitted = fit_to_minutes(config, tmp_path / "run", started=started, clock=clock)
+    fitted, _ = fit_to_minutes(config, tmp_path / "run", started=started, clock=clock)
     clock.now += fitted.data.faces_count * 1e-4 / len(os.sched_getaffinity(0))
     for name, rate in true.items():
         stage = fitted.base if name == "base" else fitted.features
@@ -101,21 +102,139 @@ def test_the_announced_learning_rate_is_reached(images: int) -> None:
     assert rates.index(max(rates)) <= stage.steps / 10 + 1
 
 
+LOADS = {
+    "none": lambda done: 1.0,
+    "rises to three times": lambda done: 1.0 if done < 0.3 else 3.0,
+    "rises late": lambda done: 1.0 if done < 0.8 else 2.0,
+    "falls to a third": lambda done: 3.0 if done < 0.3 else 1.0,
+    "comes and goes": lambda done: 2.5 if int(10 * done) % 2 else 1.0,
+    "was only there while the plan was made": lambda done: 0.4,
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("steps", [300, 20_000])
+@pytest.mark.parametrize("pictures", [0.0, 2.0])
+def test_a_stage_ends_in_its_time_whatever_the_load(load: str, steps: int, pictures: float) -> None:
+    """A step takes (600 s / steps) times the load, which changes with the share of the time that has passed."""
+    clock, random, seconds = Clock(), np.random.default_rng(1), 600.0
+    pace, plan, decay = Pace(seconds, clock=clock), Horizon(steps), Horizon(steps, since=steps / 10)
+    began, step, rates = clock.now, 0, [0.0]
+    while step < plan.steps:
+        passed = (clock.now - began) / seconds
+        clock.now += random.uniform(0.8, 1.2) * (seconds - 10 * pictures) / steps * LOADS[load](passed)
+        step += 1
+        if pace.due(step):
+            total = pace.plan(step, plan.steps)
+            plan, decay = plan.moved(step, total), decay.moved(step, total)
+            pace.planned(step, total)
+        if pictures and step % (steps // 10) == 0:
+            with pace.apart():
+                clock.now += pictures * LOADS[load](passed)
+        rates.append(decay.share(step))
+    assert clock.now - began == pytest.approx(seconds, rel=0.1)
+    assert max(np.diff(rates)) < 0.25, "the learning rate makes no leap"
+    assert plan.share(step) == pytest.approx(1, abs=0.06)
+
+
+def test_what_is_done_stays_done_when_the_end_moves() -> None:
+    plan = Horizon(100)
+    assert [plan.share(step) for step in (0, 25, 100)] == [0, 0.25, 1]
+    moved = plan.moved(25, 50)
+    assert [moved.share(step) for step in (25, 50)] == [0.25, 1]
+    assert moved.moved(50, 50).share(50) == 1
+    warm = Horizon(100, since=10.0)
+    assert warm.moved(5, 60) == Horizon(60, since=10.0), "the warm-up is as long as it was"
+
+
+def test_a_stage_without_time_of_its_own_keeps_its_steps() -> None:
+    budget_ = TimeBudget(None, {})
+    pace = budget_.pace("features")
+    assert not pace.due(1)
+    assert pace.to_dict() is None
+    assert budget_.pace("features").left is None
+
+
+def test_later_stages_get_what_an_earlier_one_leaves() -> None:
+    clock = Clock()
+    time_ = TimeBudget(100.0, {"base": 30.0, "features": 70.0}, clock)
+    base = time_.pace("base")
+    assert (base.left, base.later) == (30.0, 70.0)
+    clock.now += 40.0
+    assert time_.pace("features").left == 60.0
+    resumed = TimeBudget(None, {}, clock)
+    first = resumed.pace("base")
+    first.restore(json.loads(json.dumps(base.to_dict())))
+    assert (first.left, first.later) == (-10.0, 70.0)
+    assert resumed.pace("features").left == 60.0
+
+
+class Machine(StopAfter):
+    """A machine of 1/32 s a step, and twice that from some image of stage 2 on, which may stop."""
+
+    def __init__(self, clock: Clock, slow_from: int = 10**9, stop_at: int = -1) -> None:
+        super().__init__("features", stop_at)
+        self.clock, self.slow_from = clock, slow_from
+
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        super().start(title, total, unit, done)
+        if done == 0:
+            self._step()
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        self._step()  # the next one, which begins now
+        super().advance(amount, **fields)
+
+    def _step(self) -> None:
+        if self.title.startswith("Stage"):
+            self.clock.now += 2 / 32 if self.title == "Stage features" and self.done >= self.slow_from else 1 / 32
+
+
+def plans(run: Path) -> list[tuple[str, int, int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["step"], line["planned_steps"], line["lr"]) for line in lines]
+
+
+def test_a_run_under_load_ends_in_time_and_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned at the speed of the beginning; the machine becomes half as fast on the way."""
+    monkeypatch.setattr(budget, "CLOSING", 0.0)
+    monkeypatch.setattr(budget, "make_plan", lambda config, **_: plan_at({"base": 256.0, "features": 256.0}, config))
+    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 0.0)
+    config = tiny("minutes=0.03", "sample_every=0", "checkpoint_every=10", "features.decay=cosine")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    clock = Clock()
+    train(config, whole, reporter=Machine(clock, slow_from=80), clock=clock)
+    assert clock.now - 100.0 == pytest.approx(1.8, rel=0.1)
+    found = plans(whole)
+    first, last = next(line for line in found if line[0] == "features"), found[-1]
+    assert last[1] == last[2] < 0.9 * first[2], "fewer steps than planned"
+    assert last[3] < 0.05 * max(rate for stage, _, _, rate in found if stage == "features")
+    clock = Clock()
+    with pytest.raises(TrainingInterrupted):
+        train(config, run, reporter=Machine(clock, slow_from=80, stop_at=120), clock=clock)
+    clock.now = 5000.0
+    train(config, run, reporter=Machine(clock, slow_from=80), clock=clock)
+    assert plans(run) == found
+    assert losses(run) == losses(whole)
+    assert same(weights(run), weights(whole))
+
+
 def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = iter([{"base": 40.0, "features": 60.0}, {"base": 900.0, "features": 900.0}])
+    """Its images, its seed and its clock: a plan that later seconds would make otherwise is not made again."""
+    speeds = iter([{"base": 256.0, "features": 256.0}, {"base": 900.0, "features": 900.0}])
     monkeypatch.setattr(budget, "CLOSING", 0.0)
     monkeypatch.setattr(budget, "make_plan", lambda config, **_: plan_at(next(speeds), config))
-    config = tiny("minutes=0.1")
+    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 0.0)
+    config, clock = tiny("minutes=0.03", "sample_every=0", "checkpoint_every=10"), Clock()
     run, whole = tmp_path / "run", tmp_path / "whole"
     with pytest.raises(TrainingInterrupted):
-        train(config, run, reporter=StopAfter("features", 24))
+        train(config, run, reporter=Machine(clock, stop_at=24), clock=clock)
     planned = json.loads((run / "config.json").read_text())["config"]
-    assert planned["minutes"] == 0.1
-    assert planned["base"]["images"] not in (40, 0)
-    train(config, run)
+    assert planned["minutes"] == 0.03
+    train(config, run, reporter=Machine(clock), clock=clock)
     done = losses(run)
     assert [step for stage, step, _ in done if stage == "base"][-1] == planned["base"]["images"] // 8
     images = [f"{name}.images={planned[name]['images']}" for name in ("base", "features")]
-    train(tiny("minutes=0", *images), whole)
-    assert losses(whole) == done
+    train(tiny("minutes=0", "sample_every=0", *images), whole)
+    assert losses(whole) == done, "at the planned speed a run of minutes is that of its images"
     assert same(weights(run), weights(whole))

@@ -62,6 +62,11 @@ class RichReporter:
             self._shown = _fields(fields)
         self._bar.update(self._bar.task_ids[0], advance=amount, shown=self._shown)
 
+    def expect(self, total: int) -> None:
+        """See `Reporter.expect`."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
+
     def finish(self) -> None:
         """See `Reporter.finish`."""
         if self._bar is not None:
@@ -105,6 +110,10 @@ class LineReporter:
         if now - self._printed >= LINE_SECONDS:
             self._printed = now
             self._line(now)
+
+    def expect(self, total: int) -> None:
+        """See `Reporter.expect`."""
+        self._total = total
 
     def finish(self) -> None:
         """See `Reporter.finish`."""

@@ -141,7 +141,7 @@ def _show_plan(settings: RunConfig, target: Path, started: float, *, as_json: bo
     from diticli.training.run import resolve
 
     if settings.minutes:
-        settings = fit_to_minutes(resolve(settings), target, started=started, reporter=reporter())
+        settings, _ = fit_to_minutes(resolve(settings), target, started=started, reporter=reporter())
     show_plan(make_plan(settings, reporter=reporter()), as_json=as_json)
 
 

@@ -1,6 +1,7 @@
 """`--minutes`: as many training images as fit into a time budget, planned from the speed of the run's first seconds.
 
-The plan is part of the run's settings: its config.json keeps it, and a run that goes on keeps to it.
+The plan is part of the run's settings: its config.json keeps it. While a stage trains, the number of its steps is
+planned anew from the speed of the last minutes (`diticli.training.pace`); its checkpoints keep that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from diticli.errors import ConfigError
 from diticli.progress import Reporter, SilentReporter
 from diticli.training import samples
 from diticli.training.images import fits_in_memory, open_source, reading_workers
+from diticli.training.pace import Pace
 from diticli.training.plan import Plan, make_plan
+from diticli.training.rundir import RunDirectory
 from diticli.training.stage_two import STAGE
 
 TIMED_SHARE = 0.02
@@ -54,6 +57,38 @@ class Speeds:
     drawing: float = 0.0
 
 
+class TimeBudget:
+    """What is left of a run's time, stage by stage.
+
+    Args:
+        seconds: for all stages from now on; None: as the checkpoint says that the run goes on from, if there is one.
+        planned: stage -> seconds that it would take, in the order of the stages.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, seconds: float | None, planned: dict[str, float], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.planned, self.clock = planned, clock
+        self._ends = None if seconds is None else clock() + seconds
+        self._last: Pace | None = None
+
+    def pace(self, stage: str) -> Pace:
+        """The clock of a stage that begins now."""
+        if self._last is None:
+            seconds = None if self._ends is None else self._ends - self.clock()
+        else:
+            seconds = None if self._last.left is None else self._last.left + self._last.later
+        if seconds is not None:
+            names = list(self.planned)
+            to_come = [self.planned[name] for name in names[names.index(stage) :]] if stage in names else [1.0]
+            own = seconds * to_come[0] / sum(to_come)
+            self._last = Pace(own, later=seconds - own, clock=self.clock)
+        else:
+            self._last = Pace(None, clock=self.clock)
+        return self._last
+
+
 def fit_to_minutes(
     config: RunConfig,
     out: Path,
@@ -61,8 +96,10 @@ def fit_to_minutes(
     started: float,
     reporter: Reporter | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> RunConfig:
+) -> tuple[RunConfig, TimeBudget]:
     """The settings with as many images in each stage as fit into `config.minutes`, or as the run in `out` was planned.
+
+    Also the time that is left for them.
 
     Args:
         config: resolved settings with `minutes`.
@@ -77,7 +114,7 @@ def fit_to_minutes(
     """
     reporter = reporter or SilentReporter()
     if kept := _kept_plan(config, out):
-        return kept
+        return kept, TimeBudget(None, {}, clock)
     plan = make_plan(config, seconds=TIMED_SHARE * 60 * config.minutes, reporter=reporter)
     speeds = _speeds(plan, config)
     fitted = within(config, 60 * config.minutes - (clock() - started), speeds)
@@ -91,7 +128,11 @@ def fit_to_minutes(
         for name, rate in speeds.training.items()
     )
     reporter.note(f"Planned for {config.minutes:g} min: {stages}.")
-    return fitted
+    planned = {
+        name: speeds.compiling.get(name, 0.0) + _budget(fitted, name).images / rate
+        for name, rate in speeds.training.items()
+    }
+    return fitted, TimeBudget(60 * config.minutes - (clock() - started) - CLOSING, planned, clock)
 
 
 def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
@@ -148,7 +189,12 @@ def _budget(config: RunConfig, stage: str) -> StageConfig:
 
 
 def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
-    """The plan of the run that `out` holds, when it has the same budget; what else differs is refused later."""
+    """The plan of the run that `out` holds, when it has the same budget; what else differs is refused later.
+
+    Without a checkpoint or a result of that run there is nothing to keep to.
+    """
+    if not RunDirectory(out).begun:
+        return None
     try:
         saved = json.loads((out / "config.json").read_bytes())["config"]
         if saved.get("minutes") != config.minutes:

@@ -7,12 +7,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 
 from diticli.config_groups import StageConfig
@@ -33,11 +34,14 @@ from diticli.training.checkpoint import (
 )
 from diticli.training.journal import Journal
 from diticli.training.objectives import Objective, StepLosses
+from diticli.training.pace import Horizon, Pace
 from diticli.training.stopping import StopRequest, TrainingInterrupted
 from diticli.training.totals import Totals
 
 MOST_SKIPPED_IN_A_ROW = 10
 """Steps without a finite gradient, one after the other, at which a training stops."""
+MOST_STEPS = 10**9
+"""Steps that images are ordered for where time decides how many there are."""
 MOST_SKIPPED = 0.05
 """Share of a stage's steps without a finite gradient above which its result is not published."""
 
@@ -71,6 +75,8 @@ class Stage:
     """Called by all processes before a checkpoint is written, which an error prevents."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)
     """Called with the moving average in place, as (step, mean loss per timestep bin)."""
+    pace: Pace | None = None
+    """The stage's clock, where time is its budget; the steps of `budget` are the first plan."""
 
 
 class StageTrainer:
@@ -88,6 +94,8 @@ class StageTrainer:
     ) -> None:
         self.stage, self.accelerator = stage, accelerator
         self.step = 0
+        self.whole = Horizon(stage.budget.steps)
+        self.decay = Horizon(stage.budget.steps, since=stage.budget.warmup_steps)
         self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
         self.fused = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
         stage.objective.to(accelerator.device)
@@ -125,7 +133,14 @@ class StageTrainer:
         self.ema.optimization_step = checkpoint.state["ema_step"]
         self.totals.restore(checkpoint.tensors["totals"])
         self.step = checkpoint.state["step"]
+        if self.stage.pace is not None and (saved := checkpoint.state.get("pace")):
+            self.stage.pace.restore(saved["clock"])
+            self.whole, self.decay = Horizon(*saved["whole"]), Horizon(*saved["decay"])
         return True
+
+    def move_end(self, steps: int) -> None:
+        """Plan `steps` steps in all from this one on; the learning rate decays to its end by then."""
+        self.whole, self.decay = self.whole.moved(self.step, steps), self.decay.moved(self.step, steps)
 
     def _state(self) -> dict[str, torch.Tensor]:
         """All that training changes in the objective: parameters and buffers, such as those of batch norm."""
@@ -155,6 +170,8 @@ class StageTrainer:
             "ema_step": self.ema.optimization_step,
             "identity": self.stage.identity,
         }
+        if self.stage.pace is not None and (clock := self.stage.pace.to_dict()):
+            state["pace"] = {"clock": clock, "whole": astuple(self.whole), "decay": astuple(self.decay)}
         if name := not_finite(tensors):
             raise self._diverged(f"{name} became infinite or NaN")
         save_checkpoint(self.stage.checkpoints, Checkpoint(tensors, state))
@@ -181,7 +198,7 @@ class StageTrainer:
         """
         budget = self.stage.budget
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(budget, self.step)
+            group["lr"] = learning_rate(budget, self.step, self.decay)
         with self.accelerator.autocast():
             losses = StepLosses.of(self.module(**inputs))
         self.accelerator.backward(losses.total_B.mean())
@@ -271,14 +288,17 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     stage.objective.train()
     journal.begin(stage.name, trainer.step)
     done = trainer.step * budget.batch_size
-    reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images", done=done)
+    reporter.start(f"Stage {stage.name}", trainer.whole.steps * budget.batch_size, unit="images", done=done)
     started, first_step, skipped = time.perf_counter(), trainer.step, 0
-    for images in stage.feed.batches(order, trainer.step, budget.steps, share, accelerator.device):
+    apart = stage.pace.apart if stage.pace else contextlib.nullcontext
+    open_end = stage.pace is not None and stage.pace.seconds is not None and trainer.step < trainer.whole.steps
+    last_step = MOST_STEPS if open_end else trainer.whole.steps
+    for images in stage.feed.batches(order, trainer.step, last_step, share, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
         with batch_fits(budget.batch_size):
-            trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))
-        last = trainer.step == budget.steps
-        fields: dict[str, Any] = {}
+            trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images, trainer.whole))
+        fields: dict[str, Any] = _plan_anew(trainer, reporter)
+        last = trainer.step >= trainer.whole.steps
         if trainer.step % stage.log_every == 0 or last:
             skipped += trainer.check_skipped(reporter, last=last)
             if skipped:
@@ -294,31 +314,67 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
                 step=trainer.step,
                 images=trainer.step * budget.batch_size,
                 **fields,
-                lr=learning_rate(budget, trainer.step - 1),
+                lr=trainer.optimizer.param_groups[0]["lr"],
                 images_per_second=rate,
             )
         reporter.advance(budget.batch_size, **fields)
         if stage.sample_every and (trainer.step % stage.sample_every == 0 or last):
             losses = trainer.totals.take_by_timestep()
             if accelerator.is_main_process:
-                with trainer.averaged_weights():
+                with apart(), trainer.averaged_weights():
                     _sample(stage, trainer.step, losses, reporter)
         stopping = stop.now()
         if stopping or trainer.step % stage.checkpoint_every == 0 or last:
             skipped += trainer.check_skipped(reporter, last=last)
             stage.before_checkpoint()
-            trainer.save()
-        if stopping and not last:
-            raise TrainingInterrupted(stage.name, trainer.step, budget.steps, stopping)
+            with apart():
+                trainer.save()
+        if last:
+            break
+        if stopping:
+            raise TrainingInterrupted(stage.name, trainer.step, trainer.whole.steps, stopping)
     trainer.ema.copy_to(trainer.averaged)
     stage.objective.eval()
     reporter.finish()
+    if trainer.whole.steps != budget.steps:
+        seen, planned = trainer.step * budget.batch_size, budget.steps * budget.batch_size
+        reporter.note(f"Stage {stage.name} ended in its time after {seen:,} images instead of the planned {planned:,}.")
+
+
+def _plan_anew(trainer: StageTrainer, reporter: Reporter) -> dict[str, Any]:
+    """Where time is the budget, move the end of the stage to where the time will be over.
+
+    Returns:
+        What metrics.jsonl keeps of it.
+    """
+    pace, step, accelerator = trainer.stage.pace, trainer.step, trainer.accelerator
+    if pace is None or pace.seconds is None:
+        return {}
+    if pace.due(step):
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize(accelerator.device)
+        steps = [pace.plan(step, trainer.whole.steps)]
+        if accelerator.num_processes > 1:  # each has a clock of its own
+            broadcast_object_list(steps)
+        if steps[0] != trainer.whole.steps:
+            trainer.move_end(steps[0])
+            reporter.expect(steps[0] * trainer.stage.budget.batch_size)
+        pace.planned(step, steps[0])
+    return {"planned_steps": trainer.whole.steps}
 
 
 def draw_inputs(
-    stage: Stage, noise: StepNoise, views: StepViews | None, step: int, images_BCHW: torch.Tensor
+    stage: Stage,
+    noise: StepNoise,
+    views: StepViews | None,
+    step: int,
+    images_BCHW: torch.Tensor,
+    whole: Horizon | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Arguments of the stage's objective, by name, for a step (zero-based) with these uint8 images."""
+    """Arguments of the stage's objective, by name, for a step (zero-based) with these uint8 images.
+
+    `whole`: the plan of the steps. Default: as many as in the stage's budget.
+    """
     objective = stage.objective
     inputs: dict[str, torch.Tensor] = {}
     if objective.timesteps:
@@ -326,20 +382,23 @@ def draw_inputs(
     if objective.feature_noise:
         inputs["feature_noise_BD"] = noise.draw_features(step, objective.feature_noise, images_BCHW.device)
         # A scalar on the host: it multiplies tensors of any device without waiting for it.
-        inputs["price"] = torch.tensor(stage.price(step / stage.budget.steps))
+        inputs["price"] = torch.tensor(stage.price((whole or Horizon(stage.budget.steps)).share(step)))
     if views is not None:
         inputs["views_2BCHW"] = views.draw(step, images_BCHW)
     return inputs
 
 
-def learning_rate(budget: StageConfig, step: int) -> float:
-    """Learning rate of step `step` (zero-based): linear warm-up, then constant or cosine to 1 %."""
+def learning_rate(budget: StageConfig, step: int, decay: Horizon | None = None) -> float:
+    """Learning rate of step `step` (zero-based): linear warm-up, then constant or cosine to 1 %.
+
+    `decay`: the plan of the steps after the warm-up. Default: as many as in the budget.
+    """
     warmup = budget.warmup_steps
     if step < warmup:
         return budget.peak_learning_rate * (step + 1) / (warmup + 1)
     if budget.decay == "constant":
         return budget.peak_learning_rate
-    progress = (step - warmup) / max(budget.steps - warmup, 1)
+    progress = (decay or Horizon(budget.steps, since=warmup)).share(step)
     return budget.peak_learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +45,9 @@ from diticli.training.rundir import RunDirectory, identity_of_run
 from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
 
+if TYPE_CHECKING:
+    from diticli.training.budget import TimeBudget
+
 
 def resolve(config: RunConfig) -> RunConfig:
     """Replace `auto` by what this machine has.
@@ -60,14 +64,22 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
-def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None, started: float | None = None) -> Path:
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    started: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Path:
     """Train a model into the run directory `out`, or go on with a run that was stopped there.
 
     Args:
         config: settings.
         out: run directory.
         reporter: receiver of progress.
-        started: when the budget of `config.minutes` began, by `time.perf_counter`. Default: now.
+        started: when the budget of `config.minutes` began, by `clock`. Default: now.
+        clock: seconds.
 
     Returns:
         The folder of the finished pipeline.
@@ -76,12 +88,12 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None, sta
         DiTiError: for settings, images, bases and checkpoints that cannot be used.
         TrainingInterrupted: after Ctrl-C or SIGTERM; calling again goes on exactly where it stopped.
     """
-    reporter, started = reporter or SilentReporter(), started or time.perf_counter()
-    config = resolve(config)
+    reporter, started = reporter or SilentReporter(), started or clock()
+    config, budget = resolve(config), None
     if config.minutes:
         from diticli.training.budget import fit_to_minutes  # which times a run by what is in this module
 
-        config = fit_to_minutes(config, out, started=started, reporter=reporter)
+        config, budget = fit_to_minutes(config, out, started=started, reporter=reporter, clock=clock)
     accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     check_attention(accelerator.device, dtype)
@@ -92,12 +104,17 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None, sta
         Companions(accelerator, reporter) as companions,
         explained(out),
     ):
-        _train(config, RunDirectory(out), accelerator, companions, reporter)
+        _train(config, RunDirectory(out), accelerator, companions, reporter, budget)
     return out / "model"
 
 
 def _train(
-    config: RunConfig, run: RunDirectory, accelerator: Accelerator, companions: Companions, reporter: Reporter
+    config: RunConfig,
+    run: RunDirectory,
+    accelerator: Accelerator,
+    companions: Companions,
+    reporter: Reporter,
+    budget: TimeBudget | None,
 ) -> None:
     """All of a run; only the main process speaks and writes."""
     source = open_source(config, reporter if accelerator.is_main_process else None)
@@ -126,7 +143,7 @@ def _train(
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
         companions.check_same("numbers of readable images", images.count)
         journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, companions, images, journal, reporter)
+        worker = _Worker(config, run, accelerator, companions, images, journal, reporter, budget)
         with StopRequest(companions.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
@@ -220,6 +237,7 @@ class _Worker:
     images: Images
     journal: Journal
     reporter: Reporter
+    budget: TimeBudget | None
 
     def base(self, stop: StopRequest) -> tuple[UNet2DModel, DDPMScheduler]:
         """The base of this run, trained first unless it already was."""
@@ -318,6 +336,7 @@ class _Worker:
             price=config.modularity.price,
             before_checkpoint=lambda: compare_skipped(self.images, self.companions),
             on_sample=look,
+            pace=self.budget.pace(name) if self.budget else None,
         )
         if self.accelerator.is_main_process:
             drop_other_stages(self.run.checkpoints, name)
@@ -326,7 +345,7 @@ class _Worker:
         resumed = trainer.resume()
         self.companions.check_same("checkpoints", trainer.step)
         if resumed:
-            self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {stage.budget.steps:,}.")
+            self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {trainer.whole.steps:,}.")
         run_stage(trainer, self.journal, self.reporter, stop)
 
     def _publish(self, target: Path, save: Callable[[Path], None]) -> None:
