@@ -1,6 +1,9 @@
 import base64
 import io
+import re
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -37,7 +40,7 @@ class Checker(HTMLParser):
         return sum(name == tag for name, _ in self.seen)
 
 
-HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;.png"
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}{% raw %}.png"
 
 
 def render(tmp_path, *sections, title="A report"):
@@ -83,6 +86,25 @@ def test_report_is_balanced_and_self_contained(tmp_path):
     assert "0.988" in seen.text
     assert "–" in seen.text
     assert "prefers-color-scheme: dark" in page
+
+
+def test_every_page_explains_its_words_as_the_docs_do(tmp_path):
+    """The glossary stands on the page itself, which may lie anywhere."""
+    page, _ = render(tmp_path, Section(title="One"))
+    told = Checker(page[page.index("<dl>") : page.index("</dl>") + 5])
+    root = Path(__file__).parents[1]
+    written = re.findall(r"\*\*(.+?)\*\*( \(.+?\))?: (.+?)(?=\n\n|\Z)", (root / "docs/glossary.md").read_text(), re.S)
+    assert len(written) == told.count("dt") == 10
+    plain = " ".join(f"{word}{sign} {re.sub('[*`]', '', meaning)}" for word, sign, meaning in written)
+    assert " ".join(" ".join(told.text).split()) == " ".join(plain.split())
+
+
+def test_templates_are_part_of_the_package():
+    root = Path(__file__).parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["diticli"]
+    packaged = {path for pattern in patterns for path in (root / "diticli").glob(pattern)}
+    assert packaged >= set((root / "diticli" / "pictures" / "templates").iterdir())
+    assert any(path.suffix == ".j2" for path in packaged)
 
 
 def test_hostile_names_stay_text(tmp_path):
