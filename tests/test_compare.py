@@ -111,7 +111,7 @@ def test_holm_and_verdicts() -> None:
     same = difference(0.0, first + rng.normal(0, 0.01, 1000), first)
     assert better is not None
     assert better.low < 0.1 < better.high
-    assert [d.verdict for d in with_verdicts([better, same], "r2") if d] == ["better", "not told apart"]
+    assert [d.verdict for d in with_verdicts([better, same], "r2") if d] == ["better", "no clear difference"]
     assert [d.verdict for d in with_verdicts([better, None], "mse") if d] == ["worse"]
     assert difference(0.0, np.full(3, np.nan), np.zeros(3)) is None
 
@@ -164,7 +164,7 @@ def test_one_protocol_for_all(compared: tuple[Comparison, Path]) -> None:
     assert result.scores["diti"].differences == {}
     same = result.scores["pdae"].differences["number"]["r2"]
     assert same is not None
-    assert (same.value, same.verdict) == (pytest.approx(0, abs=1e-6), "not told apart"), "its encoder is the same"
+    assert (same.value, same.verdict) == (pytest.approx(0, abs=1e-6), "no clear difference"), "its encoder is the same"
 
 
 def test_scores_are_those_of_encode_and_probe(compared: tuple[Comparison, Path], models: Path, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
     assert page.count('class="sortable"') >= 3
     assert json.loads((tmp_path / "compare.json").read_text()) == data
     assert data["compared_with"] == "diti"
-    assert data["contenders"][1]["differences"]["number"]["r2"]["verdict"] == "not told apart"
+    assert data["contenders"][1]["differences"]["number"]["r2"]["verdict"] == "no clear difference"
     assert data["versions"]["torch"]
     script = (tmp_path / "commands.sh").read_text()
     assert "diti compare 'a b'" in script
@@ -329,11 +329,11 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
     assert [swap["chunks"] for swap in swaps] == [[0], [1], [2], [3], [0, 1, 2, 3]]
     assert told["contenders"][1]["swaps"] is None, "an encoder alone cannot edit"
     shown = cli.invoke(app, [*arguments, *edits])
-    assert "not told apart" in shown.output
+    assert "no clear difference" in shown.output
     assert "PCA of pixels" in shown.output
     assert "here" in cli.invoke(app, [*arguments, "--dry-run"]).output
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "What exchanged chunks carry over" in page
+    assert "Transfer rates of exchanged chunks" in page
 
 
 def test_errors_of_the_command(models: Path, tmp_path: Path) -> None:

@@ -259,7 +259,12 @@ def test_the_command_writes_a_report_for_every_model(
     assert [group["chunks"] for group in model["use"]["groups"]] == [[0, 1], [2, 3]]
     assert len(model["gap"]["filled"]) == 8
     assert model["lost"] == told["models"][0]["lost"]
-    for title in ("what each chunk does", "when attributes are lost", "the gap", "what each chunk is worth"):
+    for title in (
+        "what each chunk changes",
+        "when attributes are lost",
+        "the gap",
+        "rise of the loss without a chunk",
+    ):
         assert title in page
 
 

@@ -83,10 +83,10 @@ def test_every_part_has_a_section_and_a_picture(tmp_path: Path) -> None:
     one = ChunkLayout.uniform(chunks=1, latent_dim=4)
     sections = evidence_sections(evidence(), "model", one, tmp_path, 0)
     assert [section.title.partition(": ")[2] for section in sections] == [
-        "what each chunk does",
+        "what each chunk changes",
         "when attributes are lost",
         "the gap",
-        "what each chunk is worth",
+        "rise of the loss without a chunk",
     ]
     for section in sections:
         assert isinstance(section.picture, Path)

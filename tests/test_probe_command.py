@@ -77,8 +77,8 @@ def test_atlas_goes_into_table_report_and_heatmaps(run: Callable[..., Any], fold
     assert np.argmax(late["alone"]["value"]) == np.argmax(late["unique"]["value"]) == 2
     assert np.argmax(hat["alone"]["value"]) == 0
     assert late["centre_prefix"]["value"] > 600 > 300 > hat["centre_prefix"]["value"]
-    assert "comes in at t" in result.stdout
-    assert result.stdout.index("hat ", result.stdout.index("comes in")) < result.stdout.rindex("late ")
+    assert "gain centre t" in result.stdout
+    assert result.stdout.index("hat ", result.stdout.index("gain centre")) < result.stdout.rindex("late ")
     names = {path.name for path in (folder / "out").glob("*.png")}
     assert names == {"atlas-alone.png", "atlas-unique.png", "atlas-prefix.png", "chunk-correlation.png"}
     assert "heatmaps" in result.stderr

@@ -1,4 +1,4 @@
-"""The kinds of `diti edit`: each loads a model, calls the core once, and tells what came of it."""
+"""The kinds of `diti edit`: each loads a model, calls the core once, and prints the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `diti edit` was asked for, and what is wrong with it: all that can be told before a model is loaded."""
+"""What `diti edit` was asked for, and what is wrong with it: all checks that need no model."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def encode(
 ) -> None:
     """Turn images into features, one row per image.
 
-    Writes OUT, float32 [N, d], and a .json of the same name that tells the file of each row and the
+    Writes OUT, float32 [N, d], and a .json of the same name with the file of each row and the
     dimensions of each chunk. Images that cannot be read get no row and are listed there. After an
     interruption the same command goes on where it stopped.
 

@@ -94,7 +94,7 @@ def evaluate(
 
     A small network learns the attributes from images alone. Then pairs of held-out images exchange chunks, and
     images move along attribute directions. The table has the transfer rate: the share of the partner's attribute that
-    an exchange brings along (0 nothing, 1 all), what else changed, and how far pixels changed that should not have
+    an exchange transfers (0 is nothing, 1 is all), what else changed, and how far pixels changed that should not have
     (where the truth is known).
 
     Example: diti evaluate shipped

@@ -1,4 +1,4 @@
-"""`diti probe`: how linearly do cached features tell each attribute, and where in the chunks?"""
+"""`diti probe`: how well does a linear model predict each attribute from cached features, and from which chunks?"""
 
 from __future__ import annotations
 

@@ -118,15 +118,16 @@ def show_disentanglement(report: DisentanglementReport) -> None:
 
 
 def show_atlas(atlas: ChunkProbe) -> None:
-    """Where each attribute is told, in the order in which they come in."""
+    """Skill of the chunks for each attribute, in the order of the gain centres."""
     items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
-    columns = ["attribute", "skill of all", "best alone", "most its own", "comes in at t", "lies at t"]
+    columns = ["attribute", "skill of all", "best alone", "most its own", "gain centre t", "own-skill centre t"]
     show_table("Skill of chunks: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
     say(
         "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
         "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
-        "Comes in: the centre of what chunks 0 to k gain with k. Lies: the centre of what chunks tell alone; none "
-        "where every chunk tells at least half of what the best one does. With 95 % intervals."
+        "Gain centre: centre of mass, over timesteps, of the skill that chunks 0 to k gain with k. Own-skill centre: "
+        "that of the skill of each chunk alone; none where every chunk has at least half the skill of the best one. "
+        "With 95 % intervals."
     )
 
 

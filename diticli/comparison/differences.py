@@ -27,7 +27,7 @@ class Difference:
         high: likewise.
         p: two-sided: how often resamples lie on the other side of 0, doubled.
         adjusted_p: for being one of several contenders (Holm).
-        verdict: "better", "worse", or "not told apart" where `adjusted_p` is above `ALPHA`.
+        verdict: "better", "worse", or "no clear difference" where `adjusted_p` is above `ALPHA`.
     """
 
     value: float
@@ -61,7 +61,7 @@ def with_verdicts(found: Sequence[Difference | None], metric: str) -> list[Diffe
 
     Args:
         found: one a contender, None for unknown.
-        metric: tells which direction is better.
+        metric: which decides whether higher is better.
     """
     known = [item for item in found if item is not None]
     adjusted = iter(holm([item.p for item in known]))
@@ -79,5 +79,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def _with_verdict(found: Difference, adjusted: float, metric: str) -> Difference:
     gains = found.value < 0 if metric in LOWER_IS_BETTER else found.value > 0
-    verdict = "not told apart" if adjusted > ALPHA else "better" if gains else "worse"
+    verdict = "no clear difference" if adjusted > ALPHA else "better" if gains else "worse"
     return replace(found, adjusted_p=adjusted, verdict=verdict)

@@ -179,8 +179,8 @@ def describe_sizes(entries: Sequence[Entry]) -> str:
     sizes = {s.name: (s.resolution, s.crop) for s in entries if s.spec.kind == "model"}
     if len(set(sizes.values())) < 2:
         return ""
-    told = ", ".join(f"{name} {size} px ({crop} crop)" for name, (size, crop) in sizes.items())
-    return f"Each model reads the images at its own size: {told}."
+    listed = ", ".join(f"{name} {size} px ({crop} crop)" for name, (size, crop) in sizes.items())
+    return f"Each model reads the images at its own size: {listed}."
 
 
 def _pixels(images_BCHW: torch.Tensor) -> torch.Tensor:

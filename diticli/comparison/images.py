@@ -61,7 +61,7 @@ class ComparedImages:
         return ", ".join(self.settings.data)
 
     def fingerprint(self) -> dict[str, Any] | None:
-        """What tells that they are the same images, whatever their size; None without images."""
+        """Identity of the images, whatever their size; None without images."""
         if not self.settings.data:
             return None
         return {key: value for key, value in self.any.fingerprint().items() if key != "resolution"}

@@ -117,7 +117,7 @@ def _names_of_first(features: Mapping[str, Features]) -> list[str]:
     for name, found in features.items():
         if found.meta is None:
             raise FeatureFileError(
-                f"The features of {name} do not tell which file each row is.",
+                f"The features of {name} do not say which file each row is.",
                 remedy='Give --data, or write {"files": [...]} with one name per row into a JSON beside them.',
             )
     return list(next(iter(features.values())).meta.files)  # type: ignore[union-attr]

@@ -144,8 +144,8 @@ def _attributes(result: Comparison) -> Section:
     )
     report = next(iter(result.probed.values())).report
     if skipped := report.get("skipped"):
-        told = "; ".join(f"{item['name']} ({item['reason']})" for item in skipped)
-        text += f"\n\nNot probed: {told}."
+        skipped_text = "; ".join(f"{item['name']} ({item['reason']})" for item in skipped)
+        text += f"\n\nNot probed: {skipped_text}."
     return Section(title="Attribute by attribute", text=text, table=attribute_table(result), sortable=True)
 
 
@@ -173,7 +173,7 @@ def _measured(result: Comparison) -> list[Section]:
 
 
 def _atlases(result: Comparison, out: Path) -> list[Section]:
-    """What each chunk knows, for contenders with chunks."""
+    """Probes of each chunk, for contenders with chunks."""
     sections = []
     for index, (name, probed) in enumerate(result.probed.items()):
         if not (found := probed.report.get("atlas")):
@@ -188,13 +188,13 @@ def _atlases(result: Comparison, out: Path) -> list[Section]:
             title="Skill of each chunk alone",
             totals=[item["all"]["value"] for item in items],
             marks=[None if mark is None or None in mark else mark for mark in marks],
-            marks_label="where the attribute comes in as chunks are added, with 95 % interval",
+            marks_label="centre of the gain in skill as chunks are added, with 95 % interval",
         )
         text = (
-            "A probe on each chunk alone; skill 0 is the base rate, 1 is everything, R2 for numbers. What a chunk "
-            "knows is not what it does: see what exchanged chunks carry over (--edits)."
+            "A probe on each chunk alone; skill 0 is the base rate, 1 is everything, R2 for numbers. Skill "
+            "of a chunk does not mean that it changes pictures: see the transfer rates (--edits)."
         )
-        title = f"{name}: what each chunk knows"
+        title = f"{name}: probes of each chunk"
         sections.append(Section(title=title, text=text, picture=chart, table=centre_table(found), sortable=True))
     return sections
 
@@ -203,14 +203,15 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
     if not result.swaps:
         return []
     text = (
-        "Pairs of images that no model was trained on exchange some chunks. A classifier that learned the attributes "
-        "from pixels alone says how much of the partner's attributes was carried over: 0 nothing, 1 all. Other change: "
-        "root mean square of what is no step towards the partner, in standard deviations."
+        "Pairs of images that no model was trained on exchange some chunks. An attribute classifier, trained "
+        "on pixels alone, gives the transfer rate: the share of the partner's attribute that the edited image gets, 0 "
+        "is nothing, 1 is all. Other change: root mean square of all change that is not towards the partner, in "
+        "standard deviations."
     )
     first = next(iter(result.swaps.values()))
     if poor := sorted(set(first["swaps"][0]["shares"]) - set(readable(first))):
-        text += f"\n\nIt tells these too badly to judge by, and the means leave them out: {', '.join(poor)}."
-    sections = [Section(title="What exchanged chunks carry over", text=text, table=swap_table(result), sortable=True)]
+        text += f"\n\nIts predictions of these are too poor, and the means leave them out: {', '.join(poor)}."
+    sections = [Section(title="Transfer rates of exchanged chunks", text=text, table=swap_table(result), sortable=True)]
     for index, (name, found) in enumerate(result.swaps.items()):
         swaps, attributes = found["swaps"], list(found["swaps"][0]["shares"])
         chart = heatmap_chart(
@@ -218,7 +219,7 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
             [[swap["shares"][attribute]["value"] for attribute in attributes] for swap in swaps],
             rows=[f"t {swap['timesteps'][0]}-{swap['timesteps'][1] - 1}" for swap in swaps],
             columns=attributes,
-            title="Share of the difference carried over by exchanging chunks",
+            title="Transfer rate of exchanged chunks",
         )
         sections.append(Section(title=f"{name}: exchanged chunks", picture=chart))
     return sections

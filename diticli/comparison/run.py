@@ -40,7 +40,7 @@ class Comparison:
         protocol: images, labels and split, the same for all.
         scores: of each contender, by name.
         probed: their probes, by name.
-        swaps: what exchanged chunks carry over, by name; `diticli.evaluation.scores.to_json` of a `Faithfulness`.
+        swaps: transfer rates of exchanged chunks, by name; `diticli.evaluation.scores.to_json` of a `Faithfulness`.
         pictures: by name, one row a pair.
         pairs: names of the images of each pair.
         features: where each contender's features are.
@@ -80,7 +80,7 @@ def plan(
     """What `compare` would do; writes nothing.
 
     Raises:
-        DiTiError: as `compare`, for whatever can be told beforehand.
+        DiTiError: as `compare`, for whatever can be known beforehand.
     """
     crew = Crew(device)
     images, entries = ComparedImages(settings), Entries(specs, pixel_side=settings.pixel_side, device=crew.device)
@@ -187,7 +187,7 @@ class _Run:
         seen = [s.name for s in self.entries.all if found is not None and _trained_on(s, found)]
         if not seen:
             return []
-        return [f"Trained on these very images: {', '.join(seen)}. Held-out images tell more."]
+        return [f"Trained on these very images: {', '.join(seen)}. Scores on held-out images are the ones to trust."]
 
     def _reduced(self) -> list[str]:
         """Raw pixels of large images, said where they are."""

@@ -26,7 +26,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A score on the test images with its 95 % interval, None where resamples cannot tell."""
+    """A score on the test images with its 95 % interval, None where resamples give none."""
 
     value: float
     low: float | None

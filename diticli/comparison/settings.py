@@ -31,7 +31,7 @@ class CompareSettings:
         pixel_side: larger images are reduced to so many pixels a side before raw pixels or PCA see them.
         metrics: also measure disentanglement, what each chunk knows, and how the features vary.
         shown: pairs of test images whose reconstructions and exchanges the report shows; 0 for none.
-        edits: also measure what exchanged chunks carry over (minutes), see `diticli.evaluation.evaluate`.
+        edits: also measure transfer rates of exchanged chunks (minutes), see `diticli.evaluation.evaluate`.
         pairs: of images that `edits` exchanges.
         learn: images that the attribute classifier behind `edits` learns from.
         epochs: its passes over them.

@@ -1,4 +1,4 @@
-"""What exchanged chunks carry over, for each model that can edit: one attribute classifier for all models of a size."""
+"""Transfer rates of exchanged chunks, for each model that can edit, by one attribute classifier for each size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SwapStore:
 
     def __init__(self, folder: Path, images: ComparedImages, entries: Entries, settings: CompareSettings) -> None:
         self.folder, self.images, self.entries, self.settings = folder, images, entries, settings
-        self._readers: dict[tuple[int, Crop], tuple[EvaluationImages, AttributeClassifier]] = {}
+        self._classifiers: dict[tuple[int, Crop], tuple[EvaluationImages, AttributeClassifier]] = {}
 
     def key(self, entry: Entry) -> str:
         """Hash (16 hex digits) of everything that the scores depend on."""
@@ -67,7 +67,7 @@ class SwapStore:
         if self.has(entry):
             return
         pipeline = self.entries.load(entry)
-        images, classifier = self._reader(entry, str(pipeline.device), reporter)
+        images, classifier = self._classifier(entry, str(pipeline.device), reporter)
         settings = EvaluationSettings(steps=self.settings.steps, seed=self.settings.seed)
         result = evaluate_model(
             pipeline, images, classifier, chunk_sets(pipeline.chunks), settings=settings, moves=False, reporter=reporter
@@ -84,12 +84,14 @@ class SwapStore:
             return None
         return found
 
-    def _reader(self, entry: Entry, device: str, reporter: Reporter) -> tuple[EvaluationImages, AttributeClassifier]:
+    def _classifier(
+        self, entry: Entry, device: str, reporter: Reporter
+    ) -> tuple[EvaluationImages, AttributeClassifier]:
         """Learned once for all models that read images of one size."""
         key, settings = (entry.resolution, entry.crop), self.settings
-        if key not in self._readers:
+        if key not in self._classifiers:
             images = self._images(entry, reporter)
-            self._readers[key] = (
+            self._classifiers[key] = (
                 images,
                 train_classifier(
                     images.learn_NCHW,
@@ -100,7 +102,7 @@ class SwapStore:
                     reporter=reporter,
                 ),
             )
-        return self._readers[key]
+        return self._classifiers[key]
 
     def _images(self, entry: Entry, reporter: Reporter) -> EvaluationImages:
         settings, size = self.settings, entry.resolution

@@ -34,7 +34,7 @@ STATISTIC_COLUMNS = {
     "correlation between chunks": "mean_chunk_correlation",
 }
 """Headings, and keys of `FeatureStatistics.to_dict()`."""
-MARKS = {"better": " +", "worse": " -", "not told apart": ""}
+MARKS = {"better": " +", "worse": " -", "no clear difference": ""}
 
 
 def score_table(result: Comparison) -> Table:
@@ -114,12 +114,19 @@ def statistics_table(result: Comparison) -> Table:
 
 
 def centre_table(found: Mapping[str, Any]) -> Table:
-    """Where one contender's chunks tell each attribute, in timesteps.
+    """Centres, in timesteps, of what one contender's chunks predict of each attribute.
 
     Args:
         found: `ChunkProbe.to_dict()`.
     """
-    columns = ["attribute", "skill of all chunks", "comes in at t", "95 % interval", "found at t", "95 % interval"]
+    columns = [
+        "attribute",
+        "skill of all chunks",
+        "gain centre t",
+        "95 % interval",
+        "own-skill centre t",
+        "95 % interval",
+    ]
     rows: list[list[Cell]] = []
     for item in found["attributes"]:
         row: list[Cell] = [item["name"], item["all"]["value"]]
@@ -136,8 +143,8 @@ def centre_table(found: Mapping[str, Any]) -> Table:
 
 
 def swap_table(result: Comparison) -> Table:
-    """A row for each model: mean share of the differences that each quarter of its chunks carries over, and all."""
-    columns = ["contender", "chunks", "timesteps", "mean share", "most", "least", "other change"]
+    """A row for each model: mean transfer rate of each quarter of its chunks, and of all."""
+    columns = ["contender", "chunks", "timesteps", "mean transfer rate", "most", "least", "other change"]
     rows: list[list[Cell]] = []
     for name, found in result.swaps.items():
         for swap in found["swaps"]:

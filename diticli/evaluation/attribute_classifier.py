@@ -1,4 +1,4 @@
-"""A held-out attribute classifier: a small convolutional network that tells attributes from pixels.
+"""A held-out attribute classifier: a small convolutional network that predicts attributes from pixels.
 
 It judges edits, so it must know nothing of the model that made them: it is trained on labelled images alone. What it
 cannot read on images of its own that it never saw, it cannot judge either; `AttributeClassifier.reliability` says so.
@@ -33,14 +33,14 @@ __all__ = ["READABLE", "AttributeClassifier", "ReadAttribute", "train_classifier
 GRAIN = 0.1
 """Largest standard deviation of the noise on training images: decoded images are never quite as clean as drawn ones."""
 READABLE = 0.5
-"""Attributes that the classifier tells worse than this judge nothing."""
+"""Attributes that the classifier predicts with less reliability than this are not used to measure edits."""
 
 
 class AttributeClassifier(ClassifierNetwork):
     """Images -> standardised attributes.
 
     Args:
-        attributes: what it tells, in the order of its outputs.
+        attributes: what it predicts, in the order of its outputs.
         resolution: height and width of its images.
 
     Attributes:
@@ -95,7 +95,7 @@ def train_classifier(
     device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
 ) -> AttributeClassifier:
-    """Train a classifier on labelled images; a tenth of them only tell how well it reads.
+    """Train a classifier on labelled images; a tenth of them is held out to measure its reliability.
 
     Args:
         images_NCHW: uint8 [N, 3, R, R], at least 200.
@@ -121,7 +121,9 @@ def train_classifier(
         torch.manual_seed(seed)
         classifier = AttributeClassifier(attributes, images_NCHW.shape[-1]).to(device)
         options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
-        fit_classifier(classifier, images_NCHW, targets_NA, train, with_grain, title="Training the reader", **options)
+        fit_classifier(
+            classifier, images_NCHW, targets_NA, train, with_grain, title="Training the attribute classifier", **options
+        )
     classifier.eval().requires_grad_(False)
     classifier.reliability = _reliability(classifier, images_NCHW[test], targets_NA[test])
     return classifier

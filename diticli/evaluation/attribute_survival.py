@@ -1,9 +1,9 @@
-"""When is an attribute lost? The timestep at which a noisy image no longer tells it.
+"""Half-lives of attributes under noise: the timestep at which a noisy image no longer shows them.
 
 This is the truth that chunks are judged by, from the diffusion process and the data alone: no base, no encoder and no
 features have a part in it. A small network learns each attribute from x_t at a known t
 (`diticli.evaluation.noisy_classifier`); what it cannot read on images of its own that it never saw, the noise has
-hidden, as far as a network of this size can tell. Idea: Yue et al., ICLR 2024 (arXiv 2401.11430), section 3; the
+hidden, as far as a network of this size can predict it. Idea: Yue et al., ICLR 2024 (arXiv 2401.11430), section 3; the
 measurement is ours.
 
 Legend of shape suffixes: N images, C channels, R resolution, A attributes, G timesteps of the grid, S resamples.
@@ -27,7 +27,7 @@ from diticli.types import DoubleArray
 
 GRID = 40
 READ_AT_ALL = 0.1
-"""An attribute of which the clean image tells the classifier less than this has no time at which it is lost."""
+"""An attribute that the classifier explains less than this of on clean images has no half-life."""
 HALF = 0.5
 
 

@@ -35,7 +35,7 @@ MIN_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkAblation:
-    """What a group of chunks is worth to the decoder.
+    """How much the loss rises without a group of chunks.
 
     Each of its dims is set to its mean over the measured images. That takes away what the dims say of an image without
     saying anything wrong (another image's dims would, and would seem about twice as important); the loss is that of
@@ -48,7 +48,7 @@ class ChunkAblation:
         beyond: the same over the other timesteps that see the group, which with the published layout are all later
             ones; None where there are none.
         share: its part of the rises of all groups, over all timesteps.
-        ignored: whether the rise cannot be told from 0 (its 95 % interval), or `share` is below `IGNORED` / G.
+        ignored: whether the rise does not differ from 0 (its 95 % interval), or `share` is below `IGNORED` / G.
     """
 
     chunks: tuple[int, ...]
@@ -61,7 +61,7 @@ class ChunkAblation:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureAblation:
-    """What all chunks are worth to the decoder.
+    """How much the loss rises without each group of chunks, and without all.
 
     Attributes:
         groups: one entry per group of chunks.

@@ -28,7 +28,7 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class ReadAttribute:
-    """One attribute that a classifier tells.
+    """One attribute that a classifier predicts.
 
     Attributes:
         name: of the attribute.
@@ -47,7 +47,7 @@ class ClassifierNetwork(nn.Module):
     """What every classifier knows of its attributes, and how it says them.
 
     Args:
-        attributes: what it tells, in the order of its outputs.
+        attributes: what it predicts, in the order of its outputs.
     """
 
     mean_A: torch.Tensor
@@ -77,7 +77,7 @@ def check_enough(images: int, attributes: int) -> None:
 
 
 def split_rows(count: int, seed: int) -> tuple[Rows, Rows]:
-    """Rows to learn from, and the tenth that only tells how well it went."""
+    """Rows to learn from, and the tenth that is held out to measure how well it went."""
     order = np.random.default_rng(seed).permutation(count)
     return order[int(HELD_OUT * count) :], order[: int(HELD_OUT * count)]
 

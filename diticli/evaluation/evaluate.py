@@ -73,9 +73,9 @@ class SwapScore:
     Attributes:
         chunks: the chunks.
         timesteps: their range of timesteps, [first, last).
-        shares: how much of the partner's attributes was carried over; see `diticli.evaluation.scores.transferred`.
+        shares: transfer rates; see `diticli.evaluation.scores.transferred`.
         unexplained: root mean square of each attribute's other change, in standard deviations.
-        moved: attributes of which at least half was carried over, on one half of the pairs; the drift and the truth
+        moved: attributes with a transfer rate of at least one half, on one half of the pairs; the drift and the truth
             are measured on the other half.
         drift: mean absolute change in grey levels of the pixels that a perfect exchange of `moved` leaves alone; None
             without ground truth.

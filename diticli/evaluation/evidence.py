@@ -51,7 +51,7 @@ class Evidence:
     Attributes:
         atlas: what each chunk does.
         gap: error by timestep.
-        use: what each chunk is worth to the decoder.
+        use: how much the loss rises without each chunk.
         lost: when attributes are lost, the same for all models with one noise schedule.
         order: whether chunks act in that order.
     """

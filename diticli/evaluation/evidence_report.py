@@ -53,8 +53,8 @@ def order_text(order: OrderAgreement | None) -> str:
     if order is None:
         return "Too few attributes have a time and centres that differ: there is no order to compare."
     return (
-        f"Spearman's correlation of the {len(order.attributes)} centres with the times at which half of each attribute "
-        f"is lost: {between(order.spearman)}; attributes in random order agree as well in {order.p_value:.1%} of cases."
+        f"Spearman's correlation of the {len(order.attributes)} centres with the half-lives of the attributes under "
+        f"noise: {between(order.spearman)}; attributes in random order agree as well in {order.p_value:.1%} of cases."
     )
 
 
@@ -80,23 +80,22 @@ def _atlas(atlas: SwapEffects, name: str, layout: ChunkLayout, picture: Path) ->
         np.array([[share.value for share in shares] for shares in atlas.shares.values()]),
         rows=atlas.attributes,
         layout=_grouped_layout(layout, atlas.groups),
-        title="Share of each difference that exchanging a chunk alone carries over",
+        title="Transfer rate of each chunk exchanged alone",
         limit=1.0,
         totals=[share.value for share in atlas.together.values()],
         marks=[_mark(centre) for centre in atlas.centres.values()],
     )
     text = (
         f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, "
-        f"{atlas.facts['steps_run']} steps), and the classifier says how much of the partner's attributes came along: "
-        f"0 nothing, 1 all. The centre of mass "
-        f"weighs the chunks' timesteps by the absolute share; attributes that no chunk moves by {MOVES:g}, "
-        "beyond doubt, have none. "
+        f"{atlas.facts['steps_run']} steps), and the attribute classifier gives the transfer rate: 0 is nothing, "
+        "1 is all of the partner's attribute. The centre of mass weighs the chunks' timesteps by the absolute transfer "
+        f"rate; attributes of which no chunk transfers {MOVES:g} significantly have none. "
         f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
         "regressor's importances."
     )
     if atlas.unreadable:
-        text += f" Not counted, as the classifier cannot tell them: {', '.join(atlas.unreadable)}."
-    return Section(title=f"{name}: what each chunk does", text=text, picture=picture, table=atlas_table(atlas))
+        text += f" Not counted, as the classifier predicts them poorly: {', '.join(atlas.unreadable)}."
+    return Section(title=f"{name}: what each chunk changes", text=text, picture=picture, table=atlas_table(atlas))
 
 
 def _lost(
@@ -114,7 +113,7 @@ def _lost(
     )
     text = (
         f"A classifier that knows the noise level learned the attributes from {lost.learned_from:,} noisy images. What "
-        f"it cannot read on {lost.held_out:,} others, the noise has hidden: explained variance at t, over that of "
+        f"it cannot predict on {lost.held_out:,} others, the noise has hidden: explained variance at t, over that of "
         "clean images. No model has a part in this."
     )
     if atlas is not None:
@@ -145,10 +144,10 @@ def _use(use: FeatureAblation, name: str, picture: Path) -> Section:
     )
     text = (
         f"{use_text(use)} A chunk is taken away by setting its dims to their mean, at its own timesteps and at all "
-        f"others that see it. It counts as ignored where the rise cannot be told from 0, or is below "
+        f"others that see it. It counts as ignored where the rise does not differ from 0 significantly, or is below "
         f"{IGNORED:.0%} of an equal share."
     )
-    return Section(title=f"{name}: what each chunk is worth", text=text, picture=picture, table=use_table(use))
+    return Section(title=f"{name}: rise of the loss without a chunk", text=text, picture=picture, table=use_table(use))
 
 
 def _grouped_layout(layout: ChunkLayout, groups: tuple[tuple[int, ...], ...]) -> ChunkLayout:

@@ -29,8 +29,8 @@ def between(estimate: Estimate | None, digits: int = 2) -> str | None:
 
 
 def atlas_table(atlas: SwapEffects) -> Table:
-    """A row per attribute: the groups that carry over most, all together, centre of mass, concentration."""
-    names = ["best chunk", "its share", "second", "its share", "all chunks", "centre t", "concentration"]
+    """A row per attribute: the groups of the highest transfer rates, all together, centre of mass, concentration."""
+    names = ["best chunk", "transfer rate", "second", "transfer rate", "all chunks", "centre t", "concentration"]
     columns = ["attribute", *names]
     rows: list[list[Cell]] = []
     for name, shares in atlas.shares.items():
@@ -60,7 +60,7 @@ def use_table(use: FeatureAblation) -> Table:
 
 def lost_table(lost: SurvivalCurves, atlas: SwapEffects | None = None) -> Table:
     """A row per attribute, first lost first: when, how well it is read from clean images, where chunks move it."""
-    columns = ["attribute", "half is lost at t", "explained, clean", "chunks that move it, centre t"]
+    columns = ["attribute", "half-life, t", "explained, clean", "chunks that move it, centre t"]
     names = [*lost.order, *(name for name in lost.half if name not in lost.order)]
     centres = atlas.centres if atlas is not None else {}
     rows: list[list[Cell]] = [

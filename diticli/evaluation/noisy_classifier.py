@@ -1,4 +1,4 @@
-"""A classifier of noisy images: what x_t still tells of each attribute when the noise level is known.
+"""A classifier of noisy images: how much of each attribute x_t still shows when the timestep is known.
 
 Legend of shape suffixes: N images, C channels, R resolution, A attributes, E embedding, T timesteps.
 """
@@ -30,7 +30,7 @@ class NoisyClassifier(ClassifierNetwork):
     (FiLM, Perez et al., 2018, arXiv 1709.07871).
 
     Args:
-        attributes: what it tells, in the order of its outputs.
+        attributes: what it predicts, in the order of its outputs.
         resolution: height and width of its images.
         timesteps: T.
     """

@@ -25,7 +25,7 @@ from diticli.pictures.report import Cell, Section, write_report
 
 
 def swap_table(result: Faithfulness) -> Table:
-    """A column per set of chunks: share of each attribute's difference, other change, drift, PSNR to the truth."""
+    """A column per set of chunks: transfer rate of each attribute, other change, drift, PSNR to the truth."""
     swaps = result.swaps
     columns = ["chunks", *(chunk_text(score.chunks) for score in swaps)]
     rows: list[list[Cell]] = [["timesteps", *(f"{s.timesteps[0]}-{s.timesteps[1] - 1}" for s in swaps)]]
@@ -82,7 +82,7 @@ def write_evaluation(
     }
     text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
     write_atomically(out / "evaluation.json", "evaluation", lambda path: path.write_text(text, encoding="utf-8"))
-    sections = [_reader_section(classifier, images)]
+    sections = [_classifier_section(classifier, images)]
     for index, result in enumerate(results):
         sections += _model_sections(result, out / f"shares-{index}.png")
         if evidence:
@@ -96,17 +96,17 @@ def _known(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _reader_section(classifier: AttributeClassifier, images: EvaluationImages) -> Section:
+def _classifier_section(classifier: AttributeClassifier, images: EvaluationImages) -> Section:
     poor = unreadable(classifier)
     text = (
-        f"A small network learned to read the attributes from {len(images.learn_NCHW):,} images ({images.name}), "
-        "without knowing any of the models. On images that it never saw: R2 of a number, 2 (AUC - 0.5) of a binary "
+        f"A small network learned to predict the attributes from {len(images.learn_NCHW):,} images ({images.name}), "
+        "independently of the models. Its reliability on held-out images: R2 of a number, 2 (AUC - 0.5) of a binary "
         "attribute."
     )
     if poor:
-        text += f"\n\nIt reads these too badly to judge them: {', '.join(poor)}."
+        text += f"\n\nIts predictions of these are too poor to measure edits by: {', '.join(poor)}."
     rows: list[list[Cell]] = [[name, score] for name, score in classifier.reliability.items()]
-    return Section(title="The reader", text=text, table=(["attribute", "reliability"], rows))
+    return Section(title="The attribute classifier", text=text, table=(["attribute", "reliability"], rows))
 
 
 def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
@@ -119,13 +119,14 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
             [[score.shares[name].value for name in names] for score in result.swaps],
             rows=[f"{chunk_text(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
             columns=names,
-            title="Share of the difference carried over by exchanging chunks",
+            title="Transfer rate of exchanged chunks",
         )
         text = (
             f"{result.images} images in pairs, inverted and decoded in {result.facts['steps_run']} steps each; "
-            f"reconstruction {result.reconstruction_psnr:.1f} dB. Share: how much of the partner's "
-            "attribute came along, 0 nothing, also where the own one is only erased, 1 all of it. Other change: root "
-            "mean square of what is no step towards the partner, in standard deviations."
+            f"reconstruction {result.reconstruction_psnr:.1f} dB. Transfer rate: the share of the "
+            "partner's attribute that the edited image gets, by the attribute classifier's predictions: 0 is nothing, "
+            "also where the own one is only erased, 1 is all of it. Other change: root mean square of all change that "
+            "is not towards the partner, in standard deviations."
         )
         if result.swaps[0].drift is not None:
             text += (

@@ -20,7 +20,7 @@ from diticli.types import DoubleArray
 Pixels = npt.NDArray[np.uint8]
 RESAMPLES = 1000
 MOVED = 0.5
-"""A swap is said to move an attribute when it carries over at least this share of the difference."""
+"""A swap moves an attribute when its transfer rate is at least this."""
 
 
 @dataclass(frozen=True, kw_only=True)

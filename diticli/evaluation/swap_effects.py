@@ -36,7 +36,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class SwapEffects:
-    """Attributes by groups of chunks: the share of each difference that exchanging the group alone carries over.
+    """Attributes by groups of chunks: the transfer rate of exchanging the group alone.
 
     Centres of mass and modularity weigh groups by the absolute share. A group is said to move an attribute when the
     share is at least `MOVES` and its interval leaves 0 out; an attribute that no group moves has neither centre nor
@@ -48,13 +48,13 @@ class SwapEffects:
         groups: the chunks of each group, from the first timesteps to the last.
         timesteps: range of timesteps of each group, [first, last).
         shares: attribute -> one share per group.
-        together: attribute -> share that exchanging all groups carries over.
+        together: attribute -> transfer rate of exchanging all groups.
         centres: attribute -> timestep of its centre of mass; None where no group moves it.
         concentration: attribute -> 1 when one group alone moves it, 0 when all do alike; None as above.
         selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
         completeness: mean of `concentration`; see `diticli.evaluation.modularity`.
         disentanglement: `selectivity` of all groups, weighted by the sum of their shares.
-        unreadable: attributes that the classifier tells badly; they count in none of the last three.
+        unreadable: attributes that the classifier predicts poorly; they count in none of the last three.
         pairs: how many were exchanged, both ways.
         facts: solver, steps.
         centre_draws: [R, A] centres of the resampled pairs, for what is computed from them.

@@ -114,7 +114,9 @@ def lost_chart(
         axes.tick_params(axis="y", length=0)
         axes.spines[["left"]].set_visible(False)
         axes.set_title(plain(title), loc="left")
-        legend = "Red: one half is lost" + (".  Orange: centre of the chunks that move it" if act is not None else "")
+        legend = "Red: half-life under noise" + (
+            ".  Orange: centre of the chunks that move it" if act is not None else ""
+        )
         axes.set_xlabel(f"timestep t (0: clean, T: noise)\n{legend}, with 95 % intervals")
 
     return save_chart(path, draw, (7.2, 1.5 + 0.27 * len(rows)))

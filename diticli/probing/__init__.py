@@ -1,1 +1,1 @@
-"""What features tell: linear probes, learned masks, and the directions to edit along."""
+"""What can be predicted from features: linear probes, learned masks, and the directions to edit along."""

@@ -1,14 +1,14 @@
 """What each chunk knows: every attribute read from each chunk alone, from all others, and from the first ones.
 
 atlas = probe_features(values, columns, meta=meta, atlas=True).atlas
-atlas.attributes[0].centre_prefix                # the timesteps at which the features come to tell the attribute
+atlas.attributes[0].centre_prefix                # centre of the timesteps at which skill is gained
 
 Skill is the scale of `diticli.probing.influence`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
 The centre of mass of an attribute in t is a weighted mean of the chunks' mid timesteps, in two readings:
 - alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
-  found at all. Where every chunk tells much of it, the mean would be the middle by construction and is left out.
+  found at all. Where every chunk has much of the skill, the mean would be the middle by construction and is left out.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
   where the attribute comes in. A timestep of chunk k sees just these chunks, so it is what "lost at t" means for
   features (arXiv 2401.11430, section 4).
@@ -48,7 +48,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeChunks:
-    """Where one attribute is told.
+    """Skill of the chunks for one attribute.
 
     Attributes:
         name: of the attribute.
@@ -58,9 +58,9 @@ class AttributeChunks:
         n_test: test rows of known value.
         all: skill of all chunks together.
         alone: [K] skill of each chunk alone.
-        unique: [K] what is lost without each chunk: skill of all minus skill of all others.
+        unique: [K] skill that only this chunk has: skill of all minus skill of all others.
         prefix: [K] skill of chunks 0..k.
-        flat: whether every chunk alone tells at least half of what the best one does, so that a centre would say
+        flat: whether every chunk alone has at least half the skill of the best one, so that a centre would say
             nothing: it is the middle whatever the attribute is.
         centre_alone: timestep, see the module; None where no chunk alone is above the base rate, or all are alike.
         centre_prefix: likewise, None where all chunks together are not.

@@ -136,7 +136,7 @@ class Directions:
         length = np.linalg.norm(weights)
         if not length > floor:
             raise ConfigError(
-                f"No dimension that tells {attribute!r} is left{_where(dims, chunks)}.",
+                f"No dimension that predicts {attribute!r} is left{_where(dims, chunks)}.",
                 remedy="Allow more chunks or dims.",
             )
         return np.asarray(weights * (math.sqrt(self.latent_dim) / length), dtype=np.float32)

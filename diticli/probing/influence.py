@@ -1,4 +1,4 @@
-"""How much of an attribute a model tells, on one scale for all kinds, and how each test row moves that number.
+"""Skill of a model at an attribute, on one scale for all kinds, and how each test row moves that number.
 
 The scale, called skill, is 0 for a model that knows nothing and 1 for one that knows all: R2 of numbers, and
 (score - base rate) / (1 - base rate) with the average precision of binary attributes and the accuracy of categories.

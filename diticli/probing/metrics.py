@@ -13,7 +13,7 @@ from diticli.types import DoubleArray
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A main metric and what else is worth knowing.
+    """A main metric and others.
 
     Attributes:
         metric: name of the main metric.

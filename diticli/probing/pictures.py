@@ -20,12 +20,12 @@ _MARKS = "centre of mass in t with its 95 % interval"
 
 
 def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
-    """Write atlas-alone.png, atlas-unique.png and atlas-prefix.png, attributes in the order in which they come in.
+    """Write atlas-alone.png, atlas-unique.png and atlas-prefix.png, attributes in the order of their gain centres.
 
     Raises:
         DataError: when one cannot be written.
     """
-    order = sorted(range(len(atlas.attributes)), key=lambda i: _comes_in(atlas.attributes[i].centre_prefix))
+    order = sorted(range(len(atlas.attributes)), key=lambda i: _gain_centre(atlas.attributes[i].centre_prefix))
     items = [atlas.attributes[i] for i in order]
     tables = {part: atlas.table(part)[order] for part in ("alone", "unique", "prefix")}
     names, totals = [item.name for item in items], [item.all.value for item in items]
@@ -35,7 +35,7 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             tables["alone"],
             rows=names,
             layout=atlas.layout,
-            title="What each chunk tells alone",
+            title="Skill of each chunk alone",
             limit=1.0,
             totals=totals,
             marks=_marks([item.centre_alone for item in items]),
@@ -47,7 +47,7 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             tables["unique"],
             rows=names,
             layout=atlas.layout,
-            title="What no other chunk tells: all chunks minus all but this one",
+            title="Skill that only this chunk has: all chunks minus all but this one",
             note=SCALE,
         ),
         chunk_heatmap(
@@ -55,7 +55,7 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             tables["prefix"],
             rows=names,
             layout=atlas.layout,
-            title="What chunks 0 to k tell together",
+            title="Skill of chunks 0 to k together",
             limit=1.0,
             marks=_marks([item.centre_prefix for item in items]),
             marks_label=_MARKS,
@@ -81,7 +81,7 @@ def draw_statistics(statistics: FeatureStatistics, layout: ChunkLayout, folder: 
     )
 
 
-def _comes_in(centre: Estimate | None) -> float:
+def _gain_centre(centre: Estimate | None) -> float:
     return float("inf") if centre is None else centre.value
 
 

@@ -1,4 +1,4 @@
-"""Linear probes on cached features: how linearly do they tell each attribute?
+"""Linear probes on cached features: how well does a linear model predict each attribute?
 
 report = probe_features(features.values, columns, groups)      # the evaluation of arXiv 2401.11430, section 5
 report.means["binary"]["average_precision"]; save_directions(report.directions, Path("probe"))
@@ -68,7 +68,7 @@ def probe_features(
         seed: of the drawn split.
         fractions: of train, validation and test.
         meta: of the feature file: model and chunks go into the directions.
-        mask: learn which few dimensions tell each attribute, fit on them as well, and compare.
+        mask: learn which few dimensions predict each attribute, fit on them as well, and compare.
         device: where masks are learned.
         statistics: also say how the features vary, over all N rows, see `diticli.disentanglement.statistics`.
         metrics: also score disentanglement, with the columns as factors, see `diticli.disentanglement`.
@@ -139,7 +139,7 @@ def probe_features(
 
 
 def layout_of(meta: FeatureMeta | None) -> ChunkLayout | None:
-    """Chunks of a feature file's dimensions, None when it does not tell them.
+    """Chunks of a feature file's dimensions, None when it does not name them.
 
     Raises:
         ChunkError: when its ends are no layout.

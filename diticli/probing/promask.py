@@ -1,4 +1,4 @@
-"""Which few dimensions tell an attribute? Learned with a probabilistic mask (ProMask).
+"""Which few dimensions predict an attribute? Learned with a probabilistic mask (ProMask).
 
 masks = learn_masks(standardised, targets, MaskSettings(dims=16))      # [A, d] scores, [A, 16] chosen dimensions
 
