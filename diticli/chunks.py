@@ -37,7 +37,7 @@ class ChunkLayout:
         timestep_ends: [K] exclusive end of each chunk's range of timesteps; the last is T.
         ends: [K] exclusive end of each chunk's slice of dimensions; the last is d.
         visible: "prefix", as published: the timesteps of chunk k see chunks 0..k. "all", ours: every chunk, so that
-            only what gets gradient (`own_dims`) tells chunks apart.
+            only what gets gradient (`own_dims`) keeps chunks apart.
 
     Raises:
         ChunkError: when the ends are not strictly increasing, the two differ in length, or the last of them lie

@@ -98,7 +98,7 @@ class ChunksConfig:
     """Dimensions of the stages; rescaled in proportion when they do not sum to `latent_dim`."""
     visible: Visible = "prefix"
     """What a timestep sees of the features: the chunks up to its own, as published, or all of them, so that a chunk
-    gains nothing by what any other one tells. Then gradients must tell the chunks apart."""
+    gains nothing by what any other one holds. Then gradients must keep the chunks apart."""
 
     def layout(self, timesteps: int = 1000, gap: LossCurve | None = None) -> ChunkLayout:
         """The layout that these settings describe.
@@ -143,12 +143,12 @@ class ModularityConfig:
     """Loss weight over timesteps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
     that each timestep has the same to gain."""
     bottleneck: float = 0.0
-    """What a nat of information in the features costs, in degrees of freedom of the noise estimate. In training, noise
-    of standard deviation 1 is added to the features, and to the loss, for each chunk, bottleneck * |z|^2 / 2 times what
-    a degree of freedom is worth in the chunk's timesteps. Attributes are told up to a signal-to-noise ratio of about
-    1 / (2 bottleneck) - 1. 0: no noise, no price."""
+    """KL weight, as beta in a beta-VAE, in degrees of freedom of the noise estimate per nat. In training, noise of
+    standard deviation 1 is added to the features, and to the loss, for each chunk, bottleneck * |z|^2 / 2 times the
+    part of the loss that is one degree of freedom in the chunk's timesteps. It limits the features' signal-to-noise
+    ratio to about 1 / (2 bottleneck) - 1. 0: neither noise nor KL term."""
     bottleneck_rise: float = 0.5
-    """Share of the steps over which the price rises from 0: features that cost before they help are given up."""
+    """Share of the steps over which the KL weight rises from 0: from the start it would make the features collapse."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.bottleneck < math.inf:
@@ -162,11 +162,11 @@ class ModularityConfig:
 
     @property
     def relative(self) -> bool:
-        """Whether losses are told as shares of the base's own, which must be measured for that."""
+        """Whether losses are given as shares of the base's own, which must be measured for that."""
         return self.weighting != "pdae" or self.bottleneck > 0
 
     def price(self, progress: float) -> float:
-        """The bottleneck when this share of the steps is done."""
+        """The KL weight when this share of the steps is done."""
         return self.bottleneck * min(1.0, progress / self.bottleneck_rise if self.bottleneck_rise else 1.0)
 
 
@@ -178,7 +178,7 @@ MODULAR = {
     "modularity.bottleneck": 0.032,
 }
 """Settings of `diti train --modular`: chunks act where noise hides what they hold. A higher bottleneck brings them
-nearer to that, and carries less over; long trainings want one (docs/modularity.md)."""
+nearer to that, and lowers transfer rates; long trainings want one (docs/modularity.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

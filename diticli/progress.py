@@ -25,7 +25,7 @@ class Reporter(Protocol):
         """The running task is done."""
 
     def note(self, message: str) -> None:
-        """One line worth reading, e.g. where a picture was written."""
+        """One line of information, e.g. where a picture was written."""
 
     def warn(self, message: str) -> None:
         """One line that asks for attention, e.g. images that were skipped."""

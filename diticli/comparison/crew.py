@@ -19,7 +19,7 @@ from diticli.training.joining import join
 
 _Item = TypeVar("_Item")
 _PATIENCE = timedelta(days=7)
-"""How long a process waits for work of others that goes on: a failure is told within seconds by `Companions`."""
+"""How long a process waits for work of others that goes on: a failure is reported within seconds by `Companions`."""
 
 
 class Crew:

@@ -16,8 +16,8 @@ class UnitScores:
 
     Attributes:
         units: units that vary over the training rows; the others count for nothing.
-        disentanglement: DCI, boosted trees: does each unit tell one factor?
-        completeness: DCI, boosted trees: is each factor told by one unit?
+        disentanglement: DCI, boosted trees: does each unit predict one factor?
+        completeness: DCI, boosted trees: is each factor predicted by one unit?
         linear_disentanglement: the same from lasso weights, None also where the lasso predicts no factor.
         linear_completeness: likewise.
         mig: mutual information gap.
@@ -26,7 +26,7 @@ class UnitScores:
         factor_vae_chance: one over the number of factors in it.
         modularity: of Ridgeway and Mozer.
         tad: total AUROC difference, summed over `captured`.
-        captured: attributes that one unit tells with AUROC 0.75 or more.
+        captured: attributes that one unit predicts with AUROC 0.75 or more.
         considered: how many attributes `captured` was chosen from.
     """
 

@@ -1,7 +1,7 @@
 """Total AUROC difference, and which attributes a code captures.
 
 Yeats, Liu, Womble and Li, "NashAE: Disentangling Representations Through Adversarial Covariance Minimization", ECCV
-2022 (arXiv 2209.10677), as in the authors' evaluation on CelebA: a unit tells a binary attribute with AUROC
+2022 (arXiv 2209.10677), as in the authors' evaluation on CelebA: a unit predicts a binary attribute with AUROC
 max(a, 1 - a); an attribute is captured when its best unit reaches 0.75 and no other attribute takes away more than a
 fifth of its entropy; TAD = sum over captured attributes of (best AUROC - second best).
 

@@ -1,4 +1,4 @@
-"""What `diti doctor` tells of precision, layout, kernels and attention: the choices that decide the speed."""
+"""What `diti doctor` reports on precision, layout, kernels and attention: the choices that decide the speed."""
 
 from __future__ import annotations
 

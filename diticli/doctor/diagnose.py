@@ -1,4 +1,4 @@
-"""What `diti doctor` tells: the software and hardware found here, and what this package makes of them.
+"""What `diti doctor` reports: the software and hardware found here, and what this package makes of them.
 
 No heavy import at the top: it has to answer where PyTorch is missing or broken.
 """

@@ -1,4 +1,4 @@
-"""One fact that `diti doctor` tells."""
+"""One fact that `diti doctor` reports."""
 
 from __future__ import annotations
 

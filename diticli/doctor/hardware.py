@@ -1,4 +1,4 @@
-"""What `diti doctor` tells of GPUs, processor and threads."""
+"""What `diti doctor` reports on GPUs, processor and threads."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from diticli.errors import ModelError
 
 
 class OfficialChunks(NamedTuple):
-    """A layout, how it was cut ("uniform", "staged" or "staged in time"), and what is worth knowing about it."""
+    """A layout, how it was cut ("uniform", "staged" or "staged in time"), and notes about it."""
 
     layout: ChunkLayout
     partition: str

@@ -52,7 +52,7 @@ class OfficialRun:
         latent_dim: d.
         chunks: None for a base.
         gradient: "cumulative", "detached" or "dual"; None for a base or an encoder alone.
-        notes: what is worth knowing.
+        notes: facts for the user.
     """
 
     kind: Kind

@@ -1,4 +1,4 @@
-"""What the processes of one run tell one another beside gradients: that one was asked to stop, or that one failed.
+"""Messages between the processes of one run, beside gradients: that one was asked to stop, or that one failed.
 
 A process that waits for a failed one in a collective learns nothing: on a GPU it waits for minutes, on a CPU it
 sees a closed connection. So a failure is written where the processes met (their key-value store), and a thread of

@@ -70,7 +70,7 @@ class Stage:
     views_from: int = 0
     """First step (zero-based) that gets views."""
     price: Callable[[float], float] = field(default=lambda progress: 0.0)
-    """Price of a nat in the features by the share of the steps that is done."""
+    """KL weight of the features by the share of the steps that is done."""
     before_checkpoint: Callable[[], None] = field(default=lambda: None)
     """Called by all processes before a checkpoint is written, which an error prevents."""
     on_sample: Callable[[int, torch.Tensor], None] = field(default=lambda step, losses: None)

@@ -70,15 +70,16 @@ class FeatureObjective(nn.Module):
     (same value), `dual` is the sum of both.
 
     With a bottleneck the decoder sees z + n, n standard Gaussian, and price * worth * KL(N(z, 1) || N(0, 1)) =
-    price * worth * |z|^2 / 2 is added for each chunk: a Gaussian channel whose nats have a price (Alemi et al., 2017,
-    arXiv 1612.00410, eq. 17, with fixed variance), told in degrees of freedom. See `diticli.training.relevance`.
+    price * worth * |z|^2 / 2 is added for each chunk: the KL term of an information bottleneck (Alemi et al., 2017,
+    arXiv 1612.00410, eq. 17, with fixed variance), its weight `price` in degrees of freedom. See
+    `diticli.training.relevance`.
 
     Args:
         unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
         weight_T: w_t, [T]; None: as published.
-        worth_D: what one degree of freedom is worth to the loss in the timesteps of each dim's chunk, [D] above 0
-            (`diticli.training.relevance.degree_of_freedom`); forward then takes feature noise and a price.
+        worth_D: scale of the KL term: by how much one degree of freedom lowers the loss in each chunk, [D] above 0
+            (`diticli.training.relevance.degree_of_freedom`); forward then takes feature noise and a KL weight.
     """
 
     weight_T: torch.Tensor
