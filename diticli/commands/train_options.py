@@ -184,8 +184,8 @@ MinutesOption = Annotated[
     float | None,
     typer.Option(
         min=0.1,
-        help="Time for the whole run, in place of numbers of images: the speed is measured first, then both stages and "
-        "their learning rates are planned to end within 10 % of it.",
+        help="Time for the whole run, in place of numbers of images: both stages and their learning rates are planned "
+        "from the measured speed, and anew while they train, to end within 10 % of it.",
         show_default=False,
         rich_help_panel=BUDGET,
     ),
