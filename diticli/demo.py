@@ -135,6 +135,7 @@ def run_demo(
     steps: int = DEFAULT_STEPS,
     reporter: Reporter | None = None,
     started: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> DemoResult:
     """Edit, train, measure and report, into the run directory `out`; a finished run there is measured again.
 
@@ -146,28 +147,29 @@ def run_demo(
         held_out: faces to encode and probe.
         steps: of inversion and of decoding.
         reporter: receiver of progress.
-        started: when the budget began, by `time.perf_counter`. Default: now.
+        started: when the budget began, by `clock`. Default: now.
+        clock: seconds.
 
     Raises:
         ModelError: when there is no shipped model and not `full`.
         DiTiError: as `diticli.training.run.train`.
         TrainingInterrupted: likewise; calling again goes on.
     """
-    reporter, started = reporter or SilentReporter(), started or time.perf_counter()
+    reporter, started = reporter or SilentReporter(), started or clock()
     if not full and not has_shipped():
         raise ModelError(
             "This installation of diticli has no shipped model to begin with.",
             remedy="Run `diti demo --full`, which trains one from nothing (half an hour on two cores).",
         )
-    demo = _Demo(config, out, held_out, steps, reporter)
+    demo = _Demo(config, out, held_out, steps, reporter, clock)
     if has_shipped():
         demo.measure(SHIPPED_MODEL, SHIPPED, early=True)
-    measured = time.perf_counter()
+    measured = clock()
     if RunDirectory(out).finished:
         reporter.note(f"{out} is trained already; measuring it again.")
     else:
         chosen = config if full else _within_budget(config, out, measured - started, demo.seconds)
-        demo.timed("train", lambda: train(chosen, out, reporter=reporter))
+        demo.timed("train", lambda: train(chosen, out, reporter=reporter, clock=clock))
     demo.baselines([UNTRAINED, PIXELS] if full else [UNTRAINED])
     demo.measure(FRESH, str(out), early=False)
     return demo.finish()
@@ -202,8 +204,17 @@ def _within_budget(config: RunConfig, out: Path, spent: float, seconds: dict[str
 class _Demo:
     """What a demo collects on its way."""
 
-    def __init__(self, config: RunConfig, out: Path, held_out: int, steps: int, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        held_out: int,
+        steps: int,
+        reporter: Reporter,
+        clock: Callable[[], float],
+    ) -> None:
         self.config, self.out, self.steps, self.reporter = config, out, steps, reporter
+        self.clock = clock
         self.device = None if config.device == "auto" else config.device
         self.faces = FaceImages(held_out, HELD_OUT_SEED, config.data.resolution)
         self.images = load_images(self.faces, reporter=reporter).images
@@ -215,9 +226,9 @@ class _Demo:
 
     def timed(self, name: str, work: Callable[[], _Result]) -> _Result:
         """Do it, and keep how long it took."""
-        began = time.perf_counter()
+        began = self.clock()
         done = work()
-        self.seconds[name] = time.perf_counter() - began
+        self.seconds[name] = self.clock() - began
         return done
 
     def measure(self, name: str, source: str, *, early: bool) -> None:

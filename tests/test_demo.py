@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_budget import Clock, plan_at
 from test_training import tiny
 
 from diticli import demo
@@ -31,23 +31,30 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pipeline: Call
 
 
 class Notes(SilentReporter):
-    """When each note came."""
+    """Keeps the notes. A step of training takes a second of `clock`, anything else no time."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.notes: list[str] = []
+        self.clock, self.title = clock, ""
+
+    def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
+        self.title = title
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        self.clock.now += self.title.startswith("Stage")
 
     def note(self, message: str) -> None:
         self.notes.append(message)
 
 
 def test_the_demo_edits_trains_and_reports(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_LEAST_TRAINING", 0.5)
-    monkeypatch.setattr(budget, "CLOSING", 0.5)
-    notes, out = Notes(), Path("runs/demo")
-    config = tiny("minutes=0.4", "log_every=5", "checkpoint_every=1000")
-    began = time.perf_counter()
-    result = run_demo(config, out, held_out=200, steps=3, reporter=notes, started=began)
-    assert time.perf_counter() - began < 60, "the budget of 24 s"
+    monkeypatch.setattr(budget, "make_plan", lambda config, **_: plan_at({"features": 12.0}, config))
+    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 0.0)
+    clock, out = Clock(), Path("runs/demo")
+    notes = Notes(clock)
+    config = tiny("minutes=0.5", "log_every=5", "checkpoint_every=1000")
+    result = run_demo(config, out, held_out=200, steps=3, reporter=notes, clock=clock)
+    assert clock.now - 100 == pytest.approx(30, rel=0.2), "planned at 1.5 steps a second, trained at one"
     assert [note.split("/")[-1] for note in notes.notes[:2]] == ["demo-edit-1.png", "demo-edit-2.png"], "seen first"
     assert all(path.is_file() for path in result.pictures)
     assert RunDirectory(out).finished
@@ -64,7 +71,7 @@ def test_the_demo_edits_trains_and_reports(shipped: Path, monkeypatch: pytest.Mo
     )
     assert page.index("1 is all, 0 is none") < page.index("mean of 10"), "R2 is explained before it is used"
     assert json.loads((out / "demo.json").read_text())["models"][SHIPPED_MODEL]["model"] == "shipped"
-    again = run_demo(config, out, held_out=200, steps=3, reporter=notes)
+    again = run_demo(config, out, held_out=200, steps=3, reporter=notes, clock=clock)
     assert any("trained already" in note for note in notes.notes)
     assert again.scores[FRESH] == result.scores[FRESH]
 
