@@ -23,7 +23,6 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAtt
 from diticli.evaluation.attribute_survival import measure_survival
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages, evaluation_faces
-from diticli.evaluation.order import spearman
 from diticli.evaluation.scores import to_json
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.models.base_files import load_base
@@ -33,6 +32,7 @@ from diticli.models.pixels import normalise
 from diticli.probing.probe import probe_features
 from diticli.progress import SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.statistics import spearman
 
 PROBED, PROBED_SEED = 4000, 1
 FITTED = 3000

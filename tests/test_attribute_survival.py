@@ -12,10 +12,10 @@ from diticli.errors import ConfigError
 from diticli.evaluation.attribute_classifier import ReadAttribute
 from diticli.evaluation.attribute_survival import SurvivalCurves, explained_variance, left, measure_survival
 from diticli.evaluation.noisy_classifier import NoisyClassifier
-from diticli.evaluation.order import compare_order, spearman
-from diticli.evaluation.scores import Estimate, Share
+from diticli.evaluation.order import compare_order
 from diticli.evaluation.swap_effects import SwapEffects
 from diticli.schedule import NoiseSchedule
+from diticli.statistics import Estimate, spearman
 
 T, SIDE = 1000, 16
 
@@ -118,7 +118,7 @@ def test_readers_fit_images_of_every_size(side: int) -> None:
 
 def atlas_of(centres: dict[str, float | None], spread: float = 0.0, poor: tuple[str, ...] = ()) -> SwapEffects:
     one = Estimate(value=1.0, low=1.0, high=1.0)
-    share = Share(value=1.0, low=1.0, high=1.0)
+    share = Estimate(value=1.0, low=1.0, high=1.0)
     values = np.array([np.nan if c is None else c for c in centres.values()])
     return SwapEffects(
         model="m",

@@ -18,7 +18,6 @@ from diticli.chunks import ChunkLayout
 from diticli.data.labels import LabelColumn
 from diticli.errors import ChunkError
 from diticli.features.read import FeatureMeta
-from diticli.probing.bootstrap import TestDraws
 from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe
 from diticli.probing.influence import average_precision, skill_of
 from diticli.probing.linear import FeatureSpace
@@ -29,6 +28,7 @@ from diticli.probing.resampled import resample_scores
 from diticli.probing.splits import split_rows
 from diticli.probing.subset_fits import SubsetFits, discriminant, same_rows
 from diticli.probing.targets import Kind, Target, make_target
+from diticli.statistics import Bootstrap
 
 K, PER = 5, 4
 LAYOUT = ChunkLayout.uniform(chunks=K, latent_dim=K * PER)
@@ -190,7 +190,7 @@ def test_first_order_resamples_are_close_to_real_ones(kind: Kind) -> None:
     target = Target(name="x", kind=kind, values=truth, classes=names, extras={})
     skill = skill_of(target, np.arange(500), outputs)
     assert (skill.influence[:20] == 0).all()
-    draws = TestDraws.of(500)
+    draws = Bootstrap.of(500)
     first_order = skill.value + np.concatenate(list(draws.blocks())) @ skill.influence
     metric = {"number": "r2", "binary": "average_precision", "category": "accuracy"}[kind]
     real = resample_scores([target], np.arange(500), {"x": outputs}, draws)["x"][metric]

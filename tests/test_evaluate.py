@@ -19,7 +19,7 @@ from diticli.evaluation import chunk_ablation
 from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAttribute, train_classifier
 from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
-from diticli.evaluation.scores import Change, change, drift_outside, to_json, transferred, unexplained
+from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
 from diticli.models import gap
 from diticli.progress import SilentReporter
 
@@ -32,7 +32,7 @@ def readings(seed: int = 0, pairs: int = 40) -> tuple[np.ndarray, np.ndarray]:
 def test_a_share_is_the_part_of_the_difference_that_was_carried_over() -> None:
     before, other = readings()
     wanted = np.array([0.0, 0.5, 1.0])
-    shares = transferred(before, before + wanted * (other - before), other)
+    shares = transfer_rates(before, before + wanted * (other - before), other)
     assert [s.value for s in shares] == pytest.approx(wanted)
     assert all(s.low == pytest.approx(s.value) and s.high == pytest.approx(s.value) for s in shares)
 
@@ -44,14 +44,14 @@ def test_what_is_erased_is_not_carried_over(kept: float, share: float) -> None:
     before += [0.5, -2.0, 0.0]
     other = before[np.arange(len(before)) ^ 1]
     for constant in (0.0, 3.0):
-        found = transferred(before, kept * before + share * other + constant, other)
+        found = transfer_rates(before, kept * before + share * other + constant, other)
         assert [s.value for s in found] == pytest.approx([share] * 3, abs=1e-9)
 
 
 def test_a_share_is_that_of_the_least_squares_fit() -> None:
     before, other = readings(seed=5, pairs=9)
     after = np.random.default_rng(6).normal(size=before.shape)
-    for attribute, share in enumerate(transferred(before, after, other)):
+    for attribute, share in enumerate(transfer_rates(before, after, other)):
         design = np.column_stack([before[:, attribute], other[:, attribute], np.ones(len(before))])
         fit = np.linalg.lstsq(design, after[:, attribute], rcond=None)[0]
         assert share.value == pytest.approx(fit[1])
@@ -62,7 +62,7 @@ def test_the_interval_of_a_share_covers_the_truth_and_shrinks_with_more_pairs() 
     for pairs in (20, 500):
         before, other = readings(pairs=pairs)
         noise = np.random.default_rng(1).normal(size=before.shape)
-        share = transferred(before, before + 0.5 * (other - before) + noise, other)[0]
+        share = transfer_rates(before, before + 0.5 * (other - before) + noise, other)[0]
         assert share.low < 0.5 < share.high
         widths.append(share.high - share.low)
     assert widths[1] < widths[0] / 2
@@ -72,14 +72,14 @@ def test_a_change_that_is_no_step_towards_the_partner_is_unexplained() -> None:
     before, other = readings(pairs=2000)
     after = before + 0.5 * (other - before)
     after[:, 1] += np.random.default_rng(2).choice([-0.3, 0.3], size=len(after))
-    noise = unexplained(before, after, other, transferred(before, after, other))
+    noise = side_effects(before, after, other, transfer_rates(before, after, other))
     assert noise[0] == pytest.approx(0, abs=1e-9)
     assert noise[1] == pytest.approx(0.3, rel=0.02)
 
 
 def test_attributes_that_pairs_share_have_no_share() -> None:
     same = np.ones((8, 1))
-    assert transferred(same, same + 1, same)[0].value == 0.0
+    assert transfer_rates(same, same + 1, same)[0].value == 0.0
 
 
 def test_a_move_changes_its_target_and_leaks_into_others() -> None:

@@ -15,10 +15,10 @@ from diticli.errors import ChunkError, ConfigError
 from diticli.evaluation.attribute_classifier import ReadAttribute
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages, evaluation_faces
-from diticli.evaluation.modularity import centre_of_mass, completeness, concentration, disentanglement
-from diticli.evaluation.swap_effects import measure_swap_effects
+from diticli.evaluation.swap_effects import centre_of_mass, measure_swap_effects
 from diticli.models.pixels import normalise
 from diticli.progress import SilentReporter
+from diticli.statistics import completeness, concentration, disentanglement
 
 NAMES = [factor.name for factor in FACTORS]
 K = len(FACTORS)

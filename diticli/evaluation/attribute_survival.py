@@ -20,9 +20,10 @@ import torch
 from diticli.errors import ConfigError
 from diticli.evaluation.classifier_training import Labels, check_enough, split_rows, targets_of
 from diticli.evaluation.noisy_classifier import NoisyClassifier, noisy, train_noisy_classifier
-from diticli.evaluation.scores import Estimate, resample, to_json
+from diticli.evaluation.scores import to_json
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.statistics import Bootstrap, Estimate
 from diticli.types import DoubleArray
 
 GRID = 40
@@ -113,7 +114,9 @@ def measure_survival(
     predictions_GNA = _say(classifier, images_NCHW[test], timesteps, schedule, seed, reporter)
     names = [attribute.name for attribute in attributes]
     explained_GA = explained_variance(truth_NA, predictions_GNA, np.ones((1, len(test))))[0]
-    draws_SGA = explained_variance(truth_NA, predictions_GNA, resample(len(test), seed, resamples))
+    draws_SGA = explained_variance(
+        truth_NA, predictions_GNA, Bootstrap.of(len(test), seed=seed, resamples=resamples).counts()
+    )
     halves_SA = np.array([[_half(curve, timesteps) for curve in draw_GA.T] for draw_GA in draws_SGA])
     return SurvivalCurves(
         timesteps=timesteps,

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from diticli.chunks import ChunkLayout
-from diticli.probing.bootstrap import Interval
 from diticli.probing.fit import Choice
 from diticli.probing.mask import MaskedFit
 from diticli.probing.report import AttributeReport, MaskedScore
 from diticli.probing.resampled import Resampled, intervals_of, mean_intervals_of
 from diticli.probing.splits import Split
 from diticli.probing.targets import Target
+from diticli.statistics import Interval
 from diticli.types import DoubleArray
 
 

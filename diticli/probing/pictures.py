@@ -10,7 +10,8 @@ import numpy as np
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import FeatureStatistics
 from diticli.pictures.heatmaps import Mark, chunk_heatmap
-from diticli.probing.chunk_probe import ChunkProbe, Estimate
+from diticli.probing.chunk_probe import ChunkProbe
+from diticli.statistics import Estimate
 
 SCALE = (
     "Skill: R2 of numbers; of others the share of the way from the base rate to 1, in average precision (binary) or "

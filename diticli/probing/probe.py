@@ -17,7 +17,6 @@ from diticli.disentanglement import measure_disentanglement, measure_statistics
 from diticli.errors import ChunkError, ConfigError, LabelError
 from diticli.features.read import FeatureMeta, FeatureRows
 from diticli.probing.attribute_scores import attribute_report, mean_intervals
-from diticli.probing.bootstrap import TestDraws
 from diticli.probing.chunk_probe import probe_chunks
 from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
 from diticli.probing.fitted import fitted_directions
@@ -29,6 +28,7 @@ from diticli.probing.resampled import resample_scores
 from diticli.probing.splits import FRACTIONS, Split, split_rows
 from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
 from diticli.progress import Reporter, SilentReporter
+from diticli.statistics import Bootstrap
 from diticli.types import Rows
 
 
@@ -110,7 +110,7 @@ def probe_features(
     if mask is not None:
         few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
     directions = fitted_directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
-    draws = TestDraws.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
+    draws = Bootstrap.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
     outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
     resampled = resample_scores(targets, split.test, outputs, draws, reporter)
     attributes = tuple(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from diticli.disentanglement import DisentanglementReport, FeatureStatistics
-from diticli.probing.bootstrap import Interval
 from diticli.probing.chunk_probe import ChunkProbe
 from diticli.probing.directions import Directions
 from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.targets import Kind
+from diticli.statistics import Interval
 
 
 @dataclass(frozen=True, kw_only=True)

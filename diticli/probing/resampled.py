@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from diticli.probing.bootstrap import Interval, TestDraws, interval, mean_of
 from diticli.probing.targets import Target
 from diticli.progress import Reporter, SilentReporter
+from diticli.statistics import Bootstrap, Interval, interval, mean_of
 from diticli.types import DoubleArray, FloatArray, Rows
 
 Resampled = dict[str, DoubleArray]
@@ -24,7 +24,7 @@ def resample_scores(
     targets: Sequence[Target],
     rows: Rows,
     outputs: Mapping[str, DoubleArray],
-    draws: TestDraws,
+    draws: Bootstrap,
     reporter: Reporter | None = None,
 ) -> dict[str, Resampled]:
     """Scores of every target on every resample, by name; empty when nothing can be resampled.
