@@ -14,14 +14,16 @@ from typer.testing import CliRunner
 
 from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
+from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
 from diticli.evaluation import chunk_ablation
-from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAttribute, train_classifier
+from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
 from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
 from diticli.models import gap
 from diticli.progress import SilentReporter
+from diticli.targets import Target
 
 
 def readings(seed: int = 0, pairs: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +135,9 @@ def test_judged_faces_are_neither_those_to_learn_from_nor_those_of_training(face
 def test_a_reader_learns_what_can_be_seen_and_says_what_it_cannot_read(small: EvaluationImages) -> None:
     labels = {name: small.labels[name] for name in ("background_hue", "hat")}
     noise = np.random.default_rng(0).random(len(small.learn_NCHW))
-    classifier = train_classifier(small.learn_NCHW, {**labels, "nothing": ("number", noise)}, epochs=6, batch_size=32)
+    classifier = train_classifier(
+        small.learn_NCHW, {**labels, "nothing": LabelColumn("number", noise)}, epochs=6, batch_size=32
+    )
     assert classifier.reliability["background_hue"] > 0.8
     assert classifier.reliability["hat"] > 0.9
     assert classifier.reliability["nothing"] < 0.2
@@ -151,22 +155,23 @@ def test_a_reader_is_the_same_for_the_same_seed_and_leaves_the_global_one_alone(
 
 
 def test_a_reader_skips_unknown_labels(small: EvaluationImages) -> None:
-    kind, values = small.labels["background_hue"]
-    holes = values.astype(float).copy()
+    holes = small.labels["background_hue"].values.astype(float).copy()
     holes[::2] = np.nan
-    classifier = train_classifier(small.learn_NCHW, {"background_hue": (kind, holes)}, epochs=6, batch_size=32)
+    classifier = train_classifier(
+        small.learn_NCHW, {"background_hue": LabelColumn("number", holes)}, epochs=6, batch_size=32
+    )
     assert classifier.reliability["background_hue"] > 0.6
 
 
 @pytest.mark.parametrize("count", [0, 199])
 def test_too_few_images_teach_no_reader(faces: EvaluationImages, count: int) -> None:
     with pytest.raises(ConfigError, match="at least 200"):
-        train_classifier(faces.learn_NCHW[:count], {"hat": ("binary", np.zeros(count))})
+        train_classifier(faces.learn_NCHW[:count], {"hat": LabelColumn("binary", np.zeros(count))})
 
 
 def test_a_constant_attribute_cannot_be_read(faces: EvaluationImages) -> None:
-    with pytest.raises(ConfigError, match="'hat' has the same value"):
-        train_classifier(faces.learn_NCHW, {"hat": ("binary", np.zeros(len(faces.learn_NCHW)))})
+    with pytest.raises(ConfigError, match="'hat' cannot be learned"):
+        train_classifier(faces.learn_NCHW, {"hat": LabelColumn("binary", np.zeros(len(faces.learn_NCHW)))})
 
 
 def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: EvaluationImages) -> None:
@@ -275,6 +280,6 @@ def test_labels_and_data_belong_together(tmp_path: Path) -> None:
 
 
 def test_reader_shapes() -> None:
-    attributes = [ReadAttribute(name="a", kind="number", mean=0.0, std=1.0)]
+    attributes = [Target(name="a", kind="number", mean=0.0, std=1.0)]
     for side in (16, 32, 48, 64):
         assert AttributeClassifier(attributes, side)(torch.zeros(2, 3, side, side)).shape == (2, 1)

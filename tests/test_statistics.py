@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score, roc_auc_score
 
+from diticli.data.label_columns import Kind
 from diticli.data.labels import LabelColumn
 from diticli.probing.probe import probe_features
-from diticli.probing.resampled import intervals_of, mean_intervals_of, resample_scores
-from diticli.probing.targets import Kind, Target
+from diticli.probing.resampling import intervals_of, mean_intervals_of, resample_scores
 from diticli.statistics import Bootstrap, interval, mean_of
+from diticli.targets import Target
 
 
 def target(kind: Kind, values: np.ndarray, name: str = "a", scale: float = 1.0, classes: int = 0) -> Target:
     names = tuple(map(str, range(classes)))
-    return Target(name=name, kind=kind, values=values.astype(np.float64), scale=scale, classes=names, extras={})
+    return Target(name=name, kind=kind, values=values.astype(np.float64) * scale, std=scale, classes=names)
 
 
 def resampled(one: Target, outputs: np.ndarray, draws: Bootstrap) -> dict[str, np.ndarray]:

@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from diticli.comparison.probes import Probed
 from diticli.comparison.protocol import Protocol
-from diticli.probing.resampled import Resampled, resample_scores
-from diticli.probing.targets import Kind, Target, UnfitError, make_target
+from diticli.data.label_columns import Kind
+from diticli.probing.metrics import score
+from diticli.probing.resampling import Resampled, resample_scores
 from diticli.statistics import Bootstrap, Estimate, holm, mean_of
+from diticli.targets import Target, make_targets
 from diticli.types import DoubleArray
 
 ALPHA = 0.05
@@ -92,7 +94,7 @@ def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0
         protocol: whose test rows were predicted.
         seed: of the resamples, which are the same for all.
     """
-    targets = probed_targets(protocol)
+    targets, _ = make_targets(protocol.columns, vars(protocol.split))
     measured = {name: _measure(found, targets, protocol, seed) for name, found in probed.items()}
     kinds = _kinds(targets)
     first = next(iter(measured.values()))
@@ -110,17 +112,6 @@ def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0
     return scores
 
 
-def probed_targets(protocol: Protocol) -> list[Target]:
-    """Attributes that can be probed; which these are depends on labels and split alone."""
-    found = []
-    for name, column in protocol.columns.items():
-        try:
-            found.append(make_target(name, column, protocol.split))
-        except UnfitError:
-            continue
-    return found
-
-
 def _kinds(targets: Sequence[Target]) -> dict[Kind, list[str]]:
     kinds: dict[Kind, list[str]] = {}
     for target in targets:
@@ -134,8 +125,8 @@ def _measure(probed: Probed, targets: Sequence[Target], protocol: Protocol, seed
     outputs = {target.name: _standardised(target, probed.outputs[target.name]) for target in targets}
     values = {}
     for target in targets:
-        score = target.score(test, outputs[target.name])
-        values[target.name] = {score.metric: score.value} | score.extras
+        found = score(target, test, outputs[target.name])
+        values[target.name] = {found.metric: found.value} | found.extras
     draws = Bootstrap.of(len(test), groups, seed=seed)
     return _Measured(values=values, draws=resample_scores(targets, test, outputs, draws))
 

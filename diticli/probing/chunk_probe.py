@@ -3,7 +3,7 @@
 atlas = probe_features(values, columns, meta=meta, atlas=True).atlas
 atlas.attributes[0].centre_prefix                # centre of the timesteps at which skill is gained
 
-Skill is the scale of `diticli.probing.influence`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
+Skill is the scale of `diticli.probing.resampling`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
 The centre of mass of an attribute in t is a weighted mean of the chunks' mid timesteps, in two readings:
@@ -24,12 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.probing.influence import MEASURES, Measure, skill_of
-from diticli.probing.mask import ProbeRows
+from diticli.data.label_columns import Kind
+from diticli.probing.masked_fit import ProbeRows
+from diticli.probing.resampling import MEASURES, Measure, skill_of
 from diticli.probing.subset_fits import SubsetFits, same_rows
-from diticli.probing.targets import Kind, Target
 from diticli.progress import Reporter
 from diticli.statistics import Bootstrap, Estimate
+from diticli.targets import Target
 from diticli.types import DoubleArray
 
 Dims = tuple[int, ...]

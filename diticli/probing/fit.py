@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diticli.probing.linear import FeatureSpace, LinearFit, fit_path
-from diticli.probing.metrics import Score
-from diticli.probing.splits import Split
-from diticli.probing.targets import Target, loss_of
+from diticli.data.splits import Split
+from diticli.probing.linear import BinaryLoss, CategoryLoss, FeatureSpace, LinearFit, Loss, SquaredLoss, fit_path
+from diticli.probing.metrics import Score, merit, score
 from diticli.progress import Reporter
+from diticli.targets import Target
 from diticli.types import DoubleArray, FloatArray, Rows
 
 REGULARISATIONS: tuple[float, ...] = tuple(float(10.0**power) for power in range(1, -6, -1))
@@ -44,7 +44,7 @@ class Choice:
 
     def score(self, target: Target, rows: Rows, coordinates_NR: FloatArray) -> Score:
         """Score of this fit on `rows`, whose coordinates are given."""
-        return target.score(rows, self.outputs(coordinates_NR))
+        return score(target, rows, self.outputs(coordinates_NR))
 
 
 def batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
@@ -91,9 +91,9 @@ def _choose(targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArr
     start, gained = 0, False
     for target in targets:
         own = slice(start, start := start + target.width)
-        merit = target.merit(rows, outputs[:, own])
-        if target.name not in choices or merit > choices[target.name].merit:
-            choices[target.name] = _choice(fit, own, merit)
+        gain = merit(target, rows, outputs[:, own])
+        if target.name not in choices or gain > choices[target.name].merit:
+            choices[target.name] = _choice(fit, own, gain)
             gained = True
     return gained
 
@@ -101,3 +101,12 @@ def _choose(targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArr
 def _choice(fit: LinearFit, own: slice, merit: float) -> Choice:
     weights, bias = fit.weights[:, own].copy(), fit.bias[own].copy()
     return Choice(merit=merit, reg=fit.reg, weights=weights, bias=bias, converged=bool(fit.converged[own].all()))
+
+
+def loss_of(targets: Sequence[Target], rows: Rows) -> Loss:
+    """Loss of targets of one kind over the training rows; a category comes alone."""
+    values = np.stack([target.standard[rows] for target in targets], axis=1)
+    if targets[0].kind == "category":
+        codes = np.where(np.isnan(values[:, 0]), -1, values[:, 0]).astype(np.int64)
+        return CategoryLoss(codes, targets[0].width)
+    return BinaryLoss(values) if targets[0].kind == "binary" else SquaredLoss(values)

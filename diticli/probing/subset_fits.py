@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from diticli.probing.fit import REGULARISATIONS
 from diticli.probing.linear import RANK_TOLERANCE
-from diticli.probing.mask import ProbeRows
-from diticli.probing.targets import Target
+from diticli.probing.masked_fit import ProbeRows
+from diticli.targets import Target
 from diticli.types import DoubleArray, FloatArray
 
 _BLOCK_ROWS = 2**15
@@ -28,7 +28,7 @@ def same_rows(targets: Sequence[Target], rows: ProbeRows) -> Iterator[list[Targe
     """Targets whose value is known in the same training rows share a Gram matrix."""
     groups: dict[bytes, list[Target]] = {}
     for target in targets:
-        unknown = np.isnan(target.values[rows.split.train])
+        unknown = np.isnan(target.standard[rows.split.train])
         groups.setdefault(np.packbits(unknown).tobytes(), []).append(target)
     yield from groups.values()
 
@@ -44,9 +44,9 @@ class SubsetFits:
         self.linear = [target for target in targets if target.kind != "category"]
         self.categories = [target for target in targets if target.kind == "category"]
         self._rows = rows
-        train = np.flatnonzero(~np.isnan(targets[0].values[rows.split.train]))
+        train = np.flatnonzero(~np.isnan(targets[0].standard[rows.split.train]))
         codes = [_one_hot(target, rows.split.train[train]) for target in self.categories]
-        columns = [target.values[rows.split.train[train]] for target in self.linear]
+        columns = [target.standard[rows.split.train[train]] for target in self.linear]
         outcomes_NC = np.concatenate(
             [np.stack(columns, axis=1) if columns else np.empty((len(train), 0)), *codes], axis=1
         )
@@ -74,7 +74,7 @@ class SubsetFits:
     def _linear_outputs(
         self, turn_RS: DoubleArray, variances: DoubleArray, val: FloatArray, test: FloatArray
     ) -> dict[str, FloatArray]:
-        truth = np.stack([target.values[self._rows.split.val] for target in self.linear], axis=1)
+        truth = np.stack([target.standard[self._rows.split.val] for target in self.linear], axis=1)
         cross_SC = turn_RS.T @ self._cross
         best = np.full(len(self.linear), np.inf)
         chosen = np.zeros_like(cross_SC)
@@ -95,7 +95,7 @@ class SubsetFits:
         val: FloatArray,
         test: FloatArray,
     ) -> FloatArray:
-        truth = target.values[self._rows.split.val]
+        truth = target.standard[self._rows.split.val]
         known = ~np.isnan(truth)
         best, outputs = -1.0, np.empty(0, dtype=np.float32)
         for reg in REGULARISATIONS:
@@ -123,7 +123,7 @@ def discriminant(cross_SC: DoubleArray, rates: DoubleArray, total: DoubleArray) 
 
 
 def _one_hot(target: Target, rows: npt.NDArray[np.int64]) -> DoubleArray:
-    return np.eye(target.width)[target.values[rows].astype(np.int64)]
+    return np.eye(target.width)[target.standard[rows].astype(np.int64)]
 
 
 def _moments(
