@@ -22,11 +22,12 @@ from diticli.errors import ChunkError
 from diticli.features.read import FeatureMeta
 from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe
 from diticli.probing.files import draw_atlas
+from diticli.probing.fit import same_rows
 from diticli.probing.linear import FeatureSpace
 from diticli.probing.masked_fit import ProbeRows
 from diticli.probing.probe import layout_of, probe_features
 from diticli.probing.resampling import average_precision, resample_scores, skill_of
-from diticli.probing.subset_fits import SubsetFits, discriminant, same_rows
+from diticli.probing.subset_fits import SubsetFits, discriminant
 from diticli.statistics import Bootstrap
 from diticli.targets import Target, make_target
 
@@ -211,7 +212,7 @@ def test_fits_of_a_subset_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPa
     columns["first"].values[:60] = np.nan
     rows = rows_of(values)
     targets = [make_target(name, columns[name], vars(rows.split)) for name in ("first", "last", "colour")]
-    groups = list(same_rows(targets, rows))
+    groups = list(same_rows(targets, rows.split.train))
     assert [[target.name for target in group] for group in groups] == [["first"], ["last", "colour"]]
     dims = [1, 2, 6, 8, 9, 10, 11]
     standard = ((values - rows.space.mean) / rows.space.std)[:, dims]

@@ -25,9 +25,10 @@ import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.data.label_columns import Kind
+from diticli.probing.fit import same_rows
 from diticli.probing.masked_fit import ProbeRows
 from diticli.probing.resampling import MEASURES, Measure, skill_of
-from diticli.probing.subset_fits import SubsetFits, same_rows
+from diticli.probing.subset_fits import SubsetFits
 from diticli.progress import Reporter
 from diticli.statistics import Bootstrap, Estimate
 from diticli.targets import Target
@@ -109,7 +110,7 @@ def probe_chunks(
         reporter: told of every fitted subset.
     """
     subsets = _subsets(layout)
-    fits = [SubsetFits(together, rows) for together in same_rows(targets, rows)]
+    fits = [SubsetFits(together, rows) for together in same_rows(targets, rows.split.train)]
     reporter.start("Atlas of chunks", len(set(subsets)) * len(fits), unit="subsets")
     skills: dict[tuple[str, Dims], _Skill] = {}
     counts = draws.counts().astype(np.uint8) if draws.usable else None

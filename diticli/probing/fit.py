@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diticli.data.splits import Split
-from diticli.probing.linear import BinaryLoss, CategoryLoss, FeatureSpace, LinearFit, Loss, SquaredLoss, fit_path
+from diticli.probing.linear import BinaryLoss, CategoryLoss, FeatureSpace, LinearFit, Loss, fit_path, ridge_path
 from diticli.probing.metrics import Score, merit, score
 from diticli.progress import Reporter
 from diticli.targets import Target
@@ -47,11 +47,21 @@ class Choice:
         return score(target, rows, self.outputs(coordinates_NR))
 
 
-def batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
-    """Targets that are fitted together: of one kind, a bounded number; a category alone."""
-    for kind, size in (("binary", _TOGETHER), ("number", _TOGETHER), ("category", 1)):
-        alike = [target for target in targets if target.kind == kind]
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+def batches(targets: Sequence[Target], train: Rows) -> Iterator[Sequence[Target]]:
+    """Targets that are fitted together: some binary ones; numbers that are known in the same rows; a category alone."""
+    binary = [target for target in targets if target.kind == "binary"]
+    yield from (binary[start : start + _TOGETHER] for start in range(0, len(binary), _TOGETHER))
+    yield from same_rows([target for target in targets if target.kind == "number"], train)
+    yield from ([target] for target in targets if target.kind == "category")
+
+
+def same_rows(targets: Sequence[Target], train: Rows) -> list[list[Target]]:
+    """Targets whose value is known in the same training rows share their moments."""
+    groups: dict[bytes, list[Target]] = {}
+    for target in targets:
+        unknown = np.isnan(target.values[train])
+        groups.setdefault(np.packbits(unknown).tobytes(), []).append(target)
+    return list(groups.values())
 
 
 def fit_targets(
@@ -73,9 +83,8 @@ def fit_targets(
         reporter: advanced by one for each target and regularisation.
     """
     choices: dict[str, Choice] = {}
-    loss = loss_of(targets, split.train)
     done = idle = 0
-    for fit in fit_path(parts["train"], space.variances, loss, REGULARISATIONS):
+    for fit in _path(targets, split.train, space, parts["train"]):
         idle = 0 if _choose(targets, fit, split.val, parts["val"], choices) else idle + 1
         done += 1
         reporter.advance(len(targets))
@@ -103,10 +112,15 @@ def _choice(fit: LinearFit, own: slice, merit: float) -> Choice:
     return Choice(merit=merit, reg=fit.reg, weights=weights, bias=bias, converged=bool(fit.converged[own].all()))
 
 
-def loss_of(targets: Sequence[Target], rows: Rows) -> Loss:
-    """Loss of targets of one kind over the training rows; a category comes alone."""
+def _path(targets: Sequence[Target], rows: Rows, space: FeatureSpace, train_NR: FloatArray) -> Iterator[LinearFit]:
     values = np.stack([target.standard[rows] for target in targets], axis=1)
-    if targets[0].kind == "category":
-        codes = np.where(np.isnan(values[:, 0]), -1, values[:, 0]).astype(np.int64)
-        return CategoryLoss(codes, targets[0].width)
-    return BinaryLoss(values) if targets[0].kind == "binary" else SquaredLoss(values)
+    if targets[0].kind == "number":
+        return ridge_path(train_NR, values, REGULARISATIONS)
+    return fit_path(train_NR, space.variances, _loss(targets, values), REGULARISATIONS)
+
+
+def _loss(targets: Sequence[Target], values_NC: DoubleArray) -> Loss:
+    if targets[0].kind == "binary":
+        return BinaryLoss(values_NC)
+    codes = np.where(np.isnan(values_NC[:, 0]), -1, values_NC[:, 0]).astype(np.int64)
+    return CategoryLoss(codes, targets[0].width)

@@ -104,7 +104,7 @@ def probe_features(
     )
     reporter.start("Probing", len(targets) * len(REGULARISATIONS), unit="fits")
     choices: dict[str, Choice] = {}
-    for together in batches(targets):
+    for together in batches(targets, split.train):
         choices |= fit_targets(together, split, space, table.parts, reporter)
     reporter.finish()
     few: dict[str, MaskedFit] = {}
