@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from diticli.data.faces import FACTORS
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import LabelColumn
 from diticli.disentanglement import measure_disentanglement
-from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAttribute, train_classifier
+from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
 from diticli.evaluation.attribute_survival import measure_survival
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages, evaluation_faces
-from diticli.evaluation.order import spearman
 from diticli.evaluation.scores import to_json
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.models.base_files import load_base
@@ -33,6 +32,8 @@ from diticli.models.pixels import normalise
 from diticli.probing.probe import probe_features
 from diticli.progress import SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.statistics import spearman
+from diticli.targets import Target
 
 PROBED, PROBED_SEED = 4000, 1
 FITTED = 3000
@@ -144,11 +145,17 @@ def _reader(folder: Path, images: EvaluationImages) -> AttributeClassifier:
     place, facts = folder / "reader.safetensors", folder / "reader.json"
     if facts.is_file():
         known = json.loads(facts.read_text())
-        classifier = AttributeClassifier([ReadAttribute(**a) for a in known["attributes"]], images.judge_NCHW.shape[-1])
+        classifier = AttributeClassifier([Target(**a) for a in known["attributes"]], images.judge_NCHW.shape[-1])
         classifier.load_state_dict(load_file(place))
         classifier.reliability = known["reliability"]
         return classifier.eval().requires_grad_(False)
     classifier = train_classifier(images.learn_NCHW, images.labels)
     save_file(classifier.state_dict(), place)
-    write(facts, {"attributes": [asdict(a) for a in classifier.attributes], "reliability": classifier.reliability})
+    write(
+        facts,
+        {
+            "attributes": [{k: getattr(a, k) for k in ("name", "kind", "mean", "std")} for a in classifier.attributes],
+            "reliability": classifier.reliability,
+        },
+    )
     return classifier

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diticli.evaluation.modularity import completeness, disentanglement
+from diticli.statistics import completeness, disentanglement
 
 COLUMNS = {
     "r2": "R2",

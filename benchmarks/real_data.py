@@ -32,8 +32,8 @@ from diticli.comparison.tables import difference_table, metric_table, score_tabl
 from diticli.config import RunConfig
 from diticli.config_groups import MODULAR
 from diticli.data.labels import read_groups, read_labels
+from diticli.data.splits import split_rows
 from diticli.errors import DiTiError
-from diticli.probing.splits import split_rows
 from diticli.settings import build_config
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory

@@ -10,8 +10,8 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.data.faces import FACTORS, render_face, sample_factors
-from diticli.evaluation.attribute_classifier import ReadAttribute
 from diticli.evaluation.images import EvaluationImages
+from diticli.targets import Target
 
 SIDE = 32
 
@@ -45,7 +45,7 @@ class DrawingPipeline:
 
 def oracle(pipeline: DrawingPipeline) -> Any:
     """Reads the very factors that an image was drawn from, in units of their range."""
-    attributes = [ReadAttribute(name=f.name, kind=f.kind, mean=0, std=1) for f in FACTORS]
+    attributes = [Target(name=f.name, kind=f.kind, mean=0, std=1) for f in FACTORS]
     spans = np.array([f.high - f.low for f in FACTORS])
     truth = {
         image.numpy().tobytes(): row

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
-from diticli.evaluation.attribute_classifier import ReadAttribute
-from diticli.evaluation.attribute_survival import SurvivalCurves, explained_variance, left, measure_survival
+from diticli.evaluation.attribute_survival import SurvivalCurves, explained_variance, measure_survival, survival
 from diticli.evaluation.noisy_classifier import NoisyClassifier
-from diticli.evaluation.order import compare_order, spearman
-from diticli.evaluation.scores import Estimate, Share
+from diticli.evaluation.order import compare_order
 from diticli.evaluation.swap_effects import SwapEffects
 from diticli.schedule import NoiseSchedule
+from diticli.statistics import Estimate, spearman
+from diticli.targets import Target
 
 T, SIDE = 1000, 16
 
@@ -34,7 +35,7 @@ def planted(count: int, seed: int) -> tuple[torch.Tensor, dict[str, tuple[str, n
         contrast * strengths[:, i, None, None] * pattern for i, (contrast, pattern) in enumerate(patterns.values())
     )
     images = torch.from_numpy(np.round(127.5 * (1 + pixels)).clip(0, 255).astype(np.uint8))
-    labels = {name: ("number", strengths[:, i]) for i, name in enumerate(patterns)}
+    labels = {name: LabelColumn("number", strengths[:, i]) for i, name in enumerate(patterns)}
     energy = {name: contrast**2 * 3 * SIDE**2 / 3 for name, (contrast, _) in patterns.items()}
     return images[:, None].repeat(1, 3, 1, 1), labels, energy
 
@@ -75,7 +76,9 @@ def test_what_no_image_shows_has_no_time(schedule: NoiseSchedule) -> None:
     images, labels, _ = planted(200, 1)
     noise = np.random.default_rng(2).normal(size=200)
     noise[::3] = np.nan
-    curves = measure_survival(images, {"nothing": ("number", noise)}, schedule, epochs=1, grid=3, resamples=5)
+    curves = measure_survival(
+        images, {"nothing": LabelColumn("number", noise)}, schedule, epochs=1, grid=3, resamples=5
+    )
     assert curves.half == {"nothing": None}
     assert curves.left == {"nothing": None}
     assert curves.order == ()
@@ -97,14 +100,14 @@ def test_the_explained_variance_of_known_readings() -> None:
 
 
 def test_a_curve_is_made_to_fall() -> None:
-    curve = left(np.array([0.8, 0.2, 0.6, -0.1]))
+    curve = survival(np.array([0.8, 0.2, 0.6, -0.1]))
     assert curve is not None
     assert curve == pytest.approx([1, 0.5, 0.5, 0])
-    assert left(np.array([0.05, 0.01])) is None
+    assert survival(np.array([0.05, 0.01])) is None
 
 
 def test_the_reader_knows_the_noise_level() -> None:
-    classifier = NoisyClassifier([ReadAttribute(name="a", kind="number", mean=0.0, std=1.0)], 16, T).eval()
+    classifier = NoisyClassifier([Target(name="a", kind="number", mean=0.0, std=1.0)], 16, T).eval()
     x = torch.randn(2, 3, 16, 16)
     assert not torch.allclose(classifier(x, torch.tensor([5, 5])), classifier(x, torch.tensor([500, 500])))
     assert classifier.read(x, 5).shape == (2, 1)
@@ -112,13 +115,13 @@ def test_the_reader_knows_the_noise_level() -> None:
 
 @pytest.mark.parametrize("side", [16, 24, 32, 64, 128])
 def test_readers_fit_images_of_every_size(side: int) -> None:
-    attributes = [ReadAttribute(name="a", kind="binary", mean=0.5, std=0.5)]
+    attributes = [Target(name="a", kind="binary", mean=0.5, std=0.5)]
     assert NoisyClassifier(attributes, side, T)(torch.zeros(2, 3, side, side), torch.tensor([0, T - 1])).shape == (2, 1)
 
 
 def atlas_of(centres: dict[str, float | None], spread: float = 0.0, poor: tuple[str, ...] = ()) -> SwapEffects:
     one = Estimate(value=1.0, low=1.0, high=1.0)
-    share = Share(value=1.0, low=1.0, high=1.0)
+    share = Estimate(value=1.0, low=1.0, high=1.0)
     values = np.array([np.nan if c is None else c for c in centres.values()])
     return SwapEffects(
         model="m",

@@ -15,20 +15,21 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 
 from diticli.chunks import ChunkLayout
+from diticli.data.label_columns import Kind
 from diticli.data.labels import LabelColumn
+from diticli.data.splits import split_rows
 from diticli.errors import ChunkError
 from diticli.features.read import FeatureMeta
-from diticli.probing.bootstrap import TestDraws
 from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe
-from diticli.probing.influence import average_precision, skill_of
+from diticli.probing.files import draw_atlas
+from diticli.probing.fit import same_rows
 from diticli.probing.linear import FeatureSpace
-from diticli.probing.mask import ProbeRows
-from diticli.probing.pictures import draw_atlas
+from diticli.probing.masked_fit import ProbeRows
 from diticli.probing.probe import layout_of, probe_features
-from diticli.probing.resampled import resample_scores
-from diticli.probing.splits import split_rows
-from diticli.probing.subset_fits import SubsetFits, discriminant, same_rows
-from diticli.probing.targets import Kind, Target, make_target
+from diticli.probing.resampling import average_precision, resample_scores, skill_of
+from diticli.probing.subset_fits import SubsetFits, discriminant
+from diticli.statistics import Bootstrap
+from diticli.targets import Target, make_target
 
 K, PER = 5, 4
 LAYOUT = ChunkLayout.uniform(chunks=K, latent_dim=K * PER)
@@ -187,10 +188,10 @@ def test_first_order_resamples_are_close_to_real_ones(kind: Kind) -> None:
     truth[:20] = np.nan
     outputs = -np.square(score[:, None] - [-1.2, 0, 1.4]) if kind == "category" else score[:, None]
     names = ("a", "b", "c") if kind == "category" else ()
-    target = Target(name="x", kind=kind, values=truth, classes=names, extras={})
+    target = Target(name="x", kind=kind, values=truth, classes=names)
     skill = skill_of(target, np.arange(500), outputs)
     assert (skill.influence[:20] == 0).all()
-    draws = TestDraws.of(500)
+    draws = Bootstrap.of(500)
     first_order = skill.value + np.concatenate(list(draws.blocks())) @ skill.influence
     metric = {"number": "r2", "binary": "average_precision", "category": "accuracy"}[kind]
     real = resample_scores([target], np.arange(500), {"x": outputs}, draws)["x"][metric]
@@ -210,8 +211,8 @@ def test_fits_of_a_subset_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPa
     values, columns = planted(500)
     columns["first"].values[:60] = np.nan
     rows = rows_of(values)
-    targets = [make_target(name, columns[name], rows.split) for name in ("first", "last", "colour")]
-    groups = list(same_rows(targets, rows))
+    targets = [make_target(name, columns[name], vars(rows.split)) for name in ("first", "last", "colour")]
+    groups = list(same_rows(targets, rows.split.train))
     assert [[target.name for target in group] for group in groups] == [["first"], ["last", "colour"]]
     dims = [1, 2, 6, 8, 9, 10, 11]
     standard = ((values - rows.space.mean) / rows.space.std)[:, dims]
@@ -219,7 +220,7 @@ def test_fits_of_a_subset_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPa
     outputs = SubsetFits(groups[0], rows).test_outputs(dims) | SubsetFits(groups[1], rows).test_outputs(dims)
     for target in targets[:2]:
         known = target.known(train)
-        exact = Ridge(alpha=0.1 * len(known)).fit(standard[known], target.values[known])
+        exact = Ridge(alpha=0.1 * len(known)).fit(standard[known], target.standard[known])
         np.testing.assert_allclose(outputs[target.name][:, 0], exact.predict(standard[test]), atol=1e-4)
     codes = targets[2].values
     exact = LinearDiscriminantAnalysis(solver="lsqr").fit(standard[train], codes[train])

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from diticli.commands.app import app
 from diticli.commands.compare import DEFAULT_FACES
 from diticli.comparison import pca, run
-from diticli.comparison.differences import difference, holm, with_verdicts
 from diticli.comparison.entry_specs import EntrySpec, parse_baselines, parse_entries
 from diticli.comparison.pca import pca_features
 from diticli.comparison.report import write_comparison
 from diticli.comparison.run import Comparison, compare
+from diticli.comparison.scores import difference, holm, with_verdicts
 from diticli.comparison.settings import DEFAULT_DATA, CompareSettings
 from diticli.data.faces import write_faces
 from diticli.errors import ConfigError, DiTiError

@@ -13,12 +13,12 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.data.labels import LabelColumn
+from diticli.data.splits import split_rows
 from diticli.errors import ChunkError, ConfigError, DataError, FeatureFileError, LabelError, ModelError
 from diticli.features.read import FeatureMeta
 from diticli.probing.directions import MAX_AMOUNT, Directions, load_directions, save_directions
 from diticli.probing.probe import probe_features
 from diticli.probing.promask import MaskSettings
-from diticli.probing.splits import split_rows
 
 N, D = 500, 12
 LAYOUT = ChunkLayout(timestep_ends=(300, 600, 1000), ends=(4, 9, 12))

@@ -9,9 +9,9 @@ import pytest
 
 from diticli.chunks import ChunkLayout
 from diticli.data.labels import LabelColumn
+from diticli.data.splits import Split, split_rows
 from diticli.disentanglement import DisentanglementReport, measure_disentanglement
 from diticli.errors import ConfigError, FeatureFileError, LabelError
-from diticli.probing.splits import Split, split_rows
 from diticli.progress import SilentReporter
 
 ROWS = 1200
@@ -48,8 +48,8 @@ def measure(codes: np.ndarray, columns: dict[str, LabelColumn], **others: Any) -
 def fewer_votes() -> Iterator[None]:
     """A tenth of the votes: enough for scores this far apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diticli.disentanglement.votes.TRAIN_VOTES", 1000)
-        patch.setattr("diticli.disentanglement.votes.TEST_VOTES", 500)
+        patch.setattr("diticli.disentanglement.factor_vae.TRAIN_VOTES", 1000)
+        patch.setattr("diticli.disentanglement.factor_vae.TEST_VOTES", 500)
         yield
 
 
@@ -281,7 +281,7 @@ def test_validation_rows_do_not_matter() -> None:
     [
         ({"seed": -1}, ConfigError, "seed -1"),
         ({"columns": {"short": LabelColumn("number", np.zeros(3, dtype=np.float32))}}, LabelError, "3 values for 1200"),
-        ({"columns": {}}, LabelError, "None of the 0 columns"),
+        ({"columns": {}}, LabelError, "None of the 0 attributes"),
         ({"codes_ND": np.ones((ROWS, 4), dtype=np.float32)}, FeatureFileError, "All 4 features are constant"),
         ({"codes_ND": np.full((ROWS, 4), np.nan, dtype=np.float32)}, FeatureFileError, "not finite"),
         ({"layout": ChunkLayout.uniform(chunks=2, latent_dim=6)}, FeatureFileError, "cover 6 dimensions"),

@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 
 from diticli.data.labels import LabelColumn
+from diticli.data.splits import Split
 from diticli.disentanglement import measure_disentanglement
+from diticli.disentanglement.auroc import captured_attributes, column_aurocs, entropy_reductions, total_auroc_difference
 from diticli.disentanglement.codes import FactorRows
-from diticli.disentanglement.dci import completeness, disentanglement
-from diticli.disentanglement.explicitness import explicitness
-from diticli.disentanglement.gaps import mean_or_none, top_gap
 from diticli.disentanglement.importance import tree_importance
-from diticli.disentanglement.information import bin_columns, bin_count, entropy, mutual_information
-from diticli.disentanglement.mig import mutual_information_gap
-from diticli.disentanglement.modularity import modularity
-from diticli.disentanglement.sap import predictability, squared_correlations
-from diticli.disentanglement.scores import column_aurocs
-from diticli.disentanglement.tad import captured_attributes, entropy_reductions, total_auroc_difference
-from diticli.probing.splits import Split
+from diticli.disentanglement.information import (
+    bin_columns,
+    bin_count,
+    entropy,
+    mean_or_none,
+    modularity,
+    mutual_information,
+    mutual_information_gap,
+    top_gap,
+)
+from diticli.disentanglement.predictability import explicitness, predictability, squared_correlations
+from diticli.statistics import completeness, disentanglement
 
 FILE = json.loads((Path(__file__).parent / "data" / "disentanglement_golden.json").read_text())
 GOLDEN = FILE["codes"]

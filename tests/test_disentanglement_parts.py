@@ -8,19 +8,29 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from diticli.data.labels import LabelColumn
 from diticli.disentanglement import importance
-from diticli.disentanglement.codes import FactorRows
-from diticli.disentanglement.dci import completeness, disentanglement, sum_groups
-from diticli.disentanglement.explicitness import explicitness
+from diticli.disentanglement.auroc import (
+    captured_attributes,
+    column_aurocs,
+    entropy_reductions,
+    mean_auroc,
+    total_auroc_difference,
+)
+from diticli.disentanglement.codes import FactorRows, discrete
 from diticli.disentanglement.factor_vae import part_count, vote_accuracy
-from diticli.disentanglement.factors import Factor, make_factors
-from diticli.disentanglement.gaps import mean_or_none, top_gap
 from diticli.disentanglement.importance import balanced_rows, fit_converged, lasso_importance
-from diticli.disentanglement.information import bin_columns, bin_count, entropy, mutual_information
-from diticli.disentanglement.modularity import modularity
-from diticli.disentanglement.readout import chunk_readouts
-from diticli.disentanglement.sap import predictability, recall_of_classes
-from diticli.disentanglement.scores import column_aurocs, mean_auroc
-from diticli.disentanglement.tad import captured_attributes, entropy_reductions, total_auroc_difference
+from diticli.disentanglement.information import (
+    bin_columns,
+    bin_count,
+    entropy,
+    mean_or_none,
+    modularity,
+    mutual_information,
+    top_gap,
+)
+from diticli.disentanglement.measure import NEEDS, _as_factor, _sum_groups
+from diticli.disentanglement.predictability import chunk_readouts, explicitness, predictability, recall_of_classes
+from diticli.statistics import completeness, disentanglement
+from diticli.targets import Target, make_targets
 
 
 def rows_with(x: np.ndarray, y: np.ndarray, kind: str) -> FactorRows:
@@ -35,7 +45,7 @@ def test_fits_of_scikit_learn_that_do_not_converge_are_told_apart(monkeypatch: p
     good = rows_with(x, (x[:, 0] + rng.normal(size=200) > 0).astype(float), "binary")
     assert (explicitness(good, 0)[1], lasso_importance(good, 0)[1]) == (True, True)
     monkeypatch.setitem(importance._LASSO_GRID, "max_iter", 1)
-    monkeypatch.setattr("diticli.disentanglement.explicitness._ITERATIONS", 1)
+    monkeypatch.setattr("diticli.disentanglement.predictability._ITERATIONS", 1)
     assert (explicitness(good, 0)[1], lasso_importance(good, 0)[1]) == (False, False)
 
     class Noisy:
@@ -88,16 +98,16 @@ def test_dci_by_hand() -> None:
     assert completeness(even) == pytest.approx(0, abs=1e-12)
     # A dim with three quarters of all importance, spread evenly, and one that is pure.
     assert disentanglement(np.array([[1.5, 1.5], [1.0, 0.0]])) == pytest.approx(0.25)
-    assert disentanglement(np.zeros((3, 2))) is None
-    assert completeness(np.zeros((3, 2))) is None
+    assert np.isnan(disentanglement(np.zeros((3, 2))))
+    assert np.isnan(completeness(np.zeros((3, 2))))
     assert completeness(np.array([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx(1)
-    assert disentanglement(np.ones((3, 1))) is None
-    assert completeness(np.ones((1, 3))) is None
+    assert np.isnan(disentanglement(np.ones((3, 1))))
+    assert np.isnan(completeness(np.ones((1, 3))))
 
 
 def test_importance_of_a_chunk_is_the_sum_over_its_dims() -> None:
     importance = np.array([[0.25, 0.0], [0.75, 0.0], [0.0, 1.0]])
-    summed = sum_groups(importance, (np.array([0, 1]), np.array([2])))
+    summed = _sum_groups(importance, (np.array([0, 1]), np.array([2])))
     assert (summed == np.eye(2)).all()
     assert completeness(summed) == pytest.approx(1)
     assert completeness(importance) < 0.8
@@ -161,21 +171,21 @@ def test_votes_by_hand() -> None:
 
 def test_numbers_are_cut_into_classes_none_of_which_is_empty() -> None:
     train = np.arange(8)
-    factor = Factor(name="f", kind="number", values=np.array([0, 0, 0, 0, 0, 0, 1, 2, 5, np.nan]))
-    classes = factor.classes(4, train)
+    factor = Target(name="f", kind="number", values=np.array([0, 0, 0, 0, 0, 0, 1, 2, 5, np.nan]))
+    classes = discrete(factor, 4, train).values
     assert np.isnan(classes[9])
     assert np.unique(classes[train]).tolist() == [0.0, 1.0]
-    assert factor.classes(2, train)[[0, 6, 8]].tolist() == [0.0, 1.0, 1.0]
-    even = Factor(name="f", kind="number", values=np.arange(8.0))
-    assert np.bincount(even.classes(4, train).astype(int)).tolist() == [2, 2, 2, 2]
+    assert discrete(factor, 2, train).values[[0, 6, 8]].tolist() == [0.0, 1.0, 1.0]
+    even = Target(name="f", kind="number", values=np.arange(8.0))
+    assert np.bincount(discrete(even, 4, train).values.astype(int)).tolist() == [2, 2, 2, 2]
 
 
 def test_rare_classes_of_a_category_are_unknown() -> None:
     texts = np.array(["a"] * 20 + ["b"] * 20 + ["c"] * 3 + [""] * 3)
     rows = np.arange(len(texts))
-    factors, skipped = make_factors({"f": LabelColumn("category", texts)}, rows, rows)
+    factors, skipped = make_targets({"f": LabelColumn("category", texts)}, {"train": rows, "test": rows}, NEEDS)
     assert not skipped
-    assert factors[0].kind == "binary"
+    assert _as_factor(factors[0]).kind == "binary"
     assert np.isnan(factors[0].values[40:]).all()
     assert set(factors[0].values[:40]) == {0.0, 1.0}
 

@@ -7,7 +7,7 @@ import pytest
 
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import measure_statistics
-from diticli.disentanglement.statistics import effective_rank
+from diticli.disentanglement.feature_statistics import effective_rank
 from diticli.errors import FeatureFileError
 
 
@@ -66,7 +66,7 @@ def test_chunk_correlation_is_linear_cka() -> None:
 def test_blocks_and_large_means_cost_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = white(300, 3) + 1e3
     whole = measure_statistics(codes)
-    monkeypatch.setattr("diticli.disentanglement.statistics._BLOCK_ROWS", 64)
+    monkeypatch.setattr("diticli.disentanglement.feature_statistics._BLOCK_ROWS", 64)
     found = measure_statistics(codes)
     assert found.variance == pytest.approx(whole.variance)
     assert found.effective_rank == pytest.approx(whole.effective_rank)

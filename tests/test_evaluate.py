@@ -14,14 +14,16 @@ from typer.testing import CliRunner
 
 from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
+from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
 from diticli.evaluation import chunk_ablation
-from diticli.evaluation.attribute_classifier import AttributeClassifier, ReadAttribute, train_classifier
+from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
 from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
-from diticli.evaluation.scores import Change, change, drift_outside, to_json, transferred, unexplained
+from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
 from diticli.models import gap
 from diticli.progress import SilentReporter
+from diticli.targets import Target
 
 
 def readings(seed: int = 0, pairs: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +34,7 @@ def readings(seed: int = 0, pairs: int = 40) -> tuple[np.ndarray, np.ndarray]:
 def test_a_share_is_the_part_of_the_difference_that_was_carried_over() -> None:
     before, other = readings()
     wanted = np.array([0.0, 0.5, 1.0])
-    shares = transferred(before, before + wanted * (other - before), other)
+    shares = transfer_rates(before, before + wanted * (other - before), other)
     assert [s.value for s in shares] == pytest.approx(wanted)
     assert all(s.low == pytest.approx(s.value) and s.high == pytest.approx(s.value) for s in shares)
 
@@ -44,14 +46,14 @@ def test_what_is_erased_is_not_carried_over(kept: float, share: float) -> None:
     before += [0.5, -2.0, 0.0]
     other = before[np.arange(len(before)) ^ 1]
     for constant in (0.0, 3.0):
-        found = transferred(before, kept * before + share * other + constant, other)
+        found = transfer_rates(before, kept * before + share * other + constant, other)
         assert [s.value for s in found] == pytest.approx([share] * 3, abs=1e-9)
 
 
 def test_a_share_is_that_of_the_least_squares_fit() -> None:
     before, other = readings(seed=5, pairs=9)
     after = np.random.default_rng(6).normal(size=before.shape)
-    for attribute, share in enumerate(transferred(before, after, other)):
+    for attribute, share in enumerate(transfer_rates(before, after, other)):
         design = np.column_stack([before[:, attribute], other[:, attribute], np.ones(len(before))])
         fit = np.linalg.lstsq(design, after[:, attribute], rcond=None)[0]
         assert share.value == pytest.approx(fit[1])
@@ -62,7 +64,7 @@ def test_the_interval_of_a_share_covers_the_truth_and_shrinks_with_more_pairs() 
     for pairs in (20, 500):
         before, other = readings(pairs=pairs)
         noise = np.random.default_rng(1).normal(size=before.shape)
-        share = transferred(before, before + 0.5 * (other - before) + noise, other)[0]
+        share = transfer_rates(before, before + 0.5 * (other - before) + noise, other)[0]
         assert share.low < 0.5 < share.high
         widths.append(share.high - share.low)
     assert widths[1] < widths[0] / 2
@@ -72,14 +74,14 @@ def test_a_change_that_is_no_step_towards_the_partner_is_unexplained() -> None:
     before, other = readings(pairs=2000)
     after = before + 0.5 * (other - before)
     after[:, 1] += np.random.default_rng(2).choice([-0.3, 0.3], size=len(after))
-    noise = unexplained(before, after, other, transferred(before, after, other))
+    noise = side_effects(before, after, other, transfer_rates(before, after, other))
     assert noise[0] == pytest.approx(0, abs=1e-9)
     assert noise[1] == pytest.approx(0.3, rel=0.02)
 
 
 def test_attributes_that_pairs_share_have_no_share() -> None:
     same = np.ones((8, 1))
-    assert transferred(same, same + 1, same)[0].value == 0.0
+    assert transfer_rates(same, same + 1, same)[0].value == 0.0
 
 
 def test_a_move_changes_its_target_and_leaks_into_others() -> None:
@@ -133,7 +135,9 @@ def test_judged_faces_are_neither_those_to_learn_from_nor_those_of_training(face
 def test_a_reader_learns_what_can_be_seen_and_says_what_it_cannot_read(small: EvaluationImages) -> None:
     labels = {name: small.labels[name] for name in ("background_hue", "hat")}
     noise = np.random.default_rng(0).random(len(small.learn_NCHW))
-    classifier = train_classifier(small.learn_NCHW, {**labels, "nothing": ("number", noise)}, epochs=6, batch_size=32)
+    classifier = train_classifier(
+        small.learn_NCHW, {**labels, "nothing": LabelColumn("number", noise)}, epochs=6, batch_size=32
+    )
     assert classifier.reliability["background_hue"] > 0.8
     assert classifier.reliability["hat"] > 0.9
     assert classifier.reliability["nothing"] < 0.2
@@ -151,22 +155,23 @@ def test_a_reader_is_the_same_for_the_same_seed_and_leaves_the_global_one_alone(
 
 
 def test_a_reader_skips_unknown_labels(small: EvaluationImages) -> None:
-    kind, values = small.labels["background_hue"]
-    holes = values.astype(float).copy()
+    holes = small.labels["background_hue"].values.astype(float).copy()
     holes[::2] = np.nan
-    classifier = train_classifier(small.learn_NCHW, {"background_hue": (kind, holes)}, epochs=6, batch_size=32)
+    classifier = train_classifier(
+        small.learn_NCHW, {"background_hue": LabelColumn("number", holes)}, epochs=6, batch_size=32
+    )
     assert classifier.reliability["background_hue"] > 0.6
 
 
 @pytest.mark.parametrize("count", [0, 199])
 def test_too_few_images_teach_no_reader(faces: EvaluationImages, count: int) -> None:
     with pytest.raises(ConfigError, match="at least 200"):
-        train_classifier(faces.learn_NCHW[:count], {"hat": ("binary", np.zeros(count))})
+        train_classifier(faces.learn_NCHW[:count], {"hat": LabelColumn("binary", np.zeros(count))})
 
 
 def test_a_constant_attribute_cannot_be_read(faces: EvaluationImages) -> None:
-    with pytest.raises(ConfigError, match="'hat' has the same value"):
-        train_classifier(faces.learn_NCHW, {"hat": ("binary", np.zeros(len(faces.learn_NCHW)))})
+    with pytest.raises(ConfigError, match="'hat' cannot be learned"):
+        train_classifier(faces.learn_NCHW, {"hat": LabelColumn("binary", np.zeros(len(faces.learn_NCHW)))})
 
 
 def test_a_perfect_editor_moves_what_it_should_and_nothing_else(faces: EvaluationImages) -> None:
@@ -275,6 +280,6 @@ def test_labels_and_data_belong_together(tmp_path: Path) -> None:
 
 
 def test_reader_shapes() -> None:
-    attributes = [ReadAttribute(name="a", kind="number", mean=0.0, std=1.0)]
+    attributes = [Target(name="a", kind="number", mean=0.0, std=1.0)]
     for side in (16, 32, 48, 64):
         assert AttributeClassifier(attributes, side)(torch.zeros(2, 3, side, side)).shape == (2, 1)

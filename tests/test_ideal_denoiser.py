@@ -16,6 +16,7 @@ from PIL import Image
 
 from diticli import sampling
 from diticli.chunks import ChunkLayout
+from diticli.data.labels import LabelColumn
 from diticli.editing.pair import Edit, edit_pair
 from diticli.editing.settings import EditSettings
 from diticli.evaluation import attribute_survival
@@ -147,7 +148,7 @@ def test_an_attribute_is_lost_where_the_ideal_reader_loses_it(monkeypatch):
 
     monkeypatch.setattr(attribute_survival, "train_noisy_classifier", trained)
     found = attribute_survival.measure_survival(
-        images, {"side": ("binary", which.astype(float))}, SCHEDULE, grid=80, resamples=50
+        images, {"side": LabelColumn("binary", which.astype(float))}, SCHEDULE, grid=80, resamples=50
     )
     z, weights = np.polynomial.hermite_e.hermegauss(80)
     separation = float((two[1] - two[0]).square().sum())

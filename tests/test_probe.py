@@ -13,11 +13,11 @@ import torch
 from sklearn.metrics import average_precision_score, r2_score
 
 from diticli.data.labels import LabelColumn
+from diticli.data.splits import given_split, split_rows
 from diticli.errors import ConfigError, FeatureFileError, LabelError
 from diticli.features.read import FeatureMeta
 from diticli.probing.probe import REGULARISATIONS, probe_features
 from diticli.probing.report import ProbeReport
-from diticli.probing.splits import given_split, split_rows
 
 N, D = 600, 12
 

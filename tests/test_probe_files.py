@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from diticli.commands.probe import probe
 from diticli.data.labels import LabelColumn, LabelTable
+from diticli.data.splits import split_rows
 from diticli.errors import ConfigError, DataError, FeatureFileError, LabelError
 from diticli.features.read import FeatureMeta
 from diticli.features.writer import FeatureWriter
@@ -27,7 +28,6 @@ from diticli.probing.linear_probe import LinearProbe, load_probe, save_probe
 from diticli.probing.probe import probe_features
 from diticli.probing.promask import MaskSettings
 from diticli.probing.report import ProbeReport
-from diticli.probing.splits import split_rows
 
 N, D = 600, 12
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
+from diticli.data.label_columns import Kind
 from diticli.errors import ConfigError
 from diticli.probing.promask import MaskSettings, learn_masks, project_scores, sample_masks
+from diticli.targets import Target
 
 N, D, TRUE = 1500, 64, 5
 
 
-@dataclass(frozen=True)
-class Column:
-    kind: str
-    values: np.ndarray
-    width: int = 1
+def column(kind: Kind, values: np.ndarray, classes: int = 0) -> Target:
+    return Target(name="a", kind=kind, values=values, classes=tuple(map(str, range(classes))))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +28,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def toy(seed: int = 0, constant: int | None = None) -> tuple[np.ndarray, list[Column], list[set[int]]]:
+def toy(seed: int = 0, constant: int | None = None) -> tuple[np.ndarray, list[Target], list[set[int]]]:
     """Independent features; each attribute is a noisy sum of five of them, with unknown values among the labels."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(N, D))
@@ -39,12 +37,12 @@ def toy(seed: int = 0, constant: int | None = None) -> tuple[np.ndarray, list[Co
     scores = [x[:, own] @ (rng.choice([-1, 1], TRUE) * rng.uniform(0.7, 1.3, TRUE)) for own in true]
     noisy = [(s / s.std() + 0.3 * rng.normal(size=N)) for s in scores]
     columns = [
-        Column("category", np.digitize(noisy[0], np.quantile(noisy[0], [1 / 3, 2 / 3])).astype(float), 3),
-        Column("binary", (noisy[1] > 0.5).astype(float)),
-        Column("number", noisy[2] / noisy[2].std()),
+        column("category", np.digitize(noisy[0], np.quantile(noisy[0], [1 / 3, 2 / 3])).astype(float), 3),
+        column("binary", (noisy[1] > 0.5).astype(float)),
+        column("number", noisy[2] / noisy[2].std()),
     ]
-    for column in columns:
-        column.values[rng.permutation(N)[:100]] = np.nan
+    for one in columns:
+        one.values[rng.permutation(N)[:100]] = np.nan
     if constant is not None:
         x[:, constant] = 0.0
     return x.astype(np.float32), columns, [set(own.tolist()) for own in true]

@@ -22,7 +22,7 @@ from diticli.features.read import read_features
 from diticli.models.base_files import load_base
 from diticli.models.pipeline import DiTiPipeline
 from diticli.official.files import load_checkpoint as load_official
-from diticli.probing.direction_files import read_parts
+from diticli.probing.directions import read_parts
 from diticli.probing.linear_probe import load_probe
 from diticli.training.checkpoint import Checkpoint, drop_other_stages, load_checkpoint, save_checkpoint, sealed
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diticli.data.splits import given_split, split_rows
 from diticli.errors import LabelError
-from diticli.probing.splits import given_split, split_rows
 
 
 @given(

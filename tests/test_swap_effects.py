@@ -12,13 +12,13 @@ from drawing_pipeline import SIDE, DrawingPipeline, oracle
 
 from diticli.data.faces import FACTORS
 from diticli.errors import ChunkError, ConfigError
-from diticli.evaluation.attribute_classifier import ReadAttribute
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages, evaluation_faces
-from diticli.evaluation.modularity import centre_of_mass, completeness, concentration, disentanglement
-from diticli.evaluation.swap_effects import measure_swap_effects
+from diticli.evaluation.swap_effects import centre_of_mass, measure_swap_effects
 from diticli.models.pixels import normalise
 from diticli.progress import SilentReporter
+from diticli.statistics import completeness, concentration, disentanglement
+from diticli.targets import Target
 
 NAMES = [factor.name for factor in FACTORS]
 K = len(FACTORS)
@@ -126,7 +126,7 @@ def test_a_real_pipeline_runs_in_any_batch_size(make_pipeline: Any) -> None:
     faces = evaluation_faces(16, learn=200, pairs=2, reporter=SilentReporter())
     pipeline = make_pipeline()
     classifier: Any = SimpleNamespace(
-        attributes=[ReadAttribute(name=name, kind="number", mean=0, std=1) for name in "rgb"],
+        attributes=[Target(name=name, kind="number", mean=0, std=1) for name in "rgb"],
         reliability={},
         read=lambda images: images.mean(dim=(2, 3)).double().numpy(),
     )

@@ -121,12 +121,12 @@ def probe(
     """
     from diticli.commands.console import emit_json, reporter, say
     from diticli.data.labels import folder_labels, read_groups, read_labels, read_parts
+    from diticli.data.splits import given_split
     from diticli.features.read import read_features
     from diticli.models.device import resolve_device
     from diticli.probing.files import write_report
     from diticli.probing.label_join import identity_hint, join_labels
     from diticli.probing.probe import probe_features
-    from diticli.probing.splits import given_split
 
     mask = _mask(mask_dims, mask_steps)
     loaded = read_features(features)

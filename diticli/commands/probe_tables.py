@@ -10,9 +10,9 @@ from diticli.commands.console import say, show_table
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
     from diticli.disentanglement import DisentanglementReport, FeatureStatistics
-    from diticli.probing.bootstrap import Interval
-    from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe, Estimate
+    from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe
     from diticli.probing.report import AttributeReport, ProbeReport
+    from diticli.statistics import Estimate, Interval
 
 SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
 COLUMNS = ["attribute", "kind", "metric", "value", "95 %", "base rate", "MSE", "R2", "fit"]

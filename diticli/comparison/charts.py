@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diticli.comparison.scores import METRICS, EntryScores, Score
+from diticli.comparison.scores import METRICS, EntryScores
 from diticli.pictures.charts import SERIES, plain, save_chart
+from diticli.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def score_chart(path: Path | str, scores: Mapping[str, EntryScores]) -> Path:
     return save_chart(path, draw, (7.2, 1.4 + len(scores) * (0.12 + 0.2 * len(kinds))))
 
 
-def _bars(axes: Axes, found: list[Score], offset: float, height: float, colour: str, label: str) -> None:
+def _bars(axes: Axes, found: list[Estimate], offset: float, height: float, colour: str, label: str) -> None:
     at = [row + offset for row in range(len(found))]
     axes.barh(at, [score.value for score in found], height=height, color=colour, label=label)
     for y, score in zip(at, found, strict=True):

@@ -14,10 +14,10 @@ from diticli.comparison.encoding import rows_by_name
 from diticli.comparison.entries import Entry
 from diticli.comparison.images import ComparedImages
 from diticli.data.labels import LabelColumn
+from diticli.data.splits import Split, given_split, split_rows
 from diticli.errors import FeatureFileError
 from diticli.features.read import Features
 from diticli.probing.label_join import join_labels
-from diticli.probing.splits import Split, given_split, split_rows
 from diticli.types import Rows
 
 

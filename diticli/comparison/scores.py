@@ -1,21 +1,29 @@
-"""Scores of all contenders with intervals, and their differences to the first one."""
+"""Scores of all contenders with intervals, and their differences to the first one: are they real?
+
+Differences are of scores on the same resamples of the test images: the paired percentile bootstrap (Efron and
+Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It covers other test images of the same kind, not other
+seeds of training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from diticli.comparison.differences import Difference, difference, with_verdicts
 from diticli.comparison.probes import Probed
 from diticli.comparison.protocol import Protocol
-from diticli.probing.bootstrap import TestDraws, interval, mean_of
-from diticli.probing.resampled import Resampled, resample_scores
-from diticli.probing.targets import Kind, Target, UnfitError, make_target
+from diticli.data.label_columns import Kind
+from diticli.probing.metrics import score
+from diticli.probing.resampling import Resampled, resample_scores
+from diticli.statistics import Bootstrap, Estimate, holm, mean_of
+from diticli.targets import Target, make_targets
 from diticli.types import DoubleArray
 
+ALPHA = 0.05
+LOWER_IS_BETTER = frozenset({"mse", "mse_raw"})
 METRICS: dict[Kind, tuple[str, ...]] = {
     "binary": ("average_precision", "roc_auc"),
     "number": ("pearson_r", "r2", "mse"),
@@ -25,12 +33,24 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """A score on the test images with its 95 % interval, None where resamples give none."""
+class Difference:
+    """A contender's score less that of the first one.
+
+    Attributes:
+        value: on the test images.
+        low: of its 95 % interval.
+        high: likewise.
+        p: two-sided: how often resamples lie on the other side of 0, doubled.
+        adjusted_p: for being one of several contenders (Holm).
+        verdict: "better", "worse", or "no clear difference" where `adjusted_p` is above `ALPHA`.
+    """
 
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
+    p: float
+    adjusted_p: float = 1.0
+    verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +64,8 @@ class EntryScores:
         by_attribute: attribute -> difference of its main metric; empty for the first contender.
     """
 
-    attributes: dict[str, dict[str, Score]]
-    means: dict[Kind, dict[str, Score]]
+    attributes: dict[str, dict[str, Estimate]]
+    means: dict[Kind, dict[str, Estimate]]
     differences: dict[Kind, dict[str, Difference | None]]
     by_attribute: dict[str, Difference | None]
 
@@ -74,7 +94,7 @@ def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0
         protocol: whose test rows were predicted.
         seed: of the resamples, which are the same for all.
     """
-    targets = probed_targets(protocol)
+    targets, _ = make_targets(protocol.columns, vars(protocol.split))
     measured = {name: _measure(found, targets, protocol, seed) for name, found in probed.items()}
     kinds = _kinds(targets)
     first = next(iter(measured.values()))
@@ -92,17 +112,6 @@ def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0
     return scores
 
 
-def probed_targets(protocol: Protocol) -> list[Target]:
-    """Attributes that can be probed; which these are depends on labels and split alone."""
-    found = []
-    for name, column in protocol.columns.items():
-        try:
-            found.append(make_target(name, column, protocol.split))
-        except UnfitError:
-            continue
-    return found
-
-
 def _kinds(targets: Sequence[Target]) -> dict[Kind, list[str]]:
     kinds: dict[Kind, list[str]] = {}
     for target in targets:
@@ -116,9 +125,9 @@ def _measure(probed: Probed, targets: Sequence[Target], protocol: Protocol, seed
     outputs = {target.name: _standardised(target, probed.outputs[target.name]) for target in targets}
     values = {}
     for target in targets:
-        score = target.score(test, outputs[target.name])
-        values[target.name] = {score.metric: score.value} | score.extras
-    draws = TestDraws.of(len(test), groups, seed=seed)
+        found = score(target, test, outputs[target.name])
+        values[target.name] = {found.metric: found.value} | found.extras
+    draws = Bootstrap.of(len(test), groups, seed=seed)
     return _Measured(values=values, draws=resample_scores(targets, test, outputs, draws))
 
 
@@ -129,19 +138,14 @@ def _standardised(target: Target, outputs: npt.NDArray[np.float32]) -> DoubleArr
 
 
 def _scores(own: _Measured, kinds: Mapping[Kind, Sequence[str]]) -> EntryScores:
-    attributes: dict[str, dict[str, Score]] = {}
-    means: dict[Kind, dict[str, Score]] = {}
+    attributes: dict[str, dict[str, Estimate]] = {}
+    means: dict[Kind, dict[str, Estimate]] = {}
     for kind, names in kinds.items():
         for name in names:
             drawn = own.draws.get(name, {})
-            attributes[name] = {m: _score(own.values[name][m], drawn.get(m)) for m in METRICS[kind]}
-        means[kind] = {m: _score(own.mean(names, m), own.mean_draws(names, m)) for m in METRICS[kind]}
+            attributes[name] = {m: Estimate.of(own.values[name][m], drawn.get(m)) for m in METRICS[kind]}
+        means[kind] = {m: Estimate.of(own.mean(names, m), own.mean_draws(names, m)) for m in METRICS[kind]}
     return EntryScores(attributes=attributes, means=means, differences={}, by_attribute={})
-
-
-def _score(value: float, drawn: DoubleArray | None) -> Score:
-    low, high = (None, None) if drawn is None else interval(drawn) or (None, None)
-    return Score(value=value, low=low, high=high)
 
 
 def _mean_difference(own: _Measured, first: _Measured, names: Sequence[str], metric: str) -> Difference | None:
@@ -154,3 +158,39 @@ def _own_difference(own: _Measured, first: _Measured, name: str, metric: str) ->
         return None
     gap = own.values[name][metric] - first.values[name][metric]
     return difference(gap, own.draws[name][metric], first.draws[name][metric])
+
+
+def difference(value: float, own_B: DoubleArray, first_B: DoubleArray) -> Difference | None:
+    """Of scores [B] on the same resamples; None where no resample has both.
+
+    Args:
+        value: the difference on the test images themselves.
+        own_B: of the contender.
+        first_B: of the first one.
+    """
+    drawn = own_B - first_B
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return None
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    p = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
+    return Difference(value=value, low=float(low), high=float(high), p=p)
+
+
+def with_verdicts(found: Sequence[Difference | None], metric: str) -> list[Difference | None]:
+    """The differences of several contenders to the first with adjusted p and verdict.
+
+    Args:
+        found: one a contender, None for unknown.
+        metric: which decides whether higher is better.
+    """
+    known = [item for item in found if item is not None]
+    adjusted = iter(holm([item.p for item in known]))
+    return [item if item is None else _with_verdict(item, next(adjusted), metric) for item in found]
+
+
+def _with_verdict(found: Difference, adjusted: float, metric: str) -> Difference:
+    gains = found.value < 0 if metric in LOWER_IS_BETTER else found.value > 0
+    verdict = "no clear difference" if adjusted > ALPHA else "better" if gains else "worse"
+    return replace(found, adjusted_p=adjusted, verdict=verdict)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diticli.comparison.charts import METRIC_NAMES
-from diticli.comparison.differences import Difference
 from diticli.comparison.run import Comparison
-from diticli.comparison.scores import METRICS, Score
+from diticli.comparison.scores import METRICS, Difference
 from diticli.evaluation.attribute_classifier import READABLE
 from diticli.pictures.report import Cell
+from diticli.statistics import Estimate
 
 Table = tuple[list[str], list[list[Cell]]]
 METRIC_COLUMNS = {
@@ -163,7 +163,7 @@ def readable(found: Mapping[str, Any]) -> list[str]:
     return [name for name in names if (found["reader"].get(name) or 0) >= READABLE] or names
 
 
-def spread(score: Score) -> str:
+def spread(score: Estimate) -> str:
     """A score with its interval."""
     if score.low is None or score.high is None:
         return f"{score.value:.3f}"
@@ -179,7 +179,7 @@ def _bounds(item: Mapping[str, Any]) -> str | None:
     return None if item["low"] is None else f"[{item['low']:.0f}, {item['high']:.0f}]"
 
 
-def _marked(score: Score, found: Difference | None) -> str:
+def _marked(score: Estimate, found: Difference | None) -> str:
     return f"{score.value:.3f}" + ("" if found is None else MARKS[found.verdict])
 
 

@@ -5,13 +5,13 @@ Shape suffixes: N rows, D dims that vary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diticli.disentanglement.factors import Factor
 from diticli.errors import FeatureFileError
+from diticli.targets import Target
 from diticli.types import DoubleArray, Rows
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Codes:
     groups: tuple[Rows, ...]
     chunks: tuple[int, ...]
 
-    def of(self, factor: Factor) -> FactorRows:
+    def of(self, factor: Target) -> FactorRows:
         """The rows where `factor` is known."""
         parts = []
         for codes, rows in ((self.train, self.train_rows), (self.test, self.test_rows)):
@@ -102,3 +102,16 @@ def make_codes(codes: FeatureRows, train: Rows, test: Rows, layout: ChunkLayout 
         groups=tuple(np.flatnonzero(chunk_of == chunk) for chunk in chunks),
         chunks=tuple(chunks.tolist()),
     )
+
+
+def discrete(factor: Target, parts: int, train: Rows) -> Target:
+    """The factor with classes for values, NaN where unknown; a number is cut at the `parts` quantiles of `train`."""
+    if factor.kind != "number":
+        return factor
+    known = factor.values[factor.known(train)]
+    edges = np.unique(np.quantile(known, np.arange(1, parts) / parts))
+    edges = edges[edges > known.min()]  # an edge at the minimum would leave an empty class below it
+    if not len(edges):
+        edges = known[known > known.min()].min(keepdims=True)
+    cut = np.searchsorted(edges, factor.values, side="right").astype(np.float64)
+    return replace(factor, kind="category", values=np.where(np.isnan(factor.values), np.nan, cut))

@@ -22,8 +22,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoCV
 from sklearn.metrics import r2_score
 
+from diticli.disentanglement.auroc import mean_auroc
 from diticli.disentanglement.codes import FactorRows
-from diticli.disentanglement.scores import mean_auroc
 from diticli.types import DoubleArray, Rows
 
 Target = npt.NDArray[np.float64] | npt.NDArray[np.bool_]

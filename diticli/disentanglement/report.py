@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["binary", "number", "category"]
+from diticli.data.label_columns import Kind
+from diticli.targets import Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +80,6 @@ class FactorScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippedFactor:
-    """A column that could not serve as a factor, and why."""
-
-    name: str
-    kind: Kind
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class DisentanglementReport:
     """Scores of a code against known factors.
 
@@ -108,7 +100,7 @@ class DisentanglementReport:
     informativeness: float
     explicitness: float
     factors: tuple[FactorScores, ...]
-    skipped: tuple[SkippedFactor, ...]
+    skipped: tuple[Skipped, ...]
     train_rows: int
     test_rows: int
     seed: int

@@ -8,27 +8,25 @@ Legend of shape suffixes: N images, C channels, H height, W width, A attributes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from diticli.data.labels import LabelColumn
 from diticli.evaluation.classifier_training import (
     ClassifierNetwork,
-    Labels,
-    ReadAttribute,
     check_enough,
     fit_classifier,
+    learnable,
     split_rows,
-    targets_of,
 )
 from diticli.probing.metrics import binary_score
 from diticli.progress import Reporter, SilentReporter
-from diticli.types import DoubleArray
-
-__all__ = ["READABLE", "AttributeClassifier", "ReadAttribute", "train_classifier", "unreadable"]
+from diticli.targets import Target
+from diticli.types import DoubleArray, Rows
 
 GRAIN = 0.1
 """Largest standard deviation of the noise on training images: decoded images are never quite as clean as drawn ones."""
@@ -48,7 +46,7 @@ class AttributeClassifier(ClassifierNetwork):
             chance, 1 perfect. Filled by `train_classifier`.
     """
 
-    def __init__(self, attributes: Sequence[ReadAttribute], resolution: int) -> None:
+    def __init__(self, attributes: Sequence[Target], resolution: int) -> None:
         super().__init__(attributes)
         self.reliability: dict[str, float] = {}
         widths = [3, 32]
@@ -87,7 +85,7 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 def train_classifier(
     images_NCHW: torch.Tensor,
-    labels: Labels,
+    columns: Mapping[str, LabelColumn],
     *,
     epochs: int = 8,
     batch_size: int = 128,
@@ -99,7 +97,7 @@ def train_classifier(
 
     Args:
         images_NCHW: uint8 [N, 3, R, R], at least 200.
-        labels: attribute -> (kind, values [N] with NaN where unknown).
+        columns: attribute -> its N labels, binary ones and numbers.
         epochs: passes over the images.
         batch_size: images per step.
         seed: of its weights, order and noise.
@@ -114,18 +112,17 @@ def train_classifier(
     """
     reporter = reporter or SilentReporter()
     count = len(images_NCHW)
-    check_enough(count, len(labels))
+    check_enough(count, len(columns))
     train, test = split_rows(count, seed)
-    targets_NA, attributes = targets_of(labels, train)
+    attributes = learnable(columns, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = AttributeClassifier(attributes, images_NCHW.shape[-1]).to(device)
         options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
-        fit_classifier(
-            classifier, images_NCHW, targets_NA, train, with_grain, title="Training the attribute classifier", **options
-        )
+        title = "Training the attribute classifier"
+        fit_classifier(classifier, images_NCHW, train, with_grain, title=title, **options)
     classifier.eval().requires_grad_(False)
-    classifier.reliability = _reliability(classifier, images_NCHW[test], targets_NA[test])
+    classifier.reliability = _reliability(classifier, images_NCHW, test)
     return classifier
 
 
@@ -135,14 +132,13 @@ def with_grain(x_NCHW: torch.Tensor, generator: torch.Generator) -> tuple[torch.
     return (x_NCHW + strength * torch.randn(x_NCHW.shape, generator=generator),)
 
 
-def _reliability(
-    classifier: AttributeClassifier, images_NCHW: torch.Tensor, targets_NA: DoubleArray
-) -> dict[str, float]:
-    read = classifier.read(images_NCHW.float().div(127.5).sub(1.0))
+def _reliability(classifier: AttributeClassifier, images_NCHW: torch.Tensor, rows: Rows) -> dict[str, float]:
+    read = classifier.read(images_NCHW[torch.from_numpy(rows)].float().div(127.5).sub(1.0))
     scores = {}
     for index, attribute in enumerate(classifier.attributes):
-        known = ~np.isnan(targets_NA[:, index])
-        truth, said = targets_NA[known, index], read[known, index]
+        values = attribute.values[rows]
+        known = ~np.isnan(values)
+        truth, said = values[known], read[known, index]
         if attribute.kind == "number":
             truth = (truth - attribute.mean) / attribute.std
             scores[attribute.name] = float(1 - np.mean((said - truth) ** 2) / max(np.var(truth), 1e-12))

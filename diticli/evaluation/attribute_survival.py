@@ -11,18 +11,21 @@ Legend of shape suffixes: N images, C channels, R resolution, A attributes, G ti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
-from diticli.evaluation.classifier_training import Labels, check_enough, split_rows, targets_of
+from diticli.evaluation.classifier_training import check_enough, learnable, split_rows
 from diticli.evaluation.noisy_classifier import NoisyClassifier, noisy, train_noisy_classifier
-from diticli.evaluation.scores import Estimate, resample, to_json
+from diticli.evaluation.scores import to_json
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.statistics import Bootstrap, Estimate
 from diticli.types import DoubleArray
 
 GRID = 40
@@ -72,7 +75,7 @@ class SurvivalCurves:
 
 def measure_survival(
     images_NCHW: torch.Tensor,
-    labels: Labels,
+    columns: Mapping[str, LabelColumn],
     schedule: NoiseSchedule,
     *,
     epochs: int = 6,
@@ -89,7 +92,7 @@ def measure_survival(
 
     Args:
         images_NCHW: uint8 [N, 3, R, R], at least 200; 20,000 are good.
-        labels: attribute -> (kind, values [N] with NaN where unknown).
+        columns: attribute -> its N labels, binary ones and numbers.
         schedule: the noise.
         epochs: passes of the classifier.
         batch_size: images per step.
@@ -103,22 +106,24 @@ def measure_survival(
         ConfigError: for too few images, an attribute without two different values, or a grid of less than 2.
     """
     reporter = reporter or SilentReporter()
-    check_enough(len(images_NCHW), len(labels))
+    check_enough(len(images_NCHW), len(columns))
     timesteps = _grid(grid, schedule.timesteps)
     train, test = split_rows(len(images_NCHW), seed)
     options: Any = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "device": device, "reporter": reporter}
-    classifier = train_noisy_classifier(images_NCHW, labels, train, schedule, **options)
-    targets_NA, attributes = targets_of(labels, train)
-    truth_NA = (targets_NA[test] - [a.mean for a in attributes]) / [a.std for a in attributes]
+    classifier = train_noisy_classifier(images_NCHW, columns, train, schedule, **options)
+    attributes = learnable(columns, train)
+    truth_NA = np.stack([(a.values[test] - a.mean) / a.std for a in attributes], axis=1)
     predictions_GNA = _say(classifier, images_NCHW[test], timesteps, schedule, seed, reporter)
     names = [attribute.name for attribute in attributes]
     explained_GA = explained_variance(truth_NA, predictions_GNA, np.ones((1, len(test))))[0]
-    draws_SGA = explained_variance(truth_NA, predictions_GNA, resample(len(test), seed, resamples))
+    draws_SGA = explained_variance(
+        truth_NA, predictions_GNA, Bootstrap.of(len(test), seed=seed, resamples=resamples).counts()
+    )
     halves_SA = np.array([[_half(curve, timesteps) for curve in draw_GA.T] for draw_GA in draws_SGA])
     return SurvivalCurves(
         timesteps=timesteps,
         explained={name: tuple(explained_GA[:, a].tolist()) for a, name in enumerate(names)},
-        left={name: _as_tuple(left(explained_GA[:, a])) for a, name in enumerate(names)},
+        left={name: _as_tuple(survival(explained_GA[:, a])) for a, name in enumerate(names)},
         half={name: _estimate(explained_GA[:, a], timesteps, halves_SA[:, a]) for a, name in enumerate(names)},
         learned_from=len(train),
         held_out=len(test),
@@ -145,7 +150,7 @@ def explained_variance(truth_NA: DoubleArray, predictions_GNA: DoubleArray, coun
     return 1 - error_SGA / np.maximum(variance_SA, 1e-12)[:, None]
 
 
-def left(explained_G: DoubleArray) -> DoubleArray | None:
+def survival(explained_G: DoubleArray) -> DoubleArray | None:
     """Explained variance as a falling curve that starts at 1; None where it starts too low to be read at all."""
     from sklearn.isotonic import isotonic_regression
 
@@ -155,7 +160,7 @@ def left(explained_G: DoubleArray) -> DoubleArray | None:
 
 def _half(explained_G: DoubleArray, timesteps: tuple[int, ...]) -> float:
     """Where the falling curve crosses one half, on the straight line between two points of the grid; else NaN."""
-    curve = left(explained_G)
+    curve = survival(explained_G)
     if curve is None or curve[-1] > HALF:
         return float("nan")
     after = int(np.argmax(curve <= HALF))

@@ -17,9 +17,10 @@ from diticli.editing.mixing import check_chunks
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.denoising import Denoiser, NoisyImages
-from diticli.evaluation.scores import Estimate, resample, to_json
+from diticli.evaluation.scores import to_json
 from diticli.models.gap import check_images, noisy_batches
 from diticli.progress import Reporter, SilentReporter
+from diticli.statistics import Bootstrap, Estimate
 from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _summary(
 ) -> FeatureAblation:
     """Sums over timesteps, of all images (the first sample) and of resampled ones."""
     images = losses.base_KN.shape[1]
-    samples_SN = np.vstack([np.ones(images), resample(images, seed)])
+    samples_SN = np.vstack([np.ones(images), Bootstrap.of(images, seed=seed).counts()])
     owner_K, weights_K = np.array(grid.owners), grid.weights_K
     base_SK = samples_SN @ (losses.base_KN * weights_K[:, None]).T
     rise_GSK = np.stack([samples_SN @ (rise_KN * weights_K[:, None]).T for rise_KN in losses.rise_GKN])
@@ -243,7 +244,7 @@ def _summary(
             own=within(g, owner_K == g),
             beyond=within(g, beyond_K) if beyond_K.any() else None,
             share=share,
-            ignored=not total.low > 0 or share.value < IGNORED / len(groups),
+            ignored=total.low is None or total.low <= 0 or share.value < IGNORED / len(groups),
         )
         uses.append(use)
     return FeatureAblation(

@@ -6,41 +6,22 @@ Legend of shape suffixes: N images, C channels, R resolution, A attributes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter
+from diticli.targets import Requirements, Target, UnfitError, make_target
 from diticli.types import DoubleArray, Rows
 
-Labels = Mapping[str, tuple[Literal["binary", "number"], npt.NDArray[np.floating]]]
 Inputs = Callable[[torch.Tensor, torch.Generator], tuple[torch.Tensor, ...]]
 MIN_IMAGES = 200
 HELD_OUT = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadAttribute:
-    """One attribute that a classifier predicts.
-
-    Attributes:
-        name: of the attribute.
-        kind: "binary" is read as a probability, "number" as a value.
-        mean: of the training images.
-        std: likewise; what the classifier says is standardised by both.
-    """
-
-    name: str
-    kind: Literal["binary", "number"]
-    mean: float
-    std: float
 
 
 class ClassifierNetwork(nn.Module):
@@ -54,7 +35,7 @@ class ClassifierNetwork(nn.Module):
     std_A: torch.Tensor
     binary_A: torch.Tensor
 
-    def __init__(self, attributes: Sequence[ReadAttribute]) -> None:
+    def __init__(self, attributes: Sequence[Target]) -> None:
         super().__init__()
         self.attributes = tuple(attributes)
         self.register_buffer("mean_A", torch.tensor([a.mean for a in attributes]), persistent=False)
@@ -82,27 +63,26 @@ def split_rows(count: int, seed: int) -> tuple[Rows, Rows]:
     return order[int(HELD_OUT * count) :], order[: int(HELD_OUT * count)]
 
 
-def targets_of(labels: Labels, train: Rows) -> tuple[DoubleArray, list[ReadAttribute]]:
-    """Values [N, A] of all attributes, NaN where unknown, and their scale on the training rows.
+def learnable(columns: Mapping[str, LabelColumn], train: Rows) -> list[Target]:
+    """The attributes, with mean and standard deviation of the training rows.
 
     Raises:
         ConfigError: for an attribute without two different values.
     """
-    targets_NA = np.stack([values.astype(np.float64) for _, values in labels.values()], axis=1)
-    return targets_NA, [_attribute(name, kind, values[train]) for name, (kind, values) in labels.items()]
-
-
-def _attribute(name: str, kind: Literal["binary", "number"], values: npt.NDArray[np.floating]) -> ReadAttribute:
-    mean, std = float(np.nanmean(values)), float(np.nanstd(values))
-    if not std > 0:
-        raise ConfigError(f"The attribute {name!r} has the same value in all images.", remedy="Leave it out.")
-    return ReadAttribute(name=name, kind=kind, mean=mean, std=std)
+    targets = []
+    for name, column in columns.items():
+        try:
+            targets.append(make_target(name, column, {"train": train}, Requirements(train_rows=1)))
+        except UnfitError as reason:
+            raise ConfigError(
+                f"The attribute {name!r} cannot be learned: {reason}.", remedy="Leave it out."
+            ) from reason
+    return targets
 
 
 def fit_classifier(
     classifier: ClassifierNetwork,
     images_NCHW: torch.Tensor,
-    targets_NA: DoubleArray,
     train: Rows,
     inputs: Inputs,
     *,
@@ -116,9 +96,8 @@ def fit_classifier(
     It is left in train mode.
 
     Args:
-        classifier: what is trained.
+        classifier: what is trained; its attributes hold the labels.
         images_NCHW: uint8 [N, 3, R, R].
-        targets_NA: labels, NaN where unknown.
         train: rows to learn from.
         inputs: images in [-1, 1] and a generator -> what the classifier's forward takes.
         epochs: passes over the rows.
@@ -127,6 +106,7 @@ def fit_classifier(
         reporter: its receiver.
     """
     device = classifier.mean_A.device
+    targets_NA = np.stack([target.values for target in classifier.attributes], axis=1)
     steps = epochs * max(1, len(train) // batch_size)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)

@@ -23,12 +23,11 @@ from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import (
     MOVED,
     Change,
-    Share,
     change,
     differing,
     drift_outside,
-    transferred,
-    unexplained,
+    side_effects,
+    transfer_rates,
 )
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
@@ -37,6 +36,7 @@ from diticli.probing.directions import DEFAULT_ALONG, Along, Directions
 from diticli.probing.probe import probe_features
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
+from diticli.statistics import Estimate
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 
@@ -73,7 +73,7 @@ class SwapScore:
     Attributes:
         chunks: the chunks.
         timesteps: their range of timesteps, [first, last).
-        shares: transfer rates; see `diticli.evaluation.scores.transferred`.
+        shares: transfer rates; see `diticli.evaluation.scores.transfer_rates`.
         unexplained: root mean square of each attribute's other change, in standard deviations.
         moved: attributes with a transfer rate of at least one half, on one half of the pairs; the drift and the truth
             are measured on the other half.
@@ -85,7 +85,7 @@ class SwapScore:
 
     chunks: tuple[int, ...]
     timesteps: tuple[int, int]
-    shares: dict[str, Share]
+    shares: dict[str, Estimate]
     unexplained: dict[str, float]
     moved: tuple[str, ...]
     drift: float | None = None
@@ -216,10 +216,10 @@ class _Evaluation:
         layout = self.pipeline.chunks
         after = self._decode(mix_chunks(self.z, self.z[self.partner], layout, chunks, 1.0))
         readings = (self.before_NA, self.classifier.read(after), self.before_NA[self.partner])
-        shares = transferred(*readings, seed=self.settings.seed)
-        noise = unexplained(*readings, shares)
+        shares = transfer_rates(*readings, seed=self.settings.seed)
+        noise = side_effects(*readings, shares)
         half = len(self.before_NA) // 4 * 2
-        chosen = transferred(*(r[:half] for r in readings)) if half else []
+        chosen = transfer_rates(*(r[:half] for r in readings)) if half else []
         moved = tuple(name for name, share in zip(self.names, chosen, strict=False) if share.value >= MOVED)
         return SwapScore(
             chunks=chunks,

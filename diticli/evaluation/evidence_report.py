@@ -13,12 +13,12 @@ from diticli.evaluation.denoising import ModelGap
 from diticli.evaluation.evidence import Evidence
 from diticli.evaluation.evidence_tables import atlas_table, between, chunk_text, gap_table, lost_table, use_table
 from diticli.evaluation.order import OrderAgreement
-from diticli.evaluation.scores import Estimate
 from diticli.evaluation.swap_effects import MOVES, SwapEffects
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section
 from diticli.pictures.time_charts import gap_chart, lost_chart
+from diticli.statistics import Estimate
 
 Mark = tuple[float, float, float] | None
 
@@ -160,4 +160,6 @@ def _grouped_layout(layout: ChunkLayout, groups: tuple[tuple[int, ...], ...]) ->
 
 
 def _mark(estimate: Estimate | None) -> Mark:
-    return None if estimate is None else (estimate.value, estimate.low, estimate.high)
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return None
+    return estimate.value, estimate.low, estimate.high

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from diticli.evaluation.attribute_survival import SurvivalCurves
 from diticli.evaluation.chunk_ablation import FeatureAblation
 from diticli.evaluation.denoising import ModelGap
-from diticli.evaluation.scores import Estimate
 from diticli.evaluation.swap_effects import SwapEffects
 from diticli.pictures.report import Cell
+from diticli.statistics import Estimate
 
 Table = tuple[list[str], list[list[Cell]]]
 GAP_ROWS = 10
@@ -20,12 +20,13 @@ def chunk_text(chunks: Sequence[int]) -> str:
     return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
 
 
-def between(estimate: Estimate | None, digits: int = 2) -> str | None:
-    """A number and its interval as text; None stays."""
+def between(estimate: Estimate | None, digits: int = 2, *, scale: float = 1) -> str | None:
+    """A number times `scale` and its interval as text; None stays."""
     if estimate is None:
         return None
-    value, low, high = (f"{round(v, digits) + 0.0:.{digits}f}" for v in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low} to {high})"
+    bounds = [bound for bound in (estimate.low, estimate.high) if bound is not None]
+    value, *ends = (f"{round(scale * v, digits) + 0.0:.{digits}f}" for v in (estimate.value, *bounds))
+    return f"{value} ({' to '.join(ends)})" if ends else value
 
 
 def atlas_table(atlas: SwapEffects) -> Table:
@@ -49,8 +50,8 @@ def use_table(use: FeatureAblation) -> Table:
         [
             chunk_text(group.chunks),
             f"{group.timesteps[0]}-{group.timesteps[1] - 1}",
-            *(between(_percent(part)) for part in (group.own, group.beyond)),
-            between(_percent(group.share), 1),
+            *(between(part, scale=100) for part in (group.own, group.beyond)),
+            between(group.share, 1, scale=100),
             "ignored" if group.ignored else "",
         ]
         for group in use.groups
@@ -80,12 +81,6 @@ def gap_table(gap: ModelGap) -> Table:
         if i % step == step // 2
     ]
     return columns, rows
-
-
-def _percent(estimate: Estimate | None) -> Estimate | None:
-    if estimate is None:
-        return None
-    return Estimate(value=100 * estimate.value, low=100 * estimate.low, high=100 * estimate.high)
 
 
 def _short(value: float) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,6 @@ from diticli.probing.label_join import join_labels
 from diticli.progress import Reporter
 
 Pixels = npt.NDArray[np.uint8]
-Labels = dict[str, tuple[Literal["binary", "number"], npt.NDArray[np.floating]]]
 
 # Training draws faces of seed 0 and the demo probes those of 1.
 LEARN_SEED = 2
@@ -49,11 +47,9 @@ class EvaluationImages:
     name: str
 
     @property
-    def labels(self) -> Labels:
-        """As `diticli.evaluation.attribute_classifier.train_classifier` takes them."""
-        return {
-            name: (column.kind, column.values) for name, column in self.columns.items() if column.kind != "category"
-        }
+    def labels(self) -> dict[str, LabelColumn]:
+        """Those of `columns` that a classifier can learn."""
+        return {name: column for name, column in self.columns.items() if column.kind != "category"}
 
     def drawn(self, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Pixels:
         """Drawings [M, R, R, 3] of the judged faces with changed factors: what a perfect edit would give.

@@ -6,17 +6,19 @@ Legend of shape suffixes: N images, C channels, R resolution, A attributes, E em
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
-from diticli.evaluation.classifier_training import ClassifierNetwork, Labels, ReadAttribute, fit_classifier, targets_of
+from diticli.data.labels import LabelColumn
+from diticli.evaluation.classifier_training import ClassifierNetwork, fit_classifier, learnable
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter
 from diticli.schedule import NoiseSchedule
+from diticli.targets import Target
 from diticli.types import DoubleArray, Rows
 
 EMBEDDED = 32
@@ -35,7 +37,7 @@ class NoisyClassifier(ClassifierNetwork):
         timesteps: T.
     """
 
-    def __init__(self, attributes: Sequence[ReadAttribute], resolution: int, timesteps: int) -> None:
+    def __init__(self, attributes: Sequence[Target], resolution: int, timesteps: int) -> None:
         super().__init__(attributes)
         self.timesteps = timesteps
         halvings = max(1, min(len(WIDTHS) - 1, int(math.log2(resolution / 4))))
@@ -87,7 +89,7 @@ class _FilmLayer(nn.Module):
 
 def train_noisy_classifier(
     images_NCHW: torch.Tensor,
-    labels: Labels,
+    columns: Mapping[str, LabelColumn],
     train: Rows,
     schedule: NoiseSchedule,
     *,
@@ -102,7 +104,7 @@ def train_noisy_classifier(
     Raises:
         ConfigError: for an attribute without two different values.
     """
-    targets_NA, attributes = targets_of(labels, train)
+    attributes = learnable(columns, train)
     bar_T = schedule.alphas_cumprod.cpu()
 
     def inputs(x0_NCHW: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -119,7 +121,7 @@ def train_noisy_classifier(
         classifier = NoisyClassifier(attributes, images_NCHW.shape[-1], schedule.timesteps).to(device)
         options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
         title = "Training a classifier of noisy images"
-        fit_classifier(classifier, images_NCHW, targets_NA, train, inputs, title=title, **options)
+        fit_classifier(classifier, images_NCHW, train, inputs, title=title, **options)
     return classifier.eval().requires_grad_(False)
 
 

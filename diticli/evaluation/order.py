@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from diticli.evaluation.attribute_survival import SurvivalCurves
-from diticli.evaluation.scores import Estimate, to_json
+from diticli.evaluation.scores import to_json
 from diticli.evaluation.swap_effects import SwapEffects
-from diticli.types import DoubleArray
+from diticli.statistics import Estimate, spearman
 
 MIN_ATTRIBUTES = 3
 PERMUTATIONS = 10_000
@@ -78,14 +78,3 @@ def compare_order(atlas: SwapEffects, lost: SurvivalCurves, *, seed: int = 0) ->
         atlas=tuple(centres_A.tolist()),
         lost=tuple(halves_A.tolist()),
     )
-
-
-def spearman(first: DoubleArray, second: DoubleArray) -> DoubleArray:
-    """Rank correlation along the last axis, of each row; NaN where a row holds NaN, or ties alone."""
-    from scipy.stats import rankdata
-
-    first, second = np.broadcast_arrays(first, second)
-    ranks = [rankdata(values, axis=-1, nan_policy="propagate") for values in (first, second)]
-    a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
-    bottom = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-    return np.divide((a * b).sum(axis=-1), bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)

@@ -10,46 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from diticli.statistics import Bootstrap, Estimate
 from diticli.types import DoubleArray
 
 Pixels = npt.NDArray[np.uint8]
-RESAMPLES = 1000
 MOVED = 0.5
 """A swap moves an attribute when its transfer rate is at least this."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, value: float, draws_R: DoubleArray) -> Self:
-        """The interval holds the middle 95 % of what resampled data gave; NaN among them is left out."""
-        known = draws_R[~np.isnan(draws_R)]
-        low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
-        return cls(value=float(value), low=float(low), high=float(high))
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share(Estimate):
-    """Which share of an attribute an edit brought from the partner: 0 nothing, 1 all; with its 95 % interval."""
-
-
-def transferred(before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0) -> list[Share]:
+def transfer_rates(
+    before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0
+) -> list[Estimate]:
     """Share of the partner's attribute that an edit brought along, per attribute.
 
     The coefficient of `other` in the least-squares fit after = kept * before + share * other + constant, over all
@@ -63,18 +39,20 @@ def transferred(before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleA
         other_NA: readings of their partners.
         seed: of the bootstrap.
     """
-    values_1A, draws_R1A = resampled_shares(before_NA, after_NA[None], other_NA, seed=seed)
-    return [Share.of(value, draws_R) for value, draws_R in zip(values_1A[0], draws_R1A[:, 0].T, strict=True)]
+    values_1A, draws_R1A = resampled_transfer_rates(before_NA, after_NA[None], other_NA, seed=seed)
+    return [Estimate.of(value, draws_R) for value, draws_R in zip(values_1A[0], draws_R1A[:, 0].T, strict=True)]
 
 
-def resampled_shares(
+def resampled_transfer_rates(
     before_NA: DoubleArray, after_GNA: DoubleArray, other_NA: DoubleArray, *, seed: int = 0
 ) -> tuple[DoubleArray, DoubleArray]:
-    """The shares of `transferred` for G edits of the same images, [G, A], and for draws of pairs, [RESAMPLES, G, A].
+    """The shares of `transfer_rates` for G edits of the same images, [G, A], and for draws of pairs, [RESAMPLES, G, A].
 
     A draw holds the same pairs for all edits, so that what is computed from several of them can be resampled too.
     """
-    counts_RP = np.concatenate([np.ones((1, len(before_NA) // 2)), resample(len(before_NA) // 2, seed)])
+    counts_RP = np.concatenate(
+        [np.ones((1, len(before_NA) // 2)), Bootstrap.of(len(before_NA) // 2, seed=seed).counts()]
+    )
 
     def drawn(values_GNA: DoubleArray) -> DoubleArray:
         """Sums over the images of each draw, all of them first, [1 + RESAMPLES, G, A]."""
@@ -94,13 +72,8 @@ def resampled_shares(
     return shares[0], shares[1:]
 
 
-def resample(count: int, seed: int, resamples: int = RESAMPLES) -> DoubleArray:
-    """How often each of `count` items is in each bootstrap sample, [resamples, count]."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
-
-
-def unexplained(
-    before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleArray, shares: Sequence[Share]
+def side_effects(
+    before_NA: DoubleArray, after_NA: DoubleArray, other_NA: DoubleArray, shares: Sequence[Estimate]
 ) -> DoubleArray:
     """[A]: root mean square of the change that is no step towards the partner; 0 for a perfect edit."""
     share_A = np.array([share.value for share in shares])

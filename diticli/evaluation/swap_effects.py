@@ -23,11 +23,11 @@ from diticli.errors import ConfigError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages
-from diticli.evaluation.modularity import centre_of_mass, completeness, concentration, disentanglement
-from diticli.evaluation.scores import Estimate, Share, resampled_shares, to_json
+from diticli.evaluation.scores import resampled_transfer_rates, to_json
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
+from diticli.statistics import Estimate, completeness, concentration, disentanglement, none_if_nan
 from diticli.types import DoubleArray
 
 MOVES = 0.05
@@ -52,7 +52,7 @@ class SwapEffects:
         centres: attribute -> timestep of its centre of mass; None where no group moves it.
         concentration: attribute -> 1 when one group alone moves it, 0 when all do alike; None as above.
         selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
-        completeness: mean of `concentration`; see `diticli.evaluation.modularity`.
+        completeness: mean of `concentration`; see `diticli.statistics`.
         disentanglement: `selectivity` of all groups, weighted by the sum of their shares.
         unreadable: attributes that the classifier predicts poorly; they count in none of the last three.
         pairs: how many were exchanged, both ways.
@@ -64,8 +64,8 @@ class SwapEffects:
     model_hash: str
     groups: Groups
     timesteps: tuple[tuple[int, int], ...]
-    shares: dict[str, tuple[Share, ...]]
-    together: dict[str, Share]
+    shares: dict[str, tuple[Estimate, ...]]
+    together: dict[str, Estimate]
     centres: dict[str, Estimate | None]
     concentration: dict[str, float | None]
     selectivity: tuple[float | None, ...]
@@ -124,7 +124,7 @@ def measure_swap_effects(
     readings = _readings(pipeline, classifier, normalise(images_NCHW), chosen, settings, reporter)
     before_NA, after_GNA = readings[0], readings[1:]
     other_NA = before_NA[np.arange(len(before_NA)) ^ 1]
-    values_GA, draws_RGA = resampled_shares(before_NA, after_GNA, other_NA, seed=settings.seed)
+    values_GA, draws_RGA = resampled_transfer_rates(before_NA, after_GNA, other_NA, seed=settings.seed)
     poor = unreadable(classifier)
     return SwapEffects(
         model=pipeline.model_id,
@@ -141,6 +141,13 @@ def measure_swap_effects(
         },
         **_summary(tuple(a.name for a in classifier.attributes), poor, layout, chosen, values_GA, draws_RGA),
     )
+
+
+def centre_of_mass(effects_GA: DoubleArray, times_G: DoubleArray) -> DoubleArray:
+    """Mean time of the groups, weighted by what they do to each attribute: [..., A]; NaN where none does anything."""
+    total = effects_GA.sum(axis=-2)
+    mass = (effects_GA * times_G[:, None]).sum(axis=-2)
+    return np.divide(mass, total, out=np.full_like(total, np.nan), where=total > 0)
 
 
 def _images(pairs: int | None, images: int) -> int:
@@ -193,7 +200,9 @@ def _summary(
     draws: DoubleArray,
 ) -> dict[str, Any]:
     """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
-    shares = [[Share.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())]
+    shares = [
+        [Estimate.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())
+    ]
     moves_GA = np.array([[share.differs and share.value >= MOVES for share in row] for row in shares[:-1]])
     starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)
     times_G = np.array([(starts[list(group)] + ends[list(group)]).mean() / 2 for group in groups])
@@ -221,12 +230,8 @@ def _modularity(
     complete_S = completeness(effects_SGA[..., moved_A & good_A])
     disentangled_S = disentanglement(effects_SGA[..., good_A])
     return {
-        "concentration": dict(zip(names, _or_none(scores_A), strict=True)),
-        "selectivity": tuple(_or_none(scores_G)),
+        "concentration": dict(zip(names, map(none_if_nan, scores_A), strict=True)),
+        "selectivity": tuple(map(none_if_nan, scores_G)),
         "completeness": Estimate.of(complete_S[0], complete_S[1:]),
         "disentanglement": Estimate.of(disentangled_S[0], disentangled_S[1:]),
     }
-
-
-def _or_none(values: DoubleArray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]

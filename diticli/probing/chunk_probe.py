@@ -3,7 +3,7 @@
 atlas = probe_features(values, columns, meta=meta, atlas=True).atlas
 atlas.attributes[0].centre_prefix                # centre of the timesteps at which skill is gained
 
-Skill is the scale of `diticli.probing.influence`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
+Skill is the scale of `diticli.probing.resampling`: 0 is the base rate, 1 is everything; R2 for numbers. Intervals are
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
 The centre of mass of an attribute in t is a weighted mean of the chunks' mid timesteps, in two readings:
@@ -24,26 +24,19 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.probing.bootstrap import TestDraws, interval
-from diticli.probing.influence import MEASURES, Measure, skill_of
-from diticli.probing.mask import ProbeRows
-from diticli.probing.subset_fits import SubsetFits, same_rows
-from diticli.probing.targets import Kind, Target
+from diticli.data.label_columns import Kind
+from diticli.probing.fit import same_rows
+from diticli.probing.masked_fit import ProbeRows
+from diticli.probing.resampling import MEASURES, Measure, skill_of
+from diticli.probing.subset_fits import SubsetFits
 from diticli.progress import Reporter
+from diticli.statistics import Bootstrap, Estimate
+from diticli.targets import Target
 from diticli.types import DoubleArray
 
 Dims = tuple[int, ...]
 
 _FLAT = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its interval, which is None where the test rows are one group."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +95,7 @@ class ChunkProbe:
 
 
 def probe_chunks(
-    targets: Sequence[Target], rows: ProbeRows, layout: ChunkLayout, draws: TestDraws, reporter: Reporter
+    targets: Sequence[Target], rows: ProbeRows, layout: ChunkLayout, draws: Bootstrap, reporter: Reporter
 ) -> ChunkProbe:
     """Fit and score every target on every chunk alone, all but it, and all up to it.
 
@@ -117,10 +110,10 @@ def probe_chunks(
         reporter: told of every fitted subset.
     """
     subsets = _subsets(layout)
-    fits = [SubsetFits(together, rows) for together in same_rows(targets, rows)]
+    fits = [SubsetFits(together, rows) for together in same_rows(targets, rows.split.train)]
     reporter.start("Atlas of chunks", len(set(subsets)) * len(fits), unit="subsets")
     skills: dict[tuple[str, Dims], _Skill] = {}
-    counts = np.concatenate([block.astype(np.uint8) for block in draws.blocks()]) if draws.usable else None
+    counts = draws.counts().astype(np.uint8) if draws.usable else None
     for dims in dict.fromkeys(subsets):
         for fit in fits:
             found = _score(fit.test_outputs(dims), targets, rows, counts)
@@ -180,7 +173,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     values = np.array([skill.value for skill in skills])
     resampled_SB = np.stack([skill.resampled for skill in skills])
     alone, others, prefix = (slice(1 + i * layout.chunks, 1 + (i + 1) * layout.chunks) for i in range(3))
-    estimates = [_estimate(value, many) for value, many in zip(values, resampled_SB, strict=True)]
+    estimates = [Estimate.of(value, many) for value, many in zip(values, resampled_SB, strict=True)]
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
     found = np.array([_above_zero(one) for one in estimates])
@@ -193,7 +186,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         n_test=len(target.known(rows.split.test)),
         all=estimates[0],
         alone=tuple(estimates[alone]),
-        unique=tuple(_estimate(value, many) for value, many in lost),
+        unique=tuple(Estimate.of(value, many) for value, many in lost),
         prefix=tuple(estimates[prefix]),
         flat=flat,
         centre_alone=None
@@ -203,11 +196,6 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         if found[0]
         else None,
     )
-
-
-def _estimate(value: float, resampled_B: DoubleArray) -> Estimate:
-    low, high = interval(resampled_B) or (None, None)
-    return Estimate(value=float(value), low=low, high=high)
 
 
 def _above_zero(estimate: Estimate) -> bool:
@@ -231,7 +219,7 @@ def _centre(middles_K: DoubleArray, weights_K: DoubleArray, resampled_KB: Double
     totals = resampled_KB.sum(axis=0)
     many = (middles_K @ resampled_KB) / np.where(totals > 0, totals, np.nan)
     ends = middles_K[0], middles_K[-1]
-    return _estimate(np.clip(middles_K @ weights_K / weights_K.sum(), *ends), np.clip(many, *ends))
+    return Estimate.of(np.clip(middles_K @ weights_K / weights_K.sum(), *ends), np.clip(many, *ends))
 
 
 def _attribute_dict(item: AttributeChunks) -> dict[str, Any]:

@@ -1,21 +1,25 @@
-"""What a probe leaves behind in one folder: report, classifiers, directions to edit along, and heatmaps of an atlas."""
+"""What a probe leaves behind in one folder: report, classifiers, directions to edit along, and heatmaps."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from diticli._version import __version__
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import FeatureStatistics
 from diticli.errors import DataError
+from diticli.pictures.heatmaps import Mark, chunk_heatmap
+from diticli.probing.chunk_probe import ChunkProbe
 from diticli.probing.directions import save_directions
 from diticli.probing.linear_probe import save_probe
-from diticli.probing.pictures import draw_atlas, draw_statistics
 from diticli.probing.report import ProbeReport
+from diticli.statistics import Estimate
 
 REPORT_NAME = "report.json"
 PROBE_NAME = "probe.safetensors"
@@ -67,3 +71,83 @@ def _write_json(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"Cannot write into {folder} ({error}).", remedy="Name another folder.") from error
     return data
+
+
+SCALE = (
+    "Skill: R2 of numbers; of others the share of the way from the base rate to 1, in average precision (binary) or "
+    "rows that are right (categories). Test rows"
+)
+_MARKS = "centre of mass in t with its 95 % interval"
+
+
+def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
+    """Write atlas-alone.png, atlas-unique.png and atlas-prefix.png, attributes in the order of their gain centres.
+
+    Raises:
+        DataError: when one cannot be written.
+    """
+    order = sorted(range(len(atlas.attributes)), key=lambda i: _gain_centre(atlas.attributes[i].centre_prefix))
+    items = [atlas.attributes[i] for i in order]
+    tables = {part: atlas.table(part)[order] for part in ("alone", "unique", "prefix")}
+    names, totals = [item.name for item in items], [item.all.value for item in items]
+    return [
+        chunk_heatmap(
+            folder / "atlas-alone.png",
+            tables["alone"],
+            rows=names,
+            layout=atlas.layout,
+            title="Skill of each chunk alone",
+            limit=1.0,
+            totals=totals,
+            marks=_marks([item.centre_alone for item in items]),
+            marks_label=_MARKS,
+            note=SCALE,
+        ),
+        chunk_heatmap(
+            folder / "atlas-unique.png",
+            tables["unique"],
+            rows=names,
+            layout=atlas.layout,
+            title="Skill that only this chunk has: all chunks minus all but this one",
+            note=SCALE,
+        ),
+        chunk_heatmap(
+            folder / "atlas-prefix.png",
+            tables["prefix"],
+            rows=names,
+            layout=atlas.layout,
+            title="Skill of chunks 0 to k together",
+            limit=1.0,
+            marks=_marks([item.centre_prefix for item in items]),
+            marks_label=_MARKS,
+            note=SCALE,
+        ),
+    ]
+
+
+def draw_statistics(statistics: FeatureStatistics, layout: ChunkLayout, folder: Path) -> Path:
+    """Write chunk-correlation.png.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    return chunk_heatmap(
+        folder / "chunk-correlation.png",
+        np.array(statistics.chunk_correlation),
+        rows=[f"chunk {k}" for k in range(layout.chunks)],
+        layout=layout,
+        title="Correlation between chunks (RV coefficient)",
+        limit=1.0,
+        note="0: unrelated, 1: the same up to rotation and scale",
+    )
+
+
+def _gain_centre(centre: Estimate | None) -> float:
+    return float("inf") if centre is None else centre.value
+
+
+def _marks(centres: Sequence[Estimate | None]) -> list[Mark]:
+    return [
+        None if one is None or one.low is None or one.high is None else (one.value, one.low, one.high)
+        for one in centres
+    ]

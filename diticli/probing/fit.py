@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diticli.probing.linear import FeatureSpace, LinearFit, fit_path
-from diticli.probing.metrics import Score
-from diticli.probing.splits import Split
-from diticli.probing.targets import Target, loss_of
+from diticli.data.splits import Split
+from diticli.probing.linear import BinaryLoss, CategoryLoss, FeatureSpace, LinearFit, Loss, fit_path, ridge_path
+from diticli.probing.metrics import Score, merit, score
 from diticli.progress import Reporter
+from diticli.targets import Target
 from diticli.types import DoubleArray, FloatArray, Rows
 
 REGULARISATIONS: tuple[float, ...] = tuple(float(10.0**power) for power in range(1, -6, -1))
@@ -44,14 +44,24 @@ class Choice:
 
     def score(self, target: Target, rows: Rows, coordinates_NR: FloatArray) -> Score:
         """Score of this fit on `rows`, whose coordinates are given."""
-        return target.score(rows, self.outputs(coordinates_NR))
+        return score(target, rows, self.outputs(coordinates_NR))
 
 
-def batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
-    """Targets that are fitted together: of one kind, a bounded number; a category alone."""
-    for kind, size in (("binary", _TOGETHER), ("number", _TOGETHER), ("category", 1)):
-        alike = [target for target in targets if target.kind == kind]
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+def batches(targets: Sequence[Target], train: Rows) -> Iterator[Sequence[Target]]:
+    """Targets that are fitted together: some binary ones; numbers that are known in the same rows; a category alone."""
+    binary = [target for target in targets if target.kind == "binary"]
+    yield from (binary[start : start + _TOGETHER] for start in range(0, len(binary), _TOGETHER))
+    yield from same_rows([target for target in targets if target.kind == "number"], train)
+    yield from ([target] for target in targets if target.kind == "category")
+
+
+def same_rows(targets: Sequence[Target], train: Rows) -> list[list[Target]]:
+    """Targets whose value is known in the same training rows share their moments."""
+    groups: dict[bytes, list[Target]] = {}
+    for target in targets:
+        unknown = np.isnan(target.values[train])
+        groups.setdefault(np.packbits(unknown).tobytes(), []).append(target)
+    return list(groups.values())
 
 
 def fit_targets(
@@ -73,9 +83,8 @@ def fit_targets(
         reporter: advanced by one for each target and regularisation.
     """
     choices: dict[str, Choice] = {}
-    loss = loss_of(targets, split.train)
     done = idle = 0
-    for fit in fit_path(parts["train"], space.variances, loss, REGULARISATIONS):
+    for fit in _path(targets, split.train, space, parts["train"]):
         idle = 0 if _choose(targets, fit, split.val, parts["val"], choices) else idle + 1
         done += 1
         reporter.advance(len(targets))
@@ -91,9 +100,9 @@ def _choose(targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArr
     start, gained = 0, False
     for target in targets:
         own = slice(start, start := start + target.width)
-        merit = target.merit(rows, outputs[:, own])
-        if target.name not in choices or merit > choices[target.name].merit:
-            choices[target.name] = _choice(fit, own, merit)
+        gain = merit(target, rows, outputs[:, own])
+        if target.name not in choices or gain > choices[target.name].merit:
+            choices[target.name] = _choice(fit, own, gain)
             gained = True
     return gained
 
@@ -101,3 +110,17 @@ def _choose(targets: Sequence[Target], fit: LinearFit, rows: Rows, val: FloatArr
 def _choice(fit: LinearFit, own: slice, merit: float) -> Choice:
     weights, bias = fit.weights[:, own].copy(), fit.bias[own].copy()
     return Choice(merit=merit, reg=fit.reg, weights=weights, bias=bias, converged=bool(fit.converged[own].all()))
+
+
+def _path(targets: Sequence[Target], rows: Rows, space: FeatureSpace, train_NR: FloatArray) -> Iterator[LinearFit]:
+    values = np.stack([target.standard[rows] for target in targets], axis=1)
+    if targets[0].kind == "number":
+        return ridge_path(train_NR, values, REGULARISATIONS)
+    return fit_path(train_NR, space.variances, _loss(targets, values), REGULARISATIONS)
+
+
+def _loss(targets: Sequence[Target], values_NC: DoubleArray) -> Loss:
+    if targets[0].kind == "binary":
+        return BinaryLoss(values_NC)
+    codes = np.where(np.isnan(values_NC[:, 0]), -1, values_NC[:, 0]).astype(np.int64)
+    return CategoryLoss(codes, targets[0].width)

@@ -1,9 +1,9 @@
 """Regularised linear models for many targets at once, along a path of regularisations.
 
-All targets share the features, so one eigendecomposition of the training features serves them all: in its
-coordinates a diagonal scaling makes every objective nearly round, and one L-BFGS fits all targets together
-with matrix products. The minimum is that of `sklearn.linear_model.LogisticRegression(C=1 / (reg * n))` and
-`Ridge(alpha=reg * n)`, target by target.
+All targets share the features, so one eigendecomposition of the training features serves them all. Numbers get ridge
+regression in closed form. For classes a diagonal scaling of these coordinates makes every objective nearly round, and
+one L-BFGS fits all targets together with matrix products. The minimum is that of
+`sklearn.linear_model.LogisticRegression(C=1 / (reg * n))` and `Ridge(alpha=reg * n)`, target by target.
 
 Shape suffixes: N rows, D features, R coordinates (rank), C outputs.
 """
@@ -23,6 +23,7 @@ from diticli.features.rows import FeatureRows
 from diticli.types import DoubleArray, FloatArray, Rows
 
 _BLOCK_VALUES = 2**22
+_BLOCK_ROWS = 2**15
 RANK_TOLERANCE = 1e-10
 _CONSTANT = 1e-6
 MAX_ITERATIONS = 300
@@ -109,18 +110,6 @@ class BinaryLoss:
         return F.binary_cross_entropy_with_logits(logits_NC, self.targets, self.weights, reduction="sum")
 
 
-class SquaredLoss:
-    """Half the squared error of C independent numeric targets; NaN left out."""
-
-    def __init__(self, targets_NC: DoubleArray) -> None:
-        self.targets, self.weights = _targets(targets_NC)
-        self.curvature = torch.ones(targets_NC.shape[1], dtype=torch.float64)
-
-    def __call__(self, outputs_NC: torch.Tensor) -> torch.Tensor:
-        """Sum over targets of the mean over rows."""
-        return 0.5 * (self.weights * (outputs_NC - self.targets).square()).sum()
-
-
 class CategoryLoss:
     """Multinomial logistic loss of one target with C classes; `codes` [N] in 0..C-1, below 0 left out."""
 
@@ -135,7 +124,7 @@ class CategoryLoss:
         return F.cross_entropy(logits_NC[self.rows], self.codes)
 
 
-Loss = BinaryLoss | SquaredLoss | CategoryLoss
+Loss = BinaryLoss | CategoryLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +146,67 @@ class LinearFit:
     def predict(self, z_NR: FloatArray) -> DoubleArray:
         """Outputs [N, C]."""
         return z_NR @ self.weights.astype(np.float32) + self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Of rows and their known outcomes: all that a ridge regression on any axes needs.
+
+    Attributes:
+        mean: [R] of the coordinates.
+        covariance: [R, R] of them.
+        cross: [R, C] their covariance with the outcomes.
+        rates: [C] mean of the outcomes.
+    """
+
+    mean: DoubleArray
+    covariance: DoubleArray
+    cross: DoubleArray
+    rates: DoubleArray
+
+    @classmethod
+    def of(cls, z_NR: FloatArray, rows: Rows, outcomes_NC: DoubleArray) -> Moments:
+        """Of the rows `rows` of `z_NR`, whose outcomes are given."""
+        width = z_NR.shape[1]
+        total, gram, cross = np.zeros(width), np.zeros((width, width)), np.zeros((width, outcomes_NC.shape[1]))
+        rates = outcomes_NC.mean(axis=0)
+        centred = outcomes_NC - rates
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = z_NR[rows[start : start + _BLOCK_ROWS]].astype(np.float64)
+            total += block.sum(axis=0)
+            gram += block.T @ block
+            cross += block.T @ centred[start : start + len(block)]
+        mean = total / len(rows)
+        covariance = gram / len(rows) - np.outer(mean, mean)
+        return cls(mean=mean, covariance=covariance, cross=cross / len(rows), rates=rates)
+
+    def axes(self, own_SR: DoubleArray | None = None) -> tuple[DoubleArray, DoubleArray]:
+        """Uncorrelated axes of all coordinates, or of the span of `own_SR`: [R, S] and their variances [S]."""
+        own = np.eye(len(self.mean)) if own_SR is None else own_SR
+        variances, axes = np.linalg.eigh(own @ self.covariance @ own.T) if len(own) else (np.empty(0), np.empty((0, 0)))
+        kept = variances > RANK_TOLERANCE * variances.max(initial=0.0)
+        return own.T @ axes[:, kept], variances[kept]
+
+
+def ridge_path(z_NR: FloatArray, targets_NC: DoubleArray, regs: Sequence[float]) -> Iterator[LinearFit]:
+    """Minimise half the mean squared error + reg / 2 * ||w||^2 for each of `regs`, in closed form.
+
+    Args:
+        z_NR: training rows.
+        targets_NC: numbers that are known in the same rows; NaN left out.
+        regs: regularisations.
+
+    Yields:
+        One fit per regularisation.
+    """
+    known = np.flatnonzero(~np.isnan(targets_NC[:, 0]))
+    moments = Moments.of(z_NR, known, targets_NC[known])
+    axes_RS, variances = moments.axes()
+    cross_SC = axes_RS.T @ moments.cross
+    for reg in regs:
+        weights = axes_RS @ (cross_SC / (variances + reg)[:, None])
+        bias = moments.rates - moments.mean @ weights
+        yield LinearFit(reg=reg, weights=weights, bias=bias, converged=np.ones(len(bias), dtype=bool))
 
 
 def fit_path(z_NR: FloatArray, variances: DoubleArray, loss: Loss, regs: Sequence[float]) -> Iterator[LinearFit]:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from diticli.types import DoubleArray
+from diticli.targets import Target
+from diticli.types import DoubleArray, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +65,21 @@ def category_score(truth: npt.NDArray[np.int64], logits: DoubleArray) -> Score:
         value=float(np.mean(logits.argmax(axis=1) == truth)),
         base_rate=float(np.bincount(truth).max() / len(truth)),
     )
+
+
+def score(target: Target, rows: Rows, outputs: DoubleArray) -> Score:
+    """Score of a model's `outputs` [len(rows), width] for a target; rows of unknown value do not count."""
+    known = ~np.isnan(target.standard[rows])
+    truth, outputs = target.standard[rows][known], outputs[known]
+    if target.kind == "binary":
+        return binary_score(truth, outputs[:, 0])
+    if target.kind == "category":
+        return category_score(truth.astype(np.int64), outputs)
+    raw = (values * target.scale + target.offset for values in (truth, outputs[:, 0]))
+    return number_score(*raw, scale=target.scale)
+
+
+def merit(target: Target, rows: Rows, outputs: DoubleArray) -> float:
+    """What the validation rows choose by: the metric, but the error itself for numbers."""
+    found = score(target, rows, outputs)
+    return -found.extras["mse"] if target.kind == "number" else found.value

@@ -13,28 +13,29 @@ import numpy as np
 import torch
 
 from diticli.chunks import ChunkLayout
+from diticli.data.labels import LabelColumn
+from diticli.data.splits import FRACTIONS, Split, split_rows
 from diticli.disentanglement import measure_disentanglement, measure_statistics
-from diticli.errors import ChunkError, ConfigError, LabelError
+from diticli.errors import ChunkError, ConfigError
 from diticli.features.read import FeatureMeta, FeatureRows
-from diticli.probing.attribute_scores import attribute_report, mean_intervals
-from diticli.probing.bootstrap import TestDraws
 from diticli.probing.chunk_probe import probe_chunks
+from diticli.probing.directions import Directions
 from diticli.probing.fit import REGULARISATIONS, Choice, batches, fit_targets
-from diticli.probing.fitted import fitted_directions
 from diticli.probing.linear import FeatureSpace
-from diticli.probing.mask import MaskedFit, ProbeRows, fit_masked
+from diticli.probing.linear_probe import LinearProbe
+from diticli.probing.masked_fit import MaskedFit, ProbeRows, fit_masked
 from diticli.probing.promask import MaskSettings
-from diticli.probing.report import ProbeReport, SkippedAttribute, mean_scores
-from diticli.probing.resampled import resample_scores
-from diticli.probing.splits import FRACTIONS, Split, split_rows
-from diticli.probing.targets import Target, TargetColumn, UnfitError, make_target
+from diticli.probing.report import ProbeReport, attribute_report, mean_intervals, mean_scores
+from diticli.probing.resampling import resample_scores
 from diticli.progress import Reporter, SilentReporter
-from diticli.types import Rows
+from diticli.statistics import Bootstrap
+from diticli.targets import Target, check_lengths, make_targets
+from diticli.types import FloatArray, Rows
 
 
 def probe_features(
     values: FeatureRows,
-    columns: Mapping[str, TargetColumn],
+    columns: Mapping[str, LabelColumn],
     groups: Sequence[str] | None = None,
     *,
     rows: Rows | None = None,
@@ -70,7 +71,7 @@ def probe_features(
         meta: of the feature file: model and chunks go into the directions.
         mask: learn which few dimensions predict each attribute, fit on them as well, and compare.
         device: where masks are learned.
-        statistics: also say how the features vary, over all N rows, see `diticli.disentanglement.statistics`.
+        statistics: also say how the features vary, over all N rows, see `diticli.disentanglement.feature_statistics`.
         metrics: also score disentanglement, with the columns as factors, see `diticli.disentanglement`.
         atlas: also probe each chunk of `meta` alone, all others, and all up to it, see `diticli.probing.chunk_probe`.
         reporter: receiver of progress.
@@ -83,7 +84,7 @@ def probe_features(
     """
     reporter = reporter or SilentReporter()
     rows = np.arange(len(values)) if rows is None else rows
-    _check_lengths(columns, len(rows))
+    check_lengths(columns, len(rows))
     if mask is not None and mask.dims > values.shape[1]:
         raise ConfigError(
             f"A mask of {mask.dims} dims does not fit features of {values.shape[1]}.",
@@ -94,7 +95,7 @@ def probe_features(
         _check_atlas(layout, values.shape[1])
     drawn = split is None
     split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
-    targets, skipped = _targets(columns, split)
+    targets, skipped = make_targets(columns, vars(split))
     space = FeatureSpace.fit(values, rows[split.train])
     table = ProbeRows(
         split=split,
@@ -103,14 +104,14 @@ def probe_features(
     )
     reporter.start("Probing", len(targets) * len(REGULARISATIONS), unit="fits")
     choices: dict[str, Choice] = {}
-    for together in batches(targets):
+    for together in batches(targets, split.train):
         choices |= fit_targets(together, split, space, table.parts, reporter)
     reporter.finish()
     few: dict[str, MaskedFit] = {}
     if mask is not None:
         few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
-    directions = fitted_directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
-    draws = TestDraws.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
+    directions = _fitted_directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
+    draws = Bootstrap.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
     outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
     resampled = resample_scores(targets, split.test, outputs, draws, reporter)
     attributes = tuple(
@@ -160,26 +161,61 @@ def _check_atlas(layout: ChunkLayout | None, width: int) -> None:
         )
 
 
-def _check_lengths(columns: Mapping[str, TargetColumn], count: int) -> None:
-    for name, column in columns.items():
-        if len(column.values) != count:
-            raise LabelError(
-                f"The attribute {name!r} has {len(column.values)} values for {count} rows.",
-                remedy="Join labels and features by file name first.",
-            )
+def _fitted_directions(
+    targets: Sequence[Target],
+    choices: Mapping[str, Choice],
+    few: Mapping[str, MaskedFit],
+    space: FeatureSpace,
+    meta: FeatureMeta,
+    layout: ChunkLayout | None,
+) -> Directions:
+    """Directions to edit along.
+
+    Args:
+        targets: A attributes.
+        choices: their classifiers on all dimensions, by name.
+        few: their classifiers on few dimensions; empty without masks.
+        space: axes of `choices`.
+        meta: model of the features.
+        layout: their chunks, or None when unknown.
+    """
+    masked = None
+    if few:
+        spaces = {name: fit.space for name, fit in few.items()}
+        masked = _linear_probe(targets, {name: fit.choice for name, fit in few.items()}, spaces, meta.model_hash)
+    return Directions(
+        full=_linear_probe(targets, choices, dict.fromkeys(choices, space), meta.model_hash),
+        masked=masked,
+        chosen={name: fit.dims for name, fit in few.items()},
+        patterns=_patterns(targets, choices, space),
+        layout=layout,
+        model=meta.model,
+    )
 
 
-def _targets(columns: Mapping[str, TargetColumn], split: Split) -> tuple[list[Target], tuple[SkippedAttribute, ...]]:
-    targets, skipped = [], []
-    for name, column in columns.items():
-        try:
-            targets.append(make_target(name, column, split))
-        except UnfitError as reason:
-            skipped.append(SkippedAttribute(name=name, kind=column.kind, reason=str(reason)))
-    if not targets:
-        some = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
-        raise LabelError(
-            f"None of the {len(columns)} attributes can be probed ({some}).",
-            remedy="Give more labelled images, or attributes that vary.",
-        )
-    return targets, tuple(skipped)
+def _patterns(targets: Sequence[Target], choices: Mapping[str, Choice], space: FeatureSpace) -> FloatArray:
+    """Covariance [A, d] of standardised features and each model's output over the training rows."""
+    patterns = [((space.basis * space.variances) @ choices[t.name].weights).T * t.scale for t in targets]
+    return np.concatenate(patterns).astype(np.float32)
+
+
+def _linear_probe(
+    targets: Sequence[Target],
+    choices: Mapping[str, Choice],
+    spaces: Mapping[str, FeatureSpace],
+    model_hash: str,
+) -> LinearProbe:
+    """All models in standardised feature space; a number's row predicts the number itself."""
+    space = spaces[targets[0].name]
+    weights = [(spaces[t.name].basis @ choices[t.name].weights).T * t.scale for t in targets]
+    bias = [choices[t.name].bias * t.scale + t.offset for t in targets]
+    return LinearProbe(
+        weights=np.concatenate(weights).astype(np.float32),
+        bias=np.concatenate(bias).astype(np.float32),
+        mean=space.mean.astype(np.float32),
+        std=space.std.astype(np.float32),
+        names=tuple(t.name for t in targets for _ in range(t.width)),
+        kinds=tuple(t.kind for t in targets for _ in range(t.width)),
+        classes=tuple(name for t in targets for name in (t.classes or ("",))),
+        model_hash=model_hash,
+    )

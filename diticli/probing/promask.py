@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,27 +23,12 @@ from torch.nn import functional as F
 
 from diticli.errors import ConfigError
 from diticli.progress import Reporter, SilentReporter
+from diticli.targets import Target
 
 _BISECTIONS = 24
 _FLOOR = 1e-3
 _CONSTANT = 1e-3
 _REPORT_EVERY = 25
-
-
-class MaskTarget(Protocol):
-    """What `diticli.probing.targets.Target` offers."""
-
-    @property
-    def kind(self) -> str:
-        """What the values are: binary, number or category."""
-
-    @property
-    def values(self) -> npt.NDArray[np.float64]:
-        """[N]: 0/1, standardised numbers, or class codes; NaN where unknown."""
-
-    @property
-    def width(self) -> int:
-        """Outputs: one, or one per class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +98,7 @@ class Masks:
 
 def learn_masks(
     standard_ND: npt.NDArray[np.float32],
-    targets: Sequence[MaskTarget],
+    targets: Sequence[Target],
     settings: MaskSettings,
     *,
     seed: int = 0,
@@ -223,7 +208,7 @@ def _learn(learner: _Learner, steps: int, reporter: Reporter) -> torch.Tensor:
 class _Objective:
     """Sum over attributes of the mean loss over a batch's rows; unknown values cost nothing."""
 
-    def __init__(self, targets: Sequence[MaskTarget], device: torch.device) -> None:
+    def __init__(self, targets: Sequence[Target], device: torch.device) -> None:
         self.attributes = len(targets)
         self.owner = torch.tensor([a for a, t in enumerate(targets) for _ in range(t.width)], device=device)
         self.first: dict[str, list[int]] = {"binary": [], "number": [], "category": []}
@@ -232,7 +217,7 @@ class _Objective:
         start = 0
         for target in targets:
             self.first[target.kind].append(start)
-            values[target.kind].append(target.values)
+            values[target.kind].append(target.standard)
             self.widths += [target.width] if target.kind == "category" else []
             start += target.width
         self.values = {

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from diticli.chunks import ChunkLayout
+from diticli.data.label_columns import Kind
+from diticli.data.splits import Split
 from diticli.disentanglement import DisentanglementReport, FeatureStatistics
-from diticli.probing.bootstrap import Interval
 from diticli.probing.chunk_probe import ChunkProbe
 from diticli.probing.directions import Directions
+from diticli.probing.fit import Choice
 from diticli.probing.linear_probe import LinearProbe
-from diticli.probing.targets import Kind
+from diticli.probing.masked_fit import MaskedFit
+from diticli.probing.metrics import score
+from diticli.probing.resampling import Resampled, intervals_of, mean_intervals_of
+from diticli.statistics import Interval
+from diticli.targets import Skipped, Target
+from diticli.types import DoubleArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +88,6 @@ class AttributeReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippedAttribute:
-    """An attribute without a probe, and why."""
-
-    name: str
-    kind: Kind
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProbeReport:
     """Scores of all attributes on the test rows, which chose nothing.
 
@@ -111,7 +110,7 @@ class ProbeReport:
     """
 
     attributes: tuple[AttributeReport, ...]
-    skipped: tuple[SkippedAttribute, ...]
+    skipped: tuple[Skipped, ...]
     means: dict[str, dict[str, float]]
     mean_intervals: dict[str, dict[str, Interval]]
     split: dict[str, int]
@@ -166,3 +165,68 @@ def _all_scores(item: AttributeReport) -> dict[str, float]:
     by_weight = {item.metric: item.masked.by_weight} | item.masked.by_weight_extras
     scores |= {f"masked_{key}": value for key, value in masked.items()}
     return scores | {f"by_weight_{key}": value for key, value in by_weight.items()}
+
+
+def attribute_report(
+    target: Target,
+    choice: Choice,
+    outputs: DoubleArray,
+    resampled: Resampled,
+    split: Split,
+    few: MaskedFit | None,
+    layout: ChunkLayout | None,
+) -> AttributeReport:
+    """Scores of one attribute.
+
+    Args:
+        target: the attribute.
+        choice: its model.
+        outputs: [N, width] of its model on the test rows.
+        resampled: scores on resamples of them; empty for no intervals.
+        split: parts of the rows.
+        few: the model on few dimensions, or None.
+        layout: chunks, to tell whose these dimensions are.
+    """
+    found = score(target, split.test, outputs)
+    intervals = intervals_of(resampled)
+    low, high = intervals.get(found.metric, (None, None))
+    return AttributeReport(
+        name=target.name,
+        kind=target.kind,
+        metric=found.metric,
+        value=found.value,
+        base_rate=found.base_rate,
+        extras=found.extras | target.extras,
+        n_train=len(target.known(split.train)),
+        n_val=len(target.known(split.val)),
+        n_test=len(target.known(split.test)),
+        regularisation=choice.reg,
+        converged=choice.converged,
+        low=low,
+        high=high,
+        intervals=intervals,
+        masked=None if few is None else _masked_score(few, layout),
+    )
+
+
+def mean_intervals(
+    attributes: Sequence[AttributeReport], resampled: Mapping[str, Resampled]
+) -> dict[str, dict[str, Interval]]:
+    """Intervals of `ProbeReport.means`, from the scores of each attribute on the same resamples."""
+    kinds = dict.fromkeys(item.kind for item in attributes)
+    alike = {kind: [resampled[item.name] for item in attributes if item.kind == kind] for kind in kinds if resampled}
+    return {kind: mean_intervals_of(many) for kind, many in alike.items()}
+
+
+def _masked_score(few: MaskedFit, layout: ChunkLayout | None) -> MaskedScore:
+    ends = layout.ends if layout else ()
+    chunks = np.searchsorted(ends, few.dims, side="right")
+    return MaskedScore(
+        dims=few.dims,
+        value=few.score.value,
+        extras=few.score.extras,
+        by_weight=few.by_weight.value,
+        by_weight_extras=few.by_weight.extras,
+        converged=few.converged,
+        per_chunk=tuple(np.bincount(chunks, minlength=len(ends)).tolist()) if layout else (),
+    )

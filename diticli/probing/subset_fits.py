@@ -10,33 +10,22 @@ Shape suffixes: N rows, R coordinates of the full space, S coordinates of a subs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from diticli.probing.fit import REGULARISATIONS
-from diticli.probing.linear import RANK_TOLERANCE
-from diticli.probing.mask import ProbeRows
-from diticli.probing.targets import Target
+from diticli.probing.linear import Moments
+from diticli.probing.masked_fit import ProbeRows
+from diticli.targets import Target
 from diticli.types import DoubleArray, FloatArray
-
-_BLOCK_ROWS = 2**15
-
-
-def same_rows(targets: Sequence[Target], rows: ProbeRows) -> Iterator[list[Target]]:
-    """Targets whose value is known in the same training rows share a Gram matrix."""
-    groups: dict[bytes, list[Target]] = {}
-    for target in targets:
-        unknown = np.isnan(target.values[rows.split.train])
-        groups.setdefault(np.packbits(unknown).tobytes(), []).append(target)
-    yield from groups.values()
 
 
 class SubsetFits:
     """Fits of targets that are known in the same training rows; the validation rows choose each regularisation.
 
-    The objective is that of `diticli.probing.linear.SquaredLoss`: half the mean squared error + reg / 2 * ||w||^2.
+    The objective is that of `diticli.probing.linear.ridge_path`.
     """
 
     def __init__(self, targets: Sequence[Target], rows: ProbeRows) -> None:
@@ -44,26 +33,22 @@ class SubsetFits:
         self.linear = [target for target in targets if target.kind != "category"]
         self.categories = [target for target in targets if target.kind == "category"]
         self._rows = rows
-        train = np.flatnonzero(~np.isnan(targets[0].values[rows.split.train]))
+        train = np.flatnonzero(~np.isnan(targets[0].standard[rows.split.train]))
         codes = [_one_hot(target, rows.split.train[train]) for target in self.categories]
-        columns = [target.values[rows.split.train[train]] for target in self.linear]
+        columns = [target.standard[rows.split.train[train]] for target in self.linear]
         outcomes_NC = np.concatenate(
             [np.stack(columns, axis=1) if columns else np.empty((len(train), 0)), *codes], axis=1
         )
-        self._mean, self._gram, cross = _moments(rows.parts["train"], train, outcomes_NC)
-        self._rates = outcomes_NC.mean(axis=0)
+        self._moments = Moments.of(rows.parts["train"], train, outcomes_NC)
         ends = np.cumsum([len(self.linear), *(target.width for target in self.categories)])
-        self._cross, *self._class_cross = np.split(cross, ends[:-1], axis=1)
-        self._linear_rates, *self._class_rates = np.split(self._rates, ends[:-1])
+        self._cross, *self._class_cross = np.split(self._moments.cross, ends[:-1], axis=1)
+        self._linear_rates, *self._class_rates = np.split(self._moments.rates, ends[:-1])
 
     def test_outputs(self, dims: Sequence[int]) -> dict[str, FloatArray]:
         """Name of each target -> outputs [N, width] on the test rows of its model on `dims` alone."""
-        own = self._rows.space.basis[list(dims)]
-        variances, axes = np.linalg.eigh(own @ self._gram @ own.T) if len(dims) else (np.empty(0), np.empty((0, 0)))
-        kept = variances > RANK_TOLERANCE * variances.max(initial=0.0)
-        turn_RS, variances = own.T @ axes[:, kept], variances[kept]
+        turn_RS, variances = self._moments.axes(self._rows.space.basis[list(dims)])
         val, test = (
-            self._rows.parts[part] @ turn_RS.astype(np.float32) - (self._mean @ turn_RS).astype(np.float32)
+            self._rows.parts[part] @ turn_RS.astype(np.float32) - (self._moments.mean @ turn_RS).astype(np.float32)
             for part in ("val", "test")
         )
         outputs = self._linear_outputs(turn_RS, variances, val, test) if self.linear else {}
@@ -74,7 +59,7 @@ class SubsetFits:
     def _linear_outputs(
         self, turn_RS: DoubleArray, variances: DoubleArray, val: FloatArray, test: FloatArray
     ) -> dict[str, FloatArray]:
-        truth = np.stack([target.values[self._rows.split.val] for target in self.linear], axis=1)
+        truth = np.stack([target.standard[self._rows.split.val] for target in self.linear], axis=1)
         cross_SC = turn_RS.T @ self._cross
         best = np.full(len(self.linear), np.inf)
         chosen = np.zeros_like(cross_SC)
@@ -95,7 +80,7 @@ class SubsetFits:
         val: FloatArray,
         test: FloatArray,
     ) -> FloatArray:
-        truth = target.values[self._rows.split.val]
+        truth = target.standard[self._rows.split.val]
         known = ~np.isnan(truth)
         best, outputs = -1.0, np.empty(0, dtype=np.float32)
         for reg in REGULARISATIONS:
@@ -123,20 +108,4 @@ def discriminant(cross_SC: DoubleArray, rates: DoubleArray, total: DoubleArray) 
 
 
 def _one_hot(target: Target, rows: npt.NDArray[np.int64]) -> DoubleArray:
-    return np.eye(target.width)[target.values[rows].astype(np.int64)]
-
-
-def _moments(
-    coordinates_NR: FloatArray, rows: npt.NDArray[np.int64], outcomes_NC: DoubleArray
-) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
-    """Mean [R] and covariance [R, R] of the coordinates of `rows`, and their covariance [R, C] with the outcomes."""
-    width = coordinates_NR.shape[1]
-    total, gram, cross = np.zeros(width), np.zeros((width, width)), np.zeros((width, outcomes_NC.shape[1]))
-    centred = outcomes_NC - outcomes_NC.mean(axis=0)
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = coordinates_NR[rows[start : start + _BLOCK_ROWS]].astype(np.float64)
-        total += block.sum(axis=0)
-        gram += block.T @ block
-        cross += block.T @ centred[start : start + len(block)]
-    mean = total / len(rows)
-    return mean, gram / len(rows) - np.outer(mean, mean), cross / len(rows)
+    return np.eye(target.width)[target.standard[rows].astype(np.int64)]

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score, roc_auc_score
 
+from diticli.data.label_columns import Kind
 from diticli.data.labels import LabelColumn
-from diticli.probing.bootstrap import TestDraws, interval, mean_of
 from diticli.probing.probe import probe_features
-from diticli.probing.resampled import intervals_of, mean_intervals_of, resample_scores
-from diticli.probing.targets import Kind, Target
+from diticli.probing.resampling import intervals_of, mean_intervals_of, resample_scores
+from diticli.statistics import Bootstrap, interval, mean_of
+from diticli.targets import Target
 
 
 def target(kind: Kind, values: np.ndarray, name: str = "a", scale: float = 1.0, classes: int = 0) -> Target:
     names = tuple(map(str, range(classes)))
-    return Target(name=name, kind=kind, values=values.astype(np.float64), scale=scale, classes=names, extras={})
+    return Target(name=name, kind=kind, values=values.astype(np.float64) * scale, std=scale, classes=names)
 
 
-def resampled(one: Target, outputs: np.ndarray, draws: TestDraws) -> dict[str, np.ndarray]:
+def resampled(one: Target, outputs: np.ndarray, draws: Bootstrap) -> dict[str, np.ndarray]:
     return resample_scores([one], np.arange(len(outputs)), {one.name: outputs}, draws)[one.name]
 
 
-def picked(draws: TestDraws) -> list[np.ndarray]:
+def picked(draws: Bootstrap) -> list[np.ndarray]:
     """Row numbers of every resample."""
     counts = np.concatenate(list(draws.blocks())).astype(int)
     return [np.repeat(np.arange(counts.shape[1]), row) for row in counts]
@@ -34,7 +35,7 @@ def test_binary_scores_of_resamples_are_those_of_scikit_learn(ties: bool) -> Non
     truth = (rng.random(70) < 0.3).astype(float)
     scores = truth + rng.normal(size=70)
     scores = np.round(scores) if ties else scores
-    draws = TestDraws(unit_of_row=np.arange(70), resamples=25, seed=3)
+    draws = Bootstrap(unit_of_row=np.arange(70), resamples=25, seed=3)
     found = resampled(target("binary", truth), scores[:, None], draws)
     for i, rows in enumerate(picked(draws)):
         assert found["average_precision"][i] == pytest.approx(
@@ -49,7 +50,7 @@ def test_number_and_category_scores_of_resamples_are_those_of_scikit_learn() -> 
     truth[:5] = np.nan
     outputs = (truth + rng.normal(size=60))[:, None]
     outputs[:5] = 0
-    draws = TestDraws(unit_of_row=np.arange(60), resamples=20)
+    draws = Bootstrap(unit_of_row=np.arange(60), resamples=20)
     found = resampled(target("number", truth, scale=3.0), outputs, draws)
     logits = rng.normal(size=(60, 4))
     codes = rng.integers(0, 4, 60).astype(float)
@@ -66,13 +67,13 @@ def test_number_and_category_scores_of_resamples_are_those_of_scikit_learn() -> 
 
 def test_draws_take_whole_groups_and_repeat_themselves() -> None:
     groups = [f"person{i // 4}" for i in range(40)]
-    draws = TestDraws.of(40, groups, seed=5)
+    draws = Bootstrap.of(40, groups, seed=5)
     counts = np.concatenate(list(draws.blocks()))
     assert counts.shape == (1000, 40)
     assert (counts.reshape(1000, 10, 4) == counts[:, ::4, None]).all()
     assert (counts[:, ::4].sum(axis=1) == 10).all()
-    np.testing.assert_array_equal(counts, np.concatenate(list(TestDraws.of(40, groups, seed=5).blocks())))
-    assert (counts != np.concatenate(list(TestDraws.of(40, groups, seed=6).blocks()))).any()
+    np.testing.assert_array_equal(counts, np.concatenate(list(Bootstrap.of(40, groups, seed=5).blocks())))
+    assert (counts != np.concatenate(list(Bootstrap.of(40, groups, seed=6).blocks()))).any()
 
 
 @pytest.mark.parametrize("kind", ["number", "binary"])
@@ -88,7 +89,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(kind: Kind) -> Non
     covered = 0
     for run in range(200):
         score, values = sample(np.random.default_rng(run), 250)
-        draws = TestDraws(unit_of_row=np.arange(250), resamples=300, seed=run)
+        draws = Bootstrap(unit_of_row=np.arange(250), resamples=300, seed=run)
         low, high = intervals_of(resampled(target(kind, values), score[:, None], draws))[metric]
         covered += low <= truth <= high
     assert 0.90 <= covered / 200 <= 0.985
@@ -102,13 +103,13 @@ def test_groups_make_intervals_as_wide_as_their_number_warrants() -> None:
     many, copies = np.repeat(truth, 10), np.repeat(outputs, 10, axis=0)
     groups = [str(i // 10) for i in range(400)]
 
-    def width(values: np.ndarray, predicted: np.ndarray, draws: TestDraws) -> float:
+    def width(values: np.ndarray, predicted: np.ndarray, draws: Bootstrap) -> float:
         low, high = intervals_of(resampled(target("number", values), predicted, draws))["pearson_r"]
         return high - low
 
-    own = width(truth, outputs, TestDraws.of(40))
-    assert width(many, copies, TestDraws.of(400, groups)) == pytest.approx(own, rel=0.15)
-    assert width(many, copies, TestDraws.of(400)) < 0.5 * own
+    own = width(truth, outputs, Bootstrap.of(40))
+    assert width(many, copies, Bootstrap.of(400, groups)) == pytest.approx(own, rel=0.15)
+    assert width(many, copies, Bootstrap.of(400)) < 0.5 * own
 
 
 def test_means_see_the_same_rows() -> None:
@@ -117,7 +118,7 @@ def test_means_see_the_same_rows() -> None:
     right = (rng.random(200) < 0.6).astype(float)
     logits = np.stack([np.zeros(200), np.ones(200)], axis=1)
     targets = [target("category", values, name=str(i), classes=2) for i, values in enumerate((right, right, 1 - right))]
-    found = resample_scores(targets, np.arange(200), {t.name: logits for t in targets}, TestDraws.of(200))
+    found = resample_scores(targets, np.arange(200), {t.name: logits for t in targets}, Bootstrap.of(200))
     alone = intervals_of(found["0"])["accuracy"]
     assert mean_intervals_of([found["0"], found["1"]])["accuracy"] == pytest.approx(alone)
     assert mean_intervals_of([found["0"], found["2"]])["accuracy"] == pytest.approx((0.5, 0.5))
@@ -130,7 +131,7 @@ def test_resamples_without_a_score_are_left_out() -> None:
     np.testing.assert_allclose(mean_of([values, np.array([0.0, 1.0, 2.0, 3.0])]), [1.0, 1.0, 2.0, 3.0])
     rare = np.zeros(12)
     rare[0] = 1
-    found = resampled(target("binary", rare), np.arange(12.0)[::-1, None], TestDraws.of(12))
+    found = resampled(target("binary", rare), np.arange(12.0)[::-1, None], Bootstrap.of(12))
     assert np.isnan(found["average_precision"]).any()
     assert intervals_of(found)["average_precision"] == pytest.approx((1, 1))
 

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diticli.data.splits import Split
 from diticli.probing.fit import REGULARISATIONS, Choice, fit_targets
 from diticli.probing.linear import FeatureSpace
 from diticli.probing.metrics import Score
 from diticli.probing.promask import MaskSettings, learn_masks
-from diticli.probing.splits import Split
-from diticli.probing.targets import Target
 from diticli.progress import Reporter
+from diticli.targets import Target
 from diticli.types import FloatArray
 
 Dims = tuple[int, ...]
