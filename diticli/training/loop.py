@@ -16,12 +16,13 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
 from diticli.config_groups import StageConfig
+from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
 from diticli.memory import batch_fits
 from diticli.models.compiled import compiler_for
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
-from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
+from diticli.training.batches import DataOrder, ImageFeed, StepNoise, fold_seed
 from diticli.training.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -257,7 +258,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         TrainingDivergedError: when the loss is no number any more.
     """
     stage, accelerator = trainer.stage, trainer.accelerator
-    share = Share(rank=accelerator.process_index, world=accelerator.num_processes)
+    rank = Rank.from_accelerator(accelerator)
     budget = stage.budget
     order = DataOrder(stage.images, budget.batch_size, fold_seed(stage.seed, stage.name, "order"))
     noise = StepNoise(
@@ -266,14 +267,14 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         timesteps=stage.objective.timesteps,
         batch_size=budget.batch_size,
         flip=stage.flip,
-        share=share,
+        rank=rank,
     )
     stage.objective.train()
     journal.begin(stage.name, trainer.step)
     done = trainer.step * budget.batch_size
     reporter.start(f"Stage {stage.name}", budget.steps * budget.batch_size, unit="images", done=done)
     started, first_step, skipped = time.perf_counter(), trainer.step, 0
-    for images in stage.feed.batches(order, trainer.step, budget.steps, share, accelerator.device):
+    for images in stage.feed.batches(order, trainer.step, budget.steps, rank, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
         with batch_fits(budget.batch_size):
             trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images))

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
+from diticli.distributed import PeerMonitor, Rank, join
 from diticli.errors import ConfigError, DeviceError
 from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
@@ -31,12 +32,11 @@ from diticli.training import samples
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import drop_other_stages
-from diticli.training.companions import Companions
 from diticli.training.content import content_digest
 from diticli.training.failures import explained
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
-from diticli.training.joining import ignored_variables, join, launcher_hidden
 from diticli.training.journal import Journal
+from diticli.training.launcher import ignored_variables, launcher_hidden
 from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
@@ -89,15 +89,15 @@ def train(config: RunConfig, out: Path, *, reporter: Reporter | None = None, sta
     with (
         on_device(accelerator.device),
         global_generators_kept(accelerator.device),
-        Companions(accelerator, reporter) as companions,
+        PeerMonitor(Rank.from_accelerator(accelerator), accelerator.device, reporter) as peers,
         explained(out),
     ):
-        _train(config, RunDirectory(out), accelerator, companions, reporter)
+        _train(config, RunDirectory(out), accelerator, peers, reporter)
     return out / "model"
 
 
 def _train(
-    config: RunConfig, run: RunDirectory, accelerator: Accelerator, companions: Companions, reporter: Reporter
+    config: RunConfig, run: RunDirectory, accelerator: Accelerator, peers: PeerMonitor, reporter: Reporter
 ) -> None:
     """All of a run; only the main process speaks and writes."""
     source = open_source(config, reporter if accelerator.is_main_process else None)
@@ -124,10 +124,10 @@ def _train(
                 run.discard_checkpoints()
             return
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
-        companions.check_same("numbers of readable images", images.count)
+        peers.check_same("numbers of readable images", images.count)
         journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, companions, images, journal, reporter)
-        with StopRequest(companions.agree_to_stop) as stop:
+        worker = _Worker(config, run, accelerator, peers, images, journal, reporter)
+        with StopRequest(peers.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
             else:
@@ -160,9 +160,9 @@ def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Acc
         (reporter or SilentReporter()).warn(
             f"Ignored: {', '.join(ignored)}. What changes a training is set by diti's own options."
         )
-    team = join(device)
+    rank = join(device)
     _forget_other_accelerator(device, precision)
-    with launcher_hidden(team):
+    with launcher_hidden(rank):
         accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[sharing])
     try:
         if device.index is not None:
@@ -216,7 +216,7 @@ class _Worker:
     config: RunConfig
     run: RunDirectory
     accelerator: Accelerator
-    companions: Companions
+    peers: PeerMonitor
     images: Images
     journal: Journal
     reporter: Reporter
@@ -316,7 +316,7 @@ class _Worker:
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
             price=config.modularity.price,
-            before_checkpoint=lambda: compare_skipped(self.images, self.companions),
+            before_checkpoint=lambda: compare_skipped(self.images, self.peers),
             on_sample=look,
         )
         if self.accelerator.is_main_process:
@@ -324,7 +324,7 @@ class _Worker:
         self.accelerator.wait_for_everyone()
         trainer = StageTrainer(stage, self.accelerator, compile=config.compile is True, reporter=self.reporter)
         resumed = trainer.resume()
-        self.companions.check_same("checkpoints", trainer.step)
+        self.peers.check_same("checkpoints", trainer.step)
         if resumed:
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {stage.budget.steps:,}.")
         run_stage(trainer, self.journal, self.reporter, stop)
