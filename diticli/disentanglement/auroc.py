@@ -2,8 +2,8 @@
 
 TAD: Yeats, Liu, Womble and Li, "NashAE: Disentangling Representations Through Adversarial Covariance Minimization",
 ECCV 2022 (arXiv 2209.10677), as in the authors' evaluation on CelebA: a unit predicts a binary attribute with AUROC
-max(a, 1 - a); an attribute is captured when its best unit reaches 0.75 and no other attribute takes away more than a fifth of
-its entropy; TAD = sum over captured attributes of (best AUROC - second best).
+max(a, 1 - a); an attribute is captured when its best unit reaches 0.75 and no other attribute takes away more than a
+fifth of its entropy; TAD = sum over captured attributes of (best AUROC - second best).
 
 A number is cut at its median (ours); a category is left out. A copy of independent factors gets half their number.
 """
