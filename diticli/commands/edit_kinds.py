@@ -33,9 +33,9 @@ def run(request: Request) -> None:
 
 def _pair(request: Request) -> None:
     from diticli.commands.console import reporter
+    from diticli.editing.contact_sheet import grid_sheet, pair_sheet
     from diticli.editing.mixing import parse_alphas
     from diticli.editing.pair import edit_pair
-    from diticli.editing.pair_sheet import grid_sheet
     from diticli.editing.stages import OVERVIEW_ROWS, grouped
 
     alphas = parse_alphas(request.alphas or ("0:1:9" if request.animate else "0:1:5"))
@@ -57,18 +57,19 @@ def _pair(request: Request) -> None:
     }
     finish(
         request,
-        result,
+        pair_sheet(result),
         settings,
         facts,
         pipeline.chunks.timesteps,
         result.psnr,
-        sheet=grid_sheet(result) if request.grid else None,
+        strip=grid_sheet(result) if request.grid else None,
     )
 
 
 def _attribute(request: Request) -> None:
     from diticli.commands.console import reporter
     from diticli.editing.attribute import edit_attribute
+    from diticli.editing.contact_sheet import attribute_sheet
     from diticli.editing.mixing import parse_numbers
     from diticli.probing.directions import load_directions
 
@@ -106,11 +107,12 @@ def _attribute(request: Request) -> None:
         "psnr_db": [number(value) for value in result.psnr],
         "model_hash": result.model_hash,
     }
-    finish(request, result, settings, facts, pipeline.chunks.timesteps, result.psnr)
+    finish(request, attribute_sheet(result), settings, facts, pipeline.chunks.timesteps, result.psnr)
 
 
 def _reconstruct(request: Request) -> None:
     from diticli.commands.console import reporter
+    from diticli.editing.contact_sheet import reconstruction_sheet
     from diticli.editing.reconstruct import reconstruct
 
     noises = _noises(request.noise)
@@ -127,7 +129,8 @@ def _reconstruct(request: Request) -> None:
         "psnr_db": {noise: [number(value) for value in values] for noise, values in result.psnr.items()},
         "model_hash": result.model_hash,
     }
-    finish(request, result, settings, facts, pipeline.chunks.timesteps, result.psnr.get("keep", ()))
+    sheet = reconstruction_sheet(result)
+    finish(request, sheet, settings, facts, pipeline.chunks.timesteps, result.psnr.get("keep", ()))
 
 
 def _many(request: Request) -> None:
@@ -183,8 +186,7 @@ def _tell_plan(request: Request, plan: dict[str, Any], seconds: float) -> None:
 
 
 def _noises(spec: str | None) -> list[Noise]:
-    from diticli.editing.attribute import ALONE
-    from diticli.editing.settings import Noise
+    from diticli.editing.settings import ALONE, Noise
 
     names = [part.strip() for part in (spec or ",".join(ALONE)).split(",")]
     if wrong := [name for name in names if name not in ALONE]:

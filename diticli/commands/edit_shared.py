@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from diticli.chunks import ChunkLayout
+    from diticli.editing.contact_sheet import Sheet
     from diticli.editing.settings import EditSettings
-    from diticli.editing.sheet import Shown
     from diticli.models.model import DiTiModel
 
 
@@ -86,37 +86,36 @@ def names_of(request: Request) -> list[str]:
 
 def finish(
     request: Request,
-    result: Shown,
+    sheet: Sheet,
     settings: EditSettings,
     facts: dict[str, Any],
     timesteps: int,
     quality: tuple[float, ...],
     *,
-    sheet: Shown | None = None,
+    strip: Sheet | None = None,
 ) -> None:
     """Write all pictures, and say so.
 
     Args:
         request: says where.
-        result: what to show.
+        sheet: what to show.
         settings: how it was made.
         facts: of this kind of edit, for --json.
         timesteps: T of the model.
         quality: PSNR of the reconstructions.
-        sheet: for the strip, when it is laid out in another way.
+        strip: for the strip, when it is laid out in another way.
     """
     from diticli.commands.console import emit_json, say
-    from diticli.editing.pictures import edit_strip, write_animation, write_separate
-    from diticli.editing.sheet import decibels
+    from diticli.editing.contact_sheet import edit_strip, write_animation, write_separate
+    from diticli.editing.results import decibels
     from diticli.pictures.grids import save_png
 
     metadata = provenance()
     out = request.target
-    strip = edit_strip(sheet or result, difference=request.difference)
-    save_png(strip, out, {**result.sheet().metadata, **metadata})
-    singles = write_separate(result, request.separate, metadata) if request.separate else []
+    save_png(edit_strip(strip or sheet, difference=request.difference), out, {**sheet.metadata, **metadata})
+    singles = write_separate(sheet, request.separate, metadata) if request.separate else []
     if request.animate:
-        write_animation(result, request.animate, metadata)
+        write_animation(sheet, request.animate, metadata)
     if request.as_json:
         invert, decode = settings.steps_run(timesteps)
         written = {

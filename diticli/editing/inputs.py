@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from diticli.data.faces_word import FacesWord, faces_beside, is_faces, parse_faces
@@ -78,6 +80,17 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
 def source_name(source: str) -> str:
     """What to call it in a caption."""
     return source if face_of(source) else Path(source).name
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file name: letters, digits, dots, dashes and underscores, at most 60 of them."""
+    return re.sub(r"[^\w.-]+", "-", text).strip(".-")[:60] or "x"
+
+
+def image_stems(names: Sequence[str]) -> list[str]:
+    """A distinct part of a file name for each image: a slug of its name, numbered where that repeats."""
+    slugs = [slug(PurePath(name).stem if "." in name else name) for name in names]
+    return [stem if slugs.count(stem) == 1 else f"{stem}-{i}" for i, stem in enumerate(slugs)]
 
 
 def source_digest(source: str, *, seed: int = 0) -> str:

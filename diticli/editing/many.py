@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from diticli.data.decode import Crop
-from diticli.editing.engine import EditablePipeline, ImageSampler, Inputs, Latents, batch_of, decode_all, invert_all
+from diticli.editing.engine import EditablePipeline, ImageSampler, Job, Outcome, batch_of, decode_all, invert_all
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
     ManyOptions,
@@ -30,11 +30,10 @@ from diticli.editing.many_files import (
     write_failed,
     write_pair,
 )
-from diticli.editing.pair import assemble, pair_inputs, to_decode
+from diticli.editing.pair import pair_jobs, pair_result, to_decode
 from diticli.editing.settings import EditSettings
 from diticli.editing.table import PairRow
 from diticli.errors import DiTiError, MachineError
-from diticli.pictures.tiles import to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 _READERS = 4
@@ -141,15 +140,19 @@ def _edit_window(
     place = {source: i for i, source in enumerate(sources)}
     places = [(place[pair.row.a], place[pair.row.b]) for pair in ready]
     batch = batch_of(pipeline, latents.x0, options.settings)
-    decoded = decode_all(sampler, _inputs(latents, ready, places, pipeline, options), options.settings, batch)
+
+    def jobs() -> Iterator[Job]:
+        for pair, at in zip(ready, places, strict=True):
+            edits = to_decode(pair.edits, options.settings)
+            yield from pair_jobs(latents, at, edits, pipeline.chunks, options.settings)
+
+    decoded = decode_all(sampler, jobs(), options.settings, batch)
     writing = []
     for pair, at in zip(ready, places, strict=True):
-        pictures = to_uint8(torch.stack(list(islice(decoded, pair.pictures))))
-        result = assemble(
+        pictures = dict(islice(decoded, pair.pictures))
+        result = pair_result(
             pair.edits,
-            to_uint8(latents.x0[list(at)]),
-            pictures,
-            latents.z[list(at)],
+            Outcome.of(latents.x0[list(at)], latents.z[list(at)], pictures),
             names=(source_name(pair.row.a), source_name(pair.row.b)),
             layout=pipeline.chunks,
             model_hash=plan.model_hash,
@@ -198,15 +201,3 @@ def _read_images(
         else:
             images[source] = found
     return images, unreadable
-
-
-def _inputs(
-    latents: Latents,
-    pairs: Sequence[Planned],
-    places: Sequence[tuple[int, int]],
-    pipeline: EditablePipeline,
-    options: ManyOptions,
-) -> Iterator[Inputs]:
-    for pair, rows in zip(pairs, places, strict=True):
-        edits = to_decode(pair.edits, options.settings)
-        yield from pair_inputs(latents, rows, edits, pipeline.chunks, options.settings)

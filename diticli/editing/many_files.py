@@ -16,10 +16,11 @@ from PIL import Image
 
 from diticli.chunks import ChunkLayout
 from diticli.data.faces_word import is_faces
+from diticli.editing.contact_sheet import edit_strip, pair_sheet, write_animation, write_separate
 from diticli.editing.inputs import check_source, source_digest
 from diticli.editing.mixing import parse_alphas
-from diticli.editing.pair import SIDES, Edit, EditResult, plan_edits, to_decode
-from diticli.editing.pictures import edit_strip, write_animation, write_separate
+from diticli.editing.pair import plan_edits, to_decode
+from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow
@@ -163,14 +164,14 @@ def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptio
     Raises:
         DataError: when one cannot be written.
     """
-    name = pair.row.name
+    name, sheet = pair.row.name, pair_sheet(result)
     metadata = {**options.metadata, _KEY: _key(pair, plan.model_hash, options)}
     if options.separate:
-        write_separate(result, options.separate / name, metadata)
+        write_separate(sheet, options.separate / name, metadata)
     if options.animate:
-        write_animation(result, plan.out / f"{name}{options.animate}", metadata)
-    strip = edit_strip(result, difference=options.difference)
-    save_png(strip, _picture(plan.out, pair.row), result.to_metadata() | metadata)
+        write_animation(sheet, plan.out / f"{name}{options.animate}", metadata)
+    strip = edit_strip(sheet, difference=options.difference)
+    save_png(strip, _picture(plan.out, pair.row), {**sheet.metadata, **metadata})
 
 
 def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:
