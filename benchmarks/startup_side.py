@@ -40,7 +40,7 @@ def run(way: str, model: str, began: float) -> dict[str, tuple[float, float]]:
     """The phases' wall and processor seconds; `way` is "plain" or "diffusers"."""
     phases = Phases(began)
     with phases.phase("python and command line"):
-        from diticli.commands import app, edit_kinds  # noqa: F401
+        from diticli.commands import app, edit  # noqa: F401
     with phases.phase("torch"):
         import torch  # noqa: F401
     if way == "diffusers":

@@ -229,6 +229,17 @@ def test_grid_has_one_row_a_set_and_both_directions():
     assert np.array_equal(last, result.edits[Edit("b", (1, 2), 1.0)])
 
 
+def test_the_headline_says_what_was_done_and_alpha_zero_stands_once():
+    result = run(((1, 2),), (0.0, 1.0))
+    assert pair_sheet(result).title.startswith("A with B's chunks 1-2, and B with A's.")
+    for sheet, hidden in ((pair_sheet(result), {1}), (grid_sheet(result), {1, 5})):
+        assert sheet.repeated == hidden
+        assert all(sheet.columns[column] == "reconstruction" for column in hidden)
+    assert pair_sheet(run(((1,),), (0.0, 1.0), noise="mean")).repeated == set()
+    stems = [cell.stem for cell in pair_sheet(result).rows[0].cells]
+    assert {"a_reconstruction", "a_chunks1-2_alpha0.00"} <= set(stems)
+
+
 def test_difference_rows_show_only_what_changed():
     result = run(((1,),), (1.0,))
     sheet = pair_sheet(result)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from diticli.data.decode import Crop
 
 
+_ORIENTATION = 0x0112  # EXIF; above 4 the picture lies on its side
+
+
 def face_of(source: str) -> FacesWord | None:
     """Which built-in face faces:INDEX[:SEED] means; None for a file."""
     face = parse_faces(source)
@@ -75,6 +78,25 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
     from diticli.data.images import decode_image
 
     return Image.fromarray(decode_image(Path(source), resolution, crop=crop))
+
+
+def resizing(source: str, resolution: int, crop: Crop) -> str:
+    """How a file becomes what the model sees, e.g. "a.jpg: 712x872 -> center square -> 32 px"; "" where it is that."""
+    from PIL import Image, UnidentifiedImageError
+
+    if face_of(source):
+        return ""
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION, 1) > 4:
+                width, height = height, width
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return ""
+    if width == height == resolution:
+        return ""
+    square = "" if width == height else "CelebA's crop -> " if crop == "celeba" else "center square -> "
+    return f"{source_name(source)}: {width}x{height} -> {square}{resolution} px."
 
 
 def source_name(source: str) -> str:

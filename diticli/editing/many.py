@@ -8,7 +8,7 @@ together; a pair is written as soon as its last picture is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -59,11 +59,13 @@ class ManyReport:
         written: names of the pairs edited now.
         skipped: names of those that were finished before.
         failed: (pair, reason) of those that could not be edited.
+        psnr: of the reconstructions in dB, by image, of the pairs edited now.
     """
 
     written: tuple[str, ...]
     skipped: tuple[str, ...]
     failed: tuple[tuple[PairRow, str], ...]
+    psnr: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: names, and the failures by name."""
@@ -102,9 +104,10 @@ def edit_many(
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
+    psnr: dict[str, float] = {}
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edit") as pool:
         for pairs in plan.windows:
-            for pair, reason in _edit_window(pipeline, sampler, plan, pairs, options, pool, reporter):
+            for pair, reason in _edit_window(pipeline, sampler, plan, pairs, options, pool, reporter, psnr):
                 if reason is None:
                     written.append(pair.row.name)
                 else:
@@ -112,7 +115,7 @@ def edit_many(
                     reporter.warn(f"{pair.row.name}: {reason}")
     reporter.finish()
     write_failed(failed, out)
-    return ManyReport(written=tuple(written), skipped=plan.finished, failed=tuple(failed))
+    return ManyReport(written=tuple(written), skipped=plan.finished, failed=tuple(failed), psnr=psnr)
 
 
 def _edit_window(
@@ -123,8 +126,9 @@ def _edit_window(
     options: ManyOptions,
     pool: ThreadPoolExecutor,
     reporter: Reporter,
+    psnr: dict[str, float],
 ) -> Iterator[tuple[Planned, str | None]]:
-    """Each pair once it is written (None) or has failed (the reason)."""
+    """Each pair once it is written (None) or has failed (the reason); `psnr` gets those of the reconstructions."""
     images, unreadable = _read_images(pipeline, pairs, options, pool)
     ready = [pair for pair in pairs if pair.row.a in images and pair.row.b in images]
     for pair in pairs:
@@ -158,6 +162,7 @@ def _edit_window(
             model_hash=plan.model_hash,
             settings=options.settings,
         )
+        psnr |= zip((pair.row.a, pair.row.b), result.psnr, strict=True)
         writing.append((pair, pool.submit(write_pair, result, pair, plan, options)))
         reporter.advance(pair.pictures, pair=pair.row.name)
     for pair, future in writing:

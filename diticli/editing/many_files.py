@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ class ManyOptions:
         separate: also write single images into FOLDER/NAME/.
         animate: also write an animation NAME.webp or NAME.gif: the suffix, or "" for none.
         window: pairs whose images are in memory together; None for the default.
-        metadata: goes into every picture, e.g. the command line.
+        metadata: goes into every picture.
+        command: the call that makes a pair's outputs again; goes into its pictures.
     """
 
     chunk_sets: Sequence[tuple[int, ...]] = ()
@@ -57,6 +58,7 @@ class ManyOptions:
     animate: str = ""
     window: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    command: Callable[[PairRow], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,8 @@ def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptio
         DataError: when one cannot be written.
     """
     name, sheet = pair.row.name, pair_sheet(result)
-    metadata = {**options.metadata, _KEY: _key(pair, plan.model_hash, options)}
+    command = {"diti:command": options.command(pair.row)} if options.command else {}
+    metadata = {**options.metadata, **command, _KEY: _key(pair, plan.model_hash, options)}
     if options.separate:
         write_separate(sheet, options.separate / name, metadata)
     if options.animate:
