@@ -40,23 +40,23 @@ def run(way: str, model: str, began: float) -> dict[str, tuple[float, float]]:
     """The phases' wall and processor seconds; `way` is "plain" or "diffusers"."""
     phases = Phases(began)
     with phases.phase("python and command line"):
-        from diticli.commands import app, edit_kinds  # noqa: F401
+        from diticli.commands import app, edit  # noqa: F401
     with phases.phase("torch"):
         import torch  # noqa: F401
     if way == "diffusers":
         with phases.phase("diffusers"):
             from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel  # noqa: F401
     with phases.phase("other modules"):
+        from diticli.editing.contact_sheet import edit_strip, pair_sheet
         from diticli.editing.inputs import read_source
         from diticli.editing.pair import edit_pair
-        from diticli.editing.pictures import edit_strip
         from diticli.editing.stages import OVERVIEW_ROWS, grouped
         from diticli.models.locate import load_model, load_pipeline
     with phases.phase("model"):
         pipeline = (load_pipeline if way == "diffusers" else load_model)(model)
         images = [read_source(name, pipeline.resolution, pipeline.crop) for name in ("faces:3", "faces:8")]
     with phases.phase("editing"):
-        edit_strip(edit_pair(pipeline, *images, grouped(pipeline.chunks, OVERVIEW_ROWS), ALPHAS))
+        edit_strip(pair_sheet(edit_pair(pipeline, *images, grouped(pipeline.chunks, OVERVIEW_ROWS), ALPHAS)))
     return phases.found
 
 

@@ -25,9 +25,8 @@ from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
+from diticli.editing.contact_sheet import edit_strip, grid_sheet
 from diticli.editing.pair import EditResult, EditSettings, edit_pair
-from diticli.editing.pair_sheet import grid_sheet
-from diticli.editing.pictures import edit_strip
 from diticli.editing.stages import stages
 from diticli.encoding.encode import encode_with
 from diticli.errors import ConfigError, ModelError

@@ -22,6 +22,9 @@ class ReadablePipeline:
     crop = "center"
     model_hash = "0123456789abcdef"
     model_id = "readable"
+    origin = "readable (--model)"
+    trained_on = ""
+    usual_psnr: float | None = None
 
     def __init__(self) -> None:
         self.batches: list[int] = []

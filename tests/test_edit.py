@@ -8,10 +8,9 @@ from PIL import Image
 from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.engine import decode_all
+from diticli.editing.contact_sheet import edit_strip, grid_sheet, pair_sheet, write_animation, write_separate
+from diticli.editing.engine import Job, decode_all
 from diticli.editing.pair import Edit, EditSettings, Noise, edit_pair
-from diticli.editing.pair_sheet import grid_sheet
-from diticli.editing.pictures import edit_strip, write_animation, write_separate
 from diticli.editing.stages import grouped, stages
 from diticli.errors import ChunkError, ConfigError, DeviceError
 
@@ -131,25 +130,25 @@ def test_batches_that_do_not_fit_are_halved():
             return super().decode(x_T, z, **others)
 
     pipeline, limit = Small(), 2
-    inputs = [(torch.full((3, SIZE, SIZE), i / 10), torch.zeros(SIZE)) for i in range(7)]
-    images = list(decode_all(pipeline.sampler(), inputs, EditSettings(), 7))
+    jobs = [Job(i, torch.full((3, SIZE, SIZE), i / 10), torch.zeros(SIZE)) for i in range(7)]
+    images = list(decode_all(pipeline.sampler(), jobs, EditSettings(), 7))
     assert max(pipeline.batches) <= 2
-    assert [round(float(image[1, 0, 0]) * 10) for image in images] == list(range(7))
+    assert [(label, round(float(image[1, 0, 0]) * 10)) for label, image in images] == [(i, i) for i in range(7)]
     limit = 0
     with pytest.raises(DeviceError, match="one image") as caught:
-        list(decode_all(pipeline.sampler(), inputs, EditSettings(), 7))
+        list(decode_all(pipeline.sampler(), jobs, EditSettings(), 7))
     assert caught.value.remedy
 
 
-def test_inputs_are_made_a_batch_at_a_time_and_no_mode_leaks():
+def test_jobs_are_made_a_batch_at_a_time_and_no_mode_leaks():
     made = []
 
-    def inputs():
+    def jobs():
         for i in range(6):
             made.append(i)
-            yield torch.zeros(3, SIZE, SIZE), torch.zeros(SIZE)
+            yield Job(i, torch.zeros(3, SIZE, SIZE), torch.zeros(SIZE))
 
-    decoded = decode_all(ReadablePipeline().sampler(), inputs(), EditSettings(), 2)
+    decoded = decode_all(ReadablePipeline().sampler(), jobs(), EditSettings(), 2)
     next(decoded)
     assert made == [0, 1]
     assert not torch.is_inference_mode_enabled()
@@ -182,18 +181,18 @@ def test_groups_cover_all_chunks():
 
 def test_strip_has_two_rows_a_set_and_shows_the_inputs():
     result = run(((0,), (1, 2)), (0.5,))
-    strip = edit_strip(result)
+    strip = edit_strip(pair_sheet(result))
     assert strip.mode == "RGB"
-    one = edit_strip(run(((0,),), (0.5,)))
+    one = edit_strip(pair_sheet(run(((0,),), (0.5,))))
     assert strip.height > one.height + 2 * 96
     colours = {colour for _, colour in strip.getcolors(1 << 20)}
     assert {tuple(result.originals[0][0, c]) for c in range(SIZE)} <= colours
-    assert edit_strip(result).tobytes() == strip.tobytes()
+    assert edit_strip(pair_sheet(result)).tobytes() == strip.tobytes()
 
 
 def test_separate_files_hold_the_pictures_and_their_provenance(tmp_path):
     result = run(((0, 1), (3,)), (0.0, 0.5))
-    paths = write_separate(result, tmp_path / "new" / "folder")
+    paths = write_separate(pair_sheet(result), tmp_path / "new" / "folder")
     assert sorted(path.name for path in paths) == sorted(
         [
             "a_original.png",
@@ -216,9 +215,9 @@ def test_many_scattered_chunks_still_make_a_file_name(tmp_path):
     pipeline.encode = lambda images: images[:, 0].flatten(1).repeat(1, 8)[:, :500]
     pipeline.decode = lambda x_T, z, **others: x_T
     chunks = tuple(range(0, 500, 2))
-    paths = write_separate(run((chunks,), (1.0,), pipeline), tmp_path)
+    paths = write_separate(pair_sheet(run((chunks,), (1.0,), pipeline)), tmp_path)
     assert all(len(path.name) < 120 for path in paths)
-    edit_strip(run((chunks,), (1.0,), pipeline))
+    edit_strip(pair_sheet(run((chunks,), (1.0,), pipeline)))
 
 
 def test_grid_has_one_row_a_set_and_both_directions():
@@ -230,9 +229,21 @@ def test_grid_has_one_row_a_set_and_both_directions():
     assert np.array_equal(last, result.edits[Edit("b", (1, 2), 1.0)])
 
 
+def test_the_headline_says_what_was_done_and_alpha_zero_stands_once():
+    result = run(((1, 2),), (0.0, 1.0))
+    assert pair_sheet(result).title.startswith("A with B's chunks 1-2, and B with A's.")
+    for sheet, hidden in ((pair_sheet(result), {1}), (grid_sheet(result), {1, 5})):
+        assert sheet.repeated == hidden
+        assert all(sheet.columns[column] == "reconstruction" for column in hidden)
+    assert pair_sheet(run(((1,),), (0.0, 1.0), noise="mean")).repeated == set()
+    stems = [cell.stem for cell in pair_sheet(result).rows[0].cells]
+    assert {"a_reconstruction", "a_chunks1-2_alpha0.00"} <= set(stems)
+
+
 def test_difference_rows_show_only_what_changed():
     result = run(((1,),), (1.0,))
-    plain, compared = edit_strip(result, scale=4), edit_strip(result, scale=4, difference=True)
+    sheet = pair_sheet(result)
+    plain, compared = edit_strip(sheet, scale=4), edit_strip(sheet, scale=4, difference=True)
     assert compared.width >= plain.width
     assert compared.height > plain.height + 2 * 32
     assert len(compared.getcolors(1 << 20)) > len(plain.getcolors(1 << 20))
@@ -241,7 +252,7 @@ def test_difference_rows_show_only_what_changed():
 @pytest.mark.parametrize("name", ["out.webp", "new/out.gif"])
 def test_animation_goes_forth_and_back(tmp_path, name):
     result = run(((0,), (1, 2)), (0.0, 0.5, 1.0))
-    path = write_animation(result, tmp_path / name, {"diti:command": "diti edit α"})
+    path = write_animation(pair_sheet(result), tmp_path / name, {"diti:command": "diti edit α"})
     with Image.open(path) as image:
         assert image.n_frames == 4
         assert image.info["loop"] == 0

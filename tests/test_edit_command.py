@@ -1,4 +1,5 @@
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,16 +18,12 @@ from diticli.probing.linear_probe import LinearProbe
 def command(monkeypatch):
     """The edit command as the command line runs it, on the readable pipeline."""
     typer_testing = pytest.importorskip("typer.testing")
-    import typer
-
-    from diticli.commands.edit import edit
+    from diticli.commands.edit import app
 
     loaded = []
     locate = ModuleType("diticli.models.locate")
     locate.load_model = lambda model, device: loaded.append((model, device)) or ReadablePipeline()
     monkeypatch.setitem(sys.modules, "diticli.models.locate", locate)
-    app = typer.Typer()
-    app.command()(edit)
 
     def call(*arguments):
         result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -139,10 +136,11 @@ def test_command_official_and_steps(command, photos, tmp_path, options, expected
         (("a.png", "b.png", "--animate", "a.png"), ConfigError, "a.png"),
         (("a.png", "b.png", "--grid", "--chunks", "1"), ConfigError, "--grid"),
         (("a.png", "b.png", "--official", "--solver", "dpm"), ConfigError, "ddim"),
-        (("a.png", "b.png", "--solver", "euler"), ConfigError, "euler"),
-        (("a.png", "b.png", "--precision", "fp8"), ConfigError, "fp8"),
-        (("a.png", "--attribute", "hat", "--along", "line"), ConfigError, "line"),
-        (("a.png", "b.png", "--dims", "4"), ConfigError, "--dims"),
+        (("a.png", "b.png", "--dims", "4"), ConfigError, "--dims is for `diti edit attribute`"),
+        (("pair", "a.png", "pairs.csv"), ConfigError, "pairs.csv is a table"),
+        (("pair", "a.png"), ConfigError, "1 image is no pair"),
+        (("attribute", "a.png"), ConfigError, "No attribute"),
+        (("table", "pairs.csv", "a.csv"), ConfigError, "comes alone"),
         (("a.png", "b.png", "--dry-run"), ConfigError, "--dry-run"),
         (("a.png", "--reconstruct", "--attribute", "hat"), ConfigError, "--reconstruct"),
         (("a.png", "--reconstruct", "--noise", "swap"), ConfigError, "swap"),
@@ -161,6 +159,110 @@ def test_mistakes_are_named_before_a_model_is_loaded(command, photos, monkeypatc
     assert says in str(result.exception)
     assert result.exception.remedy
     assert result.loaded == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("a.png", "b.png", "--solver", "euler"), "euler"),
+        (("a.png", "b.png", "--precision", "fp8"), "fp8"),
+        (("a.png", "--attribute", "hat", "--along", "line"), "line"),
+        (("pair", "a.png", "b.png", "--dims", "4"), "--dims"),
+        (("pair", "a.png", "b.png", "--dry-run"), "--dry-run"),
+        (("attribute", "a.png", "--alphas", "1"), "--alphas"),
+        (("reconstruct", "a.png", "--chunks", "1"), "--chunks"),
+        (("table", "pairs.csv", "--probe", "x"), "--probe"),
+    ],
+)
+def test_a_sub_command_has_only_its_own_options(command, arguments, says):
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+def recorded(path):
+    with Image.open(path) as image:
+        return image.convert("RGB").tobytes(), dict(image.info)
+
+
+def call(line):
+    return shlex.split(line)[2:]
+
+
+@pytest.mark.parametrize(
+    ("short", "kind"),
+    [
+        (("--chunks", "1-2", "--noise", "random", "--seed", "3", "--alphas", "-1,0.5"), "pair"),
+        (("--grid", "--difference"), "pair"),
+        (("--attribute", "hat", "--probe", "probe", "--amount", "-0.5:0.5:3"), "attribute"),
+        (("--reconstruct", "--noise", "keep"), "reconstruct"),
+    ],
+)
+def test_recorded_commands_repeat_the_picture_whatever_the_environment(
+    command, photos, probe, monkeypatch, short, kind
+):
+    """The model is named although $DITI_MODEL chose it, and the sub-command is that of the short spelling."""
+    monkeypatch.chdir(photos[0].parent)
+    result = command("a.png", "b.png", *short, "--steps", "2", "-o", "out.png")
+    assert result.exit_code == 0, result.output
+    pixels, facts = recorded("out.png")
+    line = facts["diti:command"]
+    assert line.startswith(f"diti edit {kind} a.png b.png ")
+    assert "--model readable" in line
+    assert (facts["diti:model"], facts["diti:model_name"]) == ("0123456789abcdef", "readable (--model)")
+    Path("out.png").unlink()
+    assert command(*call(line)).exit_code == 0
+    assert recorded("out.png") == (pixels, facts)
+
+
+def test_pictures_of_a_table_record_the_command_of_their_own_pair(command, photos, tmp_path):
+    table, out = tmp_path / "pairs.csv", tmp_path / "edits"
+    table.write_text('a,b,chunks,alphas,name\na.png,b.png,0-1;2,"0,1",x\nb.png,a.png,,,y\n')
+    result = command(table, "-o", out, "--steps", "2", "--noise", "slerp", "--grid", "--difference")
+    assert result.exit_code == 0, result.output
+    for name in ("x", "y"):
+        pixels, facts = recorded(out / f"{name}.png")
+        (out / f"{name}.png").unlink()
+        assert command(*call(facts["diti:command"])).exit_code == 0
+        again, same = recorded(out / f"{name}.png")
+        assert pixels == again
+        assert same.items() <= facts.items()  # a table's pictures also hold the key by which they are skipped
+
+
+def test_names_that_look_like_options_are_repeated_as_names(command, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    A.save(tmp_path / "-a.png")
+    assert command("pair", "--steps", "1", "--no-compile", "--", "-a.png", "b.png").exit_code == 0
+    line = recorded("edit.png")[1]["diti:command"]
+    assert line.endswith("-- -a.png b.png")
+    assert "--no-compile" in line
+    assert command(*call(line)).exit_code == 0
+
+
+def test_what_spoils_a_picture_is_said_first_in_json_and_in_the_picture(command, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out.png"
+    assert json.loads(command(*photos, "-o", out, "--json").stdout)["warnings"] == []
+    decode = ReadablePipeline.decode
+    monkeypatch.setattr(ReadablePipeline, "decode", lambda self, x, z, **others: -decode(self, x, z, **others))
+    result = command(*photos, "-o", out, "--json", "--steps", "5")
+    assert result.exit_code == 0, result.output
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert "5 steps of dpm are too few: use --steps 20" in warning
+    assert warning in result.stderr
+    assert recorded(out)[1]["diti:warnings"] == warning
+    said = command(*photos, "-o", out, "--steps", "5").stderr
+    assert said.index("too few") < said.index("Wrote")
+    (tmp_path / "pairs.csv").write_text("a,b\na.png,b.png\n")
+    (warning,) = json.loads(command(tmp_path / "pairs.csv", "-o", tmp_path / "edits", "--json").stdout)["warnings"]
+    assert "and 1 more" in warning
+
+
+def test_it_is_said_how_a_photo_becomes_what_the_model_sees(command, tmp_path):
+    for name, size in (("wide.png", (20, 12)), ("square.png", (16, 16))):
+        A.resize(size).save(tmp_path / name)
+    result = command("reconstruct", tmp_path / "wide.png", tmp_path / "square.png", "-o", tmp_path / "out.png")
+    assert "wide.png: 20x12 -> center square -> 8 px." in result.stderr
+    assert "square.png: 16x16 -> 8 px." in result.stderr
 
 
 def test_chunks_outside_the_model_and_unreadable_images(command, photos, tmp_path):
@@ -197,8 +299,7 @@ def probe(tmp_path):
     return tmp_path / "probe"
 
 
-def test_attributes_of_several_images(command, photos, probe, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/bin/diti", "edit", "a b.png"])
+def test_attributes_of_several_images(command, photos, probe, tmp_path):
     out, singles = tmp_path / "out.png", tmp_path / "singles"
     options = ("--attribute", "hat", "--attribute", "smile", "--amount", "-0.5:0.5:3", "--probe", probe, "--steps", "1")
     result = command(*photos, *options, "-o", out, "--separate", singles, "--animate", tmp_path / "x.gif", "--json")
@@ -212,7 +313,6 @@ def test_attributes_of_several_images(command, photos, probe, tmp_path, monkeypa
     assert {"a_hat_-0.5.png", "b_smile_0.png", "a_original.png"} <= names
     with Image.open(out) as image:
         assert image.info["diti:attributes"] == "hat | smile"
-        assert image.info["diti:command"] == "diti edit 'a b.png'"
 
 
 def test_learned_dims_must_be_as_many(command, photos, probe, tmp_path):

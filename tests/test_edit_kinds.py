@@ -6,11 +6,11 @@ import torch
 from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
 from diticli.editing.attribute import Move, edit_attribute
-from diticli.editing.attribute_sheet import amount_texts
-from diticli.editing.pictures import edit_strip
+from diticli.editing.contact_sheet import amount_texts, attribute_sheet, edit_strip, reconstruction_sheet
+from diticli.editing.inputs import image_stems, slug
+from diticli.editing.quality import reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
 from diticli.editing.settings import EditSettings
-from diticli.editing.sheet import image_stems, slug
 from diticli.errors import ChunkError, ConfigError, LabelError
 
 FAST = EditSettings(invert_steps=1, decode_steps=1)
@@ -58,7 +58,7 @@ def test_chunks_and_learned_dims_limit_the_move():
     moved = result.edits[Move(0, "bright", None, 0.4)][0, :, 0].astype(int) - np.asarray(A)[0, :, 0]
     assert np.flatnonzero(moved).tolist() == [SIZE - 1]
     assert result.to_metadata()["diti:dims"] == "1 learned"
-    assert "1 learned dims" in result.sheet().title
+    assert "1 learned dims" in attribute_sheet(result).title
 
 
 def test_moves_go_along_weights_or_patterns():
@@ -94,8 +94,8 @@ def test_attribute_mistakes_show_before_sampling():
 
 
 def test_attribute_sheet():
-    sheet = run(names=("a.png", "b.png"), chunk_sets=[(0,), None]).sheet()
-    assert sheet.columns == ("original", "reconstruction", "−0.20", "0", "+0.40")
+    sheet = attribute_sheet(run(names=("a.png", "b.png"), chunk_sets=[(0,), None]))
+    assert sheet.columns == ("original", "reconstruction", "−0.20", "0\n= reconstruction", "+0.40")
     assert [row.caption for row in sheet.rows] == [
         "a.png: bright, chunk 0 (t\xa00-249)",
         "a.png: bright",
@@ -125,10 +125,35 @@ def test_reconstructions_by_kind_of_noise():
         assert np.array_equal(result.pictures[noise][..., 0], result.originals[..., 0])
     assert (result.pictures["mean"][..., 1] == 128).all()
     assert np.array_equal(result.pictures["random"][0][..., 1], result.pictures["random"][1][..., 1])
-    sheet = result.sheet()
+    sheet = reconstruction_sheet(result)
     assert sheet.columns == ("original", "x_T inferred", "x_T random", "x_T mean")
     assert [cell.caption for cell in sheet.rows[0].cells][:2] == ["", "exact"]
-    assert edit_strip(result, difference=True).height > edit_strip(result).height
+    assert edit_strip(sheet, difference=True).height > edit_strip(sheet).height
+
+
+def test_bad_reconstructions_are_named_with_their_cause():
+    few, enough, ddim = EditSettings(invert_steps=5), EditSettings(), EditSettings(solver="ddim", decode_steps=50)
+    assert reconstruction_warnings({"a": 45.0, "b": math.inf}, few, 1000, 54.0, "") == []
+    assert reconstruction_warnings({"a": 25.0}, few, 1000, None, "") == []
+    (bad,) = reconstruction_warnings({"a": 25.0, "b": 9.3}, few, 1000, None, "")
+    assert "b: the reconstruction has 9.3 dB" in bad
+    assert "--steps 20" in bad
+    (far,) = reconstruction_warnings({"a": 36.0, "b": 38.0}, enough, 1000, 54.0, "built-in faces")
+    assert "a and 1 more" in far
+    assert "54.0 dB is usual" in far
+    assert "built-in faces" in far
+    assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, 1000, None, "")[0]
+    assert "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), 10, None, "")[0]
+
+
+def test_a_strength_that_changes_nothing_is_shown_once():
+    sheet = attribute_sheet(run((A,), amounts=(-0.2, 0.0, 0.4)))
+    assert sheet.repeated == {1}
+    assert sheet.rows[0].cells[3].against is not None
+    moved = edit_strip(attribute_sheet(run((A,), amounts=(-0.2, 0.4))))
+    assert edit_strip(sheet).width == moved.width
+    mean = EditSettings(noise="mean", invert_steps=1, decode_steps=1)
+    assert attribute_sheet(run((A,), settings=mean)).repeated == set()
 
 
 def test_reconstruction_without_inversion():

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from readable_pipeline import A, B, ReadablePipeline, Recorder, picture
 
+from diticli.editing.contact_sheet import edit_strip, pair_sheet
 from diticli.editing.estimate import seconds_for
 from diticli.editing.many import edit_many
 from diticli.editing.many_files import ManyOptions, plan_pairs
 from diticli.editing.pair import EditSettings, edit_pair
-from diticli.editing.pictures import edit_strip
 from diticli.editing.table import read_pairs
 from diticli.errors import ConfigError, DataError
 
@@ -115,7 +115,7 @@ def test_pictures_are_those_of_edit_pair(table, tmp_path):
         ReadablePipeline(), *pictures, [(0,), (1, 2)], (0.0, 1.0), settings=FAST, names=("2.png", "3.png")
     )
     with Image.open(out / "pair2.png") as strip:
-        assert np.array_equal(np.asarray(strip), np.asarray(edit_strip(alone)))
+        assert np.array_equal(np.asarray(strip), np.asarray(edit_strip(pair_sheet(alone))))
         assert strip.info["diti:images"] == "2.png | 3.png"
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from diticli.commands import edit
 from diticli.commands.compare import compare
 from diticli.commands.convert import convert
 from diticli.commands.demo import demo
 from diticli.commands.doctor import doctor
-from diticli.commands.edit import edit
 from diticli.commands.encode import encode
 from diticli.commands.evaluate import evaluate
 from diticli.commands.faces import faces
@@ -25,6 +25,11 @@ from diticli.memory import device_failure
 
 class _Group(TyperGroup):
     """Catches what a command raises before Typer does."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which they are used: Typer lists groups first."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: names.index("compare") + 0.5 if name == "edit" else names.index(name))
 
     def invoke(self, ctx: Any) -> Any:
         # Damaged EXIF and very large pictures: what cannot be read is listed by name, the rest is noise.
@@ -72,5 +77,6 @@ def _root(
     """
 
 
-for _command in (train, encode, probe, compare, edit, evaluate, convert, faces, demo, doctor):
+app.add_typer(edit.app, name="edit")
+for _command in (train, encode, probe, compare, evaluate, convert, faces, demo, doctor):
     app.command()(_command)

@@ -1,42 +1,264 @@
-"""`diti edit`: exchange chunks between images, move attributes, reconstruct; one picture or a whole table."""
+"""`diti edit`: exchange chunks between images, move attributes, reconstruct; one picture or a whole table.
+
+Its sub-commands are `pair`, `attribute`, `reconstruct` and `table`. What follows `diti edit` without one of these
+words goes to a hidden command that knows the options of all of them and chooses.
+"""
 
 from __future__ import annotations
 
-from diticli.commands import edit_options as options
-from diticli.commands.edit_request import Request
-from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, ModelOption, SeedOption
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from typer.core import TyperGroup
+
+from diticli.commands import edit_request as request
+from diticli.commands.edit_options import (
+    KINDS,
+    AttributeOptions,
+    Options,
+    PairOptions,
+    ReconstructOptions,
+    TableOptions,
+    as_command,
+    flag,
+    is_given,
+    parameters,
+    with_parameters,
+)
+from diticli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diticli.editing.many import ManyReport
+    from diticli.editing.settings import Noise
+    from diticli.probing.directions import Directions
+
+SHORT = "images"
+"""Name of the hidden command."""
 
 
-def edit(
-    sources: options.SourcesArgument,
-    chunks: options.ChunksOption = None,
-    grid: options.GridOption = False,
-    out: options.OutOption = None,
-    model: ModelOption = None,
-    alphas: options.AlphasOption = None,
-    noise: options.NoiseOption = None,
-    reconstruct: options.ReconstructOption = False,
-    attribute: options.AttributeOption = None,
-    amount: options.AmountOption = None,
-    probe: options.ProbeOption = None,
-    dims: options.DimsOption = None,
-    along: options.AlongOption = None,
-    solver: options.SolverOption = None,
-    steps: options.StepsOption = None,
-    invert_steps: options.InvertStepsOption = None,
-    decode_steps: options.DecodeStepsOption = None,
-    precision: options.PrecisionOption = None,
-    compile: options.CompileOption = None,
-    official: options.OfficialOption = False,
-    difference: options.DifferenceOption = False,
-    separate: options.SeparateOption = None,
-    animate: options.AnimateOption = None,
-    dry_run: options.DryRunOption = False,
-    batch_size: BatchSizeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def pair(options: PairOptions) -> None:
+    """Exchange chunks of two images."""
+    request.check(options)
+    from diticli.commands.console import reporter
+    from diticli.editing.contact_sheet import grid_sheet, pair_sheet
+    from diticli.editing.mixing import parse_alphas
+    from diticli.editing.pair import edit_pair
+    from diticli.editing.stages import OVERVIEW_ROWS, grouped
+
+    alphas = parse_alphas(options.alphas or ("0:1:9" if options.animate else "0:1:5"))
+    settings = request.settings_of(options)
+    model = request.load(options, settings)
+    sets = request.chunk_sets(options, model.chunks) or grouped(model.chunks, OVERVIEW_ROWS)
+    a, b = request.read_images(options, model)
+    names = request.names_of(options)
+    result = edit_pair(model, a, b, sets, alphas, settings=settings, names=(names[0], names[1]), reporter=reporter())
+    facts = {
+        "images": list(result.names),
+        "chunks": [list(chunks) for chunks in result.chunk_sets],
+        "alphas": list(result.alphas),
+        "noise": settings.noise,
+        "psnr_db": [request.number(value) for value in result.psnr],
+        "model_hash": result.model_hash,
+    }
+    quality = dict(zip(result.names, result.psnr, strict=True))
+    strip = grid_sheet(result) if options.grid else None
+    request.finish(options, model, pair_sheet(result), settings, facts, quality, strip=strip)
+
+
+def attribute(options: AttributeOptions) -> None:
+    """Move images along attributes."""
+    request.check(options)
+    from diticli.commands.console import reporter
+    from diticli.editing.attribute import edit_attribute
+    from diticli.editing.contact_sheet import attribute_sheet
+    from diticli.editing.mixing import parse_numbers
+    from diticli.probing.directions import DEFAULT_ALONG, load_directions
+
+    amount = options.amount or ("-0.6:0.6:9" if options.animate else "-0.6:0.6:5")
+    remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."
+    amounts = parse_numbers(amount, "amount", 10.0, remedy=remedy)
+    settings = request.settings_of(options)
+    directions = load_directions(options.probe or Path("probe"))
+    _check_dims(directions, options)
+    model = request.load(options, settings)
+    directions.check_model(model.hash_like(directions.full.model_hash), model.model_id)
+    result = edit_attribute(
+        model,
+        request.read_images(options, model),
+        directions,
+        options.attribute or (),
+        amounts,
+        chunk_sets=request.chunk_sets(options, model.chunks) or (None,),
+        learned_dims=options.dims,
+        along=options.along or DEFAULT_ALONG,
+        settings=settings,
+        names=request.names_of(options),
+        reporter=reporter(),
+    )
+    facts = {
+        "images": list(result.names),
+        "attributes": list(result.attributes),
+        "amounts": list(result.amounts),
+        "chunks": [None if chunks is None else list(chunks) for chunks in result.chunk_sets],
+        "dims": options.dims,
+        "along": result.along,
+        "noise": settings.noise,
+        "psnr_db": [request.number(value) for value in result.psnr],
+        "model_hash": result.model_hash,
+    }
+    quality = dict(zip(result.names, result.psnr, strict=True))
+    request.finish(options, model, attribute_sheet(result), settings, facts, quality)
+
+
+def reconstruct(options: ReconstructOptions) -> None:
+    """Decode images from their own features."""
+    request.check(options)
+    from diticli.commands.console import reporter
+    from diticli.editing.contact_sheet import reconstruction_sheet
+    from diticli.editing.reconstruct import reconstruct as run
+
+    noises = _noises(options.noise)
+    settings = request.settings_of(options)
+    model = request.load(options, settings)
+    images, names = request.read_images(options, model), request.names_of(options)
+    result = run(model, images, noises=noises, settings=settings, names=names, reporter=reporter())
+    facts = {
+        "images": list(result.names),
+        "noise": list(result.pictures),
+        "psnr_db": {noise: [request.number(value) for value in values] for noise, values in result.psnr.items()},
+        "model_hash": result.model_hash,
+    }
+    quality = dict(zip(result.names, result.psnr.get("keep", ()), strict=False))
+    request.finish(options, model, reconstruction_sheet(result), settings, facts, quality)
+
+
+def table(options: TableOptions) -> None:
+    """Exchange chunks of many pairs."""
+    request.check(options)
+    from diticli.commands.console import reporter
+    from diticli.editing.many import edit_many
+    from diticli.editing.many_files import ManyOptions, plan_pairs
+    from diticli.editing.mixing import chunk_ranges, parse_alphas
+    from diticli.editing.table import PairRow, read_pairs
+
+    rows = read_pairs(Path(options.sources[0]))
+    alphas = parse_alphas(options.alphas or ("0:1:9" if options.animate else "0:1:5"))
+    settings, out = request.settings_of(options), request.target(options)
+    model = request.load(options, settings)
+    sets = request.chunk_sets(options, model.chunks)
+
+    def command(row: PairRow) -> str:
+        own = [spec for spec in row.chunks.split(";") if spec.strip()]
+        chunks = own or [chunk_ranges(model.chunks, chosen) for chosen in sets] or None
+        alphas = row.alphas or options.alphas
+        return request.pair_command(options, model, row.a, row.b, row.name, chunks=chunks, alphas=alphas)
+
+    many = ManyOptions(
+        chunk_sets=sets,
+        alphas=alphas,
+        settings=settings,
+        difference=options.difference,
+        separate=options.separate,
+        animate=request.animation(options),
+        metadata=request.provenance(model),
+        command=command,
+    )
+    if options.dry_run:
+        from diticli.editing.estimate import seconds_for
+
+        plan = plan_pairs(rows, out, model.chunks, model.model_hash, many)
+        _tell_plan(options, plan.to_dict(), seconds_for(model, plan, settings))
+        return
+    report = edit_many(model, rows, out, options=many, reporter=reporter())
+    _tell_table(options, report, len(rows), request.warnings_of(model, settings, report.psnr))
+
+
+RUNS: dict[str, Any] = {"pair": pair, "attribute": attribute, "reconstruct": reconstruct, "table": table}
+
+
+def _tell_table(options: TableOptions, report: ManyReport, rows: int, warnings: list[str]) -> None:
+    from diticli.commands.console import emit_json, reporter, say
+    from diticli.editing.many_files import FAILED_NAME
+
+    out = request.target(options)
+    for warning in warnings:
+        reporter().warn(warning)
+    if options.as_json:
+        emit_json({"warnings": warnings, "out": str(out)} | report.to_dict())
+    else:
+        earlier = f", {len(report.skipped)} were finished before" if report.skipped else ""
+        say(f"Edited {len(report.written)} pairs into {out}{earlier}.")
+    if report.failed:
+        say(f"{len(report.failed)} of {rows} pairs failed; {out / FAILED_NAME} says why.")
+        raise typer.Exit(1)
+
+
+def _tell_plan(options: TableOptions, plan: dict[str, Any], seconds: float) -> None:
+    from diticli.commands.console import emit_json, say
+
+    if options.as_json:
+        emit_json(plan | {"seconds": round(seconds, 1)})
+        return
+    say(
+        f"{plan['todo']} pairs to edit, {plan['finished']} finished, {len(plan['failed'])} cannot be edited: "
+        f"{plan['invert']} images to invert and {plan['decode']} to decode, about {_duration(seconds)}."
+    )
+    for name, reason in plan["failed"].items():
+        say(f"  {name}: {reason}")
+
+
+def _noises(spec: str | None) -> list[Noise]:
+    from diticli.editing.settings import ALONE, Noise
+
+    names = [part.strip() for part in (spec or ",".join(ALONE)).split(",")]
+    if wrong := [name for name in names if name not in ALONE]:
+        raise ConfigError(f"No reconstruction has the noise {wrong[0]!r}.", remedy=f"Use {', '.join(ALONE)}.")
+    return [noise for name in names for noise in get_args(Noise) if noise == name]
+
+
+def _check_dims(directions: Directions, options: AttributeOptions) -> None:
+    """The dims that were learned must be as many as were asked for."""
+    for name in options.attribute or () if options.dims is not None else ():
+        learned = len(directions.learned_dims(name))
+        if learned != options.dims:
+            raise ConfigError(
+                f"--dims {options.dims}, but the masks in {options.probe or 'probe'} have {learned} dims.",
+                remedy=f"Use --dims {learned}, or run `diti probe` with --mask-dims {options.dims}.",
+            )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class _EditGroup(TyperGroup):
+    """Sends what names no sub-command to the hidden command."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All but the hidden one, for help, completion and documentation."""
+        return [name for name in super().list_commands(ctx) if name != SHORT]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [SHORT, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """See click."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return "" if name == SHORT else name, command, rest
+
+
+app = typer.Typer(cls=_EditGroup, no_args_is_help=True, subcommand_metavar="{IMAGE... | TABLE | COMMAND} [ARGS]...")
+
+
+@app.callback()
+def _edit() -> None:
     """Exchange parts of the features of two images (chunks), or change an attribute, and show the pictures.
 
     A chunk is a part of an image's features: chunk 0 restores what the least noise hides (fine detail), the last
@@ -44,6 +266,9 @@ def edit(
 
     Images are encoded and inverted to noise; then their features are changed and decoded. Every output carries what
     is needed to make it again.
+
+    Without a sub-command, two images are a pair, --attribute and --reconstruct mean the sub-commands of these names,
+    and a .csv is a table.
 
     Example: diti edit anna.jpg ben.jpg --chunks 10-20 -o out.png
 
@@ -56,40 +281,50 @@ def edit(
     Example: diti edit anna.jpg ben.jpg --reconstruct
 
     Example: diti edit pairs.csv -o edits
-
-    A table has the columns a, b and, if wanted, chunks (several sets: 0-3;8-15), alphas, name. Finished pairs are
-    skipped, failures listed in failed.csv. --official repeats the sampler of the official code.
     """
-    request = Request(
-        sources=tuple(sources),
-        chunks=tuple(chunks or ()),
-        grid=grid,
-        out=out,
-        model=model,
-        alphas=alphas,
-        noise=noise,
-        reconstruct=reconstruct,
-        attributes=tuple(attribute or ()),
-        amount=amount,
-        probe=probe,
-        dims=dims,
-        along=along,
-        solver=solver,
-        invert_steps=invert_steps or steps,
-        decode_steps=decode_steps or steps,
-        precision=precision,
-        compile=compile,
-        official=official,
-        difference=difference,
-        separate=separate,
-        animate=animate,
-        dry_run=dry_run,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        as_json=as_json,
-    )
-    request.check()
-    from diticli.commands import edit_kinds
 
-    edit_kinds.run(request)
+
+def _short(**values: Any) -> None:
+    reconstructs = values.pop("reconstruct")
+    kind = _kind(values["sources"], reconstructs, bool(values["attribute"]))
+    known, every = parameters(KINDS[kind]), _every_parameter()
+    for name, value in values.items():
+        if name not in known and is_given(value, every[name]):
+            others = [f"`diti edit {other}`" for other, options in KINDS.items() if name in parameters(options)]
+            raise ConfigError(
+                f"{flag(every[name])} is for {' and '.join(others)}, not for `diti edit {kind}`.",
+                remedy=f"Leave out {flag(every[name])}.",
+            )
+    RUNS[kind](KINDS[kind](**{name: value for name, value in values.items() if name in known}))
+
+
+def _kind(sources: list[str], reconstructs: bool, moves: bool) -> str:
+    tables = [source for source in sources if request.is_table(source)]
+    if reconstructs and moves:
+        raise ConfigError("--reconstruct changes nothing, --attribute does.", remedy="Give one of them.")
+    if tables and (reconstructs or moves):
+        option = "--reconstruct" if reconstructs else "--attribute"
+        raise ConfigError(f"{tables[0]} is a table of pairs.", remedy=f"Leave out {option}, or give images.")
+    if reconstructs or moves:
+        return "reconstruct" if reconstructs else "attribute"
+    return "table" if tables else "pair"
+
+
+def _every_parameter() -> dict[str, Parameter]:
+    """The options of all sub-commands, in the words of the first that has one, and --reconstruct."""
+    found: dict[str, Parameter] = {}
+    for options in KINDS.values():
+        found = parameters(options) | found
+    choice = Annotated[bool, typer.Option("--reconstruct", help="Decode images from their own features.")]
+    return found | {"reconstruct": Parameter("reconstruct", Parameter.KEYWORD_ONLY, default=False, annotation=choice)}
+
+
+def _help(options: type[Options]) -> str:
+    return options.__doc__ or ""
+
+
+for _kind_name, _options in KINDS.items():
+    app.command(_kind_name, help=_help(_options))(as_command(_options, RUNS[_kind_name]))
+app.command(SHORT, hidden=True, help="Without a sub-command: the options of all of them; see diti edit --help.")(
+    with_parameters(_short, _every_parameter())
+)

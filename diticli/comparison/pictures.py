@@ -17,8 +17,8 @@ from diticli.comparison.images import ComparedImages
 from diticli.editing.engine import ImageSampler
 from diticli.editing.pair import Edit, edit_pair
 from diticli.editing.reconstruct import reconstruct
+from diticli.editing.results import decibels
 from diticli.editing.settings import EditSettings
-from diticli.editing.sheet import decibels
 from diticli.editing.stages import grouped
 from diticli.identity import cache_key
 from diticli.pictures.files import write_atomically

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from diticli._version import __version__
 from diticli.comparison.run import Comparison
 from diticli.data.images import FaceImages, open_images
-from diticli.editing.sheet import image_stems
+from diticli.editing.inputs import image_stems
 from diticli.probing.files import REPORT_NAME
 
 

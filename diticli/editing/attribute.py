@@ -9,38 +9,24 @@ result = edit_attribute(pipeline, [anna, ben], directions, ["Smiling"], (-0.5, 0
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.engine import (
-    EditablePipeline,
-    Inputs,
-    Latents,
-    StepCounter,
-    batch_of,
-    decode_all,
-    drawn_noise,
-    invert_all,
-)
-from diticli.editing.mixing import alpha_text, check_chunks
-from diticli.editing.settings import EditSettings
-from diticli.editing.sheet import Sheet
+from diticli.editing.engine import EditablePipeline, Job, Latents, Outcome, drawn_noise, run_jobs
+from diticli.editing.mixing import check_chunks
+from diticli.editing.results import AttributeResult, Chunks, Move, Reconstruction
+from diticli.editing.settings import ALONE, EditSettings
 from diticli.errors import ConfigError
-from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.probing.directions import DEFAULT_ALONG, Along
-from diticli.progress import Reporter, SilentReporter
+from diticli.progress import Reporter
 
-Chunks = tuple[int, ...] | None
-ALONE = ("keep", "random", "mean")
-"""Noise modes that need no second image."""
+__all__ = ["AttributeDirections", "AttributeResult", "Move", "edit_attribute"]
 
 
 class AttributeDirections(Protocol):
@@ -58,83 +44,6 @@ class AttributeDirections(Protocol):
         along: Along = ...,
     ) -> torch.Tensor:
         """Features [B, D] moved by `amount` along `attribute`."""
-
-
-class Move(NamedTuple):
-    """One edit: image number `image` with `attribute` moved by `amount`, in `chunks` only unless that is None."""
-
-    image: int
-    attribute: str
-    chunks: Chunks
-    amount: float
-
-
-_Shift = Callable[[Move, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttributeResult:
-    """Images, their reconstructions, and their edits.
-
-    Attributes:
-        names: [N] what to call the images.
-        originals: uint8 [N, R, R, 3], as the model saw them.
-        reconstructions: uint8 [N, R, R, 3], decoded without a change.
-        edits: uint8 [R, R, 3] each.
-        psnr: [N] of the reconstructions, in dB.
-        learned_dims: how many dims of a learned mask moved; None for all.
-        along: which direction, see `Directions.move`.
-        layout: chunks of the model.
-        model_hash: fingerprint of the model.
-        settings: how they were made.
-    """
-
-    names: tuple[str, ...]
-    originals: Pixels
-    reconstructions: Pixels
-    edits: Mapping[Move, Pixels]
-    psnr: tuple[float, ...]
-    learned_dims: int | None
-    along: Along
-    layout: ChunkLayout
-    model_hash: str
-    settings: EditSettings
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The attributes, in the order asked for."""
-        return tuple(dict.fromkeys(move.attribute for move in self.edits))
-
-    @property
-    def chunk_sets(self) -> tuple[Chunks, ...]:
-        """The sets of chunks that moved; None stands for all of them."""
-        return tuple(dict.fromkeys(move.chunks for move in self.edits))
-
-    @property
-    def amounts(self) -> tuple[float, ...]:
-        """The amounts, in the order asked for."""
-        return tuple(dict.fromkeys(move.amount for move in self.edits))
-
-    def to_metadata(self) -> dict[str, str]:
-        """Text that lets a picture be made again; PNG text chunks hold it."""
-        sets = (self.layout.describe(chunks) if chunks else "all chunks" for chunks in self.chunk_sets)
-        return {
-            "diti:model": self.model_hash,
-            "diti:images": " | ".join(self.names),
-            "diti:attributes": " | ".join(self.attributes),
-            "diti:amounts": ",".join(alpha_text(amount) for amount in self.amounts),
-            "diti:chunks": " | ".join(sets),
-            "diti:along": self.along,
-            "diti:dims": "all" if self.learned_dims is None else f"{self.learned_dims} learned",
-            **self.settings.describe(self.layout.timesteps),
-            "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
-        }
-
-    def sheet(self) -> Sheet:
-        """Rows of pictures: one for every image, attribute and chunk set."""
-        from diticli.editing.attribute_sheet import attribute_sheet
-
-        return attribute_sheet(self)
 
 
 def edit_attribute(
@@ -172,7 +81,7 @@ def edit_attribute(
             range.
         LabelError: for an attribute or a mask that the directions lack.
     """
-    settings, reporter = settings or EditSettings(), reporter or SilentReporter()
+    settings = settings or EditSettings()
     _check(images, attributes, amounts, chunk_sets, pipeline.chunks, settings)
     wanted = product(range(len(images)), attributes, chunk_sets, amounts)
     moves = list(dict.fromkeys(Move(*parts) for parts in wanted))
@@ -180,17 +89,24 @@ def edit_attribute(
     shift = partial(_moved, directions, layout=pipeline.chunks, learned=learned_dims is not None, along=along)
     for move in moves:  # unknown names and amounts show before minutes of inversion
         shift(move, torch.zeros(1, pipeline.chunks.latent_dim))
+
+    def plan(latents: Latents) -> Iterator[Job]:
+        for i, (own, z) in enumerate(zip(latents.x_T, latents.z, strict=True)):
+            yield Job(Reconstruction(i), own, z)
+        for move in changed:
+            own = latents.x_T[move.image]
+            drawn = drawn_noise(own, settings)
+            yield Job(move, own if drawn is None else drawn, shift(move, latents.z[move.image : move.image + 1]))
+
     x0 = pipeline.preprocess(images)
-    decoded = _sample(pipeline, x0, changed, shift, settings, reporter)
-    originals, pictures = to_uint8(x0), to_uint8(decoded)
-    reconstructions = pictures[: len(images)]
-    found = dict(zip(changed, pictures[len(images) :], strict=True))
+    outcome = Outcome.of(x0, *run_jobs(pipeline, x0, plan, len(x0) + len(changed), settings, reporter=reporter))
+    back = outcome.reconstructions["keep"]
     return AttributeResult(
         names=tuple(names or (f"image {i}" for i in range(len(images)))),
-        originals=originals,
-        reconstructions=reconstructions,
-        edits={key: found.get(key, reconstructions[key.image]) for key in moves},
-        psnr=tuple(psnr(*pair) for pair in zip(reconstructions, originals, strict=True)),
+        originals=outcome.originals,
+        reconstructions=back,
+        edits={move: outcome.pictures.get(move, back[move.image]) for move in moves},
+        psnr=outcome.psnr["keep"],
         learned_dims=learned_dims,
         along=along,
         layout=pipeline.chunks,
@@ -232,32 +148,3 @@ def _moved(
     dims: Literal["learned"] | None = "learned" if learned else None
     where: dict[str, Any] = {"dims": dims, "chunks": move.chunks, "layout": layout, "along": along}
     return directions.move(z_1D, move.attribute, move.amount, **where)[0]
-
-
-def _sample(
-    pipeline: EditablePipeline,
-    x0: torch.Tensor,
-    moves: Sequence[Move],
-    shift: _Shift,
-    settings: EditSettings,
-    reporter: Reporter,
-) -> torch.Tensor:
-    """Reconstructions [N, 3, R, R], then the moved images."""
-    sampler = pipeline.sampler(**settings.sampler())
-    size = batch_of(pipeline, x0, settings)
-    count = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
-    latents = invert_all(pipeline, sampler, x0, settings, count)
-    count.close()
-    jobs = len(x0) + len(moves)
-    count = StepCounter(reporter, f"Decoding {jobs} images", math.ceil(jobs / size))
-    decoded = torch.stack(list(decode_all(sampler, _inputs(latents, moves, shift, settings), settings, size, count)))
-    count.close()
-    return decoded
-
-
-def _inputs(latents: Latents, moves: Sequence[Move], shift: _Shift, settings: EditSettings) -> Iterator[Inputs]:
-    yield from zip(latents.x_T, latents.z, strict=True)
-    for move in moves:
-        own = latents.x_T[move.image]
-        drawn = drawn_noise(own, settings)
-        yield own if drawn is None else drawn, shift(move, latents.z[move.image : move.image + 1])

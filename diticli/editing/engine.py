@@ -1,26 +1,38 @@
-"""Inversion and decoding in full batches: what all kinds of edits share.
+"""The runner of all edits: images are encoded and inverted, a list of jobs (noise, features, label) follows from that,
+and the jobs are decoded in full batches. `pair`, `attribute` and `reconstruct` plan jobs; `many` chains those of pairs.
 
 Legend of shape suffixes: N images, B batch, D latent dim, R resolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.settings import EditSettings
+from diticli.editing.results import Label, Reconstruction
+from diticli.editing.settings import EditSettings, Noise
 from diticli.errors import DeviceError
-from diticli.progress import Reporter
+from diticli.pictures.tiles import Pixels, psnr, to_uint8
+from diticli.progress import Reporter, SilentReporter
 
 StepCallback = Callable[[int, int], None]
-Inputs = tuple[torch.Tensor, torch.Tensor]
-"""Noise x_T [3, R, R] and features [D] of one picture."""
+
+
+class Job(NamedTuple):
+    """One picture to decode, from noise x_T [3, R, R] and features z [D]; `label` says what it is."""
+
+    label: Label
+    x_T: torch.Tensor
+    z: torch.Tensor
 
 
 class EditablePipeline(Protocol):
@@ -70,6 +82,85 @@ class Latents:
     x_T: torch.Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the jobs gave.
+
+    Attributes:
+        originals: uint8 [N, R, R, 3], as the model saw them.
+        z: float32 [N, D] features, on the CPU.
+        pictures: uint8 [R, R, 3] each.
+    """
+
+    originals: Pixels
+    z: torch.Tensor
+    pictures: Mapping[Label, Pixels]
+
+    @classmethod
+    def of(cls, x0: torch.Tensor, z: torch.Tensor, decoded: Mapping[Label, torch.Tensor]) -> Outcome:
+        """From images [N, 3, R, R] in [-1, 1], their features, and what was decoded, [3, R, R] each."""
+        pictures = to_uint8(torch.stack(list(decoded.values())))
+        return cls(originals=to_uint8(x0), z=z, pictures=dict(zip(decoded, pictures, strict=True)))
+
+    @cached_property
+    def psnr(self) -> dict[Noise, tuple[float, ...]]:
+        """Of the reconstructions against the originals in dB, [N] for each kind of noise; infinite when equal."""
+        return {noise: tuple(map(psnr, pictures, self.originals)) for noise, pictures in self.reconstructions.items()}
+
+    @cached_property
+    def reconstructions(self) -> dict[Noise, Pixels]:
+        """uint8 [N, R, R, 3] for each kind of noise."""
+        labels = [label for label in self.pictures if isinstance(label, Reconstruction)]
+        kinds = dict.fromkeys(label.noise for label in labels)
+        images = range(len(self.originals))
+        return {noise: np.stack([self.pictures[Reconstruction(i, noise)] for i in images]) for noise in kinds}
+
+
+def run_jobs(
+    pipeline: EditablePipeline,
+    x0: torch.Tensor,
+    plan: Callable[[Latents], Iterable[Job]],
+    count: int,
+    settings: EditSettings,
+    *,
+    sampler: ImageSampler | None = None,
+    reporter: Reporter | None = None,
+    inverted: bool = True,
+) -> tuple[torch.Tensor, dict[Label, torch.Tensor]]:
+    """Encode and invert images, and decode the jobs that follow from that.
+
+    Args:
+        pipeline: a `DiTiPipeline`.
+        x0: [N, 3, R, R] in [-1, 1].
+        plan: latents -> jobs; it is asked for a batch at a time.
+        count: how many jobs there will be.
+        settings: solver, steps, batch size.
+        sampler: of `pipeline.sampler(**settings.sampler())`, for many edits; made here otherwise.
+        reporter: told of every solver step.
+        inverted: whether any job needs the images' own noise.
+
+    Returns:
+        Features [N, D], and the decoded images, [3, R, R] on the CPU each.
+
+    Raises:
+        ConfigError: for more steps than the model has timesteps.
+        DeviceError: when not even one image fits into the device's memory.
+    """
+    reporter = reporter or SilentReporter()
+    sampler = sampler or pipeline.sampler(**settings.sampler())
+    size = batch_of(pipeline, x0, settings)
+    if inverted:
+        steps = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
+        latents = invert_all(pipeline, sampler, x0, settings, steps)
+        steps.close()
+    else:
+        latents = Latents(x0=x0, z=pipeline.encode(x0).float().cpu(), x_T=torch.zeros_like(x0))
+    steps = StepCounter(reporter, f"Decoding {count} images", math.ceil(count / size))
+    decoded = dict(decode_all(sampler, plan(latents), settings, size, steps))
+    steps.close()
+    return latents.z, decoded
+
+
 def invert_all(
     pipeline: EditablePipeline,
     sampler: ImageSampler,
@@ -97,26 +188,26 @@ def invert_all(
 
 def decode_all(
     sampler: ImageSampler,
-    inputs: Iterable[Inputs],
+    jobs: Iterable[Job],
     settings: EditSettings,
     batch_size: int,
     on_step: StepCallback | None = None,
-) -> Iterator[torch.Tensor]:
-    """One picture [3, R, R] on the CPU for each of `inputs`, in their order, decoded in batches.
+) -> Iterator[tuple[Label, torch.Tensor]]:
+    """Each job's label and image [3, R, R] on the CPU, in their order, decoded in batches.
 
-    `inputs` is consumed a batch at a time, so that its tensors need not all exist at once.
+    `jobs` is consumed a batch at a time, so that its tensors need not all exist at once.
     """
 
     def run(x_T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         images = sampler.decode(x_T, z, steps=settings.decode_steps, callback=on_step)
         return images.float().cpu()
 
-    waiting = iter(inputs)
+    waiting = iter(jobs)
     while batch := list(islice(waiting, batch_size)):
         with torch.inference_mode():
-            noise, features = (torch.stack(parts) for parts in zip(*batch, strict=True))
+            noise, features = torch.stack([job.x_T for job in batch]), torch.stack([job.z for job in batch])
             decoded = _fitting(run, noise, features)
-        yield from decoded
+        yield from zip((job.label for job in batch), decoded, strict=True)
 
 
 def batch_of(pipeline: EditablePipeline, x0: torch.Tensor, settings: EditSettings) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from diticli.data.faces_word import FacesWord, faces_beside, is_faces, parse_faces
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from diticli.data.decode import Crop
+
+
+_ORIENTATION = 0x0112  # EXIF; above 4 the picture lies on its side
 
 
 def face_of(source: str) -> FacesWord | None:
@@ -75,9 +80,39 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
     return Image.fromarray(decode_image(Path(source), resolution, crop=crop))
 
 
+def resizing(source: str, resolution: int, crop: Crop) -> str:
+    """How a file becomes what the model sees, e.g. "a.jpg: 712x872 -> center square -> 32 px"; "" where it is that."""
+    from PIL import Image, UnidentifiedImageError
+
+    if face_of(source):
+        return ""
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION, 1) > 4:
+                width, height = height, width
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return ""
+    if width == height == resolution:
+        return ""
+    square = "" if width == height else "CelebA's crop -> " if crop == "celeba" else "center square -> "
+    return f"{source_name(source)}: {width}x{height} -> {square}{resolution} px."
+
+
 def source_name(source: str) -> str:
     """What to call it in a caption."""
     return source if face_of(source) else Path(source).name
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file name: letters, digits, dots, dashes and underscores, at most 60 of them."""
+    return re.sub(r"[^\w.-]+", "-", text).strip(".-")[:60] or "x"
+
+
+def image_stems(names: Sequence[str]) -> list[str]:
+    """A distinct part of a file name for each image: a slug of its name, numbered where that repeats."""
+    slugs = [slug(PurePath(name).stem if "." in name else name) for name in names]
+    return [stem if slugs.count(stem) == 1 else f"{stem}-{i}" for i, stem in enumerate(slugs)]
 
 
 def source_digest(source: str, *, seed: int = 0) -> str:

@@ -8,7 +8,7 @@ together; a pair is written as soon as its last picture is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from diticli.data.decode import Crop
-from diticli.editing.engine import EditablePipeline, ImageSampler, Inputs, Latents, batch_of, decode_all, invert_all
+from diticli.editing.engine import EditablePipeline, ImageSampler, Job, Outcome, batch_of, decode_all, invert_all
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
     ManyOptions,
@@ -30,11 +30,10 @@ from diticli.editing.many_files import (
     write_failed,
     write_pair,
 )
-from diticli.editing.pair import assemble, pair_inputs, to_decode
+from diticli.editing.pair import pair_jobs, pair_result, to_decode
 from diticli.editing.settings import EditSettings
 from diticli.editing.table import PairRow
 from diticli.errors import DiTiError, MachineError
-from diticli.pictures.tiles import to_uint8
 from diticli.progress import Reporter, SilentReporter
 
 _READERS = 4
@@ -60,11 +59,13 @@ class ManyReport:
         written: names of the pairs edited now.
         skipped: names of those that were finished before.
         failed: (pair, reason) of those that could not be edited.
+        psnr: of the reconstructions in dB, by image, of the pairs edited now.
     """
 
     written: tuple[str, ...]
     skipped: tuple[str, ...]
     failed: tuple[tuple[PairRow, str], ...]
+    psnr: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: names, and the failures by name."""
@@ -103,9 +104,10 @@ def edit_many(
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
+    psnr: dict[str, float] = {}
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edit") as pool:
         for pairs in plan.windows:
-            for pair, reason in _edit_window(pipeline, sampler, plan, pairs, options, pool, reporter):
+            for pair, reason in _edit_window(pipeline, sampler, plan, pairs, options, pool, reporter, psnr):
                 if reason is None:
                     written.append(pair.row.name)
                 else:
@@ -113,7 +115,7 @@ def edit_many(
                     reporter.warn(f"{pair.row.name}: {reason}")
     reporter.finish()
     write_failed(failed, out)
-    return ManyReport(written=tuple(written), skipped=plan.finished, failed=tuple(failed))
+    return ManyReport(written=tuple(written), skipped=plan.finished, failed=tuple(failed), psnr=psnr)
 
 
 def _edit_window(
@@ -124,8 +126,9 @@ def _edit_window(
     options: ManyOptions,
     pool: ThreadPoolExecutor,
     reporter: Reporter,
+    psnr: dict[str, float],
 ) -> Iterator[tuple[Planned, str | None]]:
-    """Each pair once it is written (None) or has failed (the reason)."""
+    """Each pair once it is written (None) or has failed (the reason); `psnr` gets those of the reconstructions."""
     images, unreadable = _read_images(pipeline, pairs, options, pool)
     ready = [pair for pair in pairs if pair.row.a in images and pair.row.b in images]
     for pair in pairs:
@@ -141,20 +144,25 @@ def _edit_window(
     place = {source: i for i, source in enumerate(sources)}
     places = [(place[pair.row.a], place[pair.row.b]) for pair in ready]
     batch = batch_of(pipeline, latents.x0, options.settings)
-    decoded = decode_all(sampler, _inputs(latents, ready, places, pipeline, options), options.settings, batch)
+
+    def jobs() -> Iterator[Job]:
+        for pair, at in zip(ready, places, strict=True):
+            edits = to_decode(pair.edits, options.settings)
+            yield from pair_jobs(latents, at, edits, pipeline.chunks, options.settings)
+
+    decoded = decode_all(sampler, jobs(), options.settings, batch)
     writing = []
     for pair, at in zip(ready, places, strict=True):
-        pictures = to_uint8(torch.stack(list(islice(decoded, pair.pictures))))
-        result = assemble(
+        pictures = dict(islice(decoded, pair.pictures))
+        result = pair_result(
             pair.edits,
-            to_uint8(latents.x0[list(at)]),
-            pictures,
-            latents.z[list(at)],
+            Outcome.of(latents.x0[list(at)], latents.z[list(at)], pictures),
             names=(source_name(pair.row.a), source_name(pair.row.b)),
             layout=pipeline.chunks,
             model_hash=plan.model_hash,
             settings=options.settings,
         )
+        psnr |= zip((pair.row.a, pair.row.b), result.psnr, strict=True)
         writing.append((pair, pool.submit(write_pair, result, pair, plan, options)))
         reporter.advance(pair.pictures, pair=pair.row.name)
     for pair, future in writing:
@@ -198,15 +206,3 @@ def _read_images(
         else:
             images[source] = found
     return images, unreadable
-
-
-def _inputs(
-    latents: Latents,
-    pairs: Sequence[Planned],
-    places: Sequence[tuple[int, int]],
-    pipeline: EditablePipeline,
-    options: ManyOptions,
-) -> Iterator[Inputs]:
-    for pair, rows in zip(pairs, places, strict=True):
-        edits = to_decode(pair.edits, options.settings)
-        yield from pair_inputs(latents, rows, edits, pipeline.chunks, options.settings)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from PIL import Image
 
 from diticli.chunks import ChunkLayout
 from diticli.data.faces_word import is_faces
+from diticli.editing.contact_sheet import edit_strip, pair_sheet, write_animation, write_separate
 from diticli.editing.inputs import check_source, source_digest
 from diticli.editing.mixing import parse_alphas
-from diticli.editing.pair import SIDES, Edit, EditResult, plan_edits, to_decode
-from diticli.editing.pictures import edit_strip, write_animation, write_separate
+from diticli.editing.pair import plan_edits, to_decode
+from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow
@@ -45,7 +46,8 @@ class ManyOptions:
         separate: also write single images into FOLDER/NAME/.
         animate: also write an animation NAME.webp or NAME.gif: the suffix, or "" for none.
         window: pairs whose images are in memory together; None for the default.
-        metadata: goes into every picture, e.g. the command line.
+        metadata: goes into every picture.
+        command: the call that makes a pair's outputs again; goes into its pictures.
     """
 
     chunk_sets: Sequence[tuple[int, ...]] = ()
@@ -56,6 +58,7 @@ class ManyOptions:
     animate: str = ""
     window: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    command: Callable[[PairRow], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +166,15 @@ def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptio
     Raises:
         DataError: when one cannot be written.
     """
-    name = pair.row.name
-    metadata = {**options.metadata, _KEY: _key(pair, plan.model_hash, options)}
+    name, sheet = pair.row.name, pair_sheet(result)
+    command = {"diti:command": options.command(pair.row)} if options.command else {}
+    metadata = {**options.metadata, **command, _KEY: _key(pair, plan.model_hash, options)}
     if options.separate:
-        write_separate(result, options.separate / name, metadata)
+        write_separate(sheet, options.separate / name, metadata)
     if options.animate:
-        write_animation(result, plan.out / f"{name}{options.animate}", metadata)
-    strip = edit_strip(result, difference=options.difference)
-    save_png(strip, _picture(plan.out, pair.row), result.to_metadata() | metadata)
+        write_animation(sheet, plan.out / f"{name}{options.animate}", metadata)
+    strip = edit_strip(sheet, difference=options.difference)
+    save_png(strip, _picture(plan.out, pair.row), {**sheet.metadata, **metadata})
 
 
 def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:

@@ -119,6 +119,11 @@ def parse_numbers(spec: str, what: str, limit: float, *, remedy: str) -> tuple[f
     return tuple(dict.fromkeys(round(value, 4) + 0.0 for value in values))  # + 0.0: no -0.0
 
 
+def chunk_ranges(layout: ChunkLayout, chunks: Sequence[int]) -> str:
+    """Chunks as on the command line, e.g. "0-3,8"; `ChunkLayout.parse` reads them."""
+    return layout.describe(chunks).split()[1]
+
+
 def alpha_text(alpha: float) -> str:
     """An alpha with two decimals, or as many as it needs: 0.5 -> "0.50", 0.3333 -> "0.3333"."""
     return f"{alpha:.2f}" if round(alpha, 2) == alpha else f"{alpha:g}"

@@ -4,108 +4,27 @@ Method: Yue et al., ICLR 2024 (arXiv 2401.11430), section 5.2. Both images are e
 noise x_T under their own features; then chosen slices of the features are mixed and the result is decoded.
 
 result = edit_pair(pipeline, anna, ben, [pipeline.chunks.parse("10-20")], (0.0, 0.5, 1.0))
-edit_strip(result).save("edit.png")      # diticli.editing.pictures
+edit_strip(pair_sheet(result)).save("edit.png")      # diticli.editing.contact_sheet
 
 Legend of shape suffixes: N batch, D latent dim, R resolution.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.engine import (
-    EditablePipeline,
-    ImageSampler,
-    Inputs,
-    Latents,
-    StepCounter,
-    batch_of,
-    decode_all,
-    drawn_noise,
-    invert_all,
-)
-from diticli.editing.mixing import alpha_text, check_chunks, mix_chunks, slerp
+from diticli.editing.engine import EditablePipeline, ImageSampler, Job, Latents, Outcome, drawn_noise, run_jobs
+from diticli.editing.mixing import check_chunks, mix_chunks, slerp
+from diticli.editing.results import SIDES, Edit, EditResult, Label, Reconstruction, Side
 from diticli.editing.settings import EditSettings, Noise
-from diticli.editing.sheet import Sheet
 from diticli.errors import ConfigError
-from diticli.pictures.tiles import Pixels, psnr, to_uint8
-from diticli.progress import Reporter, SilentReporter
-
-Side = Literal["a", "b"]
-SIDES: tuple[Side, Side] = get_args(Side)
+from diticli.progress import Reporter
 
 __all__ = ["SIDES", "Edit", "EditResult", "EditSettings", "Noise", "Side", "counterfactuals", "edit_pair"]
-
-
-class Edit(NamedTuple):
-    """One counterfactual: image `side` with `chunks` moved by `alpha` towards the other image."""
-
-    side: Side
-    chunks: tuple[int, ...]
-    alpha: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditResult:
-    """Two images, their reconstructions, and their counterfactuals.
-
-    Attributes:
-        names: what to call A and B.
-        originals: uint8 [2, R, R, 3], A then B, as the model saw them.
-        reconstructions: uint8 [2, R, R, 3], decoded without a change.
-        edits: the counterfactuals, uint8 [R, R, 3] each.
-        z: float32 [2, D] features.
-        psnr: of the reconstructions against the originals, in dB; infinite when equal.
-        layout: chunks of the model.
-        model_hash: fingerprint of the model.
-        settings: how they were made.
-    """
-
-    names: tuple[str, str]
-    originals: Pixels
-    reconstructions: Pixels
-    edits: Mapping[Edit, Pixels]
-    z: npt.NDArray[np.float32]
-    psnr: tuple[float, float]
-    layout: ChunkLayout
-    model_hash: str
-    settings: EditSettings
-
-    @property
-    def chunk_sets(self) -> tuple[tuple[int, ...], ...]:
-        """The sets of chunks that were exchanged, in the order asked for."""
-        return tuple(dict.fromkeys(edit.chunks for edit in self.edits))
-
-    @property
-    def alphas(self) -> tuple[float, ...]:
-        """The strengths, in the order asked for."""
-        return tuple(dict.fromkeys(edit.alpha for edit in self.edits))
-
-    def to_metadata(self) -> dict[str, str]:
-        """Text that lets a picture be made again; PNG text chunks hold it."""
-        return {
-            "diti:model": self.model_hash,
-            "diti:images": " | ".join(self.names),
-            "diti:chunks": " | ".join(self.layout.describe(chunks) for chunks in self.chunk_sets),
-            "diti:alphas": ",".join(alpha_text(alpha) for alpha in self.alphas),
-            **self.settings.describe(self.layout.timesteps),
-            "diti:psnr_db": ", ".join(f"{value:.2f}" for value in self.psnr),
-        }
-
-    def sheet(self) -> Sheet:
-        """Rows of pictures: both directions for every chunk set."""
-        from diticli.editing.pair_sheet import pair_sheet
-
-        return pair_sheet(self)
 
 
 def edit_pair(
@@ -137,17 +56,13 @@ def edit_pair(
         ChunkError: for an empty set or a chunk that the model lacks.
         ConfigError: without chunk sets or alphas, or for more steps than the model has timesteps.
     """
-    settings, reporter = settings or EditSettings(), reporter or SilentReporter()
+    settings = settings or EditSettings()
     edits = plan_edits(chunk_sets, alphas, pipeline.chunks)
     x0 = pipeline.preprocess([image_a, image_b])
-    z, images = counterfactuals(
-        pipeline, x0, to_decode(edits, settings), settings=settings, sampler=sampler, reporter=reporter
-    )
-    return assemble(
+    z, decoded = _decoded(pipeline, x0, to_decode(edits, settings), settings, sampler, reporter)
+    return pair_result(
         edits,
-        to_uint8(x0),
-        to_uint8(images),
-        z,
+        Outcome.of(x0, z, decoded),
         names=names,
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
@@ -181,18 +96,9 @@ def counterfactuals(
         ChunkError: for a chunk that the model lacks.
         ConfigError: for more steps than the model has timesteps.
     """
-    reporter = reporter or SilentReporter()
-    sampler = sampler or pipeline.sampler(**settings.sampler())
-    size = batch_of(pipeline, x0, settings)
-    count = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
-    latents = invert_all(pipeline, sampler, x0, settings, count)
-    count.close()
-    jobs = len(edits) + len(SIDES)
-    count = StepCounter(reporter, f"Decoding {jobs} images", math.ceil(jobs / size))
-    inputs = pair_inputs(latents, (0, 1), edits, pipeline.chunks, settings)
-    images = torch.stack(list(decode_all(sampler, inputs, settings, size, count)))
-    count.close()
-    return latents.z, images
+    z, decoded = _decoded(pipeline, x0, edits, settings, sampler, reporter)
+    labels: list[Label] = [Reconstruction(0), Reconstruction(1), *edits]
+    return z, torch.stack([decoded[label] for label in labels])
 
 
 def plan_edits(chunk_sets: Sequence[tuple[int, ...]], alphas: Sequence[float], layout: ChunkLayout) -> list[Edit]:
@@ -213,13 +119,13 @@ def plan_edits(chunk_sets: Sequence[tuple[int, ...]], alphas: Sequence[float], l
 
 
 def to_decode(edits: Sequence[Edit], settings: EditSettings) -> list[Edit]:
-    """Those that differ from a reconstruction: at alpha 0 features and (mostly) noise are the image's own."""
-    return [edit for edit in edits if edit.alpha != 0 or settings.noise not in ("keep", "slerp")]
+    """Those that differ from a reconstruction."""
+    return [edit for edit in edits if edit.alpha != 0 or not settings.alpha_zero_is_reconstruction]
 
 
-def pair_inputs(
+def pair_jobs(
     latents: Latents, rows: tuple[int, int], edits: Sequence[Edit], layout: ChunkLayout, settings: EditSettings
-) -> Iterator[Inputs]:
+) -> Iterator[Job]:
     """What to decode for one pair: both reconstructions, then the edits.
 
     Args:
@@ -229,43 +135,54 @@ def pair_inputs(
         layout: of the model.
         settings: says which noise.
     """
-    for row in rows:
-        yield latents.x_T[row], latents.z[row]
+    for image, row in enumerate(rows):
+        yield Job(Reconstruction(image), latents.x_T[row], latents.z[row])
     for edit in edits:
         own, other = rows if edit.side == "a" else rows[::-1]
         mine, theirs = slice(own, own + 1), slice(other, other + 1)
         z = mix_chunks(latents.z[mine], latents.z[theirs], layout, edit.chunks, edit.alpha)[0]
         drawn = drawn_noise(latents.x_T[own], settings)
         if drawn is not None:
-            yield drawn, z
+            yield Job(edit, drawn, z)
         elif settings.noise == "slerp":
-            yield slerp(latents.x_T[mine], latents.x_T[theirs], edit.alpha)[0], z
+            yield Job(edit, slerp(latents.x_T[mine], latents.x_T[theirs], edit.alpha)[0], z)
         else:
-            yield latents.x_T[other if settings.noise == "swap" else own], z
+            yield Job(edit, latents.x_T[other if settings.noise == "swap" else own], z)
 
 
-def assemble(
+def pair_result(
     edits: Sequence[Edit],
-    originals: Pixels,
-    decoded: Pixels,
-    z: torch.Tensor,
+    outcome: Outcome,
     *,
     names: tuple[str, str],
     layout: ChunkLayout,
     model_hash: str,
     settings: EditSettings,
 ) -> EditResult:
-    """The result of one pair from what `pair_inputs` was decoded to, uint8 [2 + edits, R, R, 3]."""
-    reconstructions = decoded[:2]
-    pictures = dict(zip(to_decode(edits, settings), decoded[2:], strict=True))
+    """The result of one pair from what its jobs gave; edits that were not decoded are the reconstruction."""
+    back, quality = outcome.reconstructions["keep"], outcome.psnr["keep"]
     return EditResult(
         names=names,
-        originals=originals,
-        reconstructions=reconstructions,
-        edits={edit: pictures.get(edit, reconstructions[SIDES.index(edit.side)]) for edit in edits},
-        z=z.float().cpu().numpy(),
-        psnr=(psnr(reconstructions[0], originals[0]), psnr(reconstructions[1], originals[1])),
+        originals=outcome.originals,
+        reconstructions=back,
+        edits={edit: outcome.pictures.get(edit, back[SIDES.index(edit.side)]) for edit in edits},
+        z=outcome.z.float().cpu().numpy(),
+        psnr=(quality[0], quality[1]),
         layout=layout,
         model_hash=model_hash,
         settings=settings,
     )
+
+
+def _decoded(
+    pipeline: EditablePipeline,
+    x0: torch.Tensor,
+    edits: Sequence[Edit],
+    settings: EditSettings,
+    sampler: ImageSampler | None,
+    reporter: Reporter | None,
+) -> tuple[torch.Tensor, dict[Label, torch.Tensor]]:
+    def plan(latents: Latents) -> Iterator[Job]:
+        return pair_jobs(latents, (0, 1), edits, pipeline.chunks, settings)
+
+    return run_jobs(pipeline, x0, plan, len(SIDES) + len(edits), settings, sampler=sampler, reporter=reporter)

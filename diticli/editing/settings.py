@@ -10,6 +10,8 @@ from diticli.errors import ConfigError
 from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
 
 Noise = Literal["keep", "slerp", "swap", "random", "mean"]
+ALONE: tuple[Noise, ...] = ("keep", "random", "mean")
+"""Noise modes that need no second image."""
 PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
 """Pixels of the images that are sampled together by default: 64 images of 32 px on a CPU, 64 of 128 px on a GPU."""
 COMPILED_FROM = 2_000
@@ -80,6 +82,11 @@ class EditSettings:
             "official": True,
         }
         return cls(**chosen | changes)
+
+    @property
+    def alpha_zero_is_reconstruction(self) -> bool:
+        """Whether an edit of strength 0 is its image's reconstruction: features and noise are the image's own."""
+        return self.noise in ("keep", "slerp")
 
     def sampler(self) -> dict[str, Any]:
         """Arguments of `DiTiPipeline.sampler`."""

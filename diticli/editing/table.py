@@ -9,8 +9,7 @@ from pathlib import Path
 
 from diticli.data.faces_word import is_faces
 from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
-from diticli.editing.inputs import source_name
-from diticli.editing.sheet import slug
+from diticli.editing.inputs import slug, source_name
 from diticli.errors import ConfigError, DataError, LabelError
 
 COLUMNS = ("a", "b", "chunks", "alphas", "name", "error")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diticli._version import __version__
 from diticli.errors import ModelError
@@ -41,8 +41,36 @@ class Located:
     def describe(self) -> str:
         """E.g. "runs/demo (newest run under ./runs), trained on built-in faces"."""
         shown = self.reason if self.name == SHIPPED else f"{self.name} ({self.reason})"
-        images = _training_images(self.name)
+        images = self.trained_on
         return f"{shown}, trained on {images}" if images else shown
+
+    @property
+    def trained_on(self) -> str:
+        """What a model on disk was trained on, where its run says so; else ""."""
+        source = self._recorded("config", "data", "source")
+        if not isinstance(source, str):
+            return ""
+        return "built-in faces" if source.split(":")[0] == "faces" else source
+
+    @property
+    def usual_psnr(self) -> float | None:
+        """dB of reconstructions of images like those it was trained on, where it was measured."""
+        value = self._recorded("reconstruction_psnr_db")
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def _recorded(self, *keys: str) -> Any:
+        """An entry of the run's record beside a model on disk, or None."""
+        if self.name != SHIPPED and not Path(self.name).expanduser().is_dir():
+            return None
+        try:
+            folder = pipeline_folder(self.name)
+            record = next(path for path in (folder / TRAINING, folder.parent / "config.json") if path.is_file())
+            found = json.loads(record.read_bytes())
+            for key in keys:
+                found = found[key]
+        except (StopIteration, OSError, ValueError, KeyError, TypeError, ModelError, RecursionError):
+            return None
+        return found
 
 
 def locate(model: str | None, *, runs: Path = RUNS) -> Located:
@@ -79,19 +107,6 @@ def _shipped_reason() -> str:
     return f"shipped with diticli {__version__}"
 
 
-def _training_images(name: str) -> str:
-    """What a model on disk was trained on, where its run says so; else ""."""
-    if name != SHIPPED and not Path(name).expanduser().is_dir():
-        return ""
-    try:
-        folder = pipeline_folder(name)
-        record = next(path for path in (folder / TRAINING, folder.parent / "config.json") if path.is_file())
-        source = str(json.loads(record.read_bytes())["config"]["data"]["source"])
-    except (StopIteration, OSError, ValueError, KeyError, TypeError, ModelError, RecursionError):
-        return ""
-    return "built-in faces" if source.split(":")[0] == "faces" else source
-
-
 def load_model(model: str | None = None, device: str | None = None) -> DiTiModel:
     """The located model on a device, to run and not to save: without diffusers, whose import takes seconds.
 
@@ -107,7 +122,7 @@ def load_model(model: str | None = None, device: str | None = None) -> DiTiModel
     located = locate(model)
     plain = load_plain(located.name)
     loaded = load_pipeline(located.name, device) if plain is None else plain.to(target)
-    loaded.origin = located.describe()
+    _introduce(loaded, located)
     return loaded
 
 
@@ -126,8 +141,12 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
     with _quiet_loading():
         located = locate(model)
         pipeline = DiTiPipeline.from_pretrained(located.name)
-    pipeline.origin = located.describe()
+    _introduce(pipeline, located)
     return pipeline.to(target)
+
+
+def _introduce(model: DiTiModel, located: Located) -> None:
+    model.origin, model.trained_on, model.usual_psnr = located.describe(), located.trained_on, located.usual_psnr
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ class DiTiModel:
         windows: the chunks' tables on the device.
         model_id: what it was loaded as; "" where it was not.
         origin: which model this is, why it was taken and what it was trained on; "" where it was not located.
+        trained_on: the last alone, where its run says so.
+        usual_psnr: dB of reconstructions of such images, where it was measured.
     """
 
     unet: UNet2DModel | PlainUNet | None
@@ -67,6 +69,8 @@ class DiTiModel:
     windows: ChunkWindows
     model_id: str
     origin: str
+    trained_on: str
+    usual_psnr: float | None
 
     def _set_up(self, schedule: NoiseSchedule, layout: ChunkLayout) -> None:
         """Everything that follows from the parts and the settings, which are there.
@@ -75,7 +79,8 @@ class DiTiModel:
             ModelError: when the parts do not fit each other, the base cannot be run, or weights are not finite.
         """
         self.chunks, self.schedule, self.windows = layout, schedule, ChunkWindows(layout)
-        self.model_id = self.origin = ""
+        self.model_id = self.origin = self.trained_on = ""
+        self.usual_psnr = None
         self._check_parts()
         check_finite(self.networks, "The model")
         if self.unet is not None:

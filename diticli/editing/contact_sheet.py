@@ -1,0 +1,377 @@
+"""Results of edits in rows of pictures with captions: as one strip, as single files, and as an animation.
+
+result = edit_pair(pipeline, anna, ben, [pipeline.chunks.parse("10-20")], (0.0, 0.5, 1.0))
+edit_strip(pair_sheet(result)).save("edit.png")
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from diticli.chunks import ChunkLayout
+from diticli.editing.inputs import image_stems, slug
+from diticli.editing.mixing import alpha_text, chunk_ranges
+from diticli.editing.results import (
+    SIDES,
+    AttributeResult,
+    Chunks,
+    Edit,
+    EditResult,
+    Move,
+    ReconstructionResult,
+    decibels,
+)
+from diticli.pictures.animation import save_animation, with_slider
+from diticli.pictures.differences import difference_gain, difference_map, scale_text
+from diticli.pictures.grids import save_png
+from diticli.pictures.strips import captioned_strip
+from diticli.pictures.tiles import Pixels
+
+MAX_NAME = 80  # characters of a file name that may go to the list of chunks
+ANIMATED, FEW = 192, 4
+"""Animated pictures are so many pixels wide where there are so few of them."""
+NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean"}
+SAME = "\n= reconstruction"
+"""Stands below the strength that changes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One picture of a sheet.
+
+    Attributes:
+        picture: uint8 [R, R, 3].
+        stem: file name without suffix, under which `write_separate` stores it; cells may share one.
+        against: what a difference map compares it to; None leaves it out.
+        framed: whether it is an input.
+        caption: text below it.
+    """
+
+    picture: Pixels
+    stem: str
+    against: Pixels | None = None
+    framed: bool = False
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetRow:
+    """One row of a sheet.
+
+    Attributes:
+        caption: stands before it.
+        cells: one a column.
+        across: where an animation puts it: the caption of its column of moving pictures.
+        down: likewise, of its row.
+        begins: whether a new group of rows begins here.
+    """
+
+    caption: str
+    cells: tuple[Cell, ...]
+    across: str = ""
+    down: str = ""
+    begins: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Everything that a strip, single files and an animation need.
+
+    Attributes:
+        title: stands above everything.
+        columns: a caption for each column.
+        rows: at least one.
+        moving: the columns that an animation runs through.
+        metadata: text that lets the pictures be made again.
+        repeated: columns that a strip leaves out, as another shows the same pictures.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[SheetRow, ...]
+    moving: range
+    metadata: Mapping[str, str]
+    repeated: frozenset[int] = frozenset()
+
+
+def pair_sheet(result: EditResult) -> Sheet:
+    """Two rows a chunk set: A with B's chunks, and B with A's.
+
+    Columns: the original, its reconstruction, the edits in the order of the alphas, and the image that the chunks
+    come from.
+    """
+    rows = tuple(_pair_row(result, own, chunks) for chunks in result.chunk_sets for own in (0, 1))
+    return Sheet(
+        title=_pair_title(result),
+        columns=("original", "reconstruction", *_alpha_columns(result), "chunks from"),
+        rows=rows,
+        moving=range(2, 2 + len(result.alphas)),
+        metadata=result.to_metadata(),
+        repeated=frozenset({1} if _shows_alpha_zero(result) else ()),
+    )
+
+
+def grid_sheet(result: EditResult) -> Sheet:
+    """One row a chunk set, for many of them: A with B's chunks on the left, B with A's on the right."""
+    rows = []
+    for chunks in result.chunk_sets:
+        halves = [_pair_row(result, own, chunks) for own in (0, 1)]
+        cells = tuple(cell for half in halves for cell in half.cells[:-1])
+        rows.append(SheetRow(caption=halves[0].down, cells=cells))
+    alphas = _alpha_columns(result)
+    return Sheet(
+        title=f"{_pair_title(result)} Left: A with B's chunks; right: B with A's.",
+        columns=("A", "reconstruction", *alphas, "B", "reconstruction", *alphas),
+        rows=tuple(rows),
+        moving=range(0),
+        metadata=result.to_metadata(),
+        repeated=frozenset({1, 3 + len(alphas)} if _shows_alpha_zero(result) else ()),
+    )
+
+
+def attribute_sheet(result: AttributeResult) -> Sheet:
+    """One row for every image, attribute and chunk set.
+
+    Columns: the original, its reconstruction, and the edits in the order of the amounts.
+    """
+    rows = tuple(
+        _attribute_row(result, image, attribute, chunks)
+        for image in range(len(result.names))
+        for attribute in result.attributes
+        for chunks in result.chunk_sets
+    )
+    same = result.settings.noise == "keep"
+    texts = zip(amount_texts(result.amounts), result.amounts, strict=True)
+    columns = ("original", "reconstruction", *(text + SAME if same and not amount else text for text, amount in texts))
+    return Sheet(
+        title=_attribute_title(result),
+        columns=columns,
+        rows=rows,
+        moving=range(2, len(columns)),
+        metadata=result.to_metadata(),
+        repeated=frozenset({1} if same and 0 in result.amounts else ()),
+    )
+
+
+def reconstruction_sheet(result: ReconstructionResult) -> Sheet:
+    """One row an image, the PSNR below each of its reconstructions."""
+    rows = []
+    for i, (name, stem) in enumerate(zip(result.names, image_stems(result.names), strict=True)):
+        original = result.originals[i]
+        found = [
+            Cell(
+                picture=pictures[i],
+                stem=f"{stem}_reconstruction_{noise}",
+                against=original,
+                caption=decibels(result.psnr[noise][i]),
+            )
+            for noise, pictures in result.pictures.items()
+        ]
+        cells = (Cell(picture=original, stem=f"{stem}_original", framed=True), *found)
+        rows.append(SheetRow(caption=name, cells=cells, down=name))
+    columns = ("original", *(NOISES[noise] for noise in result.pictures))
+    return Sheet(
+        title="Decoded from their own features",
+        columns=columns,
+        rows=tuple(rows),
+        moving=range(len(columns)),
+        metadata=result.to_metadata(),
+    )
+
+
+def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = False) -> Image.Image:
+    """All rows of a sheet as one picture; the inputs are framed.
+
+    Args:
+        sheet: e.g. of `pair_sheet`.
+        scale: integer magnification (default: the smallest that makes images 96 px high and wide).
+        difference: below each row, how far every edit is from the reconstruction, and that from the original.
+    """
+    shown = [column for column in range(len(sheet.columns)) if column not in sheet.repeated]
+    all_rows = _with_differences(sheet) if difference else list(sheet.rows)
+    rows = [replace(row, cells=tuple(row.cells[column] for column in shown)) for row in all_rows]
+    cells = [row.cells for row in rows]
+    captions = [[cell.caption for cell in row] for row in cells]
+    return captioned_strip(
+        [[cell.picture if cell.picture.size else None for cell in row] for row in cells],
+        row_captions=[row.caption for row in rows],
+        column_captions=[sheet.columns[column] for column in shown],
+        cell_captions=captions if any(map(any, captions)) else None,
+        title=sheet.title,
+        scale=scale,
+        mark={(r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if cell.framed},
+        groups={r for r, row in enumerate(rows) if row.begins},
+    )
+
+
+def write_separate(sheet: Sheet, folder: Path | str, metadata: Mapping[str, str] | None = None) -> list[Path]:
+    """Write single PNGs such as `a_original.png`, `a_reconstruction.png`, `b_chunks10-20_alpha0.50.png`.
+
+    Raises:
+        DataError: when the folder cannot be written.
+    """
+    pictures = {cell.stem: cell.picture for row in sheet.rows for cell in row.cells}
+    text = {**sheet.metadata, **(metadata or {})}
+    return [save_png(picture, Path(folder) / f"{stem}.png", text) for stem, picture in sorted(pictures.items())]
+
+
+def write_animation(sheet: Sheet, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a .webp or .gif that runs through the strengths forth and back, both directions side by side.
+
+    Raises:
+        ConfigError: for another suffix.
+        DataError: when the file cannot be written.
+    """
+    last = max(1, len(sheet.moving) - 1)
+    captions = [sheet.columns[column].removesuffix(SAME) for column in sheet.moving]
+    frames = [with_slider(_frame(sheet, column), captions[i], i / last) for i, column in enumerate(sheet.moving)]
+    return save_animation(frames, path, {**sheet.metadata, **(metadata or {})})
+
+
+def edit_stem(edit: Edit, layout: ChunkLayout) -> str:
+    """A file name without suffix, such as b_chunks10-20_alpha0.50."""
+    return f"{edit.side}_chunks{chunks_stem(edit.chunks, layout)}_alpha{alpha_text(edit.alpha)}"
+
+
+def chunks_stem(chunks: tuple[int, ...], layout: ChunkLayout) -> str:
+    """Chunks as a part of a file name: their ranges, or a checksum of many."""
+    runs = chunk_ranges(layout, chunks)
+    if len(runs) > MAX_NAME:
+        return f"{chunks[0]}-{chunks[-1]}-{len(chunks)}of-{zlib.crc32(runs.encode()):08x}"
+    return runs
+
+
+def amount_texts(amounts: Sequence[float]) -> list[str]:
+    """Amounts with their signs, which tell more from less: "+0.50", "−1.00", "0"."""
+    short = [_signed(amount, f"{abs(amount):.2f}") for amount in amounts]
+    distinct = len(set(short)) == len(amounts)
+    return short if distinct else [_signed(amount, alpha_text(abs(amount))) for amount in amounts]
+
+
+def _signed(amount: float, size: str) -> str:
+    return "0" if amount == 0 else ("−" if amount < 0 else "+") + size
+
+
+def _shows_alpha_zero(result: EditResult) -> bool:
+    """Whether one of the alphas is the reconstruction once more."""
+    return 0 in result.alphas and result.settings.alpha_zero_is_reconstruction
+
+
+def _alpha_columns(result: EditResult) -> list[str]:
+    same = result.settings.alpha_zero_is_reconstruction
+    return [f"α {alpha_text(alpha)}" + (SAME if same and alpha == 0 else "") for alpha in result.alphas]
+
+
+def _pair_row(result: EditResult, own: int, chunks: tuple[int, ...]) -> SheetRow:
+    side, other = SIDES[own], 1 - own
+    back, before = result.reconstructions[own], result.originals[own]
+    same = result.settings.alpha_zero_is_reconstruction
+    edits = [
+        Cell(
+            picture=result.edits[Edit(side, chunks, alpha)],
+            stem=edit_stem(Edit(side, chunks, alpha), result.layout),
+            against=before if same and alpha == 0 else back,
+        )
+        for alpha in result.alphas
+    ]
+    source = Cell(picture=result.originals[other], stem=f"{SIDES[other]}_original", framed=True)
+    original = Cell(picture=before, stem=f"{side}_original", framed=True)
+    reconstruction = Cell(picture=back, stem=f"{side}_reconstruction", against=before)
+    what = _in_words(result.layout, chunks)
+    across = f"{'AB'[own]} with {'BA'[own]}'s"
+    return SheetRow(
+        caption=f"{across} {what}",
+        cells=(original, reconstruction, *edits, source),
+        across=across,
+        down=what,
+        begins=own == 0,
+    )
+
+
+def _attribute_row(result: AttributeResult, image: int, attribute: str, chunks: Chunks) -> SheetRow:
+    back, before = result.reconstructions[image], result.originals[image]
+    name = image_stems(result.names)[image]
+    where = f"_chunks{chunks_stem(chunks, result.layout)}" if chunks else ""
+    same = result.settings.noise == "keep"
+    edits = [
+        Cell(
+            picture=result.edits[Move(image, attribute, chunks, amount)],
+            stem=f"{name}_{slug(attribute)}{where}_{f'{amount:+g}' if amount else '0'}",
+            against=before if same and amount == 0 else back,
+        )
+        for amount in result.amounts
+    ]
+    original = Cell(picture=before, stem=f"{name}_original", framed=True)
+    reconstruction = Cell(picture=back, stem=f"{name}_reconstruction", against=before)
+    what = attribute
+    if chunks:
+        what += ", " + _in_words(result.layout, chunks)
+    several = len(result.names) > 1
+    first = attribute == result.attributes[0] and chunks == result.chunk_sets[0]
+    return SheetRow(
+        caption=f"{result.names[image]}: {what}" if several else what,
+        cells=(original, reconstruction, *edits),
+        across=result.names[image] if several else "",
+        down=what,
+        begins=first and len(result.attributes) * len(result.chunk_sets) > 1,
+    )
+
+
+def _in_words(layout: ChunkLayout, chunks: tuple[int, ...]) -> str:
+    return layout.describe(chunks).replace("(t ", "(t\N{NO-BREAK SPACE}")
+
+
+def _pair_title(result: EditResult) -> str:
+    sets = result.chunk_sets
+    what = result.layout.describe(sets[0]).split(" (")[0] if len(sets) == 1 else "chunks"
+    images = ", ".join(f"{letter} = {name}" for letter, name in zip("AB", result.names, strict=True))
+    quality = " and ".join(decibels(value) for value in result.psnr)
+    noise = _noise_in_words(result.settings.noise)
+    return f"A with B's {what}, and B with A's. {images}. Reconstruction: {quality} PSNR.{noise}"
+
+
+def _attribute_title(result: AttributeResult) -> str:
+    quality = ", ".join(decibels(value) for value in result.psnr[:4]) + (", ..." if len(result.psnr) > 4 else "")
+    image = f"{result.names[0]}. " if len(result.names) == 1 else ""
+    dims = "" if result.learned_dims is None else f" in {result.learned_dims} learned dims"
+    along = "" if result.along == "weight" else f"'s {result.along}"
+    noise = _noise_in_words(result.settings.noise)
+    return f"{image}Moved along each attribute{along}{dims}. Reconstruction: {quality} PSNR.{noise}"
+
+
+def _noise_in_words(noise: str) -> str:
+    return "" if noise == "keep" else f" x_T: {noise}."
+
+
+def _frame(sheet: Sheet, column: int) -> Image.Image:
+    across = list(dict.fromkeys(row.across for row in sheet.rows))
+    down = list(dict.fromkeys(row.down for row in sheet.rows))
+    pictures: list[list[Pixels | None]] = [[None] * len(across) for _ in down]
+    for row in sheet.rows:
+        pictures[down.index(row.down)][across.index(row.across)] = row.cells[column].picture
+    side = sheet.rows[0].cells[column].picture.shape[0]
+    scale = max(1, round(ANIMATED / side)) if len(down) * len(across) <= FEW else None
+    return captioned_strip(pictures, row_captions=down, column_captions=across, scale=scale)
+
+
+def _with_differences(sheet: Sheet) -> list[SheetRow]:
+    """Each row, and below it the maps of its cells, all at one magnification."""
+    compared = [cell for row in sheet.rows for cell in row.cells if cell.against is not None]
+    gain = difference_gain((cell.picture, cell.against) for cell in compared if cell.against is not None)
+    caption = f"difference {scale_text(gain)} from the reconstruction (its own: from the original)"
+    rows = []
+    for row in sheet.rows:
+        maps = tuple(_difference(cell, gain) for cell in row.cells)
+        rows += [replace(row, begins=True), SheetRow(caption=caption, cells=maps)]
+    return rows
+
+
+def _difference(cell: Cell, gain: int) -> Cell:
+    if cell.against is None:
+        return Cell(picture=cell.picture[:0], stem="")
+    return Cell(picture=difference_map(cell.picture, cell.against, gain), stem="")

@@ -1,0 +1,48 @@
+"""What makes edits worthless, said in words: images that the model does not give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diticli.editing.results import decibels
+from diticli.editing.settings import EditSettings
+from diticli.sampling.defaults import DEFAULT_STEPS
+
+LEAST_PSNR = 20.0
+"""dB below which a reconstruction is another picture than the original."""
+FAR_BELOW = 10.0
+"""dB below the model's own reconstructions from which something is wrong: 10 times the squared error."""
+ENOUGH_STEPS = {"dpm": DEFAULT_STEPS, "ddim": 100}
+
+
+def reconstruction_warnings(
+    psnr: Mapping[str, float], settings: EditSettings, timesteps: int, usual: float | None, trained_on: str
+) -> list[str]:
+    """Warnings about reconstructions that are bad, or far worse than those that the model was trained to.
+
+    Args:
+        psnr: dB by image.
+        settings: how they were made.
+        timesteps: T of the model.
+        usual: dB of the model's own images; None where nobody measured it.
+        trained_on: the model's own images in words, or "".
+    """
+    bad = [name for name, value in psnr.items() if value < LEAST_PSNR]
+    far = [name for name, value in psnr.items() if usual is not None and value < usual - FAR_BELOW]
+    poor = list(dict.fromkeys([*bad, *far]))
+    if not poor:
+        return []
+    worst = min(poor, key=lambda name: psnr[name])
+    others = f" and {len(poor) - 1} more" if len(poor) > 1 else ""
+    beside = f", where {decibels(usual)} is usual for this model" if worst in far and usual is not None else ""
+    consequence = " Edits show that error, not what was changed." if bad else ""
+    cause = _cause(settings, timesteps, trained_on)
+    return [f"{worst}{others}: the reconstruction has {decibels(psnr[worst])} PSNR{beside}.{consequence} {cause}"]
+
+
+def _cause(settings: EditSettings, timesteps: int, trained_on: str) -> str:
+    steps, enough = min(settings.steps_run(timesteps)), min(ENOUGH_STEPS[settings.solver], timesteps - 1)
+    if steps < enough:
+        return f"{steps} steps of {settings.solver} are too few: use --steps {enough}."
+    images = f", such as {trained_on}" if trained_on else ""
+    return f"The model gives back well only images like those it was trained on{images}."
