@@ -14,10 +14,11 @@ import torch
 from diffusers import DDPMScheduler
 
 from benchmarks.cases import SEED, Case
+from diticli.distributed import Rank
 from diticli.models.frozen import FrozenBase
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
-from diticli.training.batches import MemoryFeed, Share, StepNoise
+from diticli.training.batches import MemoryFeed, StepNoise
 from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
 from diticli.training.objectives import FeatureObjective, StepLosses
@@ -97,7 +98,7 @@ class OurTrainer:
         if self.environment:
             _distinguish(objective)
         self.noise = StepNoise(
-            seed=SEED, stage=STAGE, timesteps=objective.timesteps, batch_size=batch_size, flip=False, share=Share()
+            seed=SEED, stage=STAGE, timesteps=objective.timesteps, batch_size=batch_size, flip=False, rank=Rank()
         )
         objective.train()
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from diticli.config_groups import SSLConfig
+from diticli.distributed import Rank
 from diticli.models.pipeline import normalise
 from diticli.training.augment import (
     BRIGHTNESS,
@@ -31,7 +32,6 @@ from diticli.training.augment import (
     grey,
     turn_hue,
 )
-from diticli.training.batches import Share
 
 SIDE = 24
 
@@ -209,8 +209,8 @@ def test_settings_choose_the_augmentation() -> None:
     assert augmentation_of(SSLConfig(method="simsiam", min_crop=0.3)) == replace(SIMSIAM, min_crop=0.3)
 
 
-def step_views(share: Share = Share(), seed: int = 5, stage: str = "features") -> StepViews:
-    return StepViews(augmentation=SIMCLR, seed=seed, stage=stage, batch_size=8, share=share)
+def step_views(rank: Rank = Rank(), seed: int = 5, stage: str = "features") -> StepViews:
+    return StepViews(augmentation=SIMCLR, seed=seed, stage=stage, batch_size=8, rank=rank)
 
 
 def test_views_are_a_function_of_seed_and_step() -> None:
@@ -228,5 +228,5 @@ def test_views_are_a_function_of_seed_and_step() -> None:
 
 def test_processes_share_the_views_of_the_global_batch() -> None:
     x = images(8)
-    parts = [step_views(Share(rank=r, world=2)).draw(7, x[4 * r : 4 * r + 4]) for r in range(2)]
+    parts = [step_views(Rank(index=r, count=2)).draw(7, x[4 * r : 4 * r + 4]) for r in range(2)]
     torch.testing.assert_close(torch.cat(parts, dim=1), step_views().draw(7, x))

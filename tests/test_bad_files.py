@@ -13,11 +13,12 @@ from hostile_files import png_bytes
 from tiny_models import SIZE
 
 from diticli.data.images import load_images, open_images
+from diticli.distributed import Rank
 from diticli.encoding.encode import encode_with
 from diticli.errors import DataError
 from diticli.features.read import read_features
 from diticli.progress import SilentReporter
-from diticli.training.batches import DataOrder, Share, StreamFeed
+from diticli.training.batches import DataOrder, StreamFeed
 
 COUNT = 1000
 CPU = torch.device("cpu")
@@ -132,7 +133,7 @@ def test_too_many_unreadable_images_stop_the_reader_with_the_list(source, tmp_pa
 def test_training_from_a_bad_folder_stops_with_the_list(source, tmp_path, workers):
     """A stream learns of bad files as it goes: past 5 % of all images it stops."""
     feed = StreamFeed(source, workers, tmp_path / "skipped.txt")
-    batches = feed.batches(DataOrder(len(source), 20, seed=0), 0, 50, Share(), CPU)
+    batches = feed.batches(DataOrder(len(source), 20, seed=0), 0, 50, Rank(), CPU)
     assert next(batches).shape == (20, 3, SIZE, SIZE)
     with pytest.raises(DataError, match=r"of 1,000 images cannot be read, more than 5%"):
         list(batches)
@@ -151,7 +152,7 @@ def test_training_goes_on_past_a_few_bad_files(tmp_path):
     source = open_images(str(folder), SIZE)
     feed, order = StreamFeed(source, 0, tmp_path / "skipped.txt"), DataOrder(80, 20, seed=0)
     stand_in = {10: 12, 11: 12, 79: 0}
-    for step, images in enumerate(feed.batches(order, 0, 12, Share(), CPU)):
+    for step, images in enumerate(feed.batches(order, 0, 12, Rank(), CPU)):
         wanted = [stand_in.get(index, index) for index in order.batch(step).tolist()]
         assert images[:, 0, 0, 0].tolist() == wanted
     lines = (tmp_path / "skipped.txt").read_text(encoding="utf-8").splitlines()

@@ -140,8 +140,8 @@ REASON = "the fifth image bites"
     [
         ({1: partial(fail_at, 3, REASON)}, {0: f"Process 1 of 2 failed: ValueError: {REASON}", 1: REASON}),
         ({0: partial(fail_at, 3, REASON)}, {0: REASON, 1: f"Process 0 of 2 failed: ValueError: {REASON}"}),
-        ({1: partial(signal_at, 3, signal.SIGKILL)}, {0: "Another process of this run ended without a word"}),
-        ({0: partial(signal_at, 3, signal.SIGKILL)}, {1: "Another process of this run ended without a word"}),
+        ({1: partial(signal_at, 3, signal.SIGKILL)}, {0: "Another process of this run ended without an error message"}),
+        ({0: partial(signal_at, 3, signal.SIGKILL)}, {1: "Another process of this run ended without an error message"}),
         ({1: partial(fail_at, 3, REASON), 0: partial(hang_at, 3)}, {0: f"{REASON} This process waits in vain"}),
     ],
     ids=["second fails", "first fails", "second killed", "first killed", "first hangs"],

@@ -13,8 +13,8 @@ import pytest
 from test_encode import FakeImages, channel_means
 from test_feature_shards import BAD, META, check
 
+from diticli.distributed import Rank
 from diticli.encoding.encode_shards import encode_sharded
-from diticli.encoding.team import Team
 from diticli.features.manifest import MANIFEST
 from diticli.features.read import read_features
 from diticli.features.shard_writer import RECORDS
@@ -25,17 +25,17 @@ MEMORY_IMAGES = 5000
 
 def worker(folder: Path, kill_rank: int, kill_call: int) -> None:
     """What each process of `torchrun` does; one of them is killed at its n-th batch."""
-    team, calls = Team.from_environment(), 0
+    rank, calls = Rank.from_environment(), 0
 
     def encode(images):
         nonlocal calls
         calls += 1
-        if team.rank == kill_rank and calls == kill_call:
+        if rank.index == kill_rank and calls == kill_call:
             os.kill(os.getpid(), signal.SIGKILL)
         return channel_means(images)
 
     options = {"meta": META, "shard_size": 3, "batch_size": 2, "workers": 0, "checkpoint_seconds": 0.0}
-    encode_sharded(encode, FakeImages(23, BAD), folder, team=team, **options)
+    encode_sharded(encode, FakeImages(23, BAD), folder, rank=rank, **options)
 
 
 def launch(folder: Path, *, kill_rank: int = -1, kill_call: int = 0) -> int:

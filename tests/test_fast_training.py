@@ -14,6 +14,7 @@ from test_training import StopAfter, losses, same, tiny, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diticli.config import RunConfig
+from diticli.distributed import Rank
 from diticli.errors import ConfigError
 from diticli.models import compiled, transfer
 from diticli.models.compiled import CPU_STEPS, compile_pays
@@ -21,7 +22,7 @@ from diticli.models.frozen import FrozenBase
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training import stage_two
-from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
+from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.checkpoint import flatten_optimizer, restore_optimizer
 from diticli.training.loop import Stage, StageTrainer, draw_inputs
 from diticli.training.plan import make_plan
@@ -83,8 +84,8 @@ def trainer_of(config: RunConfig, base: Path, device: torch.device) -> StageTrai
 def take_steps(trainer: StageTrainer, first: int, last: int, device: torch.device) -> None:
     stage = trainer.stage
     order = DataOrder(stage.images, stage.budget.batch_size, seed=0)
-    noise = StepNoise(seed=0, stage="features", timesteps=1000, batch_size=8, flip=True, share=Share())
-    for images in stage.feed.batches(order, first, last, Share(), device):
+    noise = StepNoise(seed=0, stage="features", timesteps=1000, batch_size=8, flip=True, rank=Rank())
+    for images in stage.feed.batches(order, first, last, Rank(), device):
         trainer.train_step(draw_inputs(stage, noise, None, trainer.step, images))
 
 
@@ -136,8 +137,8 @@ def test_feeds_of_a_gpu_deliver_what_the_host_has(share: float) -> None:
         pytest.skip("needs a CUDA device")
     images = np.random.default_rng(0).integers(256, size=(50, 8, 8, 3), dtype=np.uint8)
     order = DataOrder(50, 16, seed=3)
-    wanted = list(MemoryFeed(images).batches(order, 2, 30, Share(), CPU))
-    got = list(MemoryFeed(images, share).batches(order, 2, 30, Share(), CUDA))
+    wanted = list(MemoryFeed(images).batches(order, 2, 30, Rank(), CPU))
+    got = list(MemoryFeed(images, share).batches(order, 2, 30, Rank(), CUDA))
     assert all(batch.device.type == "cuda" for batch in got)
     assert all(torch.equal(a, b.cpu()) for a, b in zip(wanted, got, strict=True))
 
@@ -145,9 +146,9 @@ def test_feeds_of_a_gpu_deliver_what_the_host_has(share: float) -> None:
 def test_memory_feed_follows_the_order() -> None:
     images = np.random.default_rng(0).integers(256, size=(10, 4, 4, 3), dtype=np.uint8)
     order = DataOrder(10, 4, seed=3)
-    for share in (Share(), Share(rank=1, world=2)):
-        for step, batch in enumerate(MemoryFeed(images).batches(order, 2, 7, share, CPU), start=2):
-            wanted = images[order.batch(step)[share.of(4)]].transpose(0, 3, 1, 2)
+    for rank in (Rank(), Rank(index=1, count=2)):
+        for step, batch in enumerate(MemoryFeed(images).batches(order, 2, 7, rank, CPU), start=2):
+            wanted = images[order.batch(step)[rank.local_slice(4)]].transpose(0, 3, 1, 2)
             np.testing.assert_array_equal(batch.numpy(), wanted)
 
 

@@ -14,8 +14,8 @@ import torch
 from test_encode import FakeImages, Recorder, channel_means
 
 from diticli.data.labels import LabelColumn
+from diticli.distributed import Rank
 from diticli.encoding.encode_shards import ShardedResult, encode_sharded
-from diticli.encoding.team import Team
 from diticli.errors import ConfigError, DataError, FeatureFileError
 from diticli.features.manifest import MANIFEST, read_manifest
 from diticli.features.read import FeatureMeta, read_features
@@ -74,7 +74,7 @@ def test_shards_are_the_images_in_order(tmp_path: Path, suffix: str) -> None:
 def test_processes_share_the_units_and_the_last_one_merges(tmp_path: Path) -> None:
     results = {}
     for rank in (2, 0, 1):
-        results[rank] = run(tmp_path, team=Team(rank=rank, world=3))
+        results[rank] = run(tmp_path, rank=Rank(index=rank, count=3))
         assert (tmp_path / MANIFEST).exists() == (rank == 1)
     assert [results[rank].complete for rank in (2, 0, 1)] == [False, False, True]
     assert [results[rank].missing for rank in (2, 0, 1)] == [6, 3, 0]
@@ -84,7 +84,7 @@ def test_processes_share_the_units_and_the_last_one_merges(tmp_path: Path) -> No
 
 def test_an_unfinished_folder_says_how_to_finish_it(tmp_path: Path) -> None:
     reporter = Recorder()
-    run(tmp_path, team=Team(rank=1, world=2), reporter=reporter)
+    run(tmp_path, rank=Rank(index=1, count=2), reporter=reporter)
     assert "4 of 8 units" in reporter.notes[0]
     with pytest.raises(FeatureFileError, match="is not finished") as caught:
         read_features(tmp_path)
@@ -108,15 +108,15 @@ def failing_after(calls: int) -> Any:
 @pytest.mark.parametrize("world", [1, 2, 5, 20])
 def test_a_restart_of_another_size_does_what_is_missing(tmp_path: Path, world: int) -> None:
     with pytest.raises(OSError, match="unplugged"):
-        run(tmp_path, encode=failing_after(6), team=Team(rank=0, world=2))
-    run(tmp_path, team=Team(rank=1, world=2))
+        run(tmp_path, encode=failing_after(6), rank=Rank(index=0, count=2))
+    run(tmp_path, rank=Rank(index=1, count=2))
     done = {int(path.stem) for path in (tmp_path / RECORDS).iterdir()}
     assert done == {0, 1, 2, 3, 4, 5, 7}
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
     loaded, resumed = [], 0
     for rank in range(world):
         source = FakeImages(23, BAD)
-        resumed += run(tmp_path, source, team=Team(rank=rank, world=world)).resumed
+        resumed += run(tmp_path, source, rank=Rank(index=rank, count=world)).resumed
         loaded += source.loaded
     # The unit that failed left its first batch behind.
     assert loaded == [20]
@@ -323,10 +323,10 @@ def test_shards_open_are_few(tmp_path: Path) -> None:
 
 
 def test_teams() -> None:
-    assert Team.from_environment({}) == Team()
-    assert Team.from_environment({"RANK": "3"}) == Team(), "a rank of no world is somebody else's"
-    found = Team.from_environment({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
-    assert found == Team(rank=3, world=4, local_rank=1)
+    assert Rank.from_environment({}) == Rank()
+    assert Rank.from_environment({"RANK": "3"}) == Rank(), "a rank of no world is somebody else's"
+    found = Rank.from_environment({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    assert found == Rank(index=3, count=4, local=1)
     assert found.device("cpu") == "cpu"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.device_count", lambda: 2)
@@ -334,8 +334,8 @@ def test_teams() -> None:
             *["cuda:1"] * 3,
             *["cuda:0", "cpu"],
         ]
-        assert Team().device(None) is None
+        assert Rank().device(None) is None
     for wrong in ({"RANK": "4", "WORLD_SIZE": "4"}, {"WORLD_SIZE": "x"}, {"RANK": "-1", "WORLD_SIZE": "2"}):
         with pytest.raises(ConfigError) as caught:
-            Team.from_environment(wrong)
+            Rank.from_environment(wrong)
         assert caught.value.remedy

@@ -11,9 +11,9 @@ import torch
 from faults.processes import Ended, run_world, start
 from faults.settings import train_command
 
-from diticli.encoding.team import Team
+from diticli.distributed import Rank, join
 from diticli.errors import ConfigError, OtherProcessError
-from diticli.training.joining import ignored_variables, join, launcher_hidden
+from diticli.training.launcher import ignored_variables, launcher_hidden
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -122,7 +122,7 @@ def test_the_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     before = dict(os.environ)
-    with launcher_hidden(Team(rank=1, world=2)):
+    with launcher_hidden(Rank(index=1, count=2)):
         assert "OMPI_COMM_WORLD_SIZE" not in os.environ
         assert "ACCELERATE_USE_CPU" not in os.environ
         assert os.environ["ACCELERATE_CPU_AFFINITY"] == "1"

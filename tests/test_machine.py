@@ -17,9 +17,10 @@ from diticli.commands.failure import exit_status
 from diticli.data import decode, machine
 from diticli.data.images import UnreadableImageError, decode_image, load_images, open_images
 from diticli.data.machine import is_of_machine, patiently
+from diticli.distributed import Rank
 from diticli.encoding.encode import encode_images
 from diticli.errors import MachineError
-from diticli.training.batches import DataOrder, Share, StreamFeed
+from diticli.training.batches import DataOrder, StreamFeed
 
 FAULTS = {
     "memory": MemoryError(),
@@ -99,7 +100,7 @@ def test_training_stops_with_the_reason(
 ) -> None:
     failing(monkeypatch, FAULTS[fault], name="17.png", times=99)
     feed = StreamFeed(open_images(str(photos), 8), workers, tmp_path / "skipped.txt")
-    batches = feed.batches(DataOrder(40, 8, 0), 0, 5, Share(), torch.device("cpu"))
+    batches = feed.batches(DataOrder(40, 8, 0), 0, 5, Rank(), torch.device("cpu"))
     with pytest.raises(MachineError, match=r"17\.png") as caught:
         list(batches)
     assert caught.value.remedy

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from diticli.chunks import ChunkLayout
 from diticli.data.images import Skipped
 from diticli.data.names import expand_pattern, unique_names
+from diticli.distributed import Rank
 from diticli.editing.mixing import ALPHA_LIMIT, MAX_ALPHAS, parse_alphas
 from diticli.errors import ChunkError, ConfigError
 from diticli.features.formats import CONVERTERS
 from diticli.features.read import FeatureMeta, read_features
-from diticli.training.batches import DataOrder, MemoryFeed, Share
+from diticli.training.batches import DataOrder, MemoryFeed
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
 steady = settings.get_profile("steady")
@@ -138,7 +139,7 @@ def test_every_epoch_is_a_permutation_wherever_one_starts(images, batch_size, se
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 5), st.integers(0, 20))
 def test_ranks_share_the_global_batch(images, local, world, step):
     order = DataOrder(images, local * world, seed=3)
-    parts = [order.batch(step)[Share(rank=rank, world=world).of(local * world)] for rank in range(world)]
+    parts = [order.batch(step)[Rank(index=rank, count=world).local_slice(local * world)] for rank in range(world)]
     assert {len(part) for part in parts} == {local}
     assert np.concatenate(parts).tolist() == order.batch(step).tolist()
 
@@ -151,7 +152,7 @@ def test_a_feed_goes_on_where_it_stopped_on_any_number_of_ranks(images, local, w
 
     def seen(first, last, ranks):
         size = order.batch_size
-        feeds = [MemoryFeed(pixels).batches(order, first, last, Share(rank=r, world=ranks), cpu) for r in range(ranks)]
+        feeds = [MemoryFeed(pixels).batches(order, first, last, Rank(index=r, count=ranks), cpu) for r in range(ranks)]
         return [torch.cat(parts)[:, 0, 0, 0].tolist() for parts in zip(*feeds, strict=True)], size
 
     everything, _ = seen(0, 7, 1)

@@ -7,6 +7,7 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.config_groups import ModularityConfig
+from diticli.distributed import Rank
 from diticli.errors import ConfigError
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.encoder import SemanticEncoder
@@ -14,7 +15,7 @@ from diticli.models.gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config
-from diticli.training.batches import Share, StepNoise
+from diticli.training.batches import StepNoise
 from diticli.training.objectives import FeatureObjective
 from diticli.training.relevance import degree_of_freedom, loss_weights, noise_error
 from diticli.training.run import train
@@ -121,9 +122,9 @@ def test_a_degree_of_freedom_is_worth_the_loss_of_one_value_over_the_time_steps_
 
 
 def test_feature_noise_is_the_same_however_many_processes_share_it():
-    def noise(rank, world):
-        share = Share(rank=rank, world=world)
-        return StepNoise(seed=3, stage="features", timesteps=10, batch_size=8, flip=False, share=share)
+    def noise(index, count):
+        rank = Rank(index=index, count=count)
+        return StepNoise(seed=3, stage="features", timesteps=10, batch_size=8, flip=False, rank=rank)
 
     cpu = torch.device("cpu")
     whole = noise(0, 1).draw_features(5, 6, cpu)

@@ -362,7 +362,8 @@ def test_prefixes_follow_the_rule_for_names() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_streams_from_a_list_of_tars(tmp_path: Path, workers: int) -> None:
     """What `diti train --data @tars.txt` sees: the images of each step, for each of two processes."""
-    from diticli.training.batches import DataOrder, Share, StreamFeed
+    from diticli.distributed import Rank
+    from diticli.training.batches import DataOrder, StreamFeed
 
     for shard in range(3):
         write_tar(tmp_path / f"{shard}.tar", {f"{shard}-{i}.png": picture(10 * shard + i) for i in range(4)})
@@ -373,7 +374,7 @@ def test_training_streams_from_a_list_of_tars(tmp_path: Path, workers: int) -> N
     found = [
         [
             batch[:, 0, 0, 0].tolist()
-            for batch in feed.batches(order, 0, 3, Share(rank=rank, world=2), torch.device("cpu"))
+            for batch in feed.batches(order, 0, 3, Rank(index=rank, count=2), torch.device("cpu"))
         ]
         for rank in (0, 1)
     ]

@@ -177,9 +177,9 @@ def _tell_plan(
 ) -> None:
     from diticli.commands.console import emit_json, show_table
     from diticli.comparison.run import plan
-    from diticli.encoding.team import Team
+    from diticli.distributed import Rank
 
-    if Team.from_environment().rank:
+    if not Rank.from_environment().is_main:
         return  # one of several processes says it
     planned = plan(specs, settings, out, device=device)
     if as_json:

@@ -13,9 +13,9 @@ from diticli.config import Precision
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
+    from diticli.distributed import Rank
     from diticli.encoding.encode_result import EncodeResult
     from diticli.encoding.encode_shards import ShardedResult
-    from diticli.encoding.team import Team
 
 DEFAULT_BATCH = 128
 
@@ -83,18 +83,18 @@ def encode(
     """
     from diticli.commands.console import emit_json, reporter, say_model
     from diticli.data.images import open_images
+    from diticli.distributed import Rank
     from diticli.encoding.encode import encode_with
     from diticli.encoding.encode_shards import DEFAULT_SHARD, encode_sharded_with
-    from diticli.encoding.team import Team
     from diticli.models.locate import load_model
     from diticli.progress import SilentReporter
 
-    team = Team.from_environment()
+    rank = Rank.from_environment()
     sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
-    _check_team(team, sharded, sources)
-    pipeline = load_model(model, team.device(device))
+    _check_rank(rank, sharded, sources)
+    pipeline = load_model(model, rank.device(device))
     say_model(pipeline)
-    progress = reporter() if team.rank == 0 else SilentReporter()
+    progress = reporter() if rank.index == 0 else SilentReporter()
     source = open_images(sources, pipeline.resolution, crop=crop or pipeline.crop, reporter=progress)
     options: dict[str, Any] = {
         "precision": precision,
@@ -106,7 +106,7 @@ def encode(
     if sharded:
         suffix = f".{shard_format or 'npy'}"
         shards = encode_sharded_with(
-            pipeline, source, out, shard_size=shard_size or DEFAULT_SHARD, suffix=suffix, team=team, **options
+            pipeline, source, out, shard_size=shard_size or DEFAULT_SHARD, suffix=suffix, rank=rank, **options
         )
         _tell_shards(shards, out, pipeline.model_id, as_json)
         return
@@ -133,17 +133,17 @@ def _is_folder(out: Path, *, asked: bool) -> bool:
     return False
 
 
-def _check_team(team: Team, sharded: bool, sources: Sequence[str]) -> None:
-    if team.world == 1:
+def _check_rank(rank: Rank, sharded: bool, sources: Sequence[str]) -> None:
+    if rank.count == 1:
         return
     if not sharded:
         raise ConfigError(
-            f"{team.world} processes cannot write one file.",
+            f"{rank.count} processes cannot write one file.",
             remedy="Name a folder, e.g. -o feats, or start one process.",
         )
     if "-" in sources:
         raise ConfigError(
-            f"{team.world} processes cannot share one stdin.", remedy="Write the names to a file and give @FILE."
+            f"{rank.count} processes cannot share one stdin.", remedy="Write the names to a file and give @FILE."
         )
 
 

@@ -6,18 +6,20 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from diticli.comparison.crew import Crew
 from diticli.comparison.entries import Entries, Entry
 from diticli.comparison.images import ComparedImages
 from diticli.comparison.settings import CompareSettings
 from diticli.data.labels import LabelTable
+from diticli.distributed import Rank
 from diticli.encoding.encode_shards import DEFAULT_SHARD, encode_sharded
 from diticli.errors import FeatureFileError
 from diticli.features.manifest import MANIFEST
 from diticli.features.read import Features, read_features
 from diticli.identity import digest
 from diticli.models.device import resolve_precision
+from diticli.progress import Reporter
 from diticli.types import Rows
 
 SMALL_SHARD, SHARES = 512, 32
@@ -32,14 +34,24 @@ class FeatureStore:
         images: what is encoded.
         entries: the encoders.
         settings: precision, batch size, workers.
-        crew: the processes that share the work.
+        rank: this process among those that share the work.
+        device: where models encode.
+        reporter: receiver of progress.
     """
 
     def __init__(
-        self, folder: Path, images: ComparedImages, entries: Entries, settings: CompareSettings, crew: Crew
+        self,
+        folder: Path,
+        images: ComparedImages,
+        entries: Entries,
+        settings: CompareSettings,
+        *,
+        rank: Rank,
+        device: torch.device,
+        reporter: Reporter,
     ) -> None:
         self.folder, self.images, self.entries = folder, images, entries
-        self.settings, self.crew = settings, crew
+        self.settings, self.rank, self.device, self.reporter = settings, rank, device, reporter
 
     def key(self, entry: Entry) -> str:
         """Hash (16 hex digits) of everything that the entry's features depend on."""
@@ -69,18 +81,18 @@ class FeatureStore:
         """
         if self.has(entry):
             return
-        encode, meta = self.entries.encode(entry, self.settings.precision, self.crew.reporter)
+        encode, meta = self.entries.encode(entry, self.settings.precision, self.reporter)
         encode_sharded(
             encode,
             self.images.at(entry.resolution, entry.crop),
             self.path(entry),
             meta=meta,
             shard_size=self._shard_size,
-            team=self.crew.team,
-            reporter=self.crew.reporter,
+            rank=self.rank,
+            reporter=self.reporter,
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
-            device=self.crew.device if entry.spec.kind in ("model", "untrained") else None,
+            device=self.device if entry.spec.kind in ("model", "untrained") else None,
         )
 
     def read(self, entry: Entry) -> Features:
@@ -99,7 +111,7 @@ class FeatureStore:
     def _precision(self, entry: Entry) -> str:
         if entry.spec.kind in ("pixels", "pca"):
             return "fp32"
-        return resolve_precision(self.settings.precision, self.crew.device)
+        return resolve_precision(self.settings.precision, self.device)
 
 
 def rows_by_name(entry: Entry, features: Features, names: list[str]) -> tuple[Rows, Rows]:

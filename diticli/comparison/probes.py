@@ -105,7 +105,7 @@ class ProbeStore:
             return self._read(entry)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             self._path(entry, ".json").unlink(missing_ok=True)
-            self.make(entry, self.features.crew.reporter)
+            self.make(entry, self.features.reporter)
             return self._read(entry)
 
     def _extras(self, entry: Entry) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diticli.comparison.crew import Crew
+import torch
+
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entries, Entry, describe_sizes
 from diticli.comparison.entry_specs import EntrySpec
@@ -24,7 +25,9 @@ from diticli.comparison.protocol import Protocol, make_protocol
 from diticli.comparison.scores import EntryScores, score_all
 from diticli.comparison.settings import CompareSettings
 from diticli.comparison.swaps import SwapStore
-from diticli.progress import Reporter
+from diticli.distributed import PeerMonitor, Rank, sharing_work
+from diticli.models.device import resolve_device
+from diticli.progress import Reporter, SilentReporter
 from diticli.training.lock import RunLock
 
 FEATURES, RESULTS = "features", "results"
@@ -82,9 +85,10 @@ def plan(
     Raises:
         DiTiError: as `compare`, for whatever can be known beforehand.
     """
-    crew = Crew(device)
-    images, entries = ComparedImages(settings), Entries(specs, pixel_side=settings.pixel_side, device=crew.device)
-    store = FeatureStore(out / FEATURES, images, entries, settings, crew)
+    rank = Rank.from_environment()
+    own = resolve_device(rank.device(device))
+    images, entries = ComparedImages(settings), Entries(specs, pixel_side=settings.pixel_side, device=own)
+    store = FeatureStore(out / FEATURES, images, entries, settings, rank=rank, device=own, reporter=SilentReporter())
     images.labels(images.names) if settings.data else None
     return [Planned(entry=s, images=0 if store.has(s) else len(images.names)) for s in entries.all]
 
@@ -114,24 +118,34 @@ def compare(
     Raises:
         DiTiError: a run, features, images or labels that cannot be used; each says what to do.
     """
-    with contextlib.ExitStack() as held:
-        crew = held.enter_context(Crew(device, reporter))
-        if crew.leads:
-            held.enter_context(RunLock(out))
-        crew.wait()  # before anything is written: the first process may have been refused
-        return _Run(specs, settings, out, crew).run()
+    rank = Rank.from_environment()
+    own = resolve_device(rank.device(device))
+    reporter = reporter if reporter and rank.is_main else SilentReporter()
+    with sharing_work(reporter) as peers, RunLock(out) if rank.is_main else contextlib.nullcontext():
+        peers.wait()  # before anything is written: the first process may have been refused
+        return _Run(specs, settings, out, peers, own, reporter).run()
 
 
 class _Run:
     """One process's part in a comparison."""
 
-    def __init__(self, specs: Sequence[EntrySpec], settings: CompareSettings, out: Path, crew: Crew) -> None:
-        self.settings, self.out, self.crew, self.say = settings, out, crew, crew.reporter
-        self.images = ComparedImages(settings, crew.reporter)
+    def __init__(
+        self,
+        specs: Sequence[EntrySpec],
+        settings: CompareSettings,
+        out: Path,
+        peers: PeerMonitor,
+        device: torch.device,
+        reporter: Reporter,
+    ) -> None:
+        self.settings, self.out, self.peers, self.say = settings, out, peers, reporter
+        self.images = ComparedImages(settings, reporter)
         if settings.data:
             self.images.labels(self.images.names)  # what is wrong with them shows before hours of work
-        self.entries = Entries(specs, pixel_side=settings.pixel_side, device=crew.device)
-        self.store = FeatureStore(out / FEATURES, self.images, self.entries, settings, crew)
+        self.entries = Entries(specs, pixel_side=settings.pixel_side, device=device)
+        self.store = FeatureStore(
+            out / FEATURES, self.images, self.entries, settings, rank=peers.rank, device=device, reporter=reporter
+        )
         self.editors = [s for s in self.entries.all if s.edits and settings.data]
 
     def run(self) -> Comparison | None:
@@ -148,14 +162,14 @@ class _Run:
         swaps = SwapStore(self.out / RESULTS, self.images, self.entries, self.settings) if self.settings.edits else None
         if swaps is not None:
             self._each("Exchanging chunks of", self.editors, swaps.has, swaps.make)
-        return self._result(protocol, probes, pictures, swaps, notes) if self.crew.leads else None
+        return self._result(protocol, probes, pictures, swaps, notes) if self.peers.rank.is_main else None
 
     def _encode(self) -> None:
         for number, entry in enumerate(self.entries.all, 1):
             if not self.store.has(entry):
                 self.say.note(f"Encoding {number} of {len(self.entries.all)}: {entry.name}.")
                 self.store.encode(entry)
-        self.crew.wait()
+        self.peers.wait()
 
     def _protocol(self) -> Protocol:
         features = {entry.name: self.store.read(entry) for entry in self.entries.all}
@@ -176,11 +190,11 @@ class _Run:
         make: Callable[[Entry, Reporter], None],
     ) -> None:
         """This process's share of the entries; then wait for the others'."""
-        for entry in self.crew.share(entries):
+        for entry in entries[self.peers.rank.index :: self.peers.rank.count]:
             if not done(entry):
                 self.say.note(f"{what} {entry.name}.")
                 make(entry, self.say)
-        self.crew.wait()
+        self.peers.wait()
 
     def _overlaps(self) -> list[str]:
         found = self.images.fingerprint()

@@ -17,9 +17,9 @@ import torch
 from diticli.config import Precision
 from diticli.data.image_slice import ImageSlice
 from diticli.data.images import ImageSource
+from diticli.distributed import Rank
 from diticli.encoding.encode import Encode, encode_images, model_facts
 from diticli.encoding.encode_result import NothingReadableError
-from diticli.encoding.team import Team
 from diticli.errors import DataError
 from diticli.features.manifest import MANIFEST, Manifest
 from diticli.features.read import FeatureMeta
@@ -88,7 +88,7 @@ def encode_sharded(
     meta: FeatureMeta,
     shard_size: int = DEFAULT_SHARD,
     suffix: str = ".npy",
-    team: Team | None = None,
+    rank: Rank | None = None,
     resume: bool = True,
     reporter: Reporter | None = None,
     batch_size: int = 128,
@@ -98,7 +98,7 @@ def encode_sharded(
 ) -> ShardedResult:
     """Encode this process's share of `source` into shards of `folder`.
 
-    Unit i, images [i * shard_size, (i + 1) * shard_size), belongs to process i mod `team.world`. Rows are in the order
+    Unit i, images [i * shard_size, (i + 1) * shard_size), belongs to process i mod `rank.count`. Rows are in the order
     of the source. The process that finds all units done writes the manifest, which `read_features(folder)` opens. The
     number of processes may change between restarts. Memory does not grow with the number of units.
 
@@ -109,7 +109,7 @@ def encode_sharded(
         meta: of all shards, without names.
         shard_size: images of each unit but the last.
         suffix: ".npy" (memory-mapped when read) or ".parquet".
-        team: this process among all; None is alone.
+        rank: this process among all; None is alone.
         resume: False does all units again.
         reporter: receiver of progress.
         batch_size: images per call of `encode`.
@@ -124,13 +124,13 @@ def encode_sharded(
     """
     if len(source) == 0:
         raise DataError(f"There are no images in {source.name}.", remedy="Name a folder that holds images.")
-    team, reporter = team or Team(), reporter or SilentReporter()
+    rank, reporter = rank or Rank(), reporter or SilentReporter()
     started = time.monotonic()
     fingerprint = source.fingerprint()
     identity = _identity(fingerprint, meta, shard_size, suffix)
     units = FeatureUnits(folder, identity=identity, images=len(source), shard_size=shard_size, suffix=suffix)
-    todo = units.claim(team.rank, team.world, resume=resume)
-    own = _images(units, range(team.rank, units.count, team.world))
+    todo = units.claim(rank.index, rank.count, resume=resume)
+    own = _images(units, range(rank.index, units.count, rank.count))
     left = _images(units, todo)
     reporter.start("Encoding", own, unit="images", done=own - left)
     for unit in todo:
@@ -152,7 +152,7 @@ def encode_sharded(
         except NothingReadableError as error:
             units.finish_empty(unit, error.skipped)
     reporter.finish()
-    manifest = units.merge(meta, writer=team.rank)
+    manifest = units.merge(meta, writer=rank.index)
     missing = 0 if manifest else len(units.missing())
     _tell(reporter, folder, manifest, missing, units.count)
     return _result(manifest, units.count, missing, own, left, time.monotonic() - started)

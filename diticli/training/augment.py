@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from diticli.config_groups import SSLConfig
-from diticli.training.batches import Share, fold_seed
+from diticli.distributed import Rank
+from diticli.training.batches import fold_seed
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _CROP_ATTEMPTS = 10
@@ -207,16 +208,16 @@ def gaussian_blur(images_BCHW: torch.Tensor, sigma_B: torch.Tensor, width: int) 
 
 
 class StepViews:
-    """Two views of each image of a step, drawn for the global batch and cut to this process's share."""
+    """Two views of each image of a step, drawn for the global batch and cut to this process's part."""
 
-    def __init__(self, *, augmentation: Augmentation, seed: int, stage: str, batch_size: int, share: Share) -> None:
+    def __init__(self, *, augmentation: Augmentation, seed: int, stage: str, batch_size: int, rank: Rank) -> None:
         self.augmentation, self.seed, self.stage = augmentation, seed, stage
-        self.batch_size, self.share = batch_size, share
+        self.batch_size, self.rank = batch_size, rank
 
     def draw(self, step: int, images_BCHW: torch.Tensor) -> torch.Tensor:
         """[2, B, 3, R, R] float32 in [-1, 1] of uint8 images; a function of the seed and the step alone."""
         generator = torch.Generator().manual_seed(fold_seed(self.seed, self.stage, "views", step))
-        mine, side = self.share.of(self.batch_size), images_BCHW.shape[-1]
+        mine, side = self.rank.local_slice(self.batch_size), images_BCHW.shape[-1]
         drawn = [draw_parameters(self.augmentation, self.batch_size, side, generator) for _ in range(2)]
         return torch.stack([augment(images_BCHW, parameters.part(mine)) for parameters in drawn])
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
+from diticli.distributed import Rank
 from diticli.errors import CheckpointError
 from diticli.models.frozen import FrozenBase
 from diticli.models.gap import GapCurve, measure_gap
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
-from diticli.training.batches import DataOrder, ImageFeed, Share, fold_seed
+from diticli.training.batches import DataOrder, ImageFeed, fold_seed
 from diticli.training.checkpoint import write_json
 
 GAP_IMAGES = 128
@@ -53,7 +54,7 @@ def write_gap(
     if path.is_file():
         return
     order = DataOrder(images, _BATCH, fold_seed(seed, "gap", "order"))
-    drawn = feed.batches(order, 0, -(-min(images, GAP_IMAGES) // _BATCH), Share(rank=0, world=1), torch.device("cpu"))
+    drawn = feed.batches(order, 0, -(-min(images, GAP_IMAGES) // _BATCH), Rank(), torch.device("cpu"))
     base = FrozenBase(unet, torch.bfloat16 if precision == "bf16" else torch.float32).to(device)
     curve = measure_gap(
         base,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,25 +19,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, check_skipped
+from diticli.distributed import Rank
 from diticli.errors import MachineError
 from diticli.models.pipeline import normalise
 from diticli.models.transfer import fits, prefetched, upload, uploaded
 
 RESIDENT_SHARE = 0.25
 """Images stay on a GPU where they take at most this share of its free memory; activations need the rest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """This process's part of a global batch."""
-
-    rank: int = 0
-    world: int = 1
-
-    def of(self, batch: int) -> slice:
-        """Positions of the global batch that belong to this process; `batch` must be divisible by `world`."""
-        local = batch // self.world
-        return slice(self.rank * local, (self.rank + 1) * local)
 
 
 class DataOrder:
@@ -66,7 +53,7 @@ class ImageFeed(Protocol):
     """Delivers uint8 batches [B, C, H, W] in the order of a `DataOrder`, from some step on."""
 
     def batches(
-        self, order: DataOrder, first_step: int, last_step: int, share: Share, device: torch.device
+        self, order: DataOrder, first_step: int, last_step: int, rank: Rank, device: torch.device
     ) -> Iterator[torch.Tensor]:
         """One local batch on `device` per step in [first_step, last_step); the host does not wait for the device."""
 
@@ -87,12 +74,11 @@ class MemoryFeed:
         self._resident = self.images_NCHW
 
     def batches(
-        self, order: DataOrder, first_step: int, last_step: int, share: Share, device: torch.device
+        self, order: DataOrder, first_step: int, last_step: int, rank: Rank, device: torch.device
     ) -> Iterator[torch.Tensor]:
         """See `ImageFeed.batches`."""
-        rows = (
-            torch.from_numpy(order.batch(step)[share.of(order.batch_size)]) for step in range(first_step, last_step)
-        )
+        mine = rank.local_slice(order.batch_size)
+        rows = (torch.from_numpy(order.batch(step)[mine]) for step in range(first_step, last_step))
         images_NCHW = self._on(device)
         if images_NCHW.device.type == device.type:
             yield from (images_NCHW.index_select(0, upload(chosen, device)) for chosen in rows)
@@ -127,14 +113,15 @@ class StreamFeed:
         self._skipped: dict[str, Skipped] = {}
 
     def batches(
-        self, order: DataOrder, first_step: int, last_step: int, share: Share, device: torch.device
+        self, order: DataOrder, first_step: int, last_step: int, rank: Rank, device: torch.device
     ) -> Iterator[torch.Tensor]:
         """See `ImageFeed.batches`.
 
         Raises:
             DataError: when more than 5 % of all images turned out unreadable.
         """
-        steps = (order.batch(step)[share.of(order.batch_size)].tolist() for step in range(first_step, last_step))
+        mine = rank.local_slice(order.batch_size)
+        steps = (order.batch(step)[mine].tolist() for step in range(first_step, last_step))
         loader: DataLoader[_Batch] = DataLoader(
             _Decoded(self.source),
             batch_sampler=steps,
@@ -229,11 +216,11 @@ def _images(batch: _Batch) -> tuple[torch.Tensor, list[Skipped]]:
 
 
 class StepNoise:
-    """Flips, timesteps and noise of a step, drawn for the global batch and cut to this process's share."""
+    """Flips, timesteps and noise of a step, drawn for the global batch and cut to this process's part."""
 
-    def __init__(self, *, seed: int, stage: str, timesteps: int, batch_size: int, flip: bool, share: Share) -> None:
+    def __init__(self, *, seed: int, stage: str, timesteps: int, batch_size: int, flip: bool, rank: Rank) -> None:
         self.seed, self.stage, self.timesteps = seed, stage, timesteps
-        self.batch_size, self.flip, self.share = batch_size, flip, share
+        self.batch_size, self.flip, self.rank = batch_size, flip, rank
 
     def draw(self, step: int, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(x_0 float32 in [-1, 1], t [B] uniform in 0..T-1, Gaussian noise) on the device of `images_BCHW` (uint8).
@@ -241,9 +228,9 @@ class StepNoise:
         Also seeds torch's global generators, from which dropout draws.
         """
         device = images_BCHW.device
-        mine = self.share.of(self.batch_size)
+        mine = self.rank.local_slice(self.batch_size)
         seed = fold_seed(self.seed, self.stage, step)
-        torch.manual_seed(seed + self.share.rank)
+        torch.manual_seed(seed + self.rank.index)
         generator = torch.Generator(device).manual_seed(seed)
         t = torch.randint(self.timesteps, (self.batch_size,), device=device, generator=generator)[mine]
         coins = torch.rand(self.batch_size, device=device, generator=generator)[mine] < 0.5
@@ -257,7 +244,8 @@ class StepNoise:
     def draw_features(self, step: int, dims: int, device: torch.device) -> torch.Tensor:
         """Gaussian noise [B, dims] for the features of a step."""
         generator = torch.Generator(device).manual_seed(fold_seed(self.seed, self.stage, step, "features"))
-        return torch.randn(self.batch_size, dims, device=device, generator=generator)[self.share.of(self.batch_size)]
+        noise_BD = torch.randn(self.batch_size, dims, device=device, generator=generator)
+        return noise_BD[self.rank.local_slice(self.batch_size)]
 
 
 def fold_seed(seed: int, *parts: str | int) -> int:

@@ -9,11 +9,11 @@ import torch
 
 from diticli.config import RunConfig
 from diticli.data.images import ImageSource, load_images, open_images
+from diticli.distributed import PeerMonitor
 from diticli.errors import ConfigError
 from diticli.progress import Reporter
 from diticli.training import samples
 from diticli.training.batches import ImageFeed, MemoryFeed, StreamFeed
-from diticli.training.companions import Companions
 from diticli.training.rundir import RunDirectory
 
 
@@ -58,19 +58,19 @@ def prepare_images(
     return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
 
 
-def compare_skipped(images: Images, companions: Companions) -> None:
+def compare_skipped(images: Images, peers: PeerMonitor) -> None:
     """Make sure that streamed images which one process could not read are unreadable for all. All must ask.
 
     Raises:
         ConfigError: when this process can read one of them.
         DataError: when too many images are unreadable.
     """
-    if companions.world == 1 or not isinstance(images.feed, StreamFeed):
+    if peers.rank.count == 1 or not isinstance(images.feed, StreamFeed):
         return
-    for rank, others in enumerate(companions.exchange("skipped", images.feed.skipped)):
+    for rank, others in enumerate(peers.gather("skipped", images.feed.skipped)):
         if name := images.feed.readable_of(others):
             raise ConfigError(
-                f"Process {companions.rank} can read {name}, and process {rank} cannot ({others[name]}).",
+                f"Process {peers.rank.index} can read {name}, and process {rank} cannot ({others[name]}).",
                 remedy="All of them need the same images, on a file system they share.",
             )
 

@@ -17,12 +17,13 @@ from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 
 from diticli.config_groups import StageConfig
+from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
 from diticli.memory import batch_fits
 from diticli.models.compiled import compiler_for
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
-from diticli.training.batches import DataOrder, ImageFeed, Share, StepNoise, fold_seed
+from diticli.training.batches import DataOrder, ImageFeed, StepNoise, fold_seed
 from diticli.training.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -274,7 +275,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         TrainingDivergedError: when the loss is no number any more.
     """
     stage, accelerator = trainer.stage, trainer.accelerator
-    share = Share(rank=accelerator.process_index, world=accelerator.num_processes)
+    rank = Rank.from_accelerator(accelerator)
     budget = stage.budget
     order = DataOrder(stage.images, budget.batch_size, fold_seed(stage.seed, stage.name, "order"))
     noise = StepNoise(
@@ -283,7 +284,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         timesteps=stage.objective.timesteps,
         batch_size=budget.batch_size,
         flip=stage.flip,
-        share=share,
+        rank=rank,
     )
     stage.objective.train()
     journal.begin(stage.name, trainer.step)
@@ -293,7 +294,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     apart = stage.pace.apart if stage.pace else contextlib.nullcontext
     open_end = stage.pace is not None and stage.pace.seconds is not None and trainer.step < trainer.whole.steps
     last_step = MOST_STEPS if open_end else trainer.whole.steps
-    for images in stage.feed.batches(order, trainer.step, last_step, share, accelerator.device):
+    for images in stage.feed.batches(order, trainer.step, last_step, rank, accelerator.device):
         views = stage.views if trainer.step >= stage.views_from else None
         with batch_fits(budget.batch_size):
             trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images, trainer.whole))

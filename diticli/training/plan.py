@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from diticli.config import RunConfig
+from diticli.distributed import Rank
 from diticli.memory import batch_fits
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
-from diticli.training.batches import DataOrder, MemoryFeed, Share, StepNoise
+from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import open_source
 from diticli.training.loop import Stage, StageTrainer, draw_inputs
 from diticli.training.objectives import NoiseObjective, Objective
@@ -187,7 +188,7 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
     """Seconds of the first step, and of one of the timed steps: `TIMED_STEPS`, or more for at least so many seconds."""
     stage, device = trainer.stage, trainer.accelerator.device
     size = stage.budget.batch_size
-    share = Share(rank=trainer.accelerator.process_index, world=trainer.accelerator.num_processes)
+    rank = Rank.from_accelerator(trainer.accelerator)
     order = DataOrder(stage.images, size, seed=0)
     noise = StepNoise(
         seed=0,
@@ -195,12 +196,12 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
         timesteps=stage.objective.timesteps,
         batch_size=size,
         flip=stage.flip,
-        share=share,
+        rank=rank,
     )
     # In a few seconds there is no time for more than one step to warm up, and every step is looked at.
     warm, timed = (1, 1) if seconds else (WARM_STEPS, TIMED_STEPS)
     marks = [time.perf_counter()]
-    for images in stage.feed.batches(order, 0, warm + MOST_STEPS, share, device):
+    for images in stage.feed.batches(order, 0, warm + MOST_STEPS, rank, device):
         trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))
         if trainer.step <= warm or (trainer.step - warm) % timed == 0:
             _wait(device)

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
+from diticli.distributed import PeerMonitor, Rank, join
 from diticli.errors import ConfigError, DeviceError
 from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
@@ -32,12 +33,11 @@ from diticli.training import samples
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
 from diticli.training.checkpoint import drop_other_stages
-from diticli.training.companions import Companions
 from diticli.training.content import content_digest
 from diticli.training.failures import explained
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
-from diticli.training.joining import ignored_variables, join, launcher_hidden
 from diticli.training.journal import Journal
+from diticli.training.launcher import ignored_variables, launcher_hidden
 from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
@@ -101,10 +101,10 @@ def train(
     with (
         on_device(accelerator.device),
         global_generators_kept(accelerator.device),
-        Companions(accelerator, reporter) as companions,
+        PeerMonitor(Rank.from_accelerator(accelerator), accelerator.device, reporter) as peers,
         explained(out),
     ):
-        _train(config, RunDirectory(out), accelerator, companions, reporter, budget)
+        _train(config, RunDirectory(out), accelerator, peers, reporter, budget)
     return out / "model"
 
 
@@ -112,7 +112,7 @@ def _train(
     config: RunConfig,
     run: RunDirectory,
     accelerator: Accelerator,
-    companions: Companions,
+    peers: PeerMonitor,
     reporter: Reporter,
     budget: TimeBudget | None,
 ) -> None:
@@ -141,10 +141,10 @@ def _train(
                 run.discard_checkpoints()
             return
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
-        companions.check_same("numbers of readable images", images.count)
+        peers.check_same("numbers of readable images", images.count)
         journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, companions, images, journal, reporter, budget)
-        with StopRequest(companions.agree_to_stop) as stop:
+        worker = _Worker(config, run, accelerator, peers, images, journal, reporter, budget)
+        with StopRequest(peers.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
             else:
@@ -177,9 +177,9 @@ def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Acc
         (reporter or SilentReporter()).warn(
             f"Ignored: {', '.join(ignored)}. What changes a training is set by diti's own options."
         )
-    team = join(device)
+    rank = join(device)
     _forget_other_accelerator(device, precision)
-    with launcher_hidden(team):
+    with launcher_hidden(rank):
         accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[sharing])
     try:
         if device.index is not None:
@@ -233,7 +233,7 @@ class _Worker:
     config: RunConfig
     run: RunDirectory
     accelerator: Accelerator
-    companions: Companions
+    peers: PeerMonitor
     images: Images
     journal: Journal
     reporter: Reporter
@@ -334,7 +334,7 @@ class _Worker:
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
             price=config.modularity.price,
-            before_checkpoint=lambda: compare_skipped(self.images, self.companions),
+            before_checkpoint=lambda: compare_skipped(self.images, self.peers),
             on_sample=look,
             pace=self.budget.pace(name) if self.budget else None,
         )
@@ -343,7 +343,7 @@ class _Worker:
         self.accelerator.wait_for_everyone()
         trainer = StageTrainer(stage, self.accelerator, compile=config.compile is True, reporter=self.reporter)
         resumed = trainer.resume()
-        self.companions.check_same("checkpoints", trainer.step)
+        self.peers.check_same("checkpoints", trainer.step)
         if resumed:
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {trainer.whole.steps:,}.")
         run_stage(trainer, self.journal, self.reporter, stop)

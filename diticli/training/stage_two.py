@@ -8,13 +8,14 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from diticli.config import RunConfig
+from diticli.distributed import Rank
 from diticli.models.build import build_encoder
 from diticli.models.frozen import FrozenBase
 from diticli.models.gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
 from diticli.training.augment import StepViews, augmentation_of
-from diticli.training.batches import Share, fold_seed
+from diticli.training.batches import fold_seed
 from diticli.training.objectives import EncoderObjective, FeatureObjective, JointObjective
 from diticli.training.relevance import degree_of_freedom, loss_weights
 from diticli.training.ssl import build_head
@@ -74,7 +75,7 @@ def step_views(config: RunConfig, accelerator: Accelerator) -> StepViews | None:
         seed=config.seed,
         stage=STAGE,
         batch_size=config.features.batch_size,
-        share=Share(rank=accelerator.process_index, world=accelerator.num_processes),
+        rank=Rank.from_accelerator(accelerator),
     )
 
 
