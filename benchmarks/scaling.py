@@ -34,7 +34,7 @@ from benchmarks.table import render
 from diticli.data.images import FaceImages, TarImages
 from diticli.data.labels import LabelColumn
 from diticli.encoding.batch_encoder import BatchEncoder
-from diticli.encoding.encode_shards import encode_sharded
+from diticli.encoding.encode import encode_images
 from diticli.features.read import FeatureMeta, read_features
 from diticli.features.rows import ShardedRows
 from diticli.models.encoder import SemanticEncoder
@@ -130,7 +130,7 @@ def measure_here(folder: Path) -> dict[str, Any]:
         "workers": 0,
         "reporter": memory,
     }
-    encode = functools.partial(encode_sharded, encoder, source, folder / "feats", **options)
+    encode = functools.partial(encode_images, encoder, source, folder / "feats", **options)
     _, encoded = measured(encode, count)
     del source, encode
     features = read_features(folder / "feats")

@@ -199,7 +199,7 @@ def test_what_is_done_is_not_done_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("done again")
 
-    for place in ("encoding.encode_sharded", "probes.probe_features", "pictures.edit_pair"):
+    for place in ("encoding.encode_images", "probes.probe_features", "pictures.edit_pair"):
         monkeypatch.setattr(f"diticli.comparison.{place}", refuse)
     renamed = parse_entries([f"x={models / 'pdae'}", str(models / "diti")], ())
     again = compare(renamed, CompareSettings(**SMALL), out, device="cpu")

@@ -22,7 +22,7 @@ from diticli.encoding import encode as encode_module
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.encoding.encode import EncodeResult, _batches, encode_images
 from diticli.errors import DataError, DiTiError, FeatureFileError, ModelError
-from diticli.features.read import read_features
+from diticli.features.read import FeatureMeta, read_features
 from diticli.progress import SilentReporter
 
 
@@ -62,7 +62,7 @@ class Recorder(SilentReporter):
         self.warnings: list[str] = []
 
     def start(self, title: str, total: int | None, unit: str = "images", done: int = 0) -> None:
-        self.total = total
+        self.total, self.done = total, done
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         self.done += amount
@@ -82,7 +82,10 @@ def channel_means(images: torch.Tensor) -> torch.Tensor:
 
 def run(out: Path, source: FakeImages, **options: Any) -> EncodeResult:
     encode = options.pop("encode", channel_means)
-    return encode_images(encode, source, out, model="m", model_hash=options.pop("model_hash", "h"), **options)
+    facts = {"model": "m", "model_hash": "h", "preprocessing": {"resolution": source.resolution}}
+    names = ("model_hash", "preprocessing", "chunk_ends", "timestep_ends")
+    facts |= {name: options.pop(name) for name in names if name in options}
+    return encode_images(encode, source, out, meta=FeatureMeta(files=(), **facts), **options)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -139,7 +142,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stop: type
     result = run(out, source, batch_size=4, reporter=reporter, workers=0)
     assert result.resumed == 9
     assert min(source.loaded) == 9
-    assert reporter.total == reporter.done == 11
+    assert reporter.total == reporter.done == 20
     assert "after 9 of 20" in reporter.notes[0]
     run(whole, FakeImages(20, bad), batch_size=4)
     resumed, uninterrupted = read_features(out), read_features(whole)

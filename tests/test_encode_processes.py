@@ -14,7 +14,7 @@ from test_encode import FakeImages, channel_means
 from test_feature_shards import BAD, META, check
 
 from diticli.distributed import Rank
-from diticli.encoding.encode_shards import encode_sharded
+from diticli.encoding.encode import encode_images
 from diticli.features.manifest import MANIFEST
 from diticli.features.read import read_features
 from diticli.features.shard_writer import RECORDS
@@ -35,7 +35,7 @@ def worker(folder: Path, kill_rank: int, kill_call: int) -> None:
         return channel_means(images)
 
     options = {"meta": META, "shard_size": 3, "batch_size": 2, "workers": 0, "checkpoint_seconds": 0.0}
-    encode_sharded(encode, FakeImages(23, BAD), folder, rank=rank, **options)
+    encode_images(encode, FakeImages(23, BAD), folder, rank=rank, **options)
 
 
 def launch(folder: Path, *, kill_rank: int = -1, kill_call: int = 0) -> int:
@@ -95,7 +95,7 @@ def test_memory_stays_flat_over_many_small_batches(tmp_path: Path) -> None:
     `python -m benchmarks.scaling --sizes 50000` is the same over 50,000 images.
     """
     resident = Resident()
-    encode_sharded(
+    encode_images(
         lambda images: images.float().mean(dim=3).flatten(1),  # [B, 48]
         Pictures(MEMORY_IMAGES),
         tmp_path,

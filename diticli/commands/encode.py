@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +14,6 @@ from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
     from diticli.distributed import Rank
-    from diticli.encoding.encode_result import EncodeResult
-    from diticli.encoding.encode_shards import ShardedResult
 
 DEFAULT_BATCH = 128
 
@@ -81,11 +79,10 @@ def encode(
 
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
     """
-    from diticli.commands.console import emit_json, reporter, say_model
+    from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.data.images import open_images
     from diticli.distributed import Rank
-    from diticli.encoding.encode import encode_with
-    from diticli.encoding.encode_shards import DEFAULT_SHARD, encode_sharded_with
+    from diticli.encoding.encode import DEFAULT_SHARD, encode_with
     from diticli.models.locate import load_model
     from diticli.progress import SilentReporter
 
@@ -94,27 +91,27 @@ def encode(
     _check_rank(rank, sharded, sources)
     pipeline = load_model(model, rank.device(device))
     say_model(pipeline)
-    progress = reporter() if rank.index == 0 else SilentReporter()
+    progress = reporter() if rank.is_main else SilentReporter()
     source = open_images(sources, pipeline.resolution, crop=crop or pipeline.crop, reporter=progress)
-    options: dict[str, Any] = {
-        "precision": precision,
-        "batch_size": batch_size or DEFAULT_BATCH,
-        "workers": workers,
-        "resume": not no_resume,
-        "reporter": progress,
-    }
-    if sharded:
-        suffix = f".{shard_format or 'npy'}"
-        shards = encode_sharded_with(
-            pipeline, source, out, shard_size=shard_size or DEFAULT_SHARD, suffix=suffix, rank=rank, **options
-        )
-        _tell_shards(shards, out, pipeline.model_id, as_json)
-        return
-    result = encode_with(pipeline, source, out, **options)
+    result = encode_with(
+        pipeline,
+        source,
+        out,
+        precision=precision,
+        shard_size=(shard_size or DEFAULT_SHARD) if sharded else None,
+        suffix=f".{shard_format or 'npy'}",
+        rank=rank,
+        batch_size=batch_size or DEFAULT_BATCH,
+        workers=workers,
+        resume=not no_resume,
+        reporter=progress,
+    )
     if as_json:
         emit_json({"out": str(out), "model": pipeline.model_id} | result.to_dict())
         return
-    _say_written(f"{result.rows:,} rows of {result.dim} features to {out}", result)
+    what = f"{result.rows:,} rows of {result.dim} features" if result.complete else f"{result.own:,} images, this part,"
+    where = f"{out}, {result.units:,} shards" if sharded and result.complete else str(out)
+    say(f"Wrote {what} to {where} ({result.seconds:.1f} s, {result.images_per_second:,.0f} images/s).")
 
 
 def _is_folder(out: Path, *, asked: bool) -> bool:
@@ -145,20 +142,3 @@ def _check_rank(rank: Rank, sharded: bool, sources: Sequence[str]) -> None:
         raise ConfigError(
             f"{rank.count} processes cannot share one stdin.", remedy="Write the names to a file and give @FILE."
         )
-
-
-def _tell_shards(result: ShardedResult, out: Path, model: str, as_json: bool) -> None:
-    from diticli.commands.console import emit_json
-
-    if as_json:
-        emit_json({"out": str(out), "model": model} | result.to_dict())
-    elif result.complete:
-        _say_written(f"{result.rows:,} rows of {result.dim} features to {out}, {result.units:,} shards", result)
-    else:
-        _say_written(f"this process's share, {result.own:,} images, to {out}", result)
-
-
-def _say_written(what: str, result: EncodeResult | ShardedResult) -> None:
-    from diticli.commands.console import say
-
-    say(f"Wrote {what} ({result.seconds:.1f} s, {result.images_per_second:,.0f} images/s).")

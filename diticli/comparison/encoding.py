@@ -13,7 +13,7 @@ from diticli.comparison.images import ComparedImages
 from diticli.comparison.settings import CompareSettings
 from diticli.data.labels import LabelTable
 from diticli.distributed import Rank
-from diticli.encoding.encode_shards import DEFAULT_SHARD, encode_sharded
+from diticli.encoding.encode import DEFAULT_SHARD, encode_images
 from diticli.errors import FeatureFileError
 from diticli.features.manifest import MANIFEST
 from diticli.features.read import Features, read_features
@@ -82,7 +82,7 @@ class FeatureStore:
         if self.has(entry):
             return
         encode, meta = self.entries.encode(entry, self.settings.precision, self.reporter)
-        encode_sharded(
+        encode_images(
             encode,
             self.images.at(entry.resolution, entry.crop),
             self.path(entry),

@@ -1,6 +1,7 @@
-"""Batch encoding: images in, a feature file out.
+"""Batch encoding: images in, a feature file or a folder of shards out.
 
 encode_with(pipeline, open_images(["photos/"], pipeline.resolution), Path("feats.npy"))
+encode_with(pipeline, open_images(["{000..999}.tar"], pipeline.resolution), Path("feats"), shard_size=DEFAULT_SHARD)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from diticli.chunks import Visible
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
+from diticli.distributed import Rank
 from diticli.encoding.batch_encoder import BatchEncoder
-from diticli.encoding.encode_result import EncodeResult, NothingReadableError, some_skipped
 from diticli.errors import DataError, ModelError
-from diticli.features.read import FeatureMeta
+from diticli.features.manifest import MANIFEST, FeatureMeta
+from diticli.features.shard_reader import FeatureShards
+from diticli.features.shard_writer import ShardFolder
 from diticli.features.writer import FeatureWriter
 from diticli.memory import batch_fits
 from diticli.models.model import DiTiModel
@@ -35,17 +37,51 @@ from diticli.progress import Reporter, SilentReporter
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """uint8 [B, 3, R, R] -> float [B, d], on any device; of a GPU it should not wait."""
 
+DEFAULT_SHARD = 100_000
+"""Images per shard: 200 MB of 512 dims, and names of 20 MB while it is written."""
 _COMPILED_FROM = 200_000
 """Images from which compiling the encoder for a GPU can be worth its time: fewer are over in seconds."""
+_NAMED = 3
+"""Unreadable images that a message names."""
 
 
-@dataclass(kw_only=True)
-class _Batch:
-    """Consecutive images of the source; `images` and `files` belong together."""
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult:
+    """What this process encoded, and what the output holds.
 
-    images: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    Attributes:
+        rows: N of the file or of all shards; 0 while shards are missing, as are `dim` and `images`.
+        dim: d, their width.
+        images: inputs, readable or not.
+        skipped: inputs without a row, and why; of a folder they are read where they are asked for.
+        units: shards of a folder, 0 for a file.
+        missing: shards that other processes are still to do.
+        own: images of this process's part.
+        resumed: of these, images that an interrupted run had already dealt with.
+        seconds: wall time of this run of this process.
+        images_per_second: images of this run (not the resumed ones) by that time.
+    """
+
+    rows: int = 0
+    dim: int = 0
+    images: int = 0
+    skipped: Sequence[Skipped] = ()
+    units: int = 0
+    missing: int = 0
+    own: int
+    resumed: int
+    seconds: float
+    images_per_second: float
+
+    @property
+    def complete(self) -> bool:
+        """All images are dealt with, by whichever process, and the file or the manifest is in place."""
+        return not self.missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; the skipped images of a folder are counted, those of a file listed."""
+        skipped = len(self.skipped) if self.units else [asdict(item) for item in self.skipped]
+        return vars(self) | {"skipped": skipped, "complete": self.complete}
 
 
 def encode_with(
@@ -56,36 +92,26 @@ def encode_with(
     Args:
         pipeline: the model, on the device that encodes.
         source: the images.
-        out: the feature file.
-        precision: of the arithmetic, see `BatchEncoder`; the file is float32 in any case, and its metadata says it.
+        out: the feature file, or the folder of shards.
+        precision: of the arithmetic, see `BatchEncoder`; features are float32 in any case, and the metadata says it.
 
     Raises:
         DeviceError: when bf16 is asked for on a GPU without it.
         DiTiError: as `encode_images`.
     """
-    encoder, facts = model_facts(pipeline, source, precision, options.get("reporter"))
-    return encode_images(encoder, source, out, **facts, device=encoder.device, **options)
-
-
-def model_facts(
-    pipeline: DiTiModel, source: ImageSource, precision: Precision, reporter: Reporter | None
-) -> tuple[BatchEncoder, dict[str, Any]]:
-    """The encoder of a model for this many images, and what the metadata says of both, by field of `FeatureMeta`.
-
-    Raises:
-        DeviceError: when bf16 is asked for on a GPU without it.
-    """
     compile = pipeline.device.type == "cuda" and len(source) >= _COMPILED_FROM
-    encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=reporter)
+    encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=options.get("reporter"))
     image = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
-    return encoder, {
-        "model": pipeline.model_id,
-        "model_hash": pipeline.model_hash,
-        "chunk_ends": pipeline.chunks.ends,
-        "timestep_ends": pipeline.chunks.timestep_ends,
-        "visible": pipeline.chunks.visible,
-        "preprocessing": image | {"precision": encoder.precision},
-    }
+    meta = FeatureMeta(
+        files=(),
+        model=pipeline.model_id,
+        model_hash=pipeline.model_hash,
+        chunk_ends=pipeline.chunks.ends,
+        timestep_ends=pipeline.chunks.timestep_ends,
+        visible=pipeline.chunks.visible,
+        preprocessing=image | {"precision": encoder.precision},
+    )
+    return encode_images(encoder, source, out, meta=meta, device=encoder.device, **options)
 
 
 def encode_images(
@@ -93,12 +119,10 @@ def encode_images(
     source: ImageSource,
     out: Path,
     *,
-    model: str = "",
-    model_hash: str = "",
-    chunk_ends: Sequence[int] = (),
-    timestep_ends: Sequence[int] = (),
-    visible: Visible = "prefix",
-    preprocessing: Mapping[str, Any] | None = None,
+    meta: FeatureMeta | None = None,
+    shard_size: int | None = None,
+    suffix: str = ".npy",
+    rank: Rank | None = None,
     batch_size: int = 128,
     workers: int | None = None,
     resume: bool = True,
@@ -106,24 +130,24 @@ def encode_images(
     device: torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> EncodeResult:
-    """Encode every readable image of `source` into the feature file `out`.
+    """Encode every readable image of `source` into the feature file `out`, or this process's part into a folder.
 
     Reading, encoding and writing overlap: threads decode the next batches, and on a GPU a batch is written while
-    the next one is computed.
+    the next one is computed. Interrupted by Ctrl-C or a kill, the same call goes on where it stopped.
 
-    Interrupted by Ctrl-C or a kill, it leaves `out.partial`; the same call goes on from there.
+    A folder's shard i, images [i * shard_size, (i + 1) * shard_size), belongs to process i mod `rank.count`. The
+    process that finds all of them done writes the manifest, which `read_features(folder)` opens. The number of
+    processes may change between restarts, and memory does not grow with the number of shards.
 
     Args:
         encode: uint8 [B, 3, R, R] to float [B, d].
-        source: the images.
-        out: `.npy`, `.npz`, `.safetensors` or `.parquet`; replaced only when all is done.
-        model: id of the model, for the metadata.
-        model_hash: hash of its weights. A partial file is continued only for the same hash, source and
-            preprocessing.
-        chunk_ends: [K] ends of the chunks in dimensions, for the metadata.
-        timestep_ends: [K] ends of the chunks in timesteps, for the metadata.
-        visible: which chunks a timestep sees, for the metadata.
-        preprocessing: how pictures become inputs, for the metadata; None says the resolution.
+        source: the images, the same ones in every process.
+        out: `.npy`, `.npz`, `.safetensors` or `.parquet`, replaced only when all is done; or the folder.
+        meta: of the file or of all shards, without names. What was begun is continued only for the same images, model
+            hash, preprocessing and chunks.
+        shard_size: images of each shard but the last; None writes one file.
+        suffix: of the shards: ".npy" (memory-mapped when read) or ".parquet".
+        rank: this process among those that fill the folder; None is alone.
         batch_size: images per call of `encode`.
         workers: decoding threads, see `iter_decoded`.
         resume: False starts again in any case.
@@ -133,59 +157,101 @@ def encode_images(
 
     Raises:
         DataError: no images, or none readable.
-        FeatureFileError: the output cannot be written.
+        FeatureFileError: the output cannot be written, or the folder holds something else.
         ModelError: features that are not finite, or of the wrong shape.
     """
     if batch_size < 1:
         raise DataError(f"A batch of {batch_size} images is none.", remedy="Use a batch size of at least 1.")
     if len(source) == 0:
         raise DataError(f"There are no images in {source.name}.", remedy="Name a folder that holds images.")
-    reporter = reporter or SilentReporter()
-    started = time.monotonic()
-    meta = FeatureMeta(
-        files=(),
-        chunk_ends=tuple(chunk_ends),
-        timestep_ends=tuple(timestep_ends),
-        visible=visible,
-        model=model,
-        model_hash=model_hash,
-        preprocessing=dict(preprocessing or {"resolution": source.resolution}),
-    )
-    with FeatureWriter(out, identity=_identity(source, meta), resume=resume) as writer:
-        _announce(writer, source, reporter)
-        reporter.start("Encoding", len(source) - writer.resumed, unit="images")
-        batches = prefetched(_batches(source, range(writer.resumed, len(source)), batch_size, workers))
-        _encode_all(encode, batches, _Rows(writer, reporter, checkpoint_seconds), device or torch.device("cpu"))
-        reporter.finish()
-        if not writer.files:
-            writer.discard()
-            raise NothingReadableError(source, writer.skipped)
-        meta = writer.finish(meta)
-    if meta.skipped:
-        count = f"{len(meta.skipped):,} of {len(source):,} images"
-        reporter.warn(f"{count} cannot be read and have no row ({some_skipped(meta.skipped)}).")
+    rank, reporter, started = rank or Rank(), reporter or SilentReporter(), time.monotonic()
+    meta = meta or FeatureMeta(files=(), preprocessing={"resolution": source.resolution})
+    fingerprint = source.fingerprint()
+    folder, todo, own = None, [(0, range(len(source)), out)], len(source)
+    if shard_size is not None:
+        identity = _identity(fingerprint, meta, shard_size, suffix)
+        folder = ShardFolder(out, identity=identity, images=len(source), shard_size=shard_size, suffix=suffix)
+        units = folder.claim(rank.index, rank.count, resume=resume)
+        todo = [(unit, folder.images(unit), folder.path(unit)) for unit in units]
+        own = sum(len(folder.images(unit)) for unit in range(rank.index, folder.count, rank.count))
+    resumed = own - sum(len(images) for _, images, _ in todo)
+    output: dict[str, Any] = {}
+    for number, (unit, images, path) in enumerate(todo):
+        part = fingerprint if folder is None else {"slice": [images.start, images.stop], "of": fingerprint}
+        with FeatureWriter(path, identity=_identity(part, meta), resume=resume) as writer:
+            resumed += writer.resumed
+            if not number:
+                _begin(reporter, own, resumed)
+            elif writer.resumed:
+                reporter.advance(writer.resumed)
+            if writer.discarded:
+                reporter.warn("The partial file of another model or other images is replaced.")
+            batches = prefetched(_batches(source, images[writer.resumed :], batch_size, workers))
+            _encode_all(encode, batches, _Rows(writer, reporter, checkpoint_seconds), device or torch.device("cpu"))
+            written: dict[str, Any] = {"rows": len(writer.files), "dim": writer.dim, "skipped": tuple(writer.skipped)}
+            if written["rows"]:
+                writer.finish(meta)
+            else:
+                writer.discard()
+        if folder is None:
+            output = written | {"images": len(source)}
+        else:
+            folder.finish(unit, **written)
+    reporter.finish()
+    if folder is not None:
+        output = _merged(folder, meta, rank, reporter)
+    elif not output["rows"]:
+        raise DataError(
+            f"None of the {len(source):,} images of {source.name} can be read ({_some(output['skipped'])}).",
+            remedy="Repair or replace these files.",
+        )
+    if skipped := output.get("skipped"):
+        count = f"{len(skipped):,} of {output['images']:,} images"
+        reporter.warn(f"{count} cannot be read and have no row ({_some(skipped)}).")
     seconds = time.monotonic() - started
     return EncodeResult(
-        rows=len(meta.files),
-        dim=writer.dim,
-        skipped=tuple(meta.skipped),
-        resumed=writer.resumed,
-        seconds=seconds,
-        images_per_second=(len(source) - writer.resumed) / max(seconds, 1e-9),
+        **output, own=own, resumed=resumed, seconds=seconds, images_per_second=(own - resumed) / max(seconds, 1e-9)
     )
 
 
-def _identity(source: ImageSource, meta: FeatureMeta) -> str:
-    """Hash of everything the rows depend on."""
-    facts = [source.fingerprint(), meta.model_hash, dict(meta.preprocessing), meta.chunk_ends]
+def _begin(reporter: Reporter, images: int, resumed: int) -> None:
+    if resumed:
+        reporter.note(f"Going on after {resumed:,} of {images:,} images.")
+    reporter.start("Encoding", images, unit="images", done=resumed)
+
+
+def _identity(fingerprint: Mapping[str, Any], meta: FeatureMeta, *layout: int | str) -> str:
+    """Hash of everything the rows depend on; of a folder also how its images are cut into shards."""
+    facts = [fingerprint, meta.model_hash, dict(meta.preprocessing), meta.chunk_ends, *layout]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _announce(writer: FeatureWriter, source: ImageSource, reporter: Reporter) -> None:
-    if writer.resumed:
-        reporter.note(f"Going on after {writer.resumed:,} of {len(source):,} images.")
-    elif writer.discarded:
-        reporter.warn("The partial file of another model or other images is replaced.")
+def _merged(folder: ShardFolder, meta: FeatureMeta, rank: Rank, reporter: Reporter) -> dict[str, Any]:
+    """What the folder holds, by field of `EncodeResult`; its manifest is written once all shards are there."""
+    manifest = folder.merge(meta, writer=rank.index)
+    if manifest is None:
+        missing = len(folder.missing())
+        where = f"{missing:,} of {folder.count:,} units of {folder.folder}"
+        reporter.note(f"{where} are left to other processes; the last one writes {MANIFEST}.")
+        return {"units": folder.count, "missing": missing}
+    skipped = FeatureShards(folder.folder, manifest).meta.skipped
+    held = {"rows": manifest.rows, "dim": manifest.dim, "images": manifest.images}
+    return held | {"skipped": skipped, "units": folder.count}
+
+
+def _some(skipped: Sequence[Skipped]) -> str:
+    """The first of them with their reasons, and how many more there are."""
+    named = "; ".join(f"{item.file}: {item.reason}" for item in skipped[:_NAMED])
+    return named + (f"; and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else "")
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """Consecutive images of the source; `images` and `files` belong together."""
+
+    images: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 class _Rows:

@@ -96,7 +96,7 @@ class UnitRecord:
             return False
 
 
-class FeatureUnits:
+class ShardFolder:
     """Units of one folder.
 
     Args:
@@ -122,9 +122,9 @@ class FeatureUnits:
         self._images, self._size = images, shard_size
         self.count = -(-images // shard_size)
 
-    def span(self, unit: int) -> tuple[int, int]:
-        """First and exclusive last image of a unit."""
-        return unit * self._size, min((unit + 1) * self._size, self._images)
+    def images(self, unit: int) -> range:
+        """Indices of a unit's images."""
+        return range(unit * self._size, min((unit + 1) * self._size, self._images))
 
     def path(self, unit: int) -> Path:
         """Where the unit's shard goes."""
@@ -156,22 +156,17 @@ class FeatureUnits:
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             return todo
 
-    def finish(self, unit: int, *, rows: int, dim: int) -> None:
-        """Record that the shard and the sidecar of a unit are in place."""
-        start, stop = self.span(unit)
+    def finish(self, unit: int, *, rows: int, dim: int, skipped: Sequence[Skipped]) -> None:
+        """Record that the shard and the sidecar of a unit are in place; without rows it gets a sidecar alone here."""
+        path = self.path(unit)
         with self._file_errors():
-            record = UnitRecord.of_files(
-                self.path(unit), identity=self._identity, images=stop - start, rows=rows, dim=dim
-            )
+            if not rows:
+                path.unlink(missing_ok=True)
+                empty = FeatureMeta(files=(), skipped=tuple(skipped))
+                write_atomically(path.with_suffix(".json"), empty.to_json())
+            images = len(self.images(unit))
+            record = UnitRecord.of_files(path, identity=self._identity, images=images, rows=rows, dim=dim)
             write_atomically(self._record_path(unit), record.to_json())
-
-    def finish_empty(self, unit: int, skipped: Sequence[Skipped]) -> None:
-        """Record a unit of which no image can be read: a sidecar that says so, and no shard."""
-        with self._file_errors():
-            self.path(unit).unlink(missing_ok=True)
-            meta = FeatureMeta(files=(), skipped=tuple(skipped))
-            write_atomically(self.path(unit).with_suffix(".json"), meta.to_json())
-        self.finish(unit, rows=0, dim=0)
 
     def missing(self) -> list[int]:
         """Units without a record."""
@@ -257,11 +252,10 @@ class FeatureUnits:
     def _record(self, unit: int) -> UnitRecord | None:
         """The record of a unit of this identity; None without one."""
         record = UnitRecord.read(self._record_path(unit))
-        start, stop = self.span(unit)
         if record is None or record.identity != self._identity:
             return None
         shard = record.shard
-        return record if (shard.file, shard.images) == (self.path(unit).name, stop - start) else None
+        return record if (shard.file, shard.images) == (self.path(unit).name, len(self.images(unit))) else None
 
     def _record_path(self, unit: int) -> Path:
         return self.folder / RECORDS / f"{unit:06d}.json"

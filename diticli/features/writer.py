@@ -1,7 +1,7 @@
 """Write features row by row, so that a process killed at any moment goes on where it stopped.
 
-Rows stream into `NAME.partial`, a `.npy` whose header gets its row count last. A journal,
-`NAME.partial.json`, says how many of them count: rows are synced before the journal that counts them, and
+Rows stream into `NAME.partial`, a `.npy` whose header gets its row count last. A progress file,
+`NAME.partial.json`, says how many of them count: rows are synced before the progress file that counts them, and
 whatever lies behind is cut off on resuming. A finished file appears by one rename.
 """
 
@@ -55,13 +55,13 @@ class FeatureWriter:
         self.path = Path(path)
         self._suffix = check_suffix(self.path)
         self._partial = self.path.with_name(self.path.name + ".partial")
-        self._journal = self.path.with_name(self.path.name + ".partial.json")
+        self._progress_path = self.path.with_name(self.path.name + ".partial.json")
         self._identity = identity
         self.dim = 0
         self._log: list[tuple[Sequence[str], Sequence[Skipped]]] = []
         with self._file_errors():
             self._file = self._open()
-            had_rows = self._journal.exists()
+            had_rows = self._progress_path.exists()
             self.resumed = self._restore() if resume else 0
             self.discarded = resume and had_rows and self.resumed == 0
             if not self.resumed:
@@ -107,7 +107,7 @@ class FeatureWriter:
         }
         with self._file_errors():
             _sync(self._file)
-            write_atomically(self._journal, json.dumps(state))
+            write_atomically(self._progress_path, json.dumps(state))
 
     def finish(self, meta: FeatureMeta) -> FeatureMeta:
         """Put the file in place; returns `meta` with files, skipped, date and version filled in.
@@ -131,9 +131,9 @@ class FeatureWriter:
         return meta
 
     def discard(self) -> None:
-        """Remove the partial file and its journal."""
+        """Remove the partial file and its progress file."""
         with self._file_errors():
-            self._journal.unlink(missing_ok=True)
+            self._progress_path.unlink(missing_ok=True)
             self._partial.unlink(missing_ok=True)
         self.close()
 
@@ -172,9 +172,9 @@ class FeatureWriter:
         return file
 
     def _restore(self) -> int:
-        """Take up the partial file where its journal ends. 0 when there is none of this identity."""
+        """Take up the partial file where its progress file ends. 0 when there is none of this identity."""
         try:
-            state = json.loads(self._journal.read_bytes())
+            state = json.loads(self._progress_path.read_bytes())
             files = [str(name) for name in state["files"]]
             skipped = [Skipped(file=s["file"], reason=s["reason"]) for s in state["skipped"]]
             dim, rows, consumed = int(state["dim"]), int(state["rows"]), int(state["consumed"])
@@ -191,7 +191,7 @@ class FeatureWriter:
         return consumed
 
     def _restart(self) -> None:
-        self._journal.unlink(missing_ok=True)
+        self._progress_path.unlink(missing_ok=True)
         self._file.truncate(0)
         self._file.seek(0)
 
@@ -222,7 +222,7 @@ class FeatureWriter:
         os.replace(ready, self.path)
         if not owned:
             write_atomically(sidecar, meta.to_json())
-        self._journal.unlink(missing_ok=True)
+        self._progress_path.unlink(missing_ok=True)
         self._partial.unlink(missing_ok=True)
 
     @contextmanager
