@@ -18,9 +18,9 @@ from diffusers import DDIMScheduler
 from diticli.config import RunConfig
 from diticli.data.images import FaceImages
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.heads import unet_from_config
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import UNet
 from diticli.official.chunks import official_chunks
 from diticli.official.config import encoder_config, official_scheduler, unet_config
 from diticli.settings import build_config
@@ -148,7 +148,7 @@ def random_pipeline(case: Case) -> DiTiPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         config = unet_config(case.denoise_fn, case.resolution)
-        unet, shift = unet_from_config(config), ShiftDecoder(unet_config=config, latent_dim=case.latent_dim)
+        unet, shift = UNet(**config), ShiftDecoder(unet_config=config, latent_dim=case.latent_dim)
         for parameter in (*unet.parameters(), *shift.parameters()):
             if parameter.ndim > 1 and not parameter.any():
                 parameter.data.normal_(std=0.5 * parameter[0].numel() ** -0.5)

@@ -30,7 +30,7 @@ from benchmarks.forward_sides import Estimate, Inputs, OfficialForward, OurForwa
 from benchmarks.official_side import OfficialModel, load_code
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.layout import VARIABLE, layout_choice
-from diticli.models.pipeline import DiTiPipeline
+from diticli.models.pipeline import DiTiPipeline, unet_to_diffusers
 from diticli.official.convert import pipeline_from_official
 
 OURS = "ours"
@@ -91,7 +91,7 @@ def _trained(setting: Setting, *, autocast: bool) -> Estimate:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             if setting.part == "base":
                 assert pipeline.unet is not None
-                noise: torch.Tensor = pipeline.unet(inputs.x_t, t).sample
+                noise: torch.Tensor = unet_to_diffusers(pipeline.unet)(inputs.x_t, t).sample
                 return noise
             noise, shift = pipeline.predict(inputs.x_t, t, inputs.z)
         return noise.float() + pipeline.schedule.shift_scale(t, "posterior") * shift.float()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diticli.models.encoder import SemanticEncoder
     from diticli.models.pipeline import DiTiPipeline
     from diticli.models.shift_decoder import ShiftDecoder
+    from diticli.models.unet import UNet
 
 # xformers warns at import where it finds no CUDA, and diffusers imports it whenever it is installed.
 logging.getLogger("xformers").setLevel(logging.ERROR)
@@ -27,9 +28,10 @@ _LAZY = {
     "DiTiPipeline": "diticli.models.pipeline",
     "SemanticEncoder": "diticli.models.encoder",
     "ShiftDecoder": "diticli.models.shift_decoder",
+    "UNet": "diticli.models.unet",
 }
 
-__all__ = ["ChunkLayout", "DiTiPipeline", "SemanticEncoder", "ShiftDecoder", "__version__"]
+__all__ = ["ChunkLayout", "DiTiPipeline", "SemanticEncoder", "ShiftDecoder", "UNet", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,14 +35,14 @@ def layout() -> ChunkLayout:
 
 @pytest.fixture(scope="session")
 def make_unet() -> Callable[..., Any]:
-    """(shape name or kinds, **config) -> a frozen `UNet2DModel` in eval mode with nothing left at zero."""
-    from diffusers import UNet2DModel
+    """(shape name or kinds, **config) -> a frozen base in eval mode with nothing left at zero."""
+    from diticli.models.unet import UNet
 
     def make(shape: str = "DA", **others: Any) -> Any:
         arguments = dict(UNET_SHAPES.get(shape, {"kinds": shape})) | others
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            unet = perturb(UNet2DModel(**tiny_unet_config(**arguments)), 0.05)
+            unet = perturb(UNet(**tiny_unet_config(**arguments)), 0.05)
         return unet.requires_grad_(False).eval()
 
     return make

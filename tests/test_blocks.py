@@ -1,4 +1,4 @@
-"""The walk over diffusers' blocks against their own forward: values and all gradients."""
+"""Blocks as they are run here against diffusers' own, on the same parameters: values and all gradients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from torch.nn import functional as F
 from diticli.models import norms
 from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
 from diticli.models.frozen import FrozenBase
-from diticli.models.heads import restore_heads
 from diticli.models.layout import layout_for
 from diticli.models.modulation import gather_weights, modulate
+from diticli.models.modules import Downsample, ResnetBlock, SelfAttention, Upsample
 from diticli.models.noise_prediction import predict
 from diticli.models.norms import modulated_norm, norm_silu
+from diticli.models.pipeline import unet_from_diffusers, unet_to_diffusers
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
-from diticli.models.unet import estimate_noise, run_down_path
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import estimate_noise, run_down_path
 
 T = torch.tensor([0, 417, 999])
 
@@ -54,14 +56,20 @@ def maps(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
+def holding(theirs, ours):
+    """Our block with the parameters of diffusers' one."""
+    named = dict(theirs.named_parameters())
+    assert list(named) == [name for name, _ in ours.named_parameters()]
+    for name, parameter in named.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(ours.get_submodule(owner), leaf, parameter)
+    return ours.train(theirs.training)
+
+
 RESNETS = {
     "plain": {},
     "wider": {"out_channels": 12},
-    "other groups": {"out_channels": 12, "groups_out": 2},
     "scaled": {"out_channels": 12, "output_scale_factor": 2**0.5},
-    "shortcut without bias": {"out_channels": 12, "conv_shortcut_bias": False},
-    "shortcut of equal widths": {"use_in_shortcut": True},
-    "active embedding": {"skip_time_act": True},
     "up": {"up": True},
     "down": {"down": True},
 }
@@ -73,7 +81,8 @@ def test_resnet(kind, shift):
     options = {"in_channels": 8, "temb_channels": 6, "groups": 4, "time_embedding_norm": shift} | RESNETS[kind]
     block = perturb(ResnetBlock2D(**options)).double().eval()
     x, temb = maps(3, 8, 6, 6), torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
-    ours = run_resnet(block, channels_last(x), next(modulate([block], gather_weights([block]), temb)))
+    mine = holding(block, ResnetBlock(eps=1e-6, **options))
+    ours = run_resnet(mine, channels_last(x), next(modulate([mine], gather_weights([mine]), temb)))
     assert_same(block, ours, block(x, temb), x, temb)
 
 
@@ -83,32 +92,36 @@ def test_resnet_beside_a_skip(out_channels):
     block = perturb(ResnetBlock2D(in_channels=12, out_channels=out_channels, temb_channels=6, groups=4)).double().eval()
     assert (block.conv_shortcut is None) == (out_channels == 12)
     x, skip, temb = maps(2, 8, 4, 4), maps(2, 4, 4, 4), torch.randn(2, 6, dtype=torch.float64)
-    modulation = next(modulate([block], gather_weights([block]), temb))
-    ours = run_resnet(block, channels_last(x), modulation, channels_last(skip))
+    mine = holding(block, ResnetBlock(in_channels=12, out_channels=out_channels, temb_channels=6, groups=4))
+    modulation = next(modulate([mine], gather_weights([mine]), temb))
+    ours = run_resnet(mine, channels_last(x), modulation, channels_last(skip))
     assert_same(block, ours, block(torch.cat([x, skip], 1), temb), x, skip)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-@pytest.mark.parametrize("options", [{}, {"norm_num_groups": None}, {"rescale_output_factor": 2.0}, {"bias": False}])
+@pytest.mark.parametrize("options", [{}, {"norm_num_groups": None}, {"rescale_output_factor": 2.0}])
 def test_attention(heads, options):
     options = {"norm_num_groups": 4, "bias": True, "residual_connection": True} | options
     block = Attention(8, heads=heads, dim_head=8 // heads, _from_deprecated_attn_block=True, **options)
     perturb(block).double().set_processor(AttnProcessor2_0())
+    groups, factor = options["norm_num_groups"], options.get("rescale_output_factor", 1.0)
+    mine = SelfAttention(8, heads=heads, dim_head=8 // heads, groups=groups, eps=1e-5, rescale_output_factor=factor)
+    holding(block, mine)
     x = maps(3, 8, 4, 6)
-    assert_same(block, run_attention(block, channels_last(x)), block(x), x, rtol=1e-8, atol=1e-9)
+    assert_same(block, run_attention(mine, channels_last(x)), block(x), x, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("padding", [0, 1])
 def test_downsample(padding):
     block = Downsample2D(8, use_conv=True, padding=padding, name="op").double()
     x = maps(2, 8, 6, 6)
-    assert_same(block, run_downsample(block, channels_last(x)), block(x), x)
+    assert_same(block, run_downsample(holding(block, Downsample(8, padding)), channels_last(x)), block(x), x)
 
 
 def test_upsample():
     block = Upsample2D(8, use_conv=True).double()
     x = maps(2, 8, 3, 5)
-    assert_same(block, run_upsample(block, channels_last(x)), block(x), x)
+    assert_same(block, run_upsample(holding(block, Upsample(8)), channels_last(x)), block(x), x)
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
@@ -119,18 +132,20 @@ def test_whole_unet(shape):
     x = torch.randn(3, 3, size, size)
     with torch.no_grad():
         expected = unet.eval()(x, T).sample
-        assert (estimate_noise(unet, x, T) - expected).abs().max() < 2e-6 * expected.abs().max()
+        ours = unet_from_diffusers(unet)
+        assert (estimate_noise(ours, x, T) - expected).abs().max() < 2e-6 * expected.abs().max()
     unet.double().train()
+    ours.train()
     x = x.double().requires_grad_()
-    assert_same(unet, estimate_noise(unet, x, T), unet(x, T).sample, x, rtol=1e-7, atol=1e-8)
+    assert_same(unet, estimate_noise(ours, x, T), unet(x, T).sample, x, rtol=1e-7, atol=1e-8)
 
 
 def test_heads_of_the_config(make_unet):
-    unet = make_unet("DA")
-    unet.register_to_config(attention_heads=2)
-    restore_heads(unet)
-    x = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(estimate_noise(unet, x, T), unet(x, T).sample)
+    unet = make_unet("DA", attention_heads=2)
+    assert {block.heads for block in unet.modules() if isinstance(block, SelfAttention)} == {2}
+    theirs, x = unet_to_diffusers(unet), torch.randn(3, 3, 16, 16)
+    for ours in (unet, unet_from_diffusers(theirs)):
+        torch.testing.assert_close(estimate_noise(ours, x, T), theirs(x, T).sample)
 
 
 @pytest.mark.parametrize("shape", ["conv-default", "resnet-scale_shift"])
@@ -144,7 +159,7 @@ def test_one_timestep_serves_all_samples(make_unet, shape):
 
 
 def test_dropout_is_active_in_training_only():
-    unet = UNet2DModel(**tiny_unet_config(dropout=0.5)).eval()
+    unet = UNet(**tiny_unet_config(dropout=0.5)).eval()
     x = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(estimate_noise(unet, x, T), estimate_noise(unet, x, T))
@@ -158,9 +173,9 @@ def test_autocast_is_as_close_to_float32_as_diffusers(make_unet, shape):
     unet, x = make_unet(shape), torch.randn(8, 3, 16, 16)
     t = torch.arange(8) * 120
     with torch.no_grad():
-        exact = unet(x, t).sample
+        exact = (theirs := unet_to_diffusers(unet))(x, t).sample
         with torch.autocast("cpu", torch.bfloat16):
-            ours, theirs = (f.float() - exact for f in (estimate_noise(unet, x, t), unet(x, t).sample))
+            ours, theirs = (f.float() - exact for f in (estimate_noise(unet, x, t), theirs(x, t).sample))
     assert ours.square().mean().sqrt() < 2 * theirs.square().mean().sqrt()
 
 

@@ -13,8 +13,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from diticli.errors import ModelError
 from diticli.models.base_files import load_base
-from diticli.models.gate import check_base
-from diticli.models.unet import predict_noise, run_down_path
+from diticli.models.pipeline import unet_from_diffusers
+from diticli.models.unet_forward import estimate_noise
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def unet(**options: Any) -> UNet2DModel:
 
 def estimate(net: UNet2DModel, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return predict_noise(net, run_down_path(net, x, t))
+        return estimate_noise(unet_from_diffusers(net), x, t)
 
 
 def test_a_base_whose_lowest_level_is_one_pixel() -> None:
@@ -52,7 +52,6 @@ def test_a_base_whose_lowest_level_is_one_pixel() -> None:
 def test_heads_that_do_not_divide_the_channels() -> None:
     """24 channels and heads of 16: one head, 16 channels wide."""
     net, x, t = unet(attention_head_dim=16), torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
-    check_base(net)
     assert net.mid_block.attentions[0].to_q.weight.shape == (16, 24)
     with torch.no_grad():
         theirs = net(x, t).sample

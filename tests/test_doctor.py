@@ -287,12 +287,13 @@ def test_attentions_are_those_that_run(preset: str, monkeypatch: pytest.MonkeyPa
     from diffusers.models.attention_processor import Attention
 
     from diticli.models.build import build_unet
+    from diticli.models.pipeline import unet_to_diffusers
     from diticli.settings import build_config
 
     config = build_config(preset)
     seen: set[tuple[int, int, int]] = set()
     with torch.device("meta"):
-        unet = build_unet(config.unet, config.data.resolution)
+        unet = unet_to_diffusers(build_unet(config.unet, config.data.resolution))
         x, t = torch.empty(1, 3, *[config.data.resolution] * 2), torch.empty(1, dtype=torch.int64)
     for block in unet.modules():
         if isinstance(block, Attention):

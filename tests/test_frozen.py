@@ -10,10 +10,10 @@ from tiny_models import LATENT_DIM, UNET_SHAPES, perturb
 from torch.nn import functional as F
 
 from diticli.models.frozen import FrozenBase, merge_upsampling
-from diticli.models.heads import restore_heads
 from diticli.models.noise_prediction import predict
+from diticli.models.pipeline import unet_to_diffusers
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
-from diticli.models.unet import run_down_path
+from diticli.models.unet_forward import run_down_path
 
 T = torch.tensor([0, 417, 999])
 
@@ -25,7 +25,7 @@ def test_in_float32_it_is_the_base(make_unet, shape, merge_up_to):
     x = torch.randn(3, 3, unet.config.sample_size, unet.config.sample_size)
     noise, down = FrozenBase(unet, torch.float32, merge_up_to=merge_up_to)(x, T)
     with torch.no_grad():
-        expected, features = unet(x, T).sample, run_down_path(unet, x, T)
+        expected, features = unet_to_diffusers(unet)(x, T).sample, run_down_path(unet, x, T)
     assert (noise - expected).abs().max() < 3e-6 * expected.abs().max()
     torch.testing.assert_close(down, features)
 
@@ -58,9 +58,9 @@ def test_in_bf16_it_is_as_close_as_autocast(make_unet, shape):
     unet, x, t = make_unet(shape), torch.randn(8, 3, 16, 16), torch.arange(8) * 120
     noise, down = FrozenBase(unet)(x, t)
     with torch.no_grad():
-        exact = unet(x, t).sample
+        exact = unet_to_diffusers(unet)(x, t).sample
         with torch.autocast("cpu", torch.bfloat16):
-            theirs = unet(x, t).sample.float() - exact
+            theirs = unet_to_diffusers(unet)(x, t).sample.float() - exact
     assert {noise.dtype, down.hidden.dtype, *(s.dtype for s in down.skips)} == {torch.bfloat16}
     assert (noise.float() - exact).square().mean().sqrt() < 2 * theirs.square().mean().sqrt()
 
@@ -89,11 +89,10 @@ def test_one_timestep_serves_all_samples(make_unet):
 
 
 def test_heads_of_the_config(make_unet):
-    unet = make_unet("DA")
-    unet.register_to_config(attention_heads=2)
-    base = FrozenBase(restore_heads(unet), torch.float32)
+    unet = make_unet("DA", attention_heads=2)
+    base = FrozenBase(unet, torch.float32)
     x = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(base(x, T)[0], unet(x, T).sample)
+    torch.testing.assert_close(base(x, T)[0], unet_to_diffusers(unet)(x, T).sample)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -120,7 +119,7 @@ def test_on_a_gpu(make_unet, shape):
     unet = make_unet(shape)
     x = torch.randn(3, 3, unet.config.sample_size, unet.config.sample_size)
     with torch.no_grad():
-        expected = unet(x, T).sample
+        expected = unet_to_diffusers(unet)(x, T).sample
     base = FrozenBase(unet, torch.float32).cuda()
     got = base(x.cuda(), T.cuda())[0]
     assert got.is_contiguous(memory_format=torch.channels_last)

@@ -8,13 +8,13 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from tiny_models import LATENT_DIM, SIZE, UNET_SHAPES, perturb, tiny_unet_config
 
 from diticli.errors import ConfigError, ModelError
-from diticli.models.gate import check_base, check_base_config, check_finite
+from diticli.models.gate import DEFAULTS, check_base_config, check_finite
 from diticli.models.locate import load_model
-from diticli.models.pipeline import DiTiPipeline
-from diticli.models.plain_model import load_plain
-from diticli.models.plain_unet import DEFAULTS, PlainUNet
+from diticli.models.model_files import read_model
+from diticli.models.pipeline import DiTiPipeline, unet_from_diffusers
 from diticli.models.shift_decoder import ShiftDecoder
-from diticli.models.unet import estimate_noise
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import estimate_noise
 
 SKIP_BLOCKS = {
     "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
@@ -112,15 +112,12 @@ def base(**arguments):
 @pytest.mark.parametrize("variant", ACCEPTED)
 def test_accepted_bases_predict_what_diffusers_predicts(variant):
     unet = base(**ACCEPTED[variant])
-    check_base(unet)
-    plain = PlainUNet(unet.config).eval()
-    plain.load_state_dict(unet.state_dict())
+    check_base_config(unet.config)
     size = ACCEPTED[variant].get("size") if isinstance(ACCEPTED[variant].get("size"), int) else SIZE
     x, t = torch.randn(3, 3, size, size), torch.tensor([0, 417, 999])
     with torch.no_grad():
         truth = unet(x, t).sample
-        for network in (unet, plain):
-            torch.testing.assert_close(estimate_noise(network, x, t), truth, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(estimate_noise(unet_from_diffusers(unet), x, t), truth, rtol=1e-4, atol=1e-5)
     assert truth.abs().max() > 0.01
 
 
@@ -136,14 +133,16 @@ def test_refused_bases_are_refused_by_every_way_in(variant, make_pipeline, tmp_p
     unet = UNet2DModel(**tiny_unet_config(**config))
     refused = pytest.raises(ModelError, match=message)
     with refused as error:
-        check_base(unet)
+        check_base_config(unet.config)
     assert "unconditional UNet2DModel" in error.value.remedy
     with refused:
         make_pipeline(unet=unet)
+    with refused:
+        UNet(**unet.config)
     pipeline = make_pipeline()
     pipeline.save_pretrained(tmp_path)
     unet.save_pretrained(tmp_path / "unet")
-    for load in (load_plain, DiTiPipeline.from_pretrained, lambda name: load_model(name, "cpu")):
+    for load in (read_model, DiTiPipeline.from_pretrained, lambda name: load_model(name, "cpu")):
         with refused:
             load(str(tmp_path))
 
@@ -154,7 +153,7 @@ def test_refused_configs_are_refused_from_files(variant, make_pipeline, tmp_path
     make_pipeline().save_pretrained(tmp_path)
     path = tmp_path / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    for load in (check_config_of, load_plain, DiTiPipeline.from_pretrained, lambda name: load_model(name, "cpu")):
+    for load in (check_config_of, read_model, DiTiPipeline.from_pretrained, lambda name: load_model(name, "cpu")):
         with pytest.raises(ModelError, match=message):
             load(str(tmp_path))
 
@@ -164,10 +163,10 @@ def check_config_of(folder):
         check_base_config(json.load(file))
 
 
-def test_a_network_for_something_else_is_no_base():
+def test_a_network_for_something_else_is_no_base(make_pipeline):
     unet = UNet2DConditionModel.__new__(UNet2DConditionModel)
     with pytest.raises(ModelError, match="it is a UNet2DConditionModel"):
-        check_base(unet)
+        make_pipeline(unet=unet)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_a_model_that_predicts_no_noise_is_refused(changes, message, make_pipeli
     path = tmp_path / "scheduler" / "scheduler_config.json"
     config = {key: value for key, value in (json.loads(path.read_text()) | changes).items() if value is not None}
     path.write_text(json.dumps(config))
-    for load in (load_plain, DiTiPipeline.from_pretrained):
+    for load in (read_model, DiTiPipeline.from_pretrained):
         with pytest.raises(ModelError, match=message):
             load(str(tmp_path))
     if "predict_epsilon" not in changes:
@@ -199,7 +198,7 @@ def test_weights_that_are_not_finite_are_refused_as_such(part, value, make_pipel
     weight.data.view(-1)[-1] = value
     pipeline.save_pretrained(tmp_path)
     parts = {**pipeline.networks, "scheduler": pipeline.scheduler}
-    for load in (load_plain, DiTiPipeline.from_pretrained, lambda _: make_pipeline(**parts)):
+    for load in (read_model, DiTiPipeline.from_pretrained, lambda _: make_pipeline(**parts)):
         with pytest.raises(ModelError, match=f"weights that are not finite .*: {part}.{name}") as error:
             load(str(tmp_path))
         assert "earlier checkpoint" in error.value.remedy

@@ -28,7 +28,7 @@ def test_everything_that_changes_a_picture_changes_the_hash(make_pipeline, make_
         make_pipeline(scheduler=DDIMScheduler(beta_end=0.03)).model_hash,
     ]
     heads = make_pipeline()
-    heads.unet.register_to_config(attention_heads=2)
+    heads.unet.config["attention_heads"] = 2
     assert len({*hashes, heads.model_hash}) == len(hashes) + 1
     assert all(digits.startswith(FORM) for digits in hashes)
 

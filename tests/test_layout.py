@@ -19,7 +19,7 @@ from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase, FrozenShift
 from diticli.models.layout import in_layout, layout_choice, layout_for
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
-from diticli.models.unet import estimate_noise
+from diticli.models.unet_forward import estimate_noise
 from diticli.schedule import NoiseSchedule
 from diticli.training.objectives import FeatureObjective
 

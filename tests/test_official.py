@@ -20,8 +20,9 @@ from official_layout import (
 from diticli.chunks import ChunkLayout
 from diticli.errors import ModelError
 from diticli.models.base_files import load_base
-from diticli.models.heads import unet_from_config
 from diticli.models.pipeline import DiTiPipeline
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import estimate_noise
 from diticli.official.config import encoder_config, official_scheduler, unet_config
 from diticli.official.weights import base_from_official, encoder_from_official, from_official
 
@@ -60,7 +61,7 @@ def test_every_layout_computes_the_official_noise_and_shift(name):
     got = pipeline.predict(x, t, z)
     assert distance(got.noise, noise) < 1e-5
     assert distance(got.shift, shift) < 1e-5
-    assert distance(unet(x, t).sample, noise) < 1e-5
+    assert distance(estimate_noise(unet, x, t), noise) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["heads-legacy", "heads-new"])
@@ -71,8 +72,8 @@ def test_the_other_qkv_order_would_be_noticed(name):
     x, t = torch.randn(1, 3, 8, 8), torch.tensor([500])
     other = settings | {"use_new_attention_order": not settings["use_new_attention_order"]}
     noise = unet_forward(state, settings, x, t)[0]
-    assert distance(base_from_official(state, settings, 8)(x, t).sample, noise) < 1e-5
-    assert distance(base_from_official(state, other, 8)(x, t).sample, noise) > 1e-3
+    assert distance(estimate_noise(base_from_official(state, settings, 8), x, t), noise) < 1e-5
+    assert distance(estimate_noise(base_from_official(state, other, 8), x, t), noise) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_heads_by_number_survive_our_formats(tmp_path, caplog):
     got = loaded.predict(x, t, z, masked=False)
     assert distance(got.noise, noise) < 1e-5
     assert distance(got.shift, shift) < 1e-5
-    assert distance(base(x, t).sample, noise) < 1e-5
+    assert distance(estimate_noise(base, x, t), noise) < 1e-5
 
 
 def test_heads_are_fixed_by_width_where_that_can_be_said():
@@ -140,7 +141,7 @@ def test_heads_are_fixed_by_width_where_that_can_be_said():
     with pytest.raises(ModelError, match=r"\[32\] channels do not divide into heads of 64"):
         heads("head-width", head_channel=64)
     with pytest.raises(ModelError, match="3 attention heads do not divide a block of"):
-        unet_from_config(unet_config(unet_settings(), 16) | {"attention_heads": 3})
+        UNet(**unet_config(unet_settings(), 16), attention_heads=3)
 
 
 # every tensor once

@@ -207,7 +207,7 @@ DAMAGES = {
     "no weights": (lambda f: (f / "shift_decoder" / WEIGHTS).unlink(), "Cannot load the model"),
     "missing tensor": (
         lambda f: damage_weights(f / "encoder", lambda s: s.pop("head.bias")),
-        r"lacks weights: \['encoder.head.bias'\]",
+        r"encoder lacks weights: \['head.bias'\]",
     ),
     "no config": (lambda f: (f / "encoder" / "config.json").unlink(), "Cannot load the model"),
     "no part": (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "Cannot load the model"),

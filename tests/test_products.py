@@ -16,7 +16,7 @@ from diticli.models.frozen import FrozenBase, FrozenShift
 from diticli.models.modulation import gather_weights
 from diticli.models.noise_prediction import predict
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
-from diticli.models.unet import down_resnets, estimate_noise, up_resnets
+from diticli.models.unet_forward import down_resnets, estimate_noise, up_resnets
 
 T = torch.tensor([0, 417, 999])
 PRODUCTS = {"addmm", "mm", "bmm", "baddbmm", "linear", "matmul", "masked_linear"}

@@ -17,8 +17,8 @@ from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
 from diticli.models.hub import SHIPPED_FOLDER
 from diticli.models.locate import load_model
+from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
-from diticli.models.plain_model import PlainModel
 from diticli.pictures.grids import psnr
 from diticli.probing.label_join import join_labels
 from diticli.probing.probe import probe_features
@@ -50,7 +50,7 @@ def test_it_edits_from_an_empty_folder(tmp_path: Path) -> None:
 
 def test_it_reads_the_factors_of_held_out_faces_and_gives_pictures_back(tmp_path: Path) -> None:
     model = load_model("shipped", "cpu")
-    assert isinstance(model, PlainModel), "it must load without diffusers"
+    assert type(model) is DiTiModel
     images = torch.from_numpy(load_images(FACES).images).permute(0, 3, 1, 2)
     with torch.no_grad():
         z = torch.cat([model.encode(normalise(part)) for part in images.split(250)])

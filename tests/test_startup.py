@@ -1,4 +1,4 @@
-"""Models read and run without diffusers: the same numbers, and none of what takes long to import."""
+"""Networks without diffusers: its modules and numbers, its folders, and none of what takes long to import."""
 
 import inspect
 import json
@@ -15,12 +15,15 @@ from tiny_models import LATENT_DIM, SIZE, UNET_SHAPES, tiny_unet_config
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.heads import restore_heads
+from diticli.models.gate import DEFAULTS
 from diticli.models.locate import load_model
-from diticli.models.pipeline import DiTiPipeline
-from diticli.models.plain_model import WEIGHTS, PlainModel, load_plain
-from diticli.models.plain_unet import DEFAULTS, PlainUNet
-from diticli.models.unet import estimate_noise
+from diticli.models.model import DiTiModel
+from diticli.models.model_files import read_model
+from diticli.models.modules import SelfAttention
+from diticli.models.network import WEIGHTS
+from diticli.models.pipeline import DiTiPipeline, unet_from_diffusers, unet_to_diffusers
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import estimate_noise
 
 # Each takes a tenth of a second to some seconds; diffusers alone brings most of the others along.
 HEAVY = (
@@ -49,6 +52,11 @@ def images(count=3):
     return torch.empty(count, 3, SIZE, SIZE).uniform_(-1, 1)
 
 
+def leave_out(path, *names):
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in entries.items() if key not in names}))
+
+
 def change(path, **entries):
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
@@ -66,11 +74,11 @@ def test_edit_and_encode_import_nothing_heavy(saved, tmp_path):
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
-def test_plain_modules_are_those_of_diffusers(shape):
+def test_the_modules_are_those_of_diffusers(shape):
     """Same parameters under the same names in the same order, from the same random draws."""
     config = tiny_unet_config(**UNET_SHAPES[shape])
     drawn = []
-    for kind in (lambda: UNet2DModel(**config), lambda: PlainUNet(config)):
+    for kind in (lambda: UNet2DModel(**config), lambda: UNet(**config)):
         torch.manual_seed(0)
         drawn.append(kind())
     theirs, ours = (unet.state_dict() for unet in drawn)
@@ -82,36 +90,85 @@ def test_plain_modules_are_those_of_diffusers(shape):
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
-def test_plain_modules_compute_what_diffusers_computes(make_unet, shape):
-    theirs = make_unet(shape)
-    ours = PlainUNet(theirs.config)
-    ours.load_state_dict(theirs.state_dict())
+def test_a_base_of_diffusers_and_ours_hold_the_same_parameters(make_unet, shape):
+    theirs = unet_to_diffusers(make_unet(shape))
+    ours = unet_from_diffusers(theirs)
+    assert ours.config == make_unet(shape).config
+    assert all(a is b for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     side, t = theirs.config.sample_size, torch.tensor([3, 700])
     x = torch.randn(2, 3, side, side)
     with torch.no_grad():
-        torch.testing.assert_close(estimate_noise(ours.eval(), x, t), theirs(x, t).sample)
+        torch.testing.assert_close(estimate_noise(ours, x, t), theirs(x, t).sample)
+
+
+def test_a_base_whose_layers_were_changed_is_refused(make_unet):
+    theirs = unet_to_diffusers(make_unet())
+    theirs.mid_block.attentions[0].fuse_projections()
+    with pytest.raises(ModelError, match=r"its layers are not those of its config .*to_qkv"):
+        unet_from_diffusers(theirs)
+
+
+@pytest.mark.parametrize("shape", ["resnet-scale_shift", "without-attention"])
+def test_a_saved_base_is_one_of_diffusers_and_the_other_way_round(make_unet, tmp_path, shape):
+    unet = make_unet(shape)
+    unet.save_pretrained(tmp_path / "ours")
+    theirs = UNet2DModel.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    read = [json.loads((tmp_path / name / "config.json").read_bytes()) for name in ("ours", "theirs")]
+    assert read[0] == {key: value for key, value in read[1].items() if key != "_name_or_path"}
+    for network in (theirs, UNet.from_pretrained(tmp_path / "theirs")):
+        assert all(torch.equal(value, unet.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_may_be_saved_in_parts_and_variants(make_unet, tmp_path):
+    unet = make_unet()
+    unet.save_pretrained(tmp_path / "parts", max_shard_size="8KB")
+    unet.save_pretrained(tmp_path / "half", variant="fp16")
+    assert len([*(tmp_path / "parts").glob("*.safetensors")]) > 1
+    for folder in tmp_path.iterdir():
+        assert all(torch.equal(v, unet.state_dict()[n]) for n, v in UNet.from_pretrained(folder).state_dict().items())
+    assert UNet2DModel.from_pretrained(tmp_path / "half", variant="fp16").config.sample_size == SIZE
 
 
 def test_settings_are_those_of_diffusers():
     arguments = inspect.signature(UNet2DModel.__init__).parameters.values()
     assert {a.name: a.default for a in arguments if a.name != "self"} == DEFAULTS
-    with pytest.raises(ValueError, match=r"no settings \['fir'\]"):
-        PlainUNet({"fir": 1})
-    with pytest.raises(ValueError, match=r"no blocks \['SkipDownBlock2D'\]"):
-        PlainUNet({"down_block_types": ["SkipDownBlock2D"] * 4})
+    with pytest.raises(ModelError, match=r"settings that are unknown here \(fir\)"):
+        UNet(fir=1)
+    with pytest.raises(ModelError, match="its blocks are SkipDownBlock2D"):
+        UNet(down_block_types=["SkipDownBlock2D"] * 4)
 
 
 def test_heads_by_number():
     config = tiny_unet_config(attention_head_dim=8) | {"attention_heads": 2}
-    unet = restore_heads(PlainUNet(config))
-    assert {m.heads for m in unet.modules() if hasattr(m, "to_q")} == {2}
+    assert {m.heads for m in UNet(**config).modules() if isinstance(m, SelfAttention)} == {2}
     with pytest.raises(ModelError, match="3 attention heads do not divide"):
-        restore_heads(PlainUNet(config | {"attention_heads": 3}))
+        UNet(**config | {"attention_heads": 3})
 
 
-def test_a_plain_model_is_the_saved_pipeline(saved, no_network):
+def test_diffusers_may_ignore_the_number_of_heads_without_a_warning(make_pipeline, make_unet, tmp_path, caplog):
+    pipeline = make_pipeline(unet=make_unet(attention_heads=2))
+    pipeline.save_pretrained(tmp_path)
+    caplog.clear()
+    found = [DiTiPipeline.from_pretrained(tmp_path), load_model(str(tmp_path), "cpu"), pipeline]
+    assert {model.unet.config.attention_heads for model in found} == {2}
+    assert len({model.model_hash for model in found}) == 1
+    assert "attention_heads" not in caplog.text
+
+
+def test_a_base_is_one_of_ours_whichever_way_it_comes_in(make_pipeline, make_unet, saved):
+    theirs = unet_to_diffusers(make_unet("conv-default"))
+    pipeline = make_pipeline()
+    pipeline.unet = theirs
+    for unet in (theirs, make_unet("conv-default")):
+        assert type(DiTiPipeline.from_pretrained(saved, unet=unet).unet) is UNet
+    assert type(pipeline.unet) is UNet
+    assert next(pipeline.unet.parameters()) is next(theirs.parameters())
+
+
+def test_a_model_is_the_saved_pipeline(saved, no_network):
     theirs, ours = DiTiPipeline.from_pretrained(saved), load_model(str(saved), "cpu")
-    assert isinstance(ours, PlainModel)
+    assert type(ours) is DiTiModel
     assert (ours.model_hash, ours.model_id) == (theirs.model_hash, theirs.model_id)
     assert (ours.chunks, ours.resolution, ours.crop) == (theirs.chunks, theirs.resolution, theirs.crop)
     assert ours.config.shift_form == theirs.config.shift_form
@@ -133,7 +190,7 @@ def test_a_plain_model_is_the_saved_pipeline(saved, no_network):
 def test_a_run_directory_and_an_encoder_alone(make_pipeline, tmp_path, no_network):
     pipeline = make_pipeline(unet=None, shift_decoder=None)
     pipeline.save_pretrained(tmp_path / "run" / "model")
-    model = load_plain(str(tmp_path / "run"))
+    model = read_model(str(tmp_path / "run"))
     assert set(model.networks) == {"encoder"}
     assert model.model_hash == pipeline.model_hash
     with pytest.raises(ModelError, match="encoder alone"):
@@ -151,21 +208,32 @@ def in_parts(folder):
     unet.save_pretrained(folder / "unet", max_shard_size="8KB")
 
 
-LEFT_TO_DIFFUSERS = {
+def older_names(folder):
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    weights = load_file(folder / "unet" / WEIGHTS)
+    for new, name in old.items():
+        weights = {key.replace(new, name): value for key, value in weights.items()}
+    save_file(weights, folder / "unet" / WEIGHTS, metadata={"format": "pt"})
+
+
+DIFFERENCES = {
     "bfloat16 weights": bfloat,
     "weights in several files": in_parts,
     "another schedule": lambda f: change(f / "scheduler" / "scheduler_config.json", beta_schedule="scaled_linear"),
     "a setting of tomorrow's diffusers": lambda f: change(f / "unet" / "config.json", sharpness=None),
+    "settings of an older version": lambda f: leave_out(f / "model_index.json", "crop", "shift_form"),
+    "names of weights of an older version": older_names,
 }
+BY_DIFFUSERS = ("another schedule", "names of weights of an older version")
 
 
-@pytest.mark.parametrize("difference", LEFT_TO_DIFFUSERS)
-def test_what_is_not_known_is_left_to_diffusers(saved, no_network, caplog, difference):
-    LEFT_TO_DIFFUSERS[difference](saved)
-    assert load_plain(str(saved)) is None
-    assert "diffusers reads this model, which takes some seconds more: " in caplog.text
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_files_of_other_versions_are_read(saved, no_network, caplog, difference):
+    DIFFERENCES[difference](saved)
     model = load_model(str(saved), "cpu")
-    assert isinstance(model, DiTiPipeline)
+    assert type(model) is DiTiModel
+    assert (", which takes some seconds more: " in caplog.text) == (difference in BY_DIFFUSERS)
+    assert model.model_hash == DiTiPipeline.from_pretrained(saved).model_hash
     x, t = images(), torch.tensor([3, 400, 990])
     with torch.no_grad():
         encoder = SemanticEncoder.from_pretrained(saved / "encoder")
@@ -187,7 +255,7 @@ def test_what_is_wrong_is_said_as_ever(saved, no_network):
         load_model(str(saved), "cpu")
 
 
-def test_wrappers_keep_their_config(tmp_path):
+def test_an_encoder_keeps_its_config(tmp_path):
     encoder = SemanticEncoder(SIZE, 3, (8, 8), LATENT_DIM, 8, 2, 4)
     encoder.save_pretrained(tmp_path)
     assert SemanticEncoder.from_pretrained(tmp_path).config.widths == [8, 8]

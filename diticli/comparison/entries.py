@@ -170,7 +170,7 @@ class Entries:
         assert self._template is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder: SemanticEncoder = type(self._template).from_config(self._template.config)
+            encoder = SemanticEncoder(**self._template.config)
         return encoder.eval()
 
 

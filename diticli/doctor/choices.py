@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import diti_kernels
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.doctor.finding import Finding
@@ -18,7 +17,8 @@ from diticli.models.build import build_encoder, build_unet
 from diticli.models.device import resolve_precision
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.layout import layout_choice
-from diticli.models.plain_blocks import is_attention
+from diticli.models.modules import SelfAttention
+from diticli.models.unet import UNet
 from diticli.settings import build_config, preset_names
 
 
@@ -118,7 +118,7 @@ def preset_attentions(preset: str) -> list[AttentionShape]:
     return list(dict.fromkeys(of_unet + of_encoder))
 
 
-def _in_unet(unet: UNet2DModel) -> Iterator[tuple[int, Any]]:
+def _in_unet(unet: UNet) -> Iterator[tuple[int, Any]]:
     """Map size and block; the way up repeats the sizes of the way down."""
     size = unet.config.sample_size
     for level, block in enumerate(unet.down_blocks):
@@ -133,7 +133,7 @@ def _in_encoder(encoder: SemanticEncoder) -> Iterator[tuple[int, Any]]:
 
 
 def _attentions(block: nn.Module) -> Iterator[Any]:
-    return (module for module in block.modules() if is_attention(module))
+    return (module for module in block.modules() if isinstance(module, SelfAttention))
 
 
 def _heads(block: Any) -> tuple[int, int]:

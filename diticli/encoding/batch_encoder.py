@@ -13,7 +13,7 @@ from torch import nn
 from diticli.config import Precision
 from diticli.models.compiled import CompiledPart, Part
 from diticli.models.device import resolve_precision
-from diticli.models.encoder_body import EncoderBody
+from diticli.models.encoder import SemanticEncoder
 from diticli.models.layout import layout_for
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
@@ -42,7 +42,7 @@ class BatchEncoder:
 
     def __init__(
         self,
-        encoder: EncoderBody,
+        encoder: SemanticEncoder,
         precision: Precision = "auto",
         *,
         compile: bool = False,
@@ -72,7 +72,7 @@ class BatchEncoder:
         return features_BD
 
 
-def _inference_copy(encoder: EncoderBody, dtype: torch.dtype) -> EncoderBody:
+def _inference_copy(encoder: SemanticEncoder, dtype: torch.dtype) -> SemanticEncoder:
     """Convolutions and attention in `dtype`; the head in float32, for the result is not rounded to bf16 then."""
     twin = copy.deepcopy(encoder).requires_grad_(False).eval()
     for module in twin.modules():

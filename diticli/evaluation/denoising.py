@@ -22,7 +22,7 @@ from diticli.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from diticli.models.model import DiTiModel
-    from diticli.models.unet import DownFeatures
+    from diticli.models.unet_forward import DownFeatures
 
 
 class NoisyImages:

@@ -14,23 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from diticli.errors import ModelError
 from diticli.models.gate import check_base_config, check_finite, check_scheduler
-from diticli.models.heads import restore_heads, unet_from_config
 from diticli.models.hub import first_line, local_folder
-from diticli.models.plain_unet import DEFAULTS, HEADS
+from diticli.models.network import PRECISIONS, STEM, OtherWeightsError
+from diticli.models.unet import UNet
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diticli.models.pipeline import DDPMScheduler
 
 logger = logging.getLogger(__name__)
 
-_STEM = "diffusion_pytorch_model"
-# Variants that hold the same weights in another precision; "non_ema" and the like are other weights.
-_PRECISIONS = ("fp16", "bf16", "fp32")
-_WEIGHTS = re.compile(rf"{_STEM}(?:\.(\w+))?\.safetensors|{_STEM}\.safetensors\.index(?:\.(\w+))?\.json")
+_WEIGHTS = re.compile(rf"{STEM}(?:\.(\w+))?\.safetensors|{STEM}\.safetensors\.index(?:\.(\w+))?\.json")
 _PIXEL_PARTS = {"unet", "scheduler", "encoder", "shift_decoder"}
 _LATENT_PARTS = {"vae", "vqvae", "movq", "autoencoder", "first_stage_model"}
 _REMEDY = "Give a folder saved by diffusers (with config.json and safetensors weights) or a Hub id."
@@ -38,7 +33,7 @@ _REMEDY = "Give a folder saved by diffusers (with config.json and safetensors we
 
 def load_base(
     name_or_path: str, *, resolution: int | None = None, say: Callable[[str], None] = logger.warning
-) -> tuple[UNet2DModel, DDPMScheduler]:
+) -> tuple[UNet, DDPMScheduler]:
     """A base and its scheduler from a diffusers folder (pipeline, UNet, checkpoint, or run) or a Hub id.
 
     Args:
@@ -101,8 +96,8 @@ def _check_index(around: list[Path]) -> None:
         raise ModelError(f"The pipeline in {index.parent} has no unet.", remedy=_REMEDY)
 
 
-def _load_unet(folder: Path, resolution: int | None, say: Callable[[str], None]) -> UNet2DModel:
-    from diffusers import UNet2DModel
+def _load_unet(folder: Path, resolution: int | None, say: Callable[[str], None]) -> UNet:
+    from diticli.models.pipeline import read_unet
 
     if (folder / "config.json").is_file():
         check_base_config(_json(folder / "config.json"), resolution=resolution)
@@ -110,32 +105,13 @@ def _load_unet(folder: Path, resolution: int | None, say: Callable[[str], None])
     if variant is not None:
         say(f"{folder} holds {variant} weights only; they are computed in float32.")
     try:
-        # Without safetensors diffusers would unpickle.
-        unet, report = UNet2DModel.from_pretrained(
-            str(folder), output_loading_info=True, use_safetensors=True, variant=variant
-        )
+        unet = read_unet(folder, variant=variant)
+    except OtherWeightsError as error:
+        raise ModelError(error.message, remedy=_REMEDY) from error
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"Cannot load a base from {folder}: {first_line(error)}", remedy=_REMEDY) from error
-    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if missing or extra:
-        raise ModelError(
-            f"The weights in {folder} are not those of its config: missing {missing[:3]}, left over {extra[:3]}.",
-            remedy=_REMEDY,
-        )
-    unet = restore_heads(_without_foreign_settings(unet.float()))
     check_finite({"unet": unet}, f"The base in {folder}")
     return unet
-
-
-def _without_foreign_settings(unet: UNet2DModel) -> UNet2DModel:
-    """The UNet without settings that are none of a network's, such as those that `EMAModel` leaves in the config."""
-    config = {key: value for key, value in unet.config.items() if key in DEFAULTS or key == HEADS}
-    if config.keys() == {key for key in unet.config if not key.startswith("_")}:
-        return unet
-    with torch.device("meta"):
-        twin = unet_from_config(config)
-    twin.load_state_dict(unet.state_dict(), assign=True)
-    return twin
 
 
 def _variant(folder: Path) -> str | None:
@@ -146,11 +122,11 @@ def _variant(folder: Path) -> str | None:
     """
     if not (folder / "config.json").is_file():
         return None  # no network at all, which diffusers says
-    found = {path.name for path in folder.glob(f"{_STEM}*")}
+    found = {path.name for path in folder.glob(f"{STEM}*")}
     variants = {match[1] or match[2] for name in found if (match := _WEIGHTS.fullmatch(name))}
     if None in variants:
         return None
-    if chosen := next((name for name in _PRECISIONS if name in variants), None):
+    if chosen := next((name for name in PRECISIONS if name in variants), None):
         return chosen
     convert = (
         f'python -c "from diffusers import UNet2DModel as U; '
@@ -165,10 +141,10 @@ def _variant(folder: Path) -> str | None:
         name = sorted(str(variant) for variant in variants)[0]
         raise ModelError(
             f"Cannot load a base from {folder}: it holds the weights of a variant only ({', '.join(sorted(found))}).",
-            remedy=f"If they are the ones to use, rename {_STEM}.{name}.safetensors to {_STEM}.safetensors.",
+            remedy=f"If they are the ones to use, rename {STEM}.{name}.safetensors to {STEM}.safetensors.",
         )
     raise ModelError(
-        f"Cannot load a base from {folder}: it has no safetensors weights (no {_STEM}.safetensors).",
+        f"Cannot load a base from {folder}: it has no safetensors weights (no {STEM}.safetensors).",
         remedy=f"{_REMEDY} Only safetensors weights are fetched from the Hub: where there is a .bin alone, "
         "download it yourself and convert it, if you trust it, by UNet2DModel.from_pretrained(..., "
         "use_safetensors=False).save_pretrained(...).",
@@ -176,7 +152,7 @@ def _variant(folder: Path) -> str | None:
 
 
 def _load_scheduler(around: list[Path], unet_folder: Path, say: Callable[[str], None]) -> DDPMScheduler:
-    from diffusers import DDPMScheduler
+    from diticli.models.pipeline import DDPMScheduler, read_scheduler
 
     places = [place for folder in around for place in (folder, folder / "scheduler")]
     folder = next((place for place in places if (place / "scheduler_config.json").is_file()), None)
@@ -189,7 +165,7 @@ def _load_scheduler(around: list[Path], unet_folder: Path, say: Callable[[str], 
     config = _json(folder / "scheduler_config.json")
     check_scheduler(config, str(folder))
     try:
-        return DDPMScheduler.from_pretrained(str(folder))
+        return read_scheduler(folder)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(f"Cannot read the scheduler in {folder}: {first_line(error)}") from error
 

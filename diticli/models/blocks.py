@@ -1,6 +1,6 @@
-"""diffusers' blocks (or their plain twins), run here: their modules and weights, our order of operations.
+"""Running the blocks of a UNet: the modules of diffusers' `UNet2DModel`, in another order of operations.
 
-What differs from their own forward is speed alone. Norm, modulation and activation are one operator; the
+What differs from diffusers' own forward is speed alone. Norm, modulation and activation are one operator; the
 concatenation with a skip is never built; maps stay channels_last; q, k and v are one product.
 
 Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K channels of a head.
@@ -8,28 +8,21 @@ Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K ch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diticli.models.attention import attend
 from diticli.models.modulation import Modulation
+from diticli.models.modules import Downsample, ResnetBlock, SelfAttention, Upsample
 from diticli.models.norms import modulated_norm, norm_silu
 
-if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.downsampling import Downsample2D
-    from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.upsampling import Upsample2D
 
-
-def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:
+def run_resnet(block: ResnetBlock, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:
     """A residual block on `x`, or on `x` and `skip` side by side.
 
     Args:
-        block: a `ResnetBlock2D`; one whose `conv1` is transposed upsamples with it, see `diticli.models.frozen`.
+        block: one whose `conv1` is transposed upsamples with it, see `diticli.models.frozen`.
         x_BCHW: its input.
         modulation: of its second norm.
         skip: of x's height and width.
@@ -48,13 +41,14 @@ def run_resnet(block: ResnetBlock2D, x_BCHW: Tensor, modulation: Modulation, ski
     return h if block.output_scale_factor == 1 else h / block.output_scale_factor
 
 
-def _second_convolution(block: ResnetBlock2D, h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
+def _second_convolution(block: ResnetBlock, h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
     """conv2(h) + shortcut([x, skip])."""
     conv, shortcut = block.conv2, block.conv_shortcut
     if shortcut is None:
         return conv(h) + (x if skip is None else torch.cat([x, skip], dim=1))
-    bias = conv.bias if shortcut.bias is None else conv.bias + shortcut.bias
-    h = F.conv2d(h, conv.weight, bias, conv.stride, conv.padding)
+    assert conv.bias is not None
+    assert shortcut.bias is not None
+    h = F.conv2d(h, conv.weight, conv.bias + shortcut.bias, conv.stride, conv.padding)
     first = x.shape[1]
     h = _add_products(h, x, shortcut.weight[:, :first])
     return h if skip is None else _add_products(h, skip, shortcut.weight[:, first:])
@@ -74,7 +68,7 @@ def _rows(h_BCHW: Tensor) -> Tensor:
     return h_BCHW.permute(0, 2, 3, 1).reshape(-1, h_BCHW.shape[1])
 
 
-def run_attention(block: Attention, x_BCHW: Tensor) -> Tensor:
+def run_attention(block: SelfAttention, x_BCHW: Tensor) -> Tensor:
     """Self-attention over the pixels of a map, with the block's own norm and residual."""
     B, C, H, W = x_BCHW.shape
     h, norm = x_BCHW, block.group_norm
@@ -85,26 +79,26 @@ def run_attention(block: Attention, x_BCHW: Tensor) -> Tensor:
     h = attend(q, k, v).reshape(B, H * W, -1)
     h = block.to_out[1](block.to_out[0](h))
     h = h.view(B, H, W, C).permute(0, 3, 1, 2)
-    h = x_BCHW + h if block.residual_connection else h
+    h = x_BCHW + h
     return h if block.rescale_output_factor == 1 else h / block.rescale_output_factor
 
 
-def _qkv(block: Attention, tokens_BMC: Tensor) -> Tensor:
-    if block.fused_projections:
+def _qkv(block: SelfAttention, tokens_BMC: Tensor) -> Tensor:
+    if block.to_qkv is not None:
         return block.to_qkv(tokens_BMC)
     parts = (block.to_q, block.to_k, block.to_v)
-    bias = None if block.to_q.bias is None else torch.cat([part.bias for part in parts])
-    return F.linear(tokens_BMC, torch.cat([part.weight for part in parts]), bias)
+    weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+    return F.linear(tokens_BMC, weight, bias)
 
 
-def run_downsample(block: Downsample2D, h_BCHW: Tensor) -> Tensor:
+def run_downsample(block: Downsample, h_BCHW: Tensor) -> Tensor:
     """Half the height and width by a strided convolution; padding 0 pads right and below, as in the DDPM paper."""
     return block.conv(F.pad(h_BCHW, (0, 1, 0, 1)) if block.padding == 0 else h_BCHW)
 
 
-def run_upsample(block: Upsample2D, h_BCHW: Tensor) -> Tensor:
+def run_upsample(block: Upsample, h_BCHW: Tensor) -> Tensor:
     """Twice the height and width, then a convolution; a transposed one does both."""
-    return block.conv(h_BCHW if block.use_conv_transpose else upsample(h_BCHW))
+    return block.conv(h_BCHW if isinstance(block.conv, nn.ConvTranspose2d) else upsample(h_BCHW))
 
 
 def upsample(h_BCHW: Tensor) -> Tensor:

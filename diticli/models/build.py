@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from diffusers import DDPMScheduler, UNet2DModel
+from typing import TYPE_CHECKING
 
 from diticli.config import RunConfig
 from diticli.config_groups import UNetConfig
 from diticli.models.encoder import SemanticEncoder
+from diticli.models.unet import UNet
+
+if TYPE_CHECKING:
+    from diticli.models.pipeline import DDPMScheduler
 
 
-def build_unet(config: UNetConfig, resolution: int) -> UNet2DModel:
+def build_unet(config: UNetConfig, resolution: int) -> UNet:
     """A freshly initialised base for square images of `resolution` pixels."""
     sizes = [resolution // 2**level for level in range(len(config.channels))]
     plain = "Resnet{way}sampleBlock2D" if config.resampling == "resnet" else "{way}Block2D"
@@ -17,7 +21,7 @@ def build_unet(config: UNetConfig, resolution: int) -> UNet2DModel:
     def kinds(way: str) -> list[str]:
         return [f"Attn{way}Block2D" if size in config.attention_sizes else plain.format(way=way) for size in sizes]
 
-    return UNet2DModel(
+    return UNet(
         sample_size=resolution,
         block_out_channels=config.channels,
         layers_per_block=config.layers_per_block,
@@ -47,4 +51,6 @@ def build_encoder(config: RunConfig) -> SemanticEncoder:
 
 def new_scheduler() -> DDPMScheduler:
     """The schedule of the DDPM paper: beta linear from 1e-4 to 0.02 over 1000 steps."""
+    from diticli.models.pipeline import DDPMScheduler
+
     return DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, clip_sample=False)

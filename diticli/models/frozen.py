@@ -10,7 +10,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -18,16 +18,19 @@ from torch import nn
 from diticli.models.compiled import CompiledPart, Part, StepGraph, wants_graph
 from diticli.models.layout import layout_for
 from diticli.models.modulation import PathWeights, gather_weights, modulate
+from diticli.models.modules import ResnetBlock, SelfAttention, Upsample
 from diticli.models.norms import norm_silu
-from diticli.models.plain_blocks import is_attention, is_resnet, is_upsampling
-from diticli.models.shift_body import ChunkWindows, ShiftBody
-from diticli.models.unet import DownFeatures, down_resnets, predict_noise, run_down_path, run_up_path, up_resnets
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import (
+    DownFeatures,
+    down_resnets,
+    predict_noise,
+    run_down_path,
+    run_up_path,
+    up_resnets,
+)
 from diticli.progress import WarningReporter
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
-
-    from diticli.models.plain_unet import PlainUNet
 
 # Measured on a Xeon with AMX, batch 4 to 64: 1.2 to 2.4 times as fast up to 256 channels, at 512 as slow in bf16.
 # On GPUs unmeasured: 4/9 of the products.
@@ -40,14 +43,12 @@ class FrozenBase(nn.Module):
     The time embedding and all that modulates stay in float32; they cost next to nothing.
 
     Args:
-        unet: a base that passes `diticli.models.gate.check_base`; left as it is.
+        unet: the base; left as it is.
         dtype: in which the copy computes.
         merge_up_to: widest map whose doubling is merged with the convolution that follows; 0 merges none.
     """
 
-    def __init__(
-        self, unet: UNet2DModel | PlainUNet, dtype: torch.dtype = torch.bfloat16, *, merge_up_to: int = MERGED_WIDTH
-    ) -> None:
+    def __init__(self, unet: UNet, dtype: torch.dtype = torch.bfloat16, *, merge_up_to: int = MERGED_WIDTH) -> None:
         super().__init__()
         self.dtype = dtype
         self.unet = copy.deepcopy(unet).requires_grad_(False).eval()
@@ -86,7 +87,7 @@ class FrozenShift(nn.Module):
         dtype: in which the copy computes.
     """
 
-    def __init__(self, decoder: ShiftBody, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, decoder: ShiftDecoder, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.decoder = copy.deepcopy(decoder).float().requires_grad_(False).eval()
         for field, value in gather_weights(up_resnets(self.decoder))._asdict().items():
@@ -122,9 +123,7 @@ class FrozenPair:
     MOST_GRAPHS = 4
     MOST_COMPILED = 2
 
-    def __init__(
-        self, unet: UNet2DModel | PlainUNet, decoder: ShiftBody, dtype: torch.dtype, *, compile: bool = False
-    ) -> None:
+    def __init__(self, unet: UNet, decoder: ShiftDecoder, dtype: torch.dtype, *, compile: bool = False) -> None:
         if unet.dtype != torch.float32:
             unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
         devices = [unet.device] if unet.device.type == "cuda" else []
@@ -175,15 +174,13 @@ def to_inference(network: nn.Module, dtype: torch.dtype, *, merge_up_to: int = M
 
     Convolutions and attention go to `dtype`; norms, embeddings and projections stay as they are.
     """
-    modules: list[Any] = list(network.modules())
-    for module in modules:
-        if is_attention(module):
-            module.fuse_projections()
-            module.to_qkv.to(dtype)
+    for module in list(network.modules()):
+        if isinstance(module, SelfAttention):
+            module.fuse_projections().to(dtype)
             module.to_out.to(dtype)
-        elif is_upsampling(module) and module.channels <= merge_up_to:
-            module.conv, module.use_conv_transpose = merge_upsampling(module.conv), True
-        elif is_resnet(module) and module.up and module.in_channels <= merge_up_to:
+        elif isinstance(module, Upsample) and module.channels <= merge_up_to:
+            module.conv = merge_upsampling(module.conv)
+        elif isinstance(module, ResnetBlock) and module.up and module.in_channels <= merge_up_to:
             module.conv1 = merge_upsampling(module.conv1)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -192,12 +189,13 @@ def to_inference(network: nn.Module, dtype: torch.dtype, *, merge_up_to: int = M
     network.requires_grad_(False)
 
 
-def merge_upsampling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
+def merge_upsampling(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.ConvTranspose2d:
     """The transposed convolution that equals repeating every pixel twice each way before the 3x3 `conv`.
 
     Output pixel 2i sees w0 x[i-1] + (w1 + w2) x[i], output pixel 2i + 1 sees (w0 + w1) x[i] + w2 x[i+1]: with
     stride 2 and padding 1 those are the taps (w2, w1 + w2, w0 + w1, w0), along height and width alike.
     """
+    assert isinstance(conv, nn.Conv2d)
     weight = conv.weight.detach()
     for dim in (2, 3):
         w0, w1, w2 = weight.unbind(dim)

@@ -13,7 +13,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,14 +23,10 @@ from diticli.errors import ConfigError, DataError, TrainingDivergedError
 from diticli.models.frozen import FrozenBase
 from diticli.models.noise_prediction import run_base
 from diticli.models.pixels import normalise
+from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.types import DoubleArray
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
-
-    from diticli.models.plain_unet import PlainUNet
 
 GRID = 64
 
@@ -133,7 +129,7 @@ class GapCurve:
 
 
 def measure_gap(
-    base: UNet2DModel | PlainUNet | FrozenBase,
+    base: UNet | FrozenBase,
     schedule: NoiseSchedule,
     images_NCHW: torch.Tensor,
     *,
@@ -235,7 +231,7 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def _errors(
-    base: UNet2DModel | PlainUNet | FrozenBase,
+    base: UNet | FrozenBase,
     schedule: NoiseSchedule,
     grid: Sequence[int],
     x0_BCHW: torch.Tensor,

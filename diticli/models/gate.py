@@ -1,7 +1,7 @@
 """What a base, a noise schedule and weights must be: the one gate for every way in which a model is loaded or built.
 
-The networks are run by `diticli.models.unet`, not by diffusers' own forward, so every setting that would change that
-forward is either computed here too or refused here.
+The base is run by `diticli.models.unet_forward`, not by diffusers' own forward, so every setting that would change that
+forward is either computed there too or refused here.
 """
 
 from __future__ import annotations
@@ -13,32 +13,55 @@ import torch
 from torch import nn
 
 from diticli.errors import ModelError
-from diticli.models.plain_unet import DEFAULTS, DOWN_BLOCKS, HEADS, UP_BLOCKS
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+HEADS = "attention_heads"
+"""A setting that diffusers lacks: the number of heads of every attention block, in place of their width.
+
+Guided-diffusion's configs may fix how many heads a block has, so that a head is wider where the block is. Diffusers
+keeps the entry in a config, and ignores it with a warning.
+"""
+# `UNet2DModel`'s arguments and their defaults.
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
 
 # Settings of diffusers' `EMAModel`, which it keeps in the config of the averaged UNet.
 _EMA_SETTINGS = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 _KNOWN = {*DEFAULTS, *_EMA_SETTINGS, HEADS}
-_NETWORKS = {"UNet2DModel", "PlainUNet"}
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-_REMEDY = (
+BASE_REMEDY = (
     "Use an unconditional UNet2DModel that predicts noise with a positional time embedding, "
     "or leave --base out to train one."
 )
-
-
-def check_base(unet: Any, *, resolution: int | None = None) -> None:
-    """Refuse a base that cannot be run here.
-
-    Args:
-        unet: a `UNet2DModel` or a `PlainUNet`.
-        resolution: height and width of the images; None leaves them unchecked.
-
-    Raises:
-        ModelError: as `check_base_config`, and for another network than a `UNet2DModel`.
-    """
-    if not _NETWORKS & {kind.__name__ for kind in type(unet).__mro__}:
-        raise ModelError(f"This base cannot be used: it is a {type(unet).__name__}.", remedy=_REMEDY)
-    check_base_config(unet.config, resolution=resolution)
 
 
 def check_base_config(config: Mapping[str, Any], *, resolution: int | None = None) -> None:
@@ -53,10 +76,10 @@ def check_base_config(config: Mapping[str, Any], *, resolution: int | None = Non
         problem = _problem(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"This base cannot be used: its config has a wrong value ({error}).", remedy=_REMEDY
+            f"This base cannot be used: its config has a wrong value ({error}).", remedy=BASE_REMEDY
         ) from error
     if problem:
-        raise ModelError(f"This base cannot be used: {problem}.", remedy=_REMEDY)
+        raise ModelError(f"This base cannot be used: {problem}.", remedy=BASE_REMEDY)
     size = (DEFAULTS | dict(config))["sample_size"]
     size = size[0] if isinstance(size, list | tuple) else size
     if resolution is not None and size is not None and size != resolution:
@@ -69,7 +92,7 @@ def check_base_config(config: Mapping[str, Any], *, resolution: int | None = Non
 def _problem(config: Mapping[str, Any]) -> str | None:
     """The first reason why a base of this config cannot be run here."""
     network = config.get("_class_name", "UNet2DModel")
-    if network not in _NETWORKS:
+    if network != "UNet2DModel":
         return f"it is a {network}"
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     c = DEFAULTS | own

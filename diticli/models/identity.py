@@ -8,31 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from diticli.models.model import DiTiModel
+from diticli.models.network import Network
 
 FORM = "v2-"
 """How the hash of `model_identity` begins. Hashes without it were recorded before, of layout and weights alone."""
 
 
-def model_identity(model: DiTiModel) -> str:
-    """`FORM` and 16 hex digits of SHA-256 over all weights, the parts' configs, the noise schedule, the chunk layout,
-    shift_form and crop. Read anew at every call: weights may have changed in any way.
+def model_identity(networks: Mapping[str, Network], alphas_cumprod_T: torch.Tensor, settings: Mapping[str, Any]) -> str:
+    """`FORM` and 16 hex digits of SHA-256 over all weights, the networks' settings, the noise schedule and the model's
+    settings (chunk layout, shift_form, crop). Read anew at every call: weights may have changed in any way.
     """
-    facts = {
-        "layout": model.chunks.to_dict(),
-        "shift_form": model.config.shift_form,
-        "crop": model.config.crop,
-        "configs": {name: _settings(cast(Any, network).config) for name, network in model.networks.items()},
-    }
+    facts = {**settings, "configs": {name: _settings(network.config) for name, network in networks.items()}}
     hasher = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    _add_tensor(hasher, model.schedule.alphas_cumprod)
-    for name, network in model.networks.items():
+    _add_tensor(hasher, alphas_cumprod_T)
+    for name, network in networks.items():
         for key, value in sorted(network.state_dict().items()):
             hasher.update(f"{name}.{key} {list(value.shape)}\0".encode())
             _add_tensor(hasher, value)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from diticli.models.attention import check_attention
 from diticli.models.device import resolve_device
 from diticli.models.hub import SHIPPED, has_shipped, pipeline_folder
 from diticli.models.model import DiTiModel
-from diticli.models.plain_model import load_plain
+from diticli.models.model_files import read_model
 
 if TYPE_CHECKING:
     from diticli.models.pipeline import DiTiPipeline
@@ -110,8 +108,6 @@ def _shipped_reason() -> str:
 def load_model(model: str | None = None, device: str | None = None) -> DiTiModel:
     """The located model on a device, to run and not to save: without diffusers, whose import takes seconds.
 
-    What cannot be read without it, or not at all, is left to `load_pipeline`, which then says what is wrong.
-
     Raises:
         ModelError: when there is no such model.
         DeviceError: when there is no such device, or no xformers there although DITI_ATTENTION asks for it.
@@ -120,8 +116,7 @@ def load_model(model: str | None = None, device: str | None = None) -> DiTiModel
     target = resolve_device(device)
     check_attention(target)
     located = locate(model)
-    plain = load_plain(located.name)
-    loaded = load_pipeline(located.name, device) if plain is None else plain.to(target)
+    loaded = read_model(located.name).to(target)
     _introduce(loaded, located)
     return loaded
 
@@ -136,9 +131,9 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
     """
     target = resolve_device(device)
     check_attention(target)
-    from diticli.models.pipeline import DiTiPipeline
+    from diticli.models.pipeline import DiTiPipeline, quiet_loading
 
-    with _quiet_loading():
+    with quiet_loading():
         located = locate(model)
         pipeline = DiTiPipeline.from_pretrained(located.name)
     _introduce(pipeline, located)
@@ -147,17 +142,3 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
 
 def _introduce(model: DiTiModel, located: Located) -> None:
     model.origin, model.trained_on, model.usual_psnr = located.describe(), located.trained_on, located.usual_psnr
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without diffusers' own progress bar: loading takes less time than reading it."""
-    from diffusers.utils import logging as diffusers_logging
-
-    shown = diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            diffusers_logging.enable_progress_bar()

@@ -1,7 +1,6 @@
 """What a trained model does: encode, predict, invert, decode; however it was loaded.
 
-`diticli.models.pipeline.DiTiPipeline` is one as a diffusers pipeline, `diticli.models.plain_model.PlainModel` one
-that starts faster.
+`diticli.models.pipeline.DiTiPipeline` is one that diffusers loads, saves and pushes to the Hub.
 
 Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
 """
@@ -10,34 +9,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
-from torch import nn
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES, Crop, to_square
 from diticli.errors import ModelError
-from diticli.models.gate import check_base, check_finite
-from diticli.models.heads import restore_heads
+from diticli.models.encoder import SemanticEncoder
+from diticli.models.gate import check_finite
 from diticli.models.identity import FORM, model_identity, weights_digest
+from diticli.models.network import Network
 from diticli.models.noise_prediction import Prediction, predict
 from diticli.models.pixels import checked, normalise
 from diticli.models.sampler import Sampler
-from diticli.models.shift_body import ChunkWindows
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
+from diticli.models.unet import UNet
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback
 from diticli.schedule import NoiseSchedule
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
-
-    from diticli.models.encoder_body import EncoderBody
-    from diticli.models.plain_unet import PlainUNet
-    from diticli.models.shift_body import ShiftBody
-
 Images = torch.Tensor | Sequence[Image.Image]
+
+STORED_AS = {
+    "unet": ("diffusers", "UNet2DModel"),
+    "encoder": ("diticli", "SemanticEncoder"),
+    "shift_decoder": ("diticli", "ShiftDecoder"),
+}
+"""Library and class by which `model_index.json` names the networks."""
 
 
 class DiTiModel:
@@ -45,13 +45,19 @@ class DiTiModel:
 
     A self-supervised baseline is an encoder alone: it encodes, and refuses to predict, invert or decode.
 
-    Attributes:
+    Args:
         unet: the frozen base; None for an encoder alone.
         encoder: images -> features.
         shift_decoder: what the features add to the base's noise estimate; None for an encoder alone.
-        config: settings, by attribute: `shift_form` and `crop`.
+        schedule: of the noise.
+        config: settings, by attribute: `chunk_layout`, `shift_form` and `crop`.
+
+    Raises:
+        ChunkError: for an impossible layout.
+        ModelError: when the parts do not fit each other, or weights are not finite.
+
+    Attributes:
         chunks: which timesteps may see which dims.
-        schedule: the noise schedule.
         windows: the chunks' tables on the device.
         model_id: what it was loaded as; "" where it was not.
         origin: which model this is, why it was taken and what it was trained on; "" where it was not located.
@@ -59,11 +65,10 @@ class DiTiModel:
         usual_psnr: dB of reconstructions of such images, where it was measured.
     """
 
-    unet: UNet2DModel | PlainUNet | None
-    encoder: EncoderBody
-    shift_decoder: ShiftBody | None
+    unet: UNet | None
+    encoder: SemanticEncoder
+    shift_decoder: ShiftDecoder | None
     config: Any
-    device: Any
     chunks: ChunkLayout
     schedule: NoiseSchedule
     windows: ChunkWindows
@@ -72,22 +77,45 @@ class DiTiModel:
     trained_on: str
     usual_psnr: float | None
 
-    def _set_up(self, schedule: NoiseSchedule, layout: ChunkLayout) -> None:
+    def __init__(
+        self,
+        unet: UNet | None,
+        encoder: SemanticEncoder,
+        shift_decoder: ShiftDecoder | None,
+        schedule: NoiseSchedule,
+        config: Any,
+    ) -> None:
+        self.unet, self.encoder, self.shift_decoder, self.config = unet, encoder, shift_decoder, config
+        self._set_up(schedule)
+
+    def _set_up(self, schedule: NoiseSchedule) -> None:
         """Everything that follows from the parts and the settings, which are there.
 
         Raises:
-            ModelError: when the parts do not fit each other, the base cannot be run, or weights are not finite.
+            ChunkError: for an impossible layout.
+            ModelError: when the parts do not fit each other, or weights are not finite.
         """
-        self.chunks, self.schedule, self.windows = layout, schedule, ChunkWindows(layout)
+        if self.config.chunk_layout is None:
+            raise ModelError("A DiTi model needs its chunk layout.", remedy="Pass chunk_layout=layout.to_dict().")
+        self.chunks, self.schedule = ChunkLayout.from_dict(self.config.chunk_layout), schedule
+        self.windows = ChunkWindows(self.chunks)
         self.model_id = self.origin = self.trained_on = ""
         self.usual_psnr = None
         self._check_parts()
         check_finite(self.networks, "The model")
-        if self.unet is not None:
-            check_base(self.unet)
-            restore_heads(self.unet)
         for module in self.networks.values():
             module.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.encoder.device
+
+    def to(self, device: torch.device) -> Self:
+        """Move everything; returns the model."""
+        for module in (*self.networks.values(), self.schedule, self.windows):
+            module.to(device)
+        return self
 
     def _check_parts(self) -> None:
         if (self.unet is None) != (self.shift_decoder is None):
@@ -109,8 +137,9 @@ class DiTiModel:
             raise ModelError(f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.")
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, Network]:
         """The networks that this model has, by name."""
+        parts: dict[str, Network | None]
         parts = {"encoder": self.encoder, "unet": self.unet, "shift_decoder": self.shift_decoder}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -128,7 +157,8 @@ class DiTiModel:
     @property
     def model_hash(self) -> str:
         """Who the model is: see `diticli.models.identity.model_identity`. Reads all weights."""
-        return model_identity(self)
+        settings = {"layout": self.chunks.to_dict(), "shift_form": self.config.shift_form, "crop": self.config.crop}
+        return model_identity(self.networks, self.schedule.alphas_cumprod, settings)
 
     def hash_like(self, recorded: str) -> str:
         """The model's hash in the form in which `recorded` is one: older files hold one of layout and weights alone."""
@@ -236,7 +266,7 @@ class DiTiModel:
         """
         return self.sampler(**options).decode(x_T, z, steps, callback=callback)
 
-    def denoisers(self) -> tuple[UNet2DModel | PlainUNet, ShiftBody]:
+    def denoisers(self) -> tuple[UNet, ShiftDecoder]:
         """The base and its shift decoder.
 
         Raises:

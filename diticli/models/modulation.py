@@ -11,14 +11,13 @@ R rows of all projections (S for "default", 2 S for "scale_shift", scales first)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from diffusers.models.resnet import ResnetBlock2D
+from diticli.models.modules import ResnetBlock
 
 
 class Modulation(NamedTuple):
@@ -41,7 +40,7 @@ class PathWeights(NamedTuple):
     bias_R: Tensor
 
 
-def gather_weights(blocks: Sequence[ResnetBlock2D]) -> PathWeights:
+def gather_weights(blocks: Sequence[ResnetBlock]) -> PathWeights:
     """Copies of the blocks' weights; gradients flow back to the blocks."""
     projections = [block.time_emb_proj for block in blocks]
     weight, bias = _stack(projections) if _scales(blocks) else (_cat(projections, "weight"), _cat(projections, "bias"))
@@ -50,7 +49,7 @@ def gather_weights(blocks: Sequence[ResnetBlock2D]) -> PathWeights:
 
 
 def modulate(
-    blocks: Sequence[ResnetBlock2D], weights: PathWeights, temb_BE: Tensor, z_mod_BS2: Tensor | None = None
+    blocks: Sequence[ResnetBlock], weights: PathWeights, temb_BE: Tensor, z_mod_BS2: Tensor | None = None
 ) -> Iterator[Modulation]:
     """Modulation of each block in turn.
 
@@ -63,8 +62,7 @@ def modulate(
         temb_BE: time embedding.
         z_mod_BS2: `project_features` of the same blocks; None without features.
     """
-    active = temb_BE if blocks[0].skip_time_act else F.silu(temb_BE)
-    time_BR = F.linear(active, weights.weight_RE, weights.bias_R)
+    time_BR = F.linear(F.silu(temb_BE), weights.weight_RE, weights.bias_R)
     scale, shift, offset = _wide(weights.gamma_S), _wide(weights.beta_S), None
     if _scales(blocks):
         s_t, b_t = _wide(time_BR).chunk(2, dim=1)
@@ -85,7 +83,7 @@ def project_features(projections: Sequence[nn.Linear], zemb_BE: Tensor) -> Tenso
     return F.linear(F.silu(zemb_BE), *_stack(projections))
 
 
-def _scales(blocks: Sequence[ResnetBlock2D]) -> bool:
+def _scales(blocks: Sequence[ResnetBlock]) -> bool:
     return bool(blocks[0].time_embedding_norm == "scale_shift")
 
 

@@ -7,20 +7,16 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.models.frozen import FrozenBase, FrozenPair
-from diticli.models.shift_body import ChunkWindows, ShiftBody
-from diticli.models.unet import DownFeatures, predict_noise, run_down_path
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import DownFeatures, predict_noise, run_down_path
 from diticli.schedule import NoiseSchedule
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DModel
-
-    from diticli.models.plain_unet import PlainUNet
 
 
 class Prediction(NamedTuple):
@@ -30,9 +26,7 @@ class Prediction(NamedTuple):
     shift: torch.Tensor
 
 
-def run_base(
-    base: UNet2DModel | PlainUNet | FrozenBase, x_BCHW: torch.Tensor, t_B: torch.Tensor
-) -> tuple[torch.Tensor, DownFeatures]:
+def run_base(base: UNet | FrozenBase, x_BCHW: torch.Tensor, t_B: torch.Tensor) -> tuple[torch.Tensor, DownFeatures]:
     """Noise estimate [B, C, H, W] and down-path features of a base in eval mode, without gradient.
 
     Args:
@@ -48,8 +42,8 @@ def run_base(
 
 
 def predict(
-    base: UNet2DModel | PlainUNet | FrozenBase,
-    decoder: ShiftBody,
+    base: UNet | FrozenBase,
+    decoder: ShiftDecoder,
     x_BCHW: torch.Tensor,
     t_B: torch.Tensor,
     *z_mods: torch.Tensor,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffusers import DDPMScheduler
-
 from diticli.errors import ModelError
-from diticli.models.heads import HEADS
+from diticli.models.gate import HEADS
+from diticli.models.pipeline import DDPMScheduler
 
 GROUPS = 32
 

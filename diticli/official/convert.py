@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers import DDIMScheduler, UNet2DModel
-
 from diticli._version import __version__
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.gate import check_base
-from diticli.models.pipeline import DiTiPipeline
+from diticli.models.gate import check_base_config
+from diticli.models.pipeline import DDIMScheduler, DiTiPipeline
 from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import UNet
 from diticli.official.run import OfficialRun, read_official
 from diticli.official.weights import base_from_official, encoder_from_official, from_official
 from diticli.progress import Reporter, SilentReporter
@@ -28,7 +27,7 @@ RECORD = "official.json"
 class _Parts(NamedTuple):
     """Our modules with a run's weights."""
 
-    unet: UNet2DModel | None = None
+    unet: UNet | None = None
     encoder: SemanticEncoder | None = None
     shift_decoder: ShiftDecoder | None = None
 
@@ -88,7 +87,7 @@ def pipeline_from_official(official: Path, *, ddpm_config: Path | None = None, e
 def _build(run: OfficialRun) -> _Parts:
     if run.chunks is None:
         unet = base_from_official(run.weights["denoise_fn"], run.denoise_fn_config, run.resolution)
-        check_base(unet)
+        check_base_config(unet.config)
         return _Parts(unet)
     encoder = run.weights["encoder"]
     if "decoder" not in run.weights:
@@ -100,7 +99,7 @@ def _build(run: OfficialRun) -> _Parts:
         encoder_model=run.encoder_model,
         latent_dim=run.latent_dim,
     )
-    check_base(unet, resolution=run.resolution)
+    check_base_config(unet.config, resolution=run.resolution)
     return _Parts(unet, enc, shift)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DDPMScheduler
 
 from diticli.data.decode import Crop
 from diticli.errors import ModelError
+from diticli.models.pipeline import DDPMScheduler
 from diticli.official.chunks import OfficialChunks, official_chunks
 from diticli.official.config import ENCODERS, encoder_config, integer, official_scheduler
 from diticli.official.files import (

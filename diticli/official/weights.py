@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.heads import unet_from_config
-from diticli.models.plain_blocks import is_attention
+from diticli.models.modules import SelfAttention
 from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import UNet
 from diticli.official.config import encoder_config, new_qkv_order, unet_config
 
 StateDict = Mapping[str, torch.Tensor]
@@ -63,7 +62,7 @@ def from_official(
     *,
     encoder_model: str,
     latent_dim: int,
-) -> tuple[UNet2DModel, SemanticEncoder, ShiftDecoder]:
+) -> tuple[UNet, SemanticEncoder, ShiftDecoder]:
     """Base, encoder and shift decoder of one official checkpoint, in eval mode, sharing its memory.
 
     Args:
@@ -79,7 +78,7 @@ def from_official(
     enc = encoder_from_official(encoder, encoder_model, latent_dim=latent_dim)
     config = unet_config(denoise_fn_config, enc.config.sample_size)
     with torch.device("meta"):
-        unet = unet_from_config(config)
+        unet = UNet(**config)
         shift = ShiftDecoder(unet_config=config, latent_dim=latent_dim)
     parts = (Part(unet, _base_names(config)), Part(shift, _shift_names(config)))
     load_parts(parts, decoder, "decoder", new_qkv=new_qkv_order(denoise_fn_config))
@@ -98,9 +97,7 @@ def encoder_from_official(official: StateDict, model: str, *, latent_dim: int) -
     return encoder.eval()
 
 
-def base_from_official(
-    official: StateDict, denoise_fn_config: Mapping[str, Any], resolution: int | None
-) -> UNet2DModel:
+def base_from_official(official: StateDict, denoise_fn_config: Mapping[str, Any], resolution: int | None) -> UNet:
     """The base alone, from a pre-trained DPM's `ema_denoise_fn` or `denoise_fn`, frozen and in eval mode.
 
     Raises:
@@ -108,7 +105,7 @@ def base_from_official(
     """
     config = unet_config(denoise_fn_config, resolution)
     with torch.device("meta"):
-        unet = unet_from_config(config)
+        unet = UNet(**config)
     load_parts([Part(unet, _base_names(config))], official, "denoise_fn", new_qkv=new_qkv_order(denoise_fn_config))
     return unet.requires_grad_(False).eval()
 
@@ -173,8 +170,8 @@ def _take(module: nn.Module, key: str, source: _Source, official: StateDict, new
         tensor = tensor.squeeze(-1)
     if source.part is None:
         return tensor
-    block: Any = module.get_submodule(key.rpartition(".to_")[0])
-    assert is_attention(block)
+    block = module.get_submodule(key.rpartition(".to_")[0])
+    assert isinstance(block, SelfAttention)
     rest = tensor.shape[1:]
     split = tensor.view(3, -1, *rest) if new_qkv else tensor.view(block.heads, 3, -1, *rest).transpose(0, 1)
     return split[source.part].reshape(-1, *rest).clone(memory_format=torch.contiguous_format)

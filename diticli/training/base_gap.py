@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError
 from diticli.models.frozen import FrozenBase
 from diticli.models.gap import GapCurve, measure_gap
+from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, ImageFeed, fold_seed
@@ -25,7 +25,7 @@ _BATCH = 32
 
 def write_gap(
     path: Path,
-    unet: UNet2DModel,
+    unet: UNet,
     schedule: NoiseSchedule,
     feed: ImageFeed,
     images: int,

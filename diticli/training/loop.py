@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers.training_utils import EMAModel
 
 from diticli.config_groups import StageConfig
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
 from diticli.memory import batch_fits
 from diticli.models.compiled import compiler_for
+from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, StepNoise, fold_seed

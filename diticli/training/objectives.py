@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from diticli.chunks import ChunkLayout
@@ -22,7 +21,8 @@ from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase
 from diticli.models.noise_prediction import run_base
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
-from diticli.models.unet import DownFeatures, estimate_noise
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import DownFeatures, estimate_noise
 from diticli.schedule import NoiseSchedule, per_sample
 from diticli.training.step_losses import StepLosses
 
@@ -32,7 +32,7 @@ class NoiseObjective(nn.Module):
 
     feature_noise = 0
 
-    def __init__(self, unet: UNet2DModel, schedule: NoiseSchedule) -> None:
+    def __init__(self, unet: UNet, schedule: NoiseSchedule) -> None:
         super().__init__()
         self.unet = unet
         self.schedule = schedule
@@ -87,7 +87,7 @@ class FeatureObjective(nn.Module):
 
     def __init__(
         self,
-        unet: UNet2DModel | FrozenBase,
+        unet: UNet | FrozenBase,
         encoder: SemanticEncoder,
         shift_decoder: ShiftDecoder,
         schedule: NoiseSchedule,

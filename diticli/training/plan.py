@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
 
 from diticli.config import RunConfig
 from diticli.distributed import Rank
@@ -18,6 +17,7 @@ from diticli.memory import batch_fits
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept
+from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
@@ -137,7 +137,7 @@ def _measured(config: RunConfig) -> RunConfig:
 def _plan_stage(
     name: str,
     objective: Objective,
-    frozen: UNet2DModel | None,
+    frozen: UNet | None,
     config: RunConfig,
     accelerator: Accelerator,
     seconds: float,

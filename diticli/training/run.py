@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diticli.config import RunConfig
 from diticli.distributed import PeerMonitor, Rank, join
@@ -26,7 +25,8 @@ from diticli.models.device import global_generators_kept, on_device, resolve_dev
 from diticli.models.gap import GapCurve
 from diticli.models.identity import weights_digest
 from diticli.models.layout import layout_choice
-from diticli.models.pipeline import DiTiPipeline
+from diticli.models.pipeline import DDIMScheduler, DDPMScheduler, DiTiPipeline
+from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
@@ -239,7 +239,7 @@ class _Worker:
     reporter: Reporter
     budget: TimeBudget | None
 
-    def base(self, stop: StopRequest) -> tuple[UNet2DModel, DDPMScheduler]:
+    def base(self, stop: StopRequest) -> tuple[UNet, DDPMScheduler]:
         """The base of this run, trained first unless it already was."""
         if not (self.run.base / "unet").is_dir():
             self._train_base(stop)
@@ -264,7 +264,7 @@ class _Worker:
 
         self._publish(self.run.base, save)
 
-    def features(self, unet: UNet2DModel | None, scheduler: DDPMScheduler, stop: StopRequest) -> None:
+    def features(self, unet: UNet | None, scheduler: DDPMScheduler, stop: StopRequest) -> None:
         """Train encoder and shift decoder, or without a base the encoder alone, and save the pipeline."""
         config = self.config
         gap = self._gap(unet, scheduler)
@@ -295,7 +295,7 @@ class _Worker:
         pipeline.to("cpu")
         self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
 
-    def _gap(self, unet: UNet2DModel | None, scheduler: DDPMScheduler) -> GapCurve | None:
+    def _gap(self, unet: UNet | None, scheduler: DDPMScheduler) -> GapCurve | None:
         """What the base loses on the run's images, where the settings need to know."""
         if unet is None or not self.config.measures_base:
             return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 
 from diticli.chunks import ChunkLayout
 from diticli.models.pipeline import DiTiPipeline, normalise
-from diticli.models.unet import estimate_noise
+from diticli.models.unet import UNet
+from diticli.models.unet_forward import estimate_noise
 from diticli.pictures.charts import loss_by_timestep_chart
 from diticli.pictures.grids import captioned_strip, image_grid, save_png
 from diticli.sampling import ddim_decode
@@ -20,7 +20,7 @@ STEPS = 50
 
 
 @torch.no_grad()
-def base_samples(unet: UNet2DModel, schedule: NoiseSchedule, *, seed: int, path: Path) -> None:
+def base_samples(unet: UNet, schedule: NoiseSchedule, *, seed: int, path: Path) -> None:
     """Images drawn from the base by DDIM, always from the same noise."""
     device = schedule.alphas_cumprod.device
     size = int(unet.config.sample_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from diticli.config import RunConfig
@@ -12,7 +11,9 @@ from diticli.distributed import Rank
 from diticli.models.build import build_encoder
 from diticli.models.frozen import FrozenBase
 from diticli.models.gap import GapCurve
+from diticli.models.pipeline import DDPMScheduler
 from diticli.models.shift_decoder import ShiftDecoder
+from diticli.models.unet import UNet
 from diticli.schedule import NoiseSchedule
 from diticli.training.augment import StepViews, augmentation_of
 from diticli.training.batches import fold_seed
@@ -24,7 +25,7 @@ STAGE = "features"
 
 
 def build_objective(
-    config: RunConfig, unet: UNet2DModel | None, scheduler: DDPMScheduler, gap: GapCurve | None = None
+    config: RunConfig, unet: UNet | None, scheduler: DDPMScheduler, gap: GapCurve | None = None
 ) -> FeatureObjective | JointObjective | EncoderObjective:
     """Freshly initialised networks under their losses.
 

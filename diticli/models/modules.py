@@ -1,8 +1,6 @@
-"""The blocks of a `UNet2DModel` in plain PyTorch: parameters under diffusers' names, in diffusers' order.
+"""The blocks of a UNet: parameters under the names of diffusers' `UNet2DModel`, in its order.
 
-Importing diffusers takes longer than editing a pair of images, and of its blocks nothing but the parameters is used
-here: `diticli.models.blocks` runs them. So what only runs a network builds it from these. They draw the initial
-weights that diffusers would draw.
+They have no forward: `diticli.models.blocks` runs them. They draw the initial weights that diffusers would draw.
 """
 
 from __future__ import annotations
@@ -11,8 +9,8 @@ import torch
 from torch import nn
 
 
-class PlainResnet(nn.Module):
-    """`ResnetBlock2D`.
+class ResnetBlock(nn.Module):
+    """A residual block (`ResnetBlock2D` of diffusers).
 
     Args:
         in_channels: of its input, a skip included.
@@ -27,7 +25,7 @@ class PlainResnet(nn.Module):
         down: halves them.
     """
 
-    skip_time_act = False
+    conv1: nn.Conv2d | nn.ConvTranspose2d
 
     def __init__(
         self,
@@ -59,43 +57,50 @@ class PlainResnet(nn.Module):
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
 
-class PlainAttention(nn.Module):
-    """Diffusers' `Attention` as its UNets use it: self-attention over pixels, with a norm and a residual of its own.
+class SelfAttention(nn.Module):
+    """Self-attention over the pixels of a map, with a norm and a residual of its own (`Attention` of diffusers).
 
     Args:
         channels: of its input and output.
+        heads: number of heads.
         dim_head: channels of a head.
         groups: of the norm; None leaves it out.
         eps: of the norm.
         rescale_output_factor: what the sum with the residual is divided by.
     """
 
-    residual_connection = True
-
     def __init__(
-        self, channels: int, *, dim_head: int, groups: int | None, eps: float, rescale_output_factor: float = 1.0
+        self,
+        channels: int,
+        *,
+        heads: int,
+        dim_head: int,
+        groups: int | None,
+        eps: float,
+        rescale_output_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.heads = channels // dim_head
-        self.inner_dim = self.heads * dim_head
-        self.rescale_output_factor, self.fused_projections = rescale_output_factor, False
+        self.heads, self.inner_dim = heads, heads * dim_head
+        self.rescale_output_factor = rescale_output_factor
         self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, self.inner_dim) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(self.inner_dim, channels), nn.Dropout(0.0)])
+        self.to_qkv: nn.Linear | None = None
 
     @torch.no_grad()
-    def fuse_projections(self) -> None:
-        """q, k and v at once, by `to_qkv`, as diffusers' method of this name."""
+    def fuse_projections(self) -> nn.Linear:
+        """Project to q, k and v at once from now on, by the layer that is returned."""
         parts = (self.to_q, self.to_k, self.to_v)
         with torch.device("meta"):
-            self.to_qkv = nn.Linear(self.to_q.in_features, 3 * self.inner_dim)
-        self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
-        self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
-        self.fused_projections = True
+            fused = nn.Linear(self.to_q.in_features, 3 * self.inner_dim)
+        fused.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+        fused.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+        self.to_qkv = fused
+        return fused
 
 
-class PlainDownsample(nn.Module):
-    """`Downsample2D` with a convolution.
+class Downsample(nn.Module):
+    """Half the height and width by a strided convolution (`Downsample2D` of diffusers).
 
     Args:
         channels: of its input and output.
@@ -108,27 +113,12 @@ class PlainDownsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
 
-class PlainUpsample(nn.Module):
-    """`Upsample2D` with a convolution."""
+class Upsample(nn.Module):
+    """Twice the height and width, then a convolution (`Upsample2D` of diffusers); a transposed `conv` does both."""
 
-    use_conv, use_conv_transpose = True, False
+    conv: nn.Conv2d | nn.ConvTranspose2d
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-
-def is_resnet(module: object) -> bool:
-    """Whether it is a residual block, diffusers' or the one here."""
-    return hasattr(module, "time_emb_proj")
-
-
-def is_attention(module: object) -> bool:
-    """Whether it is an attention block, diffusers' or the one here."""
-    return hasattr(module, "to_q")
-
-
-def is_upsampling(module: object) -> bool:
-    """Whether it doubles maps and then convolves them, diffusers' block or the one here."""
-    return hasattr(module, "use_conv_transpose") and bool(getattr(module, "use_conv", False))
