@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.base_budget import ARMS, noise_errors, settings, speed
+from benchmarks.experiments.base_budget import ARMS, noise_errors, settings, speed
 from diticli.settings import build_config
 from diticli.training.rundir import RunDirectory
 

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.baselines import RIVALS, markdown, settings
+from benchmarks.experiments.baselines import RIVALS, markdown, settings
 from diticli.settings import build_config
 
 OPTIONS = argparse.Namespace(demo=Path("runs/demo"), images=0, device="cpu", seed=3)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.evidence_judges import FITTED, told
 from benchmarks.evidence_table import COLUMNS, perfect, table, when
-from benchmarks.gain_peaks import ends, peaks
+from benchmarks.experiments.gain_peaks import ends, peaks
 from diticli.chunks import ChunkLayout
 from diticli.data.faces import FACTORS
 

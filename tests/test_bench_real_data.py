@@ -10,7 +10,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.real_data import MODELS, celeba, lfw, settings
+from benchmarks.experiments.real_data import MODELS, celeba, lfw, settings
 from diticli.data.images import open_images
 from diticli.data.labels import read_groups, read_parts
 from diticli.settings import build_config

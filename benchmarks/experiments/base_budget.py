@@ -1,6 +1,6 @@
 """Batch and learning rate of stage 1 on one budget of images: how much better a base of `faces32` could be.
 
-    python -m benchmarks.base_budget --folder runs/budget --out benchmarks/results/NAME.json
+    python -m benchmarks.experiments.base_budget --folder runs/budget --out benchmarks/results/NAME.json
 
 Each arm trains a base on built-in faces under --folder; finished ones are kept. The error of the noise estimate is
 measured on faces of a seed that no training saw, the same noise for all, and told in degrees of freedom: mean squared
@@ -94,7 +94,9 @@ def main() -> None:
     print(render(["batch", "learning rate", "images/s", *(f"t = {t}" for t in TIMESTEPS)], shown))
     if options.out is not None:
         facts = collect(torch.device("cpu" if options.device == "auto" else options.device))
-        facts["command"] = f"python -m benchmarks.base_budget --images {options.images} --faces {options.faces}"
+        facts["command"] = (
+            f"python -m benchmarks.experiments.base_budget --images {options.images} --faces {options.faces}"
+        )
         write(options.out, {**facts, "what": "error of the base by batch and learning rate", "rows": rows})
 
 

@@ -1,6 +1,6 @@
 """DiTi, `--modular` and PDAE on photographs: one base, one budget, and people whom no training saw.
 
-    python -m benchmarks.real_data --celeba DIR --lfw DIR --cmu DIR --out benchmarks/results/NAME.json
+    python -m benchmarks.experiments.real_data --celeba DIR --lfw DIR --cmu DIR --out benchmarks/results/NAME.json
 
 The people of CelebA are split 70 / 15 / 15. The base and all encoders are trained on the first two parts, then probed,
 as `diti compare` does beside raw pixels, PCA and an untrained encoder: 40 attributes of CelebA (average precision),
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import markdown
+from benchmarks.experiments.baselines import markdown
 from benchmarks.facts import collect, write
 from diticli.comparison.entry_specs import BASELINES, parse_entries
 from diticli.comparison.report import write_comparison
@@ -130,7 +130,7 @@ def judge(photographs: Photographs, runs: list[str], options: argparse.Namespace
     result = compare(contenders, chosen, out, device=None if options.device == "auto" else options.device)
     if result is None:
         return {}
-    written = write_comparison(result, out, ["python", "-m", "benchmarks.real_data"])
+    written = write_comparison(result, out, ["python", "-m", "benchmarks.experiments.real_data"])
     print(f"\n{photographs.name}: {result.protocol.describe()}")
     for table in (score_table(result), difference_table(result), *([metric_table(result)] if chosen.metrics else [])):
         print(markdown(table), end="\n\n")
@@ -180,7 +180,7 @@ def main() -> None:
     if options.out is not None:
         facts = collect(torch.device("cpu" if options.device == "auto" else options.device))
         facts["command"] = " ".join(
-            ["python -m benchmarks.real_data", *(f"--{name} DIR" for name in results), *_told(options)]
+            ["python -m benchmarks.experiments.real_data", *(f"--{name} DIR" for name in results), *_told(options)]
         )
         write(options.out, {**facts, "what": "models of one base and one budget on photographs", "results": results})
 

@@ -1,6 +1,6 @@
 """The comparison of docs/results.md on built-in faces: `diti demo --full` and its rivals, on one budget and protocol.
 
-    python -m benchmarks.baselines --demo runs/demo --folder runs --out benchmarks/results/NAME.json
+    python -m benchmarks.experiments.baselines --demo runs/demo --folder runs --out benchmarks/results/NAME.json
 
 Trains PDAE (K = 1, on the demo's base), SimCLR and SimSiam (the encoder alone) with the demo's stage 2 budget unless
 they are there, then does what `diti compare --edits` does: probes of faces that no training saw, and what exchanged
@@ -91,7 +91,7 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     if result is None:
         return
-    own = ["python", "-m", "benchmarks.baselines", *sys.argv[1:]]
+    own = ["python", "-m", "benchmarks.experiments.baselines", *sys.argv[1:]]
     written = write_comparison(result, options.folder / "comparison", own)
     for table in (score_table(result), difference_table(result), swap_table(result)):
         print(markdown(table), end="\n\n")

@@ -1,6 +1,6 @@
 """Which chunk should hold a factor, by theory: where it is worth most at first, and where it ends.
 
-    python -m benchmarks.gain_peaks runs/evidence/auto-detached-gap-0 --lost runs/evidence/lost.json --bottleneck 0.03
+    python -m benchmarks.experiments.gain_peaks runs/evidence/auto-detached-gap-0 --lost runs/evidence/lost.json
 
 A factor of strength s is SNR_t s / (1 + SNR_t s) of a degree of freedom of the noise estimate, and lost at SNR_t s = 1
 (`diticli.training.relevance`). Its part of all that the base misses is that over the base's error: the chunk where this
