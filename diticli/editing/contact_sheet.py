@@ -368,7 +368,7 @@ def _with_differences(sheet: Sheet) -> list[SheetRow]:
     """Each row, and below it the maps of its cells, all at one magnification."""
     compared = [cell for row in sheet.rows for cell in row.cells if cell.against is not None]
     gain = difference_gain((cell.picture, cell.against) for cell in compared if cell.against is not None)
-    caption = f"difference {scale_text(gain)} from the reconstruction (its own: from the original)"
+    caption = f"difference from the reconstruction {scale_text(gain)}"
     rows = []
     for row in sheet.rows:
         maps = tuple(_difference(cell, gain) for cell in row.cells)
