@@ -25,7 +25,7 @@ from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
 from diticli.models.base_files import load_base
 from diticli.models.hub import SHIPPED_FOLDER
-from diticli.models.locate import TRAINING, load_pipeline
+from diticli.models.locate import QUALITY, TRAINING, load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.settings import from_dict
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint
@@ -53,7 +53,11 @@ def export(run: str, out: Path) -> None:
             record["config"]["base"] = json.loads((found / "config.json").read_text())["config"]["base"]
         record["config"]["base_model"] = ""
     write_labels_csv(Path(run) / "labels.csv", 1, range(HELD_OUT))
-    text = json.dumps({key: record[key] for key in ("config", "versions", "images_seen")}, indent=1)
+    quality = Path(run) / QUALITY
+    if quality.is_file():
+        record |= json.loads(quality.read_text())
+    kept = ("config", "versions", "images_seen", "reconstruction_psnr_db")
+    text = json.dumps({key: record[key] for key in kept if key in record}, indent=1)
     (out / TRAINING).write_text(text + "\n")
     for path in out.rglob("*.json"):  # diffusers adds where each part was loaded from
         settings = json.loads(path.read_text())

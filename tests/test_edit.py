@@ -236,6 +236,7 @@ def test_the_headline_says_what_was_done_and_alpha_zero_stands_once():
         assert sheet.repeated == hidden
         assert all(sheet.columns[column] == "reconstruction" for column in hidden)
     assert pair_sheet(run(((1,),), (0.0, 1.0), noise="mean")).repeated == set()
+    assert pair_sheet(result).title.endswith("Model: readable.")
     stems = [cell.stem for cell in pair_sheet(result).rows[0].cells]
     assert {"a_reconstruction", "a_chunks1-2_alpha0.00"} <= set(stems)
 

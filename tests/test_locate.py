@@ -39,6 +39,21 @@ def shipped(elsewhere, make_pipeline):
     return folder
 
 
+def test_what_a_model_usually_gives_back_is_read_from_its_run_or_its_copy(shipped, make_pipeline):
+    make_pipeline().save_pretrained("runs/mine/model")
+    run = Path("runs/mine")
+    assert locate("runs/mine").usual_psnr is None
+    (run / "quality.json").write_text('{"reconstruction_psnr_db": 41.5, "step": 10}')
+    (run / "config.json").write_text('{"config": {"data": {"source": "photos"}}}')
+    assert (locate("runs/mine").usual_psnr, locate("runs/mine").trained_on) == (41.5, "photos")
+    assert locate("someone/model").usual_psnr is None
+    record = json.loads((shipped / "training.json").read_text())
+    (shipped / "training.json").write_text(json.dumps(record | {"reconstruction_psnr_db": 52}))
+    assert locate("shipped").usual_psnr == 52.0
+    model = load_model("shipped", "cpu")
+    assert (model.usual_psnr, model.trained_on) == (52.0, "built-in faces")
+
+
 def finish(name, *, age):
     """A finished run under ./runs, `age` seconds old."""
     index = Path("runs", name, "model", "model_index.json")

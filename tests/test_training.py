@@ -546,6 +546,9 @@ def test_samples_and_charts_are_drawn(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(tiny("sample_every=8", "features.images=64", base_model=str(reference)), run)
     names = {p.name for p in (run / "samples").iterdir()}
+    quality = json.loads((run / "quality.json").read_text())
+    assert quality["step"] == 8
+    assert quality["reconstruction_psnr_db"] > 0
     assert names == {"features-00000008.png", "features-loss-by-timestep.png"}
     with Image.open(run / "samples" / "features-00000008.png") as picture:
         assert picture.width > 8 * 16

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.engine import EditablePipeline, Job, Latents, Outcome, drawn_noise, run_jobs
+from diticli.editing.engine import EditablePipeline, Job, Latents, Outcome, drawn_noise, model_name, run_jobs
 from diticli.editing.mixing import check_chunks
 from diticli.editing.results import AttributeResult, Chunks, Move, Reconstruction
 from diticli.editing.settings import ALONE, EditSettings
@@ -111,6 +111,7 @@ def edit_attribute(
         along=along,
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
+        model_name=model_name(pipeline),
         settings=settings,
     )
 

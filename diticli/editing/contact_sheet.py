@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image
 
@@ -176,7 +176,7 @@ def reconstruction_sheet(result: ReconstructionResult) -> Sheet:
         rows.append(SheetRow(caption=name, cells=cells, down=name))
     columns = ("original", *(NOISES[noise] for noise in result.pictures))
     return Sheet(
-        title="Decoded from their own features",
+        title=f"Decoded from their own features.{_model(result)}",
         columns=columns,
         rows=tuple(rows),
         moving=range(len(columns)),
@@ -332,7 +332,7 @@ def _pair_title(result: EditResult) -> str:
     images = ", ".join(f"{letter} = {name}" for letter, name in zip("AB", result.names, strict=True))
     quality = " and ".join(decibels(value) for value in result.psnr)
     noise = _noise_in_words(result.settings.noise)
-    return f"A with B's {what}, and B with A's. {images}. Reconstruction: {quality} PSNR.{noise}"
+    return f"A with B's {what}, and B with A's. {images}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
 
 
 def _attribute_title(result: AttributeResult) -> str:
@@ -341,7 +341,12 @@ def _attribute_title(result: AttributeResult) -> str:
     dims = "" if result.learned_dims is None else f" in {result.learned_dims} learned dims"
     along = "" if result.along == "weight" else f"'s {result.along}"
     noise = _noise_in_words(result.settings.noise)
-    return f"{image}Moved along each attribute{along}{dims}. Reconstruction: {quality} PSNR.{noise}"
+    return f"{image}Moved along each attribute{along}{dims}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
+
+
+def _model(result: EditResult | AttributeResult | ReconstructionResult) -> str:
+    """The model by the last two parts of its name: a run and its folder, or an owner's model."""
+    return f" Model: {'/'.join(PurePath(result.model_name).parts[-2:])}." if result.model_name else ""
 
 
 def _noise_in_words(noise: str) -> str:
@@ -363,7 +368,7 @@ def _with_differences(sheet: Sheet) -> list[SheetRow]:
     """Each row, and below it the maps of its cells, all at one magnification."""
     compared = [cell for row in sheet.rows for cell in row.cells if cell.against is not None]
     gain = difference_gain((cell.picture, cell.against) for cell in compared if cell.against is not None)
-    caption = f"difference {scale_text(gain)} from the reconstruction (its own: from the original)"
+    caption = f"difference from the reconstruction {scale_text(gain)}"
     rows = []
     for row in sheet.rows:
         maps = tuple(_difference(cell, gain) for cell in row.cells)

@@ -210,6 +210,11 @@ def decode_all(
         yield from zip((job.label for job in batch), decoded, strict=True)
 
 
+def model_name(pipeline: EditablePipeline) -> str:
+    """What the model was loaded as; "" where it was not."""
+    return str(getattr(pipeline, "model_id", ""))
+
+
 def batch_of(pipeline: EditablePipeline, x0: torch.Tensor, settings: EditSettings) -> int:
     """Images to sample together."""
     device = getattr(pipeline, "device", x0.device)

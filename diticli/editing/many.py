@@ -19,7 +19,16 @@ import torch
 from PIL import Image
 
 from diticli.data.decode import Crop
-from diticli.editing.engine import EditablePipeline, ImageSampler, Job, Outcome, batch_of, decode_all, invert_all
+from diticli.editing.engine import (
+    EditablePipeline,
+    ImageSampler,
+    Job,
+    Outcome,
+    batch_of,
+    decode_all,
+    invert_all,
+    model_name,
+)
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
     ManyOptions,
@@ -161,6 +170,7 @@ def _edit_window(
             layout=pipeline.chunks,
             model_hash=plan.model_hash,
             settings=options.settings,
+            model_name=model_name(pipeline),
         )
         psnr |= zip((pair.row.a, pair.row.b), result.psnr, strict=True)
         writing.append((pair, pool.submit(write_pair, result, pair, plan, options)))

@@ -17,7 +17,16 @@ import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.engine import EditablePipeline, ImageSampler, Job, Latents, Outcome, drawn_noise, run_jobs
+from diticli.editing.engine import (
+    EditablePipeline,
+    ImageSampler,
+    Job,
+    Latents,
+    Outcome,
+    drawn_noise,
+    model_name,
+    run_jobs,
+)
 from diticli.editing.mixing import check_chunks, mix_chunks, slerp
 from diticli.editing.results import SIDES, Edit, EditResult, Label, Reconstruction, Side
 from diticli.editing.settings import EditSettings, Noise
@@ -66,6 +75,7 @@ def edit_pair(
         names=names,
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
+        model_name=model_name(pipeline),
         settings=settings,
     )
 
@@ -158,6 +168,7 @@ def pair_result(
     layout: ChunkLayout,
     model_hash: str,
     settings: EditSettings,
+    model_name: str = "",
 ) -> EditResult:
     """The result of one pair from what its jobs gave; edits that were not decoded are the reconstruction."""
     back, quality = outcome.reconstructions["keep"], outcome.psnr["keep"]
@@ -171,6 +182,7 @@ def pair_result(
         layout=layout,
         model_hash=model_hash,
         settings=settings,
+        model_name=model_name,
     )
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 from PIL import Image
 
-from diticli.editing.engine import EditablePipeline, ImageSampler, Job, Latents, Outcome, drawn_noise, run_jobs
+from diticli.editing.engine import (
+    EditablePipeline,
+    ImageSampler,
+    Job,
+    Latents,
+    Outcome,
+    drawn_noise,
+    model_name,
+    run_jobs,
+)
 from diticli.editing.results import Reconstruction, ReconstructionResult
 from diticli.editing.settings import ALONE, EditSettings, Noise
 from diticli.errors import ConfigError
@@ -69,6 +78,7 @@ def reconstruct(
         pictures=outcome.reconstructions,
         psnr=outcome.psnr,
         model_hash=pipeline.model_hash,
+        model_name=model_name(pipeline),
         timesteps=pipeline.chunks.timesteps,
         settings=settings,
     )

@@ -65,6 +65,7 @@ class EditResult:
         psnr: of the reconstructions against the originals, in dB; infinite when equal.
         layout: chunks of the model.
         model_hash: fingerprint of the model.
+        model_name: what it was loaded as; "" where it was not.
         settings: how they were made.
     """
 
@@ -77,6 +78,7 @@ class EditResult:
     layout: ChunkLayout
     model_hash: str
     settings: EditSettings
+    model_name: str = ""
 
     @property
     def chunk_sets(self) -> tuple[tuple[int, ...], ...]:
@@ -114,6 +116,7 @@ class AttributeResult:
         along: which direction, see `Directions.move`.
         layout: chunks of the model.
         model_hash: fingerprint of the model.
+        model_name: what it was loaded as; "" where it was not.
         settings: how they were made.
     """
 
@@ -127,6 +130,7 @@ class AttributeResult:
     layout: ChunkLayout
     model_hash: str
     settings: EditSettings
+    model_name: str = ""
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -169,6 +173,7 @@ class ReconstructionResult:
         pictures: uint8 [N, R, R, 3] for each kind of noise.
         psnr: [N] in dB against the originals, for each kind of noise.
         model_hash: fingerprint of the model.
+        model_name: what it was loaded as; "" where it was not.
         timesteps: T of the model.
         settings: how they were made; its `noise` says nothing here.
     """
@@ -180,6 +185,7 @@ class ReconstructionResult:
     model_hash: str
     timesteps: int
     settings: EditSettings
+    model_name: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         """Text that lets a picture be made again; PNG text chunks hold it."""

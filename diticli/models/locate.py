@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 TRAINING = "training.json"
-"""Copy of the run's config.json beside an exported model."""
+"""Copy of the run's config.json and of what QUALITY holds, in the folder of an exported model."""
+QUALITY = "quality.json"
+"""What a run measured of its model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +55,16 @@ class Located:
     @property
     def usual_psnr(self) -> float | None:
         """dB of reconstructions of images like those it was trained on, where it was measured."""
-        value = self._recorded("reconstruction_psnr_db")
+        value = self._recorded("reconstruction_psnr_db", beside=QUALITY)
         return float(value) if isinstance(value, (int, float)) else None
 
-    def _recorded(self, *keys: str) -> Any:
-        """An entry of the run's record beside a model on disk, or None."""
+    def _recorded(self, *keys: str, beside: str = "config.json") -> Any:
+        """An entry of the record in the folder of a model on disk, or of its run's file `beside` it; or None."""
         if self.name != SHIPPED and not Path(self.name).expanduser().is_dir():
             return None
         try:
             folder = pipeline_folder(self.name)
-            record = next(path for path in (folder / TRAINING, folder.parent / "config.json") if path.is_file())
+            record = next(path for path in (folder / TRAINING, folder.parent / beside) if path.is_file())
             found = json.loads(record.read_bytes())
             for key in keys:
                 found = found[key]

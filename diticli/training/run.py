@@ -32,7 +32,7 @@ from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
-from diticli.training.checkpoint import drop_other_stages
+from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
 from diticli.training.failures import explained
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
@@ -287,7 +287,8 @@ class _Worker:
                 return
             pipeline.to(self.accelerator.device)
             path = self.run.samples / f"features-{step:08d}.png"
-            samples.reconstructions(pipeline, self.images.preview, seed=config.seed, path=path)
+            quality = samples.reconstructions(pipeline, self.images.preview, seed=config.seed, path=path)
+            write_json(self.run.quality, {"reconstruction_psnr_db": quality, "step": step})
             chart = self.run.samples / "features-loss-by-timestep.png"
             samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
 

@@ -3,6 +3,7 @@
 runs/NAME/config.json      everything resolved, with versions
           base/            stage 1 result (diffusers layout)
           gap.json         what the base loses by timestep, where the run needs to know
+          quality.json     PSNR of reconstructions, when the last picture was drawn
           model/           the finished `DiTiPipeline`
           checkpoints/     exact resume
           metrics.jsonl    one line per log interval
@@ -56,6 +57,11 @@ class RunDirectory:
     def gap(self) -> Path:
         """What the base loses by timestep."""
         return self.root / "gap.json"
+
+    @property
+    def quality(self) -> Path:
+        """How well the features give images back, when the last picture was drawn."""
+        return self.root / "quality.json"
 
     @property
     def model(self) -> Path:
@@ -132,7 +138,7 @@ class RunDirectory:
         """Remove what a run left that made no step."""
         for name in ("samples", "tensorboard"):
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in (self.gap, self.root / "metrics.jsonl", *self.root.glob("skipped*.txt")):
+        for path in (self.gap, self.quality, self.root / "metrics.jsonl", *self.root.glob("skipped*.txt")):
             path.unlink(missing_ok=True)
 
     def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> None:

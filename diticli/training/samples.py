@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.models.unet import UNet
 from diticli.models.unet_forward import estimate_noise
 from diticli.pictures.charts import loss_by_timestep_chart
-from diticli.pictures.grids import captioned_strip, image_grid, save_png
+from diticli.pictures.grids import captioned_strip, image_grid, psnr, save_png
 from diticli.sampling import ddim_decode
 from diticli.schedule import NoiseSchedule
 
@@ -33,8 +34,12 @@ def base_samples(unet: UNet, schedule: NoiseSchedule, *, seed: int, path: Path) 
     save_png(image_grid(images.cpu(), columns=COUNT), path)
 
 
-def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: int, path: Path) -> None:
-    """Originals (uint8), what their features alone give back (random x_T), and features with inferred x_T."""
+def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: int, path: Path) -> float | None:
+    """Originals (uint8), what their features alone give back (random x_T), and features with inferred x_T.
+
+    Returns:
+        PSNR of the last in dB, over all pixels; None where it is no finite number.
+    """
     x0 = normalise(images_BCHW[:COUNT])
     z = pipeline.encode(x0)
     sampler = pipeline.sampler()  # anew for every picture: training goes on between them
@@ -51,6 +56,8 @@ def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: 
         column_captions=[""] * len(x0),
     )
     save_png(strip, path)
+    quality = psnr(rows[-1], x0)
+    return round(quality, 2) if math.isfinite(quality) else None
 
 
 def _steps(timesteps: int) -> int:
