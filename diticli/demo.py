@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from diticli.files import write_json
 from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
 from diticli.data.images import FaceImages, load_images
@@ -45,7 +46,6 @@ from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.training.batches import fold_seed
-from diticli.training.checkpoint import write_json
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory, versions
 

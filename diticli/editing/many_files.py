@@ -25,7 +25,7 @@ from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow
 from diticli.errors import DataError, DiTiError
-from diticli.pictures.files import write_atomically
+from diticli.files import write_atomically
 from diticli.pictures.grids import save_png
 
 FAILED_NAME = "failed.csv"
@@ -194,7 +194,7 @@ def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:
         files = {side: _absolute(getattr(row, side)) for side in ("a", "b")}
         writer.writerow(row.to_dict() | files | {"error": " ".join(reason.split())})
     data = text.getvalue().encode("utf-8", "replace")
-    write_atomically(path, "list of failures", lambda beside: beside.write_bytes(data))
+    write_atomically(path, "list of failures", data)
 
 
 def _planned(row: PairRow, layout: ChunkLayout, options: ManyOptions) -> Planned:

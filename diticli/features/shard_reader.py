@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from diticli.files import sha256_of
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.formats import DAMAGE, READERS, Array
@@ -93,16 +93,6 @@ class FeatureShards:
 
     def _skipped(self, index: int) -> Sequence[Skipped]:
         return self._sidecar(index).skipped
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, wanted: str) -> None:

@@ -11,8 +11,8 @@ from PIL import ExifTags, Image, ImageDraw
 
 from diticli.data.own_files import SOFTWARE
 from diticli.errors import ConfigError
+from diticli.files import write_atomically
 from diticli.pictures.captions import Caption, clean
-from diticli.pictures.files import write_atomically
 from diticli.pictures.strips import ACCENT, PAD
 from diticli.pictures.tiles import PAPER
 
@@ -84,5 +84,5 @@ def save_animation(frames: Sequence[Image.Image], path: Path | str, metadata: Ma
         options |= {"comment": note.encode("ascii"), "optimize": False, "disposal": 1}
     first, *others = (frames[i] for i in order)
     return write_atomically(
-        path, "animation", lambda beside: first.save(beside, format=kind, append_images=others, **options)
+        path, "animation", lambda file: first.save(file, format=kind, append_images=others, **options)
     )

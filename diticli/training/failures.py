@@ -10,7 +10,7 @@ from pathlib import Path
 from diticli.errors import CheckpointError, DataError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP)
 
 
 @contextlib.contextmanager
