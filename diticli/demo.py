@@ -21,7 +21,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diticli.files import write_json
 from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
 from diticli.data.images import FaceImages, load_images
@@ -32,6 +31,7 @@ from diticli.editing.stages import stages
 from diticli.encoding.encode import encode_with
 from diticli.errors import ConfigError, ModelError
 from diticli.features.read import FeatureRows, read_features
+from diticli.files import write_json
 from diticli.models.build import build_encoder
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.hub import SHIPPED, has_shipped

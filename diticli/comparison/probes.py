@@ -12,7 +12,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from diticli.files import write_atomically
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entry
 from diticli.comparison.pca import pca_features
@@ -21,6 +20,7 @@ from diticli.comparison.settings import CompareSettings
 from diticli.evaluation.scores import to_json
 from diticli.features.manifest import FeatureMeta
 from diticli.features.rows import FeatureRows
+from diticli.files import write_atomically
 from diticli.identity import cache_key
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diticli.files import write_atomically
 from diticli.chunks import ChunkLayout
 from diticli.comparison.charts import score_chart
 from diticli.comparison.pictures import side_by_side
@@ -28,6 +27,7 @@ from diticli.comparison.tables import (
     swap_table,
 )
 from diticli.evaluation.scores import to_json
+from diticli.files import write_atomically
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.grids import save_png
 from diticli.pictures.heatmaps import chunk_heatmap

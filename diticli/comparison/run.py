@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from diticli.files import FolderLock, refuse_links
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entries, Entry, describe_sizes
 from diticli.comparison.entry_specs import EntrySpec
@@ -27,6 +26,7 @@ from diticli.comparison.scores import EntryScores, score_all
 from diticli.comparison.settings import CompareSettings
 from diticli.comparison.swaps import SwapStore
 from diticli.distributed import PeerMonitor, Rank, sharing_work
+from diticli.files import FolderLock, refuse_links
 from diticli.models.device import resolve_device
 from diticli.progress import Reporter, SilentReporter
 

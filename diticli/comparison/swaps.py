@@ -17,8 +17,8 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, train_c
 from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.scores import to_json
-from diticli.identity import cache_key, file_digest
 from diticli.files import write_atomically
+from diticli.identity import cache_key, file_digest
 from diticli.progress import Reporter
 
 PARTS = 4

@@ -27,11 +27,11 @@ from diticli.editing.table import COLUMNS, PairRow
 from diticli.errors import DataError, DiTiError
 from diticli.files import write_atomically
 from diticli.pictures.grids import save_png
+from diticli.pictures.metadata import KEY
 
 FAILED_NAME = "failed.csv"
 WINDOW = 32
 """Pairs whose images are in memory together."""
-_KEY = "diti:key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptio
     """
     name, sheet = pair.row.name, pair_sheet(result)
     command = {"diti:command": options.command(pair.row)} if options.command else {}
-    metadata = {**options.metadata, **command, _KEY: _key(pair, plan.model_hash, options)}
+    metadata = {**options.metadata, **command, KEY: _key(pair, plan.model_hash, options)}
     if options.separate:
         write_separate(sheet, options.separate / name, metadata)
     if options.animate:
@@ -231,7 +231,7 @@ def _is_finished(pair: Planned, out: Path, model_hash: str, options: ManyOptions
     """Whether the strip is there and was made from the same images in the same way."""
     try:
         with Image.open(_picture(out, pair.row), formats=["PNG"]) as image:
-            found = image.info.get(_KEY)
+            found = image.info.get(KEY)
     except (OSError, SyntaxError, ValueError):
         return False
     return found is not None and found == _key(pair, model_hash, options)

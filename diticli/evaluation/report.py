@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from diticli.files import write_atomically
 from diticli._version import __version__
 from diticli.chunks import ChunkLayout
 from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
@@ -20,6 +19,7 @@ from diticli.evaluation.evidence_report import evidence_sections
 from diticli.evaluation.evidence_tables import Table, chunk_text
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import to_json
+from diticli.files import write_atomically
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.report import Cell, Section, write_report
 

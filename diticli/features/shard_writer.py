@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from diticli.files import refuse_links, sha256_of, write_bytes
 from diticli._version import __version__
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.manifest import MANIFEST, SHARD_SUFFIXES, FeatureMeta, Manifest, Shard, read_manifest
+from diticli.files import refuse_links, sha256_of, write_bytes
 
 RECORDS = "units"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)

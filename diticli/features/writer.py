@@ -23,12 +23,12 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from diticli.files import move_into_place, open_in_place, remove_leftovers, replacing_by_name, sync, write_bytes
 from diticli._version import __version__
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.formats import CONVERTERS, check_suffix, sidecar_path
 from diticli.features.manifest import FeatureMeta
+from diticli.files import move_into_place, open_in_place, remove_leftovers, replacing_by_name, sync, write_bytes
 
 
 class FeatureWriter:

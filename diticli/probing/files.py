@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from diticli.files import write_json
 from diticli._version import __version__
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import FeatureStatistics
 from diticli.errors import DataError
+from diticli.files import write_json
 from diticli.pictures.heatmaps import Mark, chunk_heatmap
 from diticli.probing.chunk_probe import ChunkProbe
 from diticli.probing.directions import save_directions

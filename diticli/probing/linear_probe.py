@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from diticli.files import write_tensors
 from diticli.errors import FeatureFileError, LabelError
+from diticli.files import write_tensors
 from diticli.types import FloatArray
 
 _META_KEY = "diti_probe"
