@@ -26,7 +26,6 @@ from typing import IO, Any, Self
 from diticli.errors import ConfigError, DataError
 
 LOCK_NAME = ".lock"
-LINK_REASON = "it is a link, and nothing is written through links"
 
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)
@@ -223,11 +222,13 @@ def open_in_place(path: Path, *, append: bool = False) -> IO[bytes]:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, LINK_REASON, str(path)) from error
+            raise OSError(
+                errno.ELOOP, f"{path.name} is a link, and nothing is written through links", str(path)
+            ) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file", str(path))
     return os.fdopen(descriptor, "a+b" if append else "r+b")
 
 

@@ -184,7 +184,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     "name",
     [
         *("config.json", "gap.json", "metrics.jsonl", "skipped.txt", ".lock", ".model.partial", ".base.partial"),
-        *("base", "model", "checkpoints", "samples", "tensorboard", "tensorboard/base", "samples/a.png"),
+        *("base", "model", "checkpoints", "samples", "tensorboard", "probe", "tensorboard/base", "samples/a.png"),
     ],
 )
 def test_a_run_with_links_inside_is_refused_by_name(tmp_path, plant, name, kind):
@@ -208,6 +208,14 @@ def test_records_of_shards_are_no_link(tmp_path, plant):
     link = plant(tmp_path / "shards" / "units", "folder")
     with pytest.raises(DataError, match="units is a link"):
         FeatureUnits(link.parent, identity="i", images=2, shard_size=1).claim(0, 1)
+
+
+def test_a_folder_of_that_name_is_nobody_s_leftover(tmp_path):
+    """Converting once removed whatever had its partial name."""
+    (tmp_path / ".model.partial").mkdir()
+    (tmp_path / ".model.partial" / "thesis.tex").write_text("")
+    publish_folder(tmp_path / "model", lambda folder: write_bytes(folder / "a", b""))
+    assert (tmp_path / ".model.partial" / "thesis.tex").exists()
 
 
 def test_a_run_says_which_link_it_met(tmp_path, plant):

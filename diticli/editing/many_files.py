@@ -25,7 +25,7 @@ from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow
 from diticli.errors import DataError, DiTiError
-from diticli.files import write_atomically
+from diticli.files import refuse_links, write_atomically
 from diticli.pictures.grids import save_png
 from diticli.pictures.metadata import KEY
 
@@ -170,6 +170,7 @@ def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptio
     command = {"diti:command": options.command(pair.row)} if options.command else {}
     metadata = {**options.metadata, **command, KEY: _key(pair, plan.model_hash, options)}
     if options.separate:
+        refuse_links(options.separate, [name])
         write_separate(sheet, options.separate / name, metadata)
     if options.animate:
         write_animation(sheet, plan.out / f"{name}{options.animate}", metadata)

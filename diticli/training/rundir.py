@@ -32,9 +32,9 @@ from diticli.settings import to_dict
 from diticli.training.failures import write_error
 
 _FILES = ("config.json", "gap.json", "metrics.jsonl", "skipped.txt")
-_FOLDERS = ("base", "model", "checkpoints", "samples", "tensorboard")
-_FILLED = ("checkpoints", "samples", "tensorboard")
-"""Folders whose files are written one by one, not published whole."""
+_PUBLISHED = ("base", "model")
+_FILLED = ("checkpoints", "samples", "tensorboard", "probe")
+"""Folders whose files are written one by one; the last by `diti demo`."""
 _BEGINNING = {LOCK_NAME, ".config.json.partial"}
 """What a run of this or an earlier version may leave that was killed before its first file; see `is_leftover`."""
 # Settings that change how a run proceeds but not what it computes. (Of minutes, the images that follow are compared.)
@@ -138,7 +138,7 @@ class RunDirectory:
         Raises:
             DataError: naming the first link.
         """
-        refuse_links(self.root, (*_FILES, *_FOLDERS), below=_FILLED)
+        refuse_links(self.root, (*_FILES, *_PUBLISHED), below=_FILLED)
 
     def _clear(self) -> None:
         """Remove what a run left that made no step."""
