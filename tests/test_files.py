@@ -15,9 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diticli.data.feature_meta import FeatureMeta
-from diticli.data.feature_units import FeatureUnits
-from diticli.data.feature_writer import FeatureWriter
 from PIL import Image
 
 from diticli import files
@@ -25,6 +22,9 @@ from diticli.config import RunConfig
 from diticli.data.faces import write_faces
 from diticli.data.images import Skipped, write_skipped_list
 from diticli.errors import CheckpointError, ConfigError, DataError, FeatureFileError
+from diticli.features.manifest import FeatureMeta
+from diticli.features.shard_writer import ShardFolder
+from diticli.features.writer import FeatureWriter
 from diticli.files import (
     FolderLock,
     publish_folder,
@@ -207,7 +207,7 @@ def test_the_run_itself_may_be_a_link(tmp_path, plant):
 def test_records_of_shards_are_no_link(tmp_path, plant):
     link = plant(tmp_path / "shards" / "units", "folder")
     with pytest.raises(DataError, match="units is a link"):
-        FeatureUnits(link.parent, identity="i", images=2, shard_size=1).claim(0, 1)
+        ShardFolder(link.parent, identity="i", images=2, shard_size=1).claim(0, 1)
 
 
 def test_a_folder_of_that_name_is_nobody_s_leftover(tmp_path):
