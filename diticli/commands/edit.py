@@ -273,7 +273,7 @@ def _edit() -> None:
     chunk what only the most noise hides. A model has 64 of them; --grid shows what each range of them does.
 
     Images are encoded and inverted to noise; then their features are changed and decoded. Every output carries what
-    is needed to make it again.
+    is needed to make it again, unless --no-metadata.
 
     Without a sub-command, two images are a pair, --attribute and --reconstruct mean the sub-commands of these names,
     and a .csv is a table.
