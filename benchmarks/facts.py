@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diticli.files import write_json
 from diticli.training.rundir import versions
 
 # Dense matrix throughput in TFLOP/s from the vendors' data sheets, by part of the device's name.
@@ -87,9 +87,7 @@ def datasheet_peak(device: torch.device, precision: str) -> float | None:
 def write(path: Path, result: dict[str, Any]) -> None:
     """JSON, put in place whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(result, indent=1) + "\n")
-    beside.replace(path)
+    write_json(path, result, indent=1)
 
 
 def _processor() -> str:

@@ -31,6 +31,7 @@ from diticli.editing.stages import stages
 from diticli.encoding.encode import encode_with
 from diticli.errors import ConfigError, ModelError
 from diticli.features.read import FeatureRows, read_features
+from diticli.files import write_json
 from diticli.models.build import build_encoder
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.hub import SHIPPED, has_shipped
@@ -45,7 +46,6 @@ from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.training.batches import fold_seed
-from diticli.training.checkpoint import write_json
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory, versions
 

@@ -1,8 +1,12 @@
-"""Finds calls that could run code from data, or read pickles, in Python source. Reads the syntax tree, runs nothing."""
+"""Finds calls that could run code from data, read pickles, or write past `diticli.files`, in Python source.
+
+Reads the syntax tree, runs nothing.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 FORBIDDEN = {
@@ -32,6 +36,50 @@ CHILD_STARTERS = {"subprocess.Popen", "subprocess.run", "subprocess.check_output
 ISOLATED = {"-P", "-I"}
 """A child Python must not take modules from the working folder, which may be somebody else's data."""
 PICTURE_OPENERS = {"PIL.Image.open", "Image.open"}
+
+WRITERS = {
+    *("os.replace", "os.rename", "os.renames", "os.link", "os.symlink", "os.truncate", "os.mkfifo"),
+    *("shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copytree", "shutil.move", "io.open", "os.fdopen"),
+    *("tempfile.mkstemp", "tempfile.mkdtemp", "tempfile.NamedTemporaryFile", "numpy.savetxt"),
+    *("torch.save", "safetensors.torch.save_file", "safetensors.numpy.save_file", "save_file"),
+    *("safetensors.numpy.save_model", "safetensors.torch.save_model", "sqlite3.connect"),
+}
+WRITING_METHODS = {"write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "tofile", "savefig", "to_csv"}
+"""Of paths, arrays, figures and tables."""
+OPEN_FILES = {"file", "buffer"}
+"""What an open file is called where a library fills it: `picture.save(file, format="PNG")`."""
+FILLERS = {"save", "savez", "savez_compressed", "dump"}
+
+
+def writes(source: str, name: str = "<source>") -> list[str]:
+    """`name:line: what` for each call that may write to a path by other means than `diticli.files`."""
+    tree = ast.parse(source, name)
+    names = dict(ALIASES) | dict(_imported(tree))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return sorted(f"{name}:{call.lineno}: {ast.unparse(call.func)}" for call in calls if _may_write(call, names))
+
+
+def _may_write(call: ast.Call, names: dict[str, str]) -> bool:
+    dotted = _dotted(call.func, names)
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    if dotted in WRITERS or method in WRITING_METHODS:
+        return True
+    if dotted == "os.open":
+        return re.search(r"O_(WRONLY|RDWR|CREAT|APPEND|TRUNC)", ast.unparse(call)) is not None
+    if dotted == "numpy.memmap":
+        return not any(word.arg == "mode" and ast.unparse(word.value) == "'r'" for word in call.keywords)
+    if dotted == "open" or method == "open":
+        # The mode comes second in `open`, first in `Path.open`; of neither is known which it is when it is computed.
+        given = [*call.args[:2], *(word.value for word in call.keywords if word.arg == "mode")]
+        modes = [part.value for part in given if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        computed = dotted == "open" and len(call.args) > 1 and not isinstance(call.args[1], ast.Constant)
+        return computed or any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+    if method in ("replace", "rename"):  # of strings `replace` has two arguments, of dates none without a name
+        return len(call.args) == 1 and not call.keywords
+    if method in FILLERS and call.args:
+        first = call.args[0]
+        return not (isinstance(first, ast.Name) and first.id in OPEN_FILES)
+    return False
 
 
 def findings(source: str, name: str = "<source>") -> list[str]:

@@ -65,6 +65,10 @@ def test_command_writes_strip_and_singles(command, photos, tmp_path):
     with Image.open(out) as image:
         assert image.info["diti:images"] == "a.png | b.png"
         assert image.info["diti:steps"] == "invert 2, decode 2"
+    bare = tmp_path / "bare.png"
+    assert command(*photos, *options, "-o", bare, "--no-metadata").exit_code == 0
+    with Image.open(bare) as image:
+        assert image.info.keys() == {"Software"}
     summary = json.loads(result.stdout)
     assert summary["chunks"] == [[1, 2]]
     assert summary["psnr_db"] == [None, None]

@@ -225,6 +225,15 @@ def test_other_outputs_of_a_pair(table, tmp_path):
         assert image.info["diti:command"] == "c"
 
 
+def test_single_images_are_not_written_through_a_link(table, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "singles").mkdir()
+    (tmp_path / "singles" / "pair0").symlink_to(tmp_path / "elsewhere")
+    result = run(read_pairs(table)[:1], tmp_path / "out", separate=tmp_path / "singles")
+    assert "singles/pair0 is a link" in str(result.failed)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_place_that_cannot_be_written(table, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError) as caught:

@@ -24,8 +24,8 @@ from faults.settings import Bench, encode_command, train_command
 from faults.training import check_run
 
 from diticli.errors import ConfigError
+from diticli.files import FolderLock
 from diticli.training import stopping
-from diticli.training.lock import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,17 @@ def test_nothing_is_lost(bench: Bench, fault: Fault, number: int) -> None:
 
 def test_a_lock_ends_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".lock").write_text("process 1 on a machine that lost power")
-    with RunLock(tmp_path):
+    with FolderLock(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
         with (
             pytest.raises(ConfigError, match=f"Another run is writing into .*process {os.getpid()}"),
-            RunLock(tmp_path),
+            FolderLock(tmp_path),
         ):
             pass
         assert (tmp_path / ".lock").exists(), "a refusal takes nothing away"
     assert not (tmp_path / ".lock").exists()
-    monkeypatch.setattr(fcntl, "lockf", _no_locks)
-    with RunLock(tmp_path / "new" / "run"):
+    monkeypatch.setattr(fcntl, "flock", _no_locks)
+    with FolderLock(tmp_path / "new" / "run"):
         assert (tmp_path / "new" / "run").is_dir()
     assert not (tmp_path / "new" / "run").exists(), "nothing came of it"
 

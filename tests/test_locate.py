@@ -103,6 +103,32 @@ def test_last_comes_the_shipped_model(shipped):
     assert locate_model("shipped") == "shipped"
 
 
+def test_the_newest_run_is_not_taken_through_a_link(elsewhere, shipped):
+    """./runs may have come in an archive; where nobody named a model, none from elsewhere is used without a word."""
+    runs = elsewhere / "archive" / "runs"
+    runs.mkdir(parents=True)
+    Path("runs").symlink_to(runs)  # the user's own choice
+    finish("demo", age=2)
+    (elsewhere / "theirs" / "model").mkdir(parents=True)
+    (elsewhere / "theirs" / "model" / "model_index.json").write_text("{}")
+    Path("runs", "linked").symlink_to(elsewhere / "theirs")
+    assert locate(None).name == "runs/demo"
+    assert locate(None).reason == "newest run under ./runs; not runs/linked, a link to another place"
+    Path("runs", "demo2").symlink_to("demo")
+    assert "demo" in locate(None).name
+    for path in (Path("runs", "demo", "model", "model_index.json"),):
+        path.unlink()
+        path.symlink_to(elsewhere / "theirs" / "model" / "model_index.json")
+    assert locate(None).name == "shipped"
+    assert "not runs/demo, a link to another place" in locate(None).describe()
+
+
+def test_the_newest_run_of_another_user_is_named_as_such(monkeypatch):
+    finish("demo", age=0)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert locate(None).reason.startswith("newest run under ./runs, of the user ")
+
+
 def test_the_reason_names_option_and_environment(monkeypatch):
     assert locate("someone/model").describe() == "someone/model (--model)"
     monkeypatch.setenv("DITI_MODEL", "their/model")

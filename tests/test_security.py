@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from code_scan import findings
+from code_scan import findings, writes
 from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
 
 from diticli.errors import CheckpointError, FeatureFileError, ModelError
@@ -72,6 +72,62 @@ def test_the_code_runs_no_code_from_data():
 )
 def test_the_scan_would_see_it(line):
     assert findings(line)
+
+
+# writing
+
+OTHER_WRITERS = {
+    "diticli/files.py",  # how anything is written
+}
+
+
+def test_nothing_is_written_past_one_module():
+    found = [line for name, path in package_sources() for line in writes(path.read_text(encoding="utf-8"), name)]
+    assert {line.split(":")[0] for line in found} == OTHER_WRITERS, found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path, 'w')",
+        "open(path, mode='ab')",
+        "open(path, mode)",
+        "path.open('x')",
+        "path.write_text(text)",
+        "path.write_bytes(data)",
+        "beside.replace(path)",
+        "os.replace(beside, path)",
+        "from os import rename as move\nmove(a, b)",
+        "picture.save(path, format='PNG')",
+        "np.save(path, values, allow_pickle=False)",
+        "np.savez(str(path), a=values)",
+        "from safetensors.torch import save_file\nsave_file(tensors, path)",
+        "torch.save(state, file)",
+        "json.dump(data, target)",
+        "os.open(path, os.O_WRONLY | os.O_CREAT)",
+        "shutil.copyfile(a, b)",
+        "figure.savefig(path)",
+    ],
+)
+def test_the_scan_would_see_writing(line):
+    assert writes(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path, 'rb')",
+        "path.open()",
+        "Image.open(path, formats=('PNG',))",
+        "tarfile.open(fileobj=file, mode='r:')",
+        "text.replace('a', 'b')",
+        "date.replace(year=1)",
+        "picture.save(file, format='PNG')",
+        "os.open(path, os.O_RDONLY | os.O_CLOEXEC)",
+    ],
+)
+def test_the_scan_lets_reading_pass(line):
+    assert writes(line) == []
 
 
 # pickles

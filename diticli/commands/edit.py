@@ -6,6 +6,7 @@ words goes to a hidden command that knows the options of all of them and chooses
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -178,6 +179,13 @@ def table(options: TableOptions) -> None:
 RUNS: dict[str, Any] = {"pair": pair, "attribute": attribute, "reconstruct": reconstruct, "table": table}
 
 
+def _run(kind: str, options: Options) -> None:
+    from diticli.pictures.metadata import metadata_left_out
+
+    with metadata_left_out(not options.metadata):
+        RUNS[kind](options)
+
+
 def _tell_table(options: TableOptions, report: ManyReport, rows: int, warnings: list[str]) -> None:
     from diticli.commands.console import emit_json, reporter, say
     from diticli.editing.many_files import FAILED_NAME
@@ -265,7 +273,7 @@ def _edit() -> None:
     chunk what only the most noise hides. A model has 64 of them; --grid shows what each range of them does.
 
     Images are encoded and inverted to noise; then their features are changed and decoded. Every output carries what
-    is needed to make it again.
+    is needed to make it again, unless --no-metadata.
 
     Without a sub-command, two images are a pair, --attribute and --reconstruct mean the sub-commands of these names,
     and a .csv is a table.
@@ -295,7 +303,7 @@ def _short(**values: Any) -> None:
                 f"{flag(every[name])} is for {' and '.join(others)}, not for `diti edit {kind}`.",
                 remedy=f"Leave out {flag(every[name])}.",
             )
-    RUNS[kind](KINDS[kind](**{name: value for name, value in values.items() if name in known}))
+    _run(kind, KINDS[kind](**{name: value for name, value in values.items() if name in known}))
 
 
 def _kind(sources: list[str], reconstructs: bool, moves: bool) -> str:
@@ -324,7 +332,7 @@ def _help(options: type[Options]) -> str:
 
 
 for _kind_name, _options in KINDS.items():
-    app.command(_kind_name, help=_help(_options))(as_command(_options, RUNS[_kind_name]))
+    app.command(_kind_name, help=_help(_options))(as_command(_options, partial(_run, _kind_name)))
 app.command(SHORT, hidden=True, help="Without a sub-command: the options of all of them; see diti edit --help.")(
     with_parameters(_short, _every_parameter())
 )

@@ -83,6 +83,14 @@ class SamplingOptions:
     separate: Annotated[
         Path | None, _option("--separate", panel="Output", help="Also write single images into this folder.")
     ] = None
+    metadata: Annotated[
+        bool,
+        _option(
+            "--metadata/--no-metadata",
+            panel="Output",
+            help="Write into every picture how it was made: the command with the names of its files, model, settings.",
+        ),
+    ] = True
     batch_size: BatchSizeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None

@@ -20,8 +20,8 @@ from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import decibels
 from diticli.editing.settings import EditSettings
 from diticli.editing.stages import grouped
+from diticli.files import write_atomically
 from diticli.identity import cache_key
-from diticli.pictures.files import write_atomically
 from diticli.pictures.grids import captioned_strip
 from diticli.progress import Reporter
 
@@ -91,8 +91,8 @@ class PictureStore:
         text = json.dumps(
             [[None if p is None else c for p, c in zip(r.pictures, r.captions, strict=True)] for r in rows]
         )
-        write_atomically(self._path(entry, ".npy"), "pictures", lambda path: _save(path, tiles))
-        write_atomically(self._path(entry, ".json"), "pictures", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(self._path(entry, ".npy"), "pictures", lambda file: np.save(file, tiles, allow_pickle=False))
+        write_atomically(self._path(entry, ".json"), "pictures", text)
 
     def read(self, entry: Entry) -> list[PairRow]:
         """What `make` kept, one row a pair; none where that is missing or damaged."""
@@ -170,8 +170,3 @@ def _at(tile: Pixels, side: int) -> Pixels:
     if tile.shape[0] == side:
         return tile
     return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST))
-
-
-def _save(path: Path, tiles: Pixels) -> None:
-    with path.open("wb") as file:
-        np.save(file, tiles, allow_pickle=False)

@@ -20,8 +20,8 @@ from diticli.comparison.settings import CompareSettings
 from diticli.evaluation.scores import to_json
 from diticli.features.manifest import FeatureMeta
 from diticli.features.rows import FeatureRows
+from diticli.files import write_atomically
 from diticli.identity import cache_key
-from diticli.pictures.files import write_atomically
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter
@@ -132,8 +132,8 @@ class ProbeStore:
         }
         tensors = {"outputs": np.ascontiguousarray(outputs)}
         text = json.dumps(data, indent=1, allow_nan=False, default=to_json) + "\n"
-        write_atomically(self._path(entry, ".safetensors"), "scores", lambda path: path.write_bytes(save(tensors)))
-        write_atomically(self._path(entry, ".json"), "scores", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(self._path(entry, ".safetensors"), "scores", save(tensors))
+        write_atomically(self._path(entry, ".json"), "scores", text)
 
     def _read(self, entry: Entry) -> Probed:
         data = json.loads(self._path(entry, ".json").read_bytes())

@@ -27,8 +27,8 @@ from diticli.comparison.tables import (
     swap_table,
 )
 from diticli.evaluation.scores import to_json
+from diticli.files import write_atomically
 from diticli.pictures.charts import heatmap_chart
-from diticli.pictures.files import write_atomically
 from diticli.pictures.grids import save_png
 from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section, write_report
@@ -51,8 +51,8 @@ def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[
     script = commands(result, own)
     data: dict[str, Any] = to_json(_facts(result) | {"command": list(own), "commands": script})
     text = json.dumps(data, indent=1, allow_nan=False, default=str) + "\n"
-    write_atomically(out / DATA, "comparison", lambda path: path.write_text(text, encoding="utf-8"))
-    write_atomically(out / COMMANDS, "commands", lambda path: path.write_text(script, encoding="utf-8"))
+    write_atomically(out / DATA, "comparison", text)
+    write_atomically(out / COMMANDS, "commands", script)
     sections = [
         _contenders(result),
         _scores(result, out / "scores.png"),

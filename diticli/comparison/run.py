@@ -26,9 +26,9 @@ from diticli.comparison.scores import EntryScores, score_all
 from diticli.comparison.settings import CompareSettings
 from diticli.comparison.swaps import SwapStore
 from diticli.distributed import PeerMonitor, Rank, sharing_work
+from diticli.files import FolderLock, refuse_links
 from diticli.models.device import resolve_device
 from diticli.progress import Reporter, SilentReporter
-from diticli.training.lock import RunLock
 
 FEATURES, RESULTS = "features", "results"
 
@@ -121,7 +121,11 @@ def compare(
     rank = Rank.from_environment()
     own = resolve_device(rank.device(device))
     reporter = reporter if reporter and rank.is_main else SilentReporter()
-    with sharing_work(reporter) as peers, RunLock(out) if rank.is_main else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        peers = held.enter_context(sharing_work(reporter))
+        if rank.is_main:
+            refuse_links(out, below=(FEATURES, RESULTS))
+            held.enter_context(FolderLock(out))
         peers.wait()  # before anything is written: the first process may have been refused
         return _Run(specs, settings, out, peers, own, reporter).run()
 

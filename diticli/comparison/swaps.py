@@ -17,8 +17,8 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, train_c
 from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.scores import to_json
+from diticli.files import write_atomically
 from diticli.identity import cache_key, file_digest
-from diticli.pictures.files import write_atomically
 from diticli.progress import Reporter
 
 PARTS = 4
@@ -74,7 +74,7 @@ class SwapStore:
         )
         facts = {"reader": classifier.reliability, "images": images.name, **to_json(result)}
         text = json.dumps(to_json(facts), indent=1, allow_nan=False, default=str) + "\n"
-        write_atomically(self._path(entry), "scores", lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_atomically(self._path(entry), "scores", text)
 
     def read(self, entry: Entry) -> dict[str, Any] | None:
         """What `make` kept; None where that is missing or damaged."""

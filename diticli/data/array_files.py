@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.errors import DataError
+from diticli.files import replacing
 from diticli.progress import Reporter, SilentReporter
 
 NPZ_SUFFIXES = frozenset({".npz"})
@@ -141,16 +141,10 @@ class _Npz(Mapping[str, Rows]):
                 remedy="Free some space, or set XDG_CACHE_HOME to a folder on a larger disk.",
             )
         self._reporter.start(f"Unpacking {self._path.name} once to {kept.parent}", size // 2**20, unit="MiB")
-        handle, beside = tempfile.mkstemp(dir=kept.parent, prefix=kept.name)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                for done in range(0, size, _BLOCK):
-                    out.write(_exactly(file, min(_BLOCK, size - done)))
-                    self._reporter.advance(min(_BLOCK, size - done) // 2**20)
-            os.replace(beside, kept)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        with replacing(kept, durable=False) as out:
+            for done in range(0, size, _BLOCK):
+                out.write(_exactly(file, min(_BLOCK, size - done)))
+                self._reporter.advance(min(_BLOCK, size - done) // 2**20)
         self._reporter.finish()
         return kept
 

@@ -7,6 +7,7 @@ truth. Face `index` of seed `seed` is always the same picture, whatever else was
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from PIL import Image
 
 from diticli.data.face_drawing import MAX_SIZE, MIN_SIZE, render_face
 from diticli.errors import ConfigError, DataError
+from diticli.files import replacing, write_bytes
 from diticli.progress import Reporter, SilentReporter
 
 __all__ = [
@@ -114,14 +116,13 @@ def write_labels_csv(path: Path, seed: int, indices: npt.ArrayLike) -> None:
     """
     rows = np.asarray(indices, dtype=np.int64).reshape(-1)
     factors = sample_factors(seed, rows)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_header())
-        for index, values in zip(rows.tolist(), factors, strict=True):
-            cells = (int(v) if binary else v for v, binary in zip(values, _BINARY, strict=True))
-            writer.writerow([face_name(index), *(str(cell) for cell in cells)])
-    part.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_header())
+    for index, values in zip(rows.tolist(), factors, strict=True):
+        cells = (int(v) if binary else v for v, binary in zip(values, _BINARY, strict=True))
+        writer.writerow([face_name(index), *(str(cell) for cell in cells)])
+    write_bytes(path, text.getvalue().encode())
 
 
 def write_faces(
@@ -179,7 +180,8 @@ def write_faces(
 
 
 def _save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    Image.fromarray(pixels).save(path, compress_level=1)
+    with replacing(path, durable=False) as file:
+        Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
 
 
 def _header() -> list[str]:

@@ -27,6 +27,7 @@ from diticli.data.decode import (
 )
 from diticli.data.sources import FaceImages, FolderImages, ImageSource, LmdbImages, TarImages, open_images
 from diticli.errors import DataError
+from diticli.files import write_atomically
 from diticli.progress import Reporter, SilentReporter
 
 __all__ = [
@@ -193,13 +194,7 @@ def write_skipped_list(path: Path, skipped: Sequence[Skipped]) -> None:
         DataError: when the file cannot be written.
     """
     lines = ("\t".join(_one_line(text) for text in (item.file, item.reason)) + "\n" for item in skipped)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {path}: {error.strerror}.", remedy="Choose a folder you may write to."
-        ) from error
+    write_atomically(path, "list of skipped images", "".join(lines))
 
 
 def _one_line(text: str) -> str:

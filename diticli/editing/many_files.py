@@ -25,13 +25,13 @@ from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow
 from diticli.errors import DataError, DiTiError
-from diticli.pictures.files import write_atomically
+from diticli.files import refuse_links, write_atomically
 from diticli.pictures.grids import save_png
+from diticli.pictures.metadata import KEY
 
 FAILED_NAME = "failed.csv"
 WINDOW = 32
 """Pairs whose images are in memory together."""
-_KEY = "diti:key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +168,9 @@ def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptio
     """
     name, sheet = pair.row.name, pair_sheet(result)
     command = {"diti:command": options.command(pair.row)} if options.command else {}
-    metadata = {**options.metadata, **command, _KEY: _key(pair, plan.model_hash, options)}
+    metadata = {**options.metadata, **command, KEY: _key(pair, plan.model_hash, options)}
     if options.separate:
+        refuse_links(options.separate, [name])
         write_separate(sheet, options.separate / name, metadata)
     if options.animate:
         write_animation(sheet, plan.out / f"{name}{options.animate}", metadata)
@@ -194,7 +195,7 @@ def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:
         files = {side: _absolute(getattr(row, side)) for side in ("a", "b")}
         writer.writerow(row.to_dict() | files | {"error": " ".join(reason.split())})
     data = text.getvalue().encode("utf-8", "replace")
-    write_atomically(path, "list of failures", lambda beside: beside.write_bytes(data))
+    write_atomically(path, "list of failures", data)
 
 
 def _planned(row: PairRow, layout: ChunkLayout, options: ManyOptions) -> Planned:
@@ -231,7 +232,7 @@ def _is_finished(pair: Planned, out: Path, model_hash: str, options: ManyOptions
     """Whether the strip is there and was made from the same images in the same way."""
     try:
         with Image.open(_picture(out, pair.row), formats=["PNG"]) as image:
-            found = image.info.get(_KEY)
+            found = image.info.get(KEY)
     except (OSError, SyntaxError, ValueError):
         return False
     return found is not None and found == _key(pair, model_hash, options)

@@ -228,7 +228,7 @@ def _identity(fingerprint: Mapping[str, Any], meta: FeatureMeta, *layout: int | 
 
 def _merged(folder: ShardFolder, meta: FeatureMeta, rank: Rank, reporter: Reporter) -> dict[str, Any]:
     """What the folder holds, by field of `EncodeResult`; its manifest is written once all shards are there."""
-    manifest = folder.merge(meta, writer=rank.index)
+    manifest = folder.merge(meta)
     if manifest is None:
         missing = len(folder.missing())
         where = f"{missing:,} of {folder.count:,} units of {folder.folder}"

@@ -19,8 +19,8 @@ from diticli.evaluation.evidence_report import evidence_sections
 from diticli.evaluation.evidence_tables import Table, chunk_text
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import to_json
+from diticli.files import write_atomically
 from diticli.pictures.charts import heatmap_chart
-from diticli.pictures.files import write_atomically
 from diticli.pictures.report import Cell, Section, write_report
 
 
@@ -81,7 +81,7 @@ def write_evaluation(
         "version": __version__,
     }
     text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
-    write_atomically(out / "evaluation.json", "evaluation", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(out / "evaluation.json", "evaluation", text)
     sections = [_classifier_section(classifier, images)]
     for index, result in enumerate(results):
         sections += _model_sections(result, out / f"shares-{index}.png")

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from diticli.errors import FeatureFileError
+from diticli.files import replacing, write_tensors
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -61,13 +61,13 @@ def sidecar_path(path: Path) -> Path:
 
 def write_npz(path: Path, values: Array, files: Sequence[str], meta: str) -> None:
     """Arrays `features` and `diti` (a unicode scalar, so that no pickle is needed)."""
-    with path.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, features=values, diti=np.array(meta))
 
 
 def write_safetensors(path: Path, values: Array, files: Sequence[str], meta: str) -> None:
     """Tensor `features`, the JSON in the header's metadata. Holds one copy of the rows in memory."""
-    safetensors.numpy.save_file({FEATURES_KEY: np.ascontiguousarray(values)}, path, metadata={META_KEY: meta})
+    write_tensors(path, {FEATURES_KEY: np.ascontiguousarray(values)}, {META_KEY: meta})
 
 
 def write_parquet(path: Path, values: Array, files: Sequence[str], meta: str) -> None:

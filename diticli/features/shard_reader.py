@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from diticli.errors import FeatureFileError
 from diticli.features.formats import DAMAGE, READERS, Array
 from diticli.features.manifest import FeatureMeta, Manifest, Shard, read_manifest
 from diticli.features.rows import FloatArray, ShardedItems, ShardedRows
+from diticli.files import sha256_of
 
 _SCAN_VALUES = 2**22
 _REMEDY = "Remove it and run the same `diti encode` again, which makes what is missing."
@@ -93,16 +93,6 @@ class FeatureShards:
 
     def _skipped(self, index: int) -> Sequence[Skipped]:
         return self._sidecar(index).skipped
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, wanted: str) -> None:

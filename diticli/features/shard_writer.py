@@ -19,8 +19,7 @@ from diticli._version import __version__
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.manifest import MANIFEST, SHARD_SUFFIXES, FeatureMeta, Manifest, Shard, read_manifest
-from diticli.features.shard_reader import sha256_of
-from diticli.features.writer import write_atomically
+from diticli.files import refuse_links, sha256_of, write_bytes
 
 RECORDS = "units"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -163,23 +162,22 @@ class ShardFolder:
             if not rows:
                 path.unlink(missing_ok=True)
                 empty = FeatureMeta(files=(), skipped=tuple(skipped))
-                write_atomically(path.with_suffix(".json"), empty.to_json())
+                write_bytes(path.with_suffix(".json"), empty.to_json().encode())
             images = len(self.images(unit))
             record = UnitRecord.of_files(path, identity=self._identity, images=images, rows=rows, dim=dim)
-            write_atomically(self._record_path(unit), record.to_json())
+            write_bytes(self._record_path(unit), record.to_json().encode())
 
     def missing(self) -> list[int]:
         """Units without a record."""
         return [unit for unit in range(self.count) if self._record(unit) is None]
 
-    def merge(self, meta: FeatureMeta, *, writer: int = 0) -> Manifest | None:
+    def merge(self, meta: FeatureMeta) -> Manifest | None:
         """The manifest of all units, put in place; None while some are missing.
 
         Processes may merge at the same time: each writes the same shards, whole.
 
         Args:
             meta: of all shards; its names and skipped images are left out, date and version filled in.
-            writer: this process, in the name of the file that is renamed into place.
 
         Raises:
             FeatureFileError: when no unit has a row, or shards are of different widths.
@@ -203,7 +201,7 @@ class ShardFolder:
         )
         if self._merged() != manifest.shards:
             with self._file_errors():
-                write_atomically(self.folder / MANIFEST, manifest.to_json(), mark=str(writer))
+                write_bytes(self.folder / MANIFEST, manifest.to_json().encode())
         return manifest
 
     def _merged(self) -> tuple[Shard, ...] | None:
@@ -214,6 +212,7 @@ class ShardFolder:
         return manifest.shards if manifest.identity == self._identity else None
 
     def _make_folder(self) -> None:
+        refuse_links(self.folder, [RECORDS])
         records = self.folder / RECORDS
         if not records.is_dir() and self.folder.is_dir():
             others = sorted(entry.name for entry in self.folder.iterdir() if entry.name != RECORDS)

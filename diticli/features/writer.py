@@ -28,6 +28,7 @@ from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.formats import CONVERTERS, check_suffix, sidecar_path
 from diticli.features.manifest import FeatureMeta
+from diticli.files import move_into_place, open_in_place, remove_leftovers, replacing_by_name, sync, write_bytes
 
 
 class FeatureWriter:
@@ -106,8 +107,8 @@ class FeatureWriter:
             "skipped": [asdict(item) for item in skipped],
         }
         with self._file_errors():
-            _sync(self._file)
-            write_atomically(self._progress_path, json.dumps(state))
+            sync(self._file)
+            write_bytes(self._progress_path, json.dumps(state).encode())
 
     def finish(self, meta: FeatureMeta) -> FeatureMeta:
         """Put the file in place; returns `meta` with files, skipped, date and version filled in.
@@ -124,9 +125,8 @@ class FeatureWriter:
         with self._file_errors():
             self._file.seek(0)
             self._write_header(rows=len(files))
-            _sync(self._file)
-            ready = self._convert(meta)
-            self._install(ready, meta)
+            sync(self._file)
+            self._install(meta)
         self.close()
         return meta
 
@@ -161,7 +161,7 @@ class FeatureWriter:
         if self.path.is_dir():
             raise FeatureFileError(f"{self.path} is a folder.", remedy="Name a file in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = open_in_place(self._partial)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -169,6 +169,7 @@ class FeatureWriter:
             raise FeatureFileError(
                 f"Another process is writing {self.path}.", remedy="Wait for it, or choose another name."
             ) from error
+        remove_leftovers(self.path.parent, [self._progress_path.name, self.path.name, sidecar_path(self.path).name])
         return file
 
     def _restore(self) -> int:
@@ -198,30 +199,23 @@ class FeatureWriter:
     def _write_header(self, rows: int) -> None:
         self._file.write(_npy_header(rows, self.dim))
 
-    def _convert(self, meta: FeatureMeta) -> Path:
-        """The complete file in its final format, beside the final place."""
-        if self._suffix == ".npy":
-            return self._partial
-        ready = self.path.with_name(self.path.name + ".tmp")
-        try:
-            values = np.load(self._partial, mmap_mode="r", allow_pickle=False)
-            CONVERTERS[self._suffix](ready, values, meta.files, meta.to_json())
-            with ready.open("rb") as file:
-                os.fsync(file.fileno())
-        except BaseException:
-            ready.unlink(missing_ok=True)
-            raise
-        return ready
-
-    def _install(self, ready: Path, meta: FeatureMeta) -> None:
+    def _install(self, meta: FeatureMeta) -> None:
+        """Put the file in its final format, and the sidecar, in place."""
         sidecar = sidecar_path(self.path)
-        # A .npy of the same stem owns the sidecar: the other formats carry theirs inside.
-        owned = self._suffix != ".npy" and self.path.with_suffix(".npy").exists()
-        if not owned:
+        if self._suffix == ".npy":
             sidecar.unlink(missing_ok=True)
-        os.replace(ready, self.path)
-        if not owned:
-            write_atomically(sidecar, meta.to_json())
+            move_into_place(self._partial, self.path)
+            write_bytes(sidecar, meta.to_json().encode())
+        else:
+            # A .npy of the same stem owns the sidecar: the other formats carry theirs inside.
+            owned = self.path.with_suffix(".npy").exists()
+            with replacing_by_name(self.path) as ready:
+                values = np.load(self._partial, mmap_mode="r", allow_pickle=False)
+                CONVERTERS[self._suffix](ready, values, meta.files, meta.to_json())
+                if not owned:
+                    sidecar.unlink(missing_ok=True)
+            if not owned:
+                write_bytes(sidecar, meta.to_json().encode())
         self._progress_path.unlink(missing_ok=True)
         self._partial.unlink(missing_ok=True)
 
@@ -247,26 +241,3 @@ def _npy_header(rows: int, dim: int) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
     return buffer.getvalue()
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, text: str, *, mark: str = "") -> None:
-    """Put a whole, synced text file in place.
-
-    Args:
-        path: the file.
-        text: its content.
-        mark: in the name of the temporary file, where several processes may write at once.
-
-    Raises:
-        OSError: when it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}{mark and '.'}{mark}.tmp")
-    with temporary.open("wb") as file:
-        file.write(text.encode())
-        _sync(file)
-    os.replace(temporary, path)

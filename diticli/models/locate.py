@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,13 +84,15 @@ def locate(model: str | None, *, runs: Path = RUNS) -> Located:
         return Located(name=model, reason=_shipped_reason() if model == SHIPPED else "--model")
     if chosen := os.environ.get("DITI_MODEL"):
         return Located(name=chosen, reason=_shipped_reason() if chosen == SHIPPED else "$DITI_MODEL")
-    if finished := [p.parent.parent for p in runs.glob("*/model/model_index.json")]:
-        newest = max(finished, key=lambda run: (run / "model" / "model_index.json").stat().st_mtime)
-        return Located(name=str(newest), reason=f"newest run under ./{runs}")
+    finished, elsewhere = _finished_runs(runs)
+    if finished:
+        newest = max(finished, key=lambda run: _index(run).stat().st_mtime)
+        return Located(name=str(newest), reason=f"newest run under ./{runs}{_owner(newest)}{elsewhere}")
     if has_shipped():
-        return Located(name=SHIPPED, reason=_shipped_reason())
+        return Located(name=SHIPPED, reason=_shipped_reason() + elsewhere)
     raise ModelError(
-        f"No model is named, there is no finished run under ./{runs}, and this installation has no shipped model.",
+        f"No model is named, there is no finished run under ./{runs}{elsewhere}, and this installation has no shipped "
+        "model.",
         remedy="Use --model, set DITI_MODEL, or train one with `diti demo --full`.",
     )
 
@@ -101,6 +104,36 @@ def locate_model(model: str | None, *, runs: Path = RUNS) -> str:
         ModelError: when none is named and none can be found.
     """
     return locate(model, runs=runs).name
+
+
+def _index(run: Path) -> Path:
+    return run / "model" / "model_index.json"
+
+
+def _finished_runs(runs: Path) -> tuple[list[Path], str]:
+    """The finished runs, and what to say of those that links put elsewhere, which nobody chose by a name.
+
+    `runs` itself may be a link.
+    """
+    inside: list[Path] = []
+    outside: list[Path] = []
+    root = runs.resolve()
+    for index in sorted(runs.glob("*/model/model_index.json")):
+        run = index.parent.parent
+        (inside if index.resolve().is_relative_to(root) else outside).append(run)
+    text = f"; not {outside[0]}, a link to another place" if outside else ""
+    return inside, text
+
+
+def _owner(run: Path) -> str:
+    """Whose run it is, unless it is the user's."""
+    owner = _index(run).stat().st_uid
+    if owner == os.geteuid():
+        return ""
+    try:
+        return f", of the user {pwd.getpwuid(owner).pw_name}"
+    except KeyError:
+        return f", of the user {owner}"
 
 
 def _shipped_reason() -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diticli.errors import DiTiError, ModelError
+from diticli.files import write_bytes
 from diticli.models.hub import first_line
 
 STEM = "diffusion_pytorch_model"
@@ -84,7 +85,9 @@ class Network(nn.Module):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         written_by = {"_class_name": self.STORED_AS, "_diffusers_version": importlib.metadata.version("diffusers")}
-        (folder / "config.json").write_text(json.dumps(written_by | self.config, indent=2, sort_keys=True) + "\n")
+        write_bytes(
+            folder / "config.json", (json.dumps(written_by | self.config, indent=2, sort_keys=True) + "\n").encode()
+        )
         save_torch_state_dict(
             self.state_dict(),
             folder,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any, NamedTuple
 
 from diticli._version import __version__
 from diticli.errors import ModelError
+from diticli.files import publish_folder, write_json
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import check_base_config
 from diticli.models.pipeline import DDIMScheduler, DiTiPipeline
@@ -118,21 +116,19 @@ def _pipeline(run: OfficialRun, parts: _Parts) -> DiTiPipeline:
 
 def _publish(out: Path, parts: _Parts, run: OfficialRun, record: Mapping[str, Any]) -> None:
     """Fill a folder beside `out`, then rename it into place."""
-    beside = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+
+    def fill(folder: Path) -> None:
         if run.chunks is None and parts.unet is not None:
-            parts.unet.save_pretrained(beside / "unet")
-            run.scheduler.save_pretrained(beside / "scheduler")
+            parts.unet.save_pretrained(folder / "unet")
+            run.scheduler.save_pretrained(folder / "scheduler")
         else:
-            _pipeline(run, parts).save_pretrained(str(beside))
-        (beside / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(beside, out)
+            _pipeline(run, parts).save_pretrained(str(folder))
+        write_json(folder / RECORD, record)
+
+    try:
+        publish_folder(out, fill)
     except OSError as error:
         raise ModelError(f"Cannot write {out}: {error.strerror or error}.", remedy="Choose another -o.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _record(run: OfficialRun, parts: _Parts) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from PIL import ExifTags, Image, ImageDraw
 
 from diticli.data.own_files import SOFTWARE
 from diticli.errors import ConfigError
+from diticli.files import write_atomically
 from diticli.pictures.captions import Caption, clean
-from diticli.pictures.files import write_atomically
+from diticli.pictures.metadata import written
 from diticli.pictures.strips import ACCENT, PAD
 from diticli.pictures.tiles import PAPER
 
@@ -73,7 +74,7 @@ def save_animation(frames: Sequence[Image.Image], path: Path | str, metadata: Ma
     step = min(SLOWEST_MS, max(FASTEST_MS, SWEEP_MS // max(1, len(frames) - 1)))
     durations = [HOLD_MS if i in (0, len(frames) - 1) else step for i in order]
     # Software first: by this mark the picture is never taken for data.
-    note = json.dumps({"Software": SOFTWARE} | {key: clean(value) for key, value in (metadata or {}).items()})
+    note = json.dumps({"Software": SOFTWARE} | {key: clean(value) for key, value in written(metadata).items()})
     options: dict[str, Any] = {"save_all": True, "loop": 0, "duration": durations}
     if kind == "WEBP":
         exif = Image.Exif()
@@ -84,5 +85,5 @@ def save_animation(frames: Sequence[Image.Image], path: Path | str, metadata: Ma
         options |= {"comment": note.encode("ascii"), "optimize": False, "disposal": 1}
     first, *others = (frames[i] for i in order)
     return write_atomically(
-        path, "animation", lambda beside: first.save(beside, format=kind, append_images=others, **options)
+        path, "animation", lambda file: first.save(file, format=kind, append_images=others, **options)
     )

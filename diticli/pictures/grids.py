@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from diticli.data.own_files import SOFTWARE
+from diticli.files import write_atomically
 from diticli.pictures.captions import clean
-from diticli.pictures.files import write_atomically
+from diticli.pictures.metadata import written
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import PAPER, Pixels, Tile, factor_of, magnified, pixels_of, psnr, size_of, to_uint8
 
@@ -54,7 +55,7 @@ def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[st
     path = Path(path)
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", SOFTWARE)  # first: by this mark the picture is never taken for data
-    for key, value in (metadata or {}).items():
+    for key, value in written(metadata).items():
         info.add_text(key, clean(value))
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return write_atomically(path, "picture", lambda beside: picture.save(beside, format="PNG", pnginfo=info))
+    return write_atomically(path, "picture", lambda file: picture.save(file, format="PNG", pnginfo=info))

@@ -15,8 +15,8 @@ from PIL import Image
 
 from diticli._version import __version__
 from diticli.errors import DataError
+from diticli.files import write_atomically
 from diticli.pictures.captions import clean
-from diticli.pictures.files import write_atomically
 
 Cell = str | int | float | None
 
@@ -54,7 +54,7 @@ def write_report(path: Path | str, *, title: str, sections: Sequence[Section]) -
     """
     path = Path(path)
     page = _page(title, sections).encode("utf-8")
-    return write_atomically(path, "report", lambda beside: beside.write_bytes(page))
+    return write_atomically(path, "report", page)
 
 
 @cache

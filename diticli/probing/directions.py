@@ -36,7 +36,7 @@ from diticli._version import __version__
 from diticli.chunks import ChunkLayout
 from diticli.config import Along
 from diticli.errors import ChunkError, ConfigError, FeatureFileError, LabelError, ModelError
-from diticli.pictures.files import write_atomically
+from diticli.files import write_atomically
 from diticli.probing.linear_probe import LinearProbe, checked_probe
 from diticli.types import FloatArray
 
@@ -304,8 +304,8 @@ def write_parts(
         "chosen_dims": {name: list(dims) for name, dims in chosen.items()},
     }
     text = json.dumps(facts, indent=1) + "\n"
-    write_atomically(folder / TENSORS_NAME, "directions", lambda path: path.write_bytes(data))
-    write_atomically(folder / FACTS_NAME, "directions", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(folder / TENSORS_NAME, "directions", data)
+    write_atomically(folder / FACTS_NAME, "directions", text)
 
 
 def read_parts(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from diticli._version import __version__
 from diticli.chunks import ChunkLayout
 from diticli.disentanglement import FeatureStatistics
 from diticli.errors import DataError
+from diticli.files import write_json
 from diticli.pictures.heatmaps import Mark, chunk_heatmap
 from diticli.probing.chunk_probe import ChunkProbe
 from diticli.probing.directions import save_directions
@@ -63,11 +62,9 @@ def write_statistics(
 
 def _write_json(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     data = {"version": __version__, **facts}
-    temporary = folder / (REPORT_NAME + ".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / REPORT_NAME)
+        write_json(folder / REPORT_NAME, data, indent=1, allow_nan=False)
     except OSError as error:
         raise DataError(f"Cannot write into {folder} ({error}).", remedy="Name another folder.") from error
     return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from diticli.errors import FeatureFileError, LabelError
+from diticli.files import write_tensors
 from diticli.types import FloatArray
 
 _META_KEY = "diti_probe"
@@ -101,11 +100,9 @@ def save_probe(probe: LinearProbe, path: Path) -> None:
     """
     rows = {"names": probe.names, "kinds": probe.kinds, "classes": probe.classes}
     tensors = {key: np.ascontiguousarray(getattr(probe, key), dtype=np.float32) for key in _TENSORS}
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={_META_KEY: json.dumps(rows | {"model_hash": probe.model_hash})})
-        os.replace(temporary, path)
+        write_tensors(path, tensors, {_META_KEY: json.dumps(rows | {"model_hash": probe.model_hash})})
     except (OSError, SafetensorError) as error:
         raise FeatureFileError(f"Cannot write {path} ({error}).", remedy="Choose another place.") from error
 

@@ -11,13 +11,13 @@ import torch
 
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError
+from diticli.files import write_json
 from diticli.models.frozen import FrozenBase
 from diticli.models.gap import GapCurve, measure_gap
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, ImageFeed, fold_seed
-from diticli.training.checkpoint import write_json
 
 GAP_IMAGES = 128
 _BATCH = 32

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from diticli.errors import CheckpointError
+from diticli.files import publish_folder, sha256_of, write_json, write_tensors
 
 KEEP = 2
 Tensors = dict[str, torch.Tensor]
@@ -44,20 +44,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         CheckpointError: when it cannot be written; earlier checkpoints stay as they were.
     """
     target = folder / f"step-{checkpoint.state['step']:08d}"
-    beside = folder / f".{target.name}.partial"
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+
+    def fill(beside: Path) -> None:
         sums = {}
         for name, tensors in checkpoint.tensors.items():
             path = beside / f"{name}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-            sums[path.name] = _sha256(path)
+            write_tensors(path, {k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+            sums[path.name] = sha256_of(path)
         write_json(beside / "state.json", sealed({**checkpoint.state, "sha256": sums}))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(beside, target)
+
+    try:
+        publish_folder(target, fill, replace=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
             f"Cannot write the checkpoint {target}: {error}.",
             remedy="Free some disk space, then run the same command again: it goes on from the previous checkpoint.",
@@ -97,7 +95,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = _read_state(path)
         tensors = {}
         for name, expected in state["sha256"].items():
-            if _sha256(path / name) != expected:
+            if sha256_of(path / name) != expected:
                 raise CheckpointError(f"{path / name} is damaged: its checksum differs.", remedy=remedy)
             tensors[Path(name).stem] = load_file(path / name)
     except (OSError, ValueError, SafetensorError) as error:
@@ -164,15 +162,3 @@ def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON beside `path` and rename it into place."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(beside, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

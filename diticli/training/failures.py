@@ -10,7 +10,7 @@ from pathlib import Path
 from diticli.errors import CheckpointError, DataError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP)
 
 
 @contextlib.contextmanager
@@ -46,6 +46,8 @@ def write_error(path: Path, error: Exception) -> CheckpointError:
     reason = getattr(error, "strerror", None) or error
     closed = isinstance(error, OSError) and error.errno in _CLOSED
     begin = "Make it writable" if closed else "Free some disk space"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        begin = "Replace the link by what it points to"
     return CheckpointError(
         f"Cannot write {name}: {reason}.",
         remedy=f"{begin}, then run the same command again: it goes on from the last checkpoint.",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from diticli.files import append_line, write_bytes
 
 
 class Journal:
@@ -25,8 +26,7 @@ class Journal:
         if not self.active:
             return
         line = {"stage": stage, "step": step, **values, "time": time.time()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))
         for key in ("loss", "ssl_loss", "lr", "images_per_second"):
             if key in values and self._board is not None:
                 self._board.add_scalar(f"{stage}/{key}", values[key], step)
@@ -50,9 +50,7 @@ class Journal:
                 continue
             if line["stage"] != stage or line["step"] <= step:
                 kept.append(text)
-        beside = self.path.with_name(".metrics.jsonl.partial")
-        beside.write_text("".join(kept))
-        os.replace(beside, self.path)
+        write_bytes(self.path, "".join(kept).encode())
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diticli.config import RunConfig
 from diticli.distributed import PeerMonitor, Rank, join
 from diticli.errors import ConfigError, DeviceError
+from diticli.files import FolderLock
 from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
@@ -38,7 +39,6 @@ from diticli.training.failures import explained
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
 from diticli.training.journal import Journal
 from diticli.training.launcher import ignored_variables, launcher_hidden
-from diticli.training.lock import RunLock
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity_of_run
@@ -89,6 +89,7 @@ def train(
         TrainingInterrupted: after Ctrl-C or SIGTERM; calling again goes on exactly where it stopped.
     """
     reporter, started = reporter or SilentReporter(), started or clock()
+    RunDirectory(out).refuse_links()  # before anything is read through one
     config, budget = resolve(config), None
     if config.minutes:
         from diticli.training.budget import fit_to_minutes  # which times a run by what is in this module
@@ -131,7 +132,7 @@ def _train(
     with contextlib.ExitStack() as held:
         if main:
             run.refuse_other_files()
-            held.enter_context(RunLock(run.root))
+            held.enter_context(FolderLock(run.root))
             if run.open(config, fingerprint):
                 begin = "Already finished:" if run.finished else "Going on with"
                 reporter.note(f"{begin} the run in {run.root}.")

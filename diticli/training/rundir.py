@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -29,13 +28,16 @@ from safetensors import SafetensorError
 from diticli._version import __version__
 from diticli.config import RunConfig
 from diticli.errors import ConfigError, DataError
+from diticli.files import LOCK_NAME, is_leftover, publish_folder, refuse_links, remove_leftovers, write_json
 from diticli.settings import to_dict
-from diticli.training.checkpoint import write_json
 from diticli.training.failures import write_error
-from diticli.training.lock import NAME as LOCK
 
-_BEGINNING = {LOCK, ".config.json.partial"}
-"""What a run may leave that was killed before its first file."""
+_FILES = ("config.json", "gap.json", "metrics.jsonl", "skipped.txt")
+_PUBLISHED = ("base", "model")
+_FILLED = ("checkpoints", "samples", "tensorboard", "probe")
+"""Folders whose files are written one by one; the last by `diti demo`."""
+_BEGINNING = {LOCK_NAME, ".config.json.partial"}
+"""What a run of this or an earlier version may leave that was killed before its first file; see `is_leftover`."""
 # Settings that change how a run proceeds but not what it computes. (Of minutes, the images that follow are compared.)
 _FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb", "minutes"}
 
@@ -109,6 +111,8 @@ class RunDirectory:
                 resumed = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.root)
+            remove_leftovers(self.checkpoints)
             if not resumed:
                 write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
             self.samples.mkdir(exist_ok=True)
@@ -131,8 +135,16 @@ class RunDirectory:
             return
         except OSError as error:
             raise DataError(f"Cannot use {self.root}: {error.strerror}.", remedy="Choose another --out.") from error
-        if names - _BEGINNING and "config.json" not in names:
+        if not all(name in _BEGINNING or is_leftover(name) for name in names) and "config.json" not in names:
             raise ConfigError(f"{self.root} exists and is not a run.", remedy="Choose another --out.")
+
+    def refuse_links(self) -> None:
+        """Make sure that whatever the run writes stays in its directory, which may be a link itself.
+
+        Raises:
+            DataError: naming the first link.
+        """
+        refuse_links(self.root, (*_FILES, *_PUBLISHED), below=_FILLED)
 
     def _clear(self) -> None:
         """Remove what a run left that made no step."""
@@ -170,14 +182,9 @@ class RunDirectory:
         Raises:
             CheckpointError: when it cannot be written; the checkpoints stay.
         """
-        beside = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(beside, ignore_errors=True)
         try:
-            save(beside)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(beside, target)
+            publish_folder(target, save, replace=True)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
             raise write_error(target, error) from error
 
     def discard_checkpoints(self) -> None:
