@@ -126,15 +126,23 @@ class DiTiModel:
         if self.shift_decoder is not None:
             widths.add(self.shift_decoder.config.latent_dim)
         if len(widths) != 1:
-            raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
+            raise ModelError(
+                f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.",
+                remedy="Build all three for one latent dim.",
+            )
         if self.chunks.timesteps != self.schedule.timesteps:
             raise ModelError(
-                f"The layout covers {self.chunks.timesteps} timesteps, the scheduler {self.schedule.timesteps}."
+                f"The layout covers {self.chunks.timesteps} timesteps, the scheduler {self.schedule.timesteps}.",
+                remedy="Give a layout and a scheduler with the same number of timesteps.",
             )
         if self.config.shift_form not in ("score", "posterior"):
-            raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
+            raise ModelError(
+                f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.", remedy="Use one of the two."
+            )
         if self.config.crop not in CROP_NOTES:
-            raise ModelError(f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.")
+            raise ModelError(
+                f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.", remedy="Use one of them."
+            )
 
     @property
     def networks(self) -> dict[str, Network]:
