@@ -21,6 +21,7 @@ from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import check_finite
 from diticli.models.identity import FORM, model_identity, weights_digest
+from diticli.models.largest_batch import on_halves
 from diticli.models.network import Network
 from diticli.models.noise_prediction import Prediction, predict
 from diticli.models.pixels import checked, normalise
@@ -192,8 +193,11 @@ class DiTiModel:
         x = self.as_tensor(images)
         if not len(x):
             return torch.empty(0, self.chunks.latent_dim)
-        parts = (self.encoder(part.to(self.device, self.encoder.dtype)) for part in x.split(batch_size))
-        return torch.cat([part.float().cpu() for part in parts])
+
+        def features(part: torch.Tensor) -> torch.Tensor:
+            return self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu()
+
+        return torch.cat([on_halves(features, part) for part in x.split(batch_size)])
 
     @torch.no_grad()
     def encode_uint8(self, images_BCHW: torch.Tensor) -> torch.Tensor:
