@@ -85,6 +85,7 @@ class OurTrainer:
                 budget=config.features,
                 feed=MemoryFeed(images.permute(0, 2, 3, 1).numpy()),
                 images=len(images),
+                resolution=images.shape[-1],
                 seed=SEED,
                 flip=False,
                 log_every=1_000_000,

@@ -33,6 +33,7 @@ from diticli.errors import ConfigError, ModelError
 from diticli.features.read import FeatureRows, read_features
 from diticli.files import write_json
 from diticli.models.build import build_encoder
+from diticli.models.device import global_generators_kept
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.hub import SHIPPED, has_shipped
 from diticli.models.locate import load_model
@@ -303,7 +304,7 @@ class _Demo:
 
     def _untrained_encoder(self) -> SemanticEncoder:
         """The very encoder that the training began with."""
-        with torch.random.fork_rng(devices=[]):
+        with global_generators_kept(torch.device("cpu")):
             torch.manual_seed(fold_seed(self.config.seed, "features", "weights"))
             return build_encoder(self.config).eval()
 

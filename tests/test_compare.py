@@ -61,6 +61,9 @@ class Notes(SilentReporter):
     def note(self, message: str) -> None:
         self.lines.append(message)
 
+    def warn(self, message: str) -> None:
+        self.lines.append(message)
+
 
 # who is compared
 

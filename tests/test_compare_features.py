@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_compare import SMALL
+from test_compare import SMALL, Notes
 
 from diticli.comparison.entry_specs import parse_entries
 from diticli.comparison.report import write_comparison
@@ -76,6 +76,28 @@ def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
     units = [row[:2] for row in metric_table(result)[1]]
     assert units == [["good", "5 dims"], ["good", "2 chunks"], ["poor", "4 dims"]]
     assert len(statistics_table(result)[1]) == 2
+
+
+def test_what_is_odd_about_labels_and_fits_is_said_and_kept(
+    labelled: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, labels = labelled
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join([f"{lines[0]},original", *(f"{line},copy{i}.jpg" for i, line in enumerate(lines[1:]))]))
+    monkeypatch.setattr("diticli.probing.linear.MAX_ITERATIONS", 1)
+    said = Notes()
+    named = parse_entries([str(folder / "good.npy")], ())
+    settings = CompareSettings(data=(), labels=str(labels), metrics=False)
+    result = compare(named, settings, folder / "out", reporter=said)
+    assert result is not None
+    assert len(result.notes) == 2
+    assert set(result.notes) < set(said.lines)
+    assert result.notes[0] == "The column 'original' names other pictures and is left out."
+    assert result.notes[1].startswith("good: not converged within 1 iterations: b, who. Their scores may be off")
+    again = compare(named, settings, folder / "out", reporter=Notes())
+    assert again is not None
+    assert again.notes == result.notes
+    assert write_comparison(result, folder / "out", ["diti", "compare"])["notes"] == list(result.notes)
 
 
 def test_features_without_names_are_taken_in_the_order_of_the_images(tmp_path: Path) -> None:

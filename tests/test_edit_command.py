@@ -371,7 +371,9 @@ def test_table(command, photos, tmp_path):
     assert not out.exists()
     result = command(table, *options, "--animate", "webp")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["written"] == ["x"]
+    report = json.loads(result.stdout)
+    assert report["written"] == ["x"]
+    assert (report["invert_steps_run"], report["decode_steps_run"]) == (1, 1)
     assert sorted(path.name for path in out.iterdir()) == ["failed.csv", "x.png", "x.webp"]
     (tmp_path / "missing.png").write_bytes((tmp_path / "a.png").read_bytes())
     result = command(table, *options, "--animate", "webp")

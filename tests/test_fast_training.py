@@ -70,6 +70,7 @@ def trainer_of(config: RunConfig, base: Path, device: torch.device) -> StageTrai
         budget=config.features,
         feed=MemoryFeed(images),
         images=24,
+        resolution=16,
         seed=0,
         flip=True,
         log_every=1,

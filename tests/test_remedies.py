@@ -1,4 +1,4 @@
-"""What a setting or a chunk layout is refused for comes with what to do instead."""
+"""Whatever is refused comes with what to do instead."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import diticli
+from diticli import errors
 
 ROOT = Path(diticli.__file__).parent
-ERRORS = {"ConfigError", "ChunkError", "DataError", "LabelError", "FeatureFileError", "DeviceError"}
+ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.DiTiError)}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -221,7 +221,7 @@ def test_a_run_without_a_step_locks_nothing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(StageTrainer, "train_step", fail)
     with pytest.raises(DeviceError, match=r"A batch of 16 images does not fit in memory \(DefaultCPU") as caught:
         train(tiny("base.batch_size=16"), run)
-    assert caught.value.remedy == "Try --batch-size 8."
+    assert caught.value.remedy == "Use --batch-size 15, which fits by measurement."
     monkeypatch.setattr(StageTrainer, "train_step", train_step)
     train(tiny(), run)
     assert json.loads((run / "config.json").read_text())["config"]["base"]["batch_size"] == 8

@@ -21,6 +21,7 @@ from diticli.encoding.encode import Encode
 from diticli.errors import ConfigError
 from diticli.features.manifest import FeatureMeta
 from diticli.features.read import read_features
+from diticli.models.device import global_generators_kept
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.identity import weights_digest
 from diticli.models.locate import load_pipeline
@@ -168,7 +169,7 @@ class Entries:
     def _untrained(self, seed: int) -> SemanticEncoder:
         """Weights as they are drawn before training."""
         assert self._template is not None
-        with torch.random.fork_rng(devices=[]):
+        with global_generators_kept(self._device):
             torch.manual_seed(seed)
             encoder = SemanticEncoder(**self._template.config)
         return encoder.eval()

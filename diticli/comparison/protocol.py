@@ -33,6 +33,7 @@ class Protocol:
         seed: of the split; None for a given one.
         rows: [M] rows of each contender's features, by name.
         counts: images of the data, labelled ones, and those that some contender lacks.
+        notes: how the label file was understood where that is not plain, in words.
     """
 
     images: Rows
@@ -42,6 +43,7 @@ class Protocol:
     seed: int | None
     rows: Mapping[str, Rows]
     counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -110,6 +112,7 @@ def make_protocol(
         seed=seed if drawn else None,
         rows={name: rows[np.searchsorted(wanted, chosen)] for name, (wanted, rows) in pairs.items()},
         counts={"images": len(names), "rows": len(chosen), "left_out": lost},
+        notes=joined.notes,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from diticli.comparison.swaps import SwapStore
 from diticli.distributed import PeerMonitor, Rank, sharing_work
 from diticli.files import FolderLock, refuse_links
 from diticli.models.device import resolve_device
+from diticli.probing import linear
 from diticli.progress import Reporter, SilentReporter
 
 FEATURES, RESULTS = "features", "results"
@@ -158,7 +159,9 @@ class _Run:
             self.say.note(note)
         self._encode()
         protocol = self._protocol()
-        self.say.note(protocol.describe())
+        for note in (protocol.describe(), *protocol.notes):
+            self.say.note(note)
+        notes += protocol.notes
         probes = ProbeStore(self.out / RESULTS, self.store, protocol, self.settings)
         self._each("Probing", self.entries.all, probes.has, probes.make)
         pictures = self._pictures(protocol)
@@ -220,6 +223,9 @@ class _Run:
         self, protocol: Protocol, probes: ProbeStore, pictures: PictureStore, swaps: SwapStore | None, notes: list[str]
     ) -> Comparison:
         probed = {entry.name: probes.read(entry) for entry in self.entries.all}
+        unfinished = _not_converged({name: item.report for name, item in probed.items()})
+        for note in unfinished:
+            self.say.warn(note)
         self.say.start("Resampling test images", None)
         scores = score_all(probed, protocol, seed=self.settings.seed)
         self.say.finish()
@@ -235,9 +241,21 @@ class _Run:
             pictures={s.name: pictures.read(s) for s in self.editors},
             pairs=[(names[a], names[b]) for a, b in pictures.pairs],
             features={s.name: str(self.store.path(s)) for s in self.entries.all},
-            notes=tuple(notes),
+            notes=(*notes, *unfinished),
             data={"name": self.images.title, "fingerprint": self.images.fingerprint()},
         )
+
+
+def _not_converged(reports: Mapping[str, dict[str, Any]]) -> list[str]:
+    """A line for each entry with fits that stopped at their limit of iterations."""
+    found = []
+    for entry, report in reports.items():
+        if names := [item["name"] for item in report["attributes"] if not item["converged"]]:
+            found.append(
+                f"{entry}: not converged within {linear.MAX_ITERATIONS} iterations: {', '.join(names)}. Their "
+                "scores may be off: look for features of very unequal size or outliers."
+            )
+    return found
 
 
 def _trained_on(entry: Entry, fingerprint: dict[str, Any]) -> bool:

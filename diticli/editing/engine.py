@@ -20,7 +20,7 @@ from PIL import Image
 from diticli.chunks import ChunkLayout
 from diticli.editing.results import Label, Reconstruction
 from diticli.editing.settings import EditSettings, Noise
-from diticli.errors import DeviceError
+from diticli.models.largest_batch import on_halves
 from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.progress import Reporter, SilentReporter
 
@@ -182,7 +182,7 @@ def invert_all(
     size = batch_of(pipeline, x0, settings)
     with torch.inference_mode():
         z = torch.cat([pipeline.encode(part).float().cpu() for part in x0.split(size)])
-        x_T = torch.cat([_fitting(run, *parts) for parts in zip(x0.split(size), z.split(size), strict=True)])
+        x_T = torch.cat([on_halves(run, *parts) for parts in zip(x0.split(size), z.split(size), strict=True)])
     return Latents(x0=x0, z=z, x_T=x_T)
 
 
@@ -206,7 +206,7 @@ def decode_all(
     while batch := list(islice(waiting, batch_size)):
         with torch.inference_mode():
             noise, features = torch.stack([job.x_T for job in batch]), torch.stack([job.z for job in batch])
-            decoded = _fitting(run, noise, features)
+            decoded = on_halves(run, noise, features)
         yield from zip((job.label for job in batch), decoded, strict=True)
 
 
@@ -229,18 +229,6 @@ def drawn_noise(like: torch.Tensor, settings: EditSettings) -> torch.Tensor | No
         return None
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randn(like.shape, generator=generator).to(like)
-
-
-def _fitting(run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
-    """`run` on the batch, or on its halves where the device's memory does not hold it."""
-    try:
-        return run(*parts)
-    except torch.OutOfMemoryError as error:
-        if len(parts[0]) == 1:
-            raise DeviceError("The device's memory does not hold one image.", remedy="Use --device cpu.") from error
-    torch.cuda.empty_cache()  # outside the handler: the traceback holds the failed batch's tensors
-    half = len(parts[0]) // 2
-    return torch.cat([_fitting(run, *(p[:half] for p in parts)), _fitting(run, *(p[half:] for p in parts))])
 
 
 class StepCounter:

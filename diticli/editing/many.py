@@ -69,17 +69,25 @@ class ManyReport:
         skipped: names of those that were finished before.
         failed: (pair, reason) of those that could not be edited.
         psnr: of the reconstructions in dB, by image, of the pairs edited now.
+        steps_run: of the inversion and of the decoding, which may differ from those asked for.
     """
 
     written: tuple[str, ...]
     skipped: tuple[str, ...]
     failed: tuple[tuple[PairRow, str], ...]
     psnr: Mapping[str, float]
+    steps_run: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: names, and the failures by name."""
         failed = {row.name: reason for row, reason in self.failed}
-        return {"written": list(self.written), "skipped": list(self.skipped), "failed": failed}
+        return {
+            "written": list(self.written),
+            "skipped": list(self.skipped),
+            "failed": failed,
+            "invert_steps_run": self.steps_run[0],
+            "decode_steps_run": self.steps_run[1],
+        }
 
 
 def edit_many(
@@ -124,7 +132,13 @@ def edit_many(
                     reporter.warn(f"{pair.row.name}: {reason}")
     reporter.finish()
     write_failed(failed, out)
-    return ManyReport(written=tuple(written), skipped=plan.finished, failed=tuple(failed), psnr=psnr)
+    return ManyReport(
+        written=tuple(written),
+        skipped=plan.finished,
+        failed=tuple(failed),
+        psnr=psnr,
+        steps_run=options.settings.steps_run(pipeline.chunks.timesteps),
+    )
 
 
 def _edit_window(

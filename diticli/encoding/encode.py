@@ -29,7 +29,7 @@ from diticli.features.manifest import MANIFEST, FeatureMeta
 from diticli.features.shard_reader import FeatureShards
 from diticli.features.shard_writer import ShardFolder
 from diticli.features.writer import FeatureWriter
-from diticli.memory import batch_fits
+from diticli.memory import SMALLER_MODEL, batch_fits
 from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload
 from diticli.progress import Reporter, SilentReporter
@@ -297,9 +297,13 @@ def _encode_all(encode: Encode, batches: Iterator[_Batch], rows: _Rows, device: 
 def _launch(encode: Encode, batch: _Batch, device: torch.device) -> Download | None:
     if not batch.images:
         return None
-    with torch.no_grad(), batch_fits(len(batch.images)):
-        images_BHWC = upload(torch.from_numpy(np.stack(batch.images)), device)
-        return Download(encode(images_BHWC.permute(0, 3, 1, 2)).float())
+
+    def features(count: int) -> torch.Tensor:
+        images_BHWC = upload(torch.from_numpy(np.stack(batch.images[:count])), device)
+        return encode(images_BHWC.permute(0, 3, 1, 2)).float()
+
+    with torch.no_grad(), batch_fits(len(batch.images), features, device=device, smallest=SMALLER_MODEL):
+        return Download(features(len(batch.images)))
 
 
 def _batches(source: ImageSource, indices: range, batch_size: int, workers: int | None) -> Iterator[_Batch]:

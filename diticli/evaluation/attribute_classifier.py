@@ -23,6 +23,7 @@ from diticli.evaluation.classifier_training import (
     learnable,
     split_rows,
 )
+from diticli.models.device import global_generators_kept
 from diticli.probing.metrics import binary_score
 from diticli.progress import Reporter, SilentReporter
 from diticli.targets import Target
@@ -115,7 +116,7 @@ def train_classifier(
     check_enough(count, len(columns))
     train, test = split_rows(count, seed)
     attributes = learnable(columns, train)
-    with torch.random.fork_rng(devices=[]):
+    with global_generators_kept(torch.device(device)):
         torch.manual_seed(seed)
         classifier = AttributeClassifier(attributes, images_NCHW.shape[-1]).to(device)
         options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}

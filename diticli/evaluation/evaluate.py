@@ -29,6 +29,7 @@ from diticli.evaluation.scores import (
     side_effects,
     transfer_rates,
 )
+from diticli.models.largest_batch import on_halves
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.pictures.grids import psnr, to_uint8
@@ -274,7 +275,7 @@ class _Evaluation:
         size, steps = self.settings.batch_size, self.settings.steps
         parts = []
         for part, features in zip(images.split(size), z.split(size), strict=True):
-            parts.append(run(part, features, steps=steps).float().cpu())
+            parts.append(on_halves(lambda x, z: run(x, z, steps=steps).float().cpu(), part, features))
             self.reporter.advance(len(part))
         return torch.cat(parts)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from diticli.data.labels import LabelColumn
 from diticli.evaluation.classifier_training import ClassifierNetwork, fit_classifier, learnable
+from diticli.models.device import global_generators_kept
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter
 from diticli.schedule import NoiseSchedule
@@ -116,7 +117,7 @@ def train_noisy_classifier(
         bar = bar_T[t_N].view(-1, 1, 1, 1)
         return bar.sqrt() * x0_NCHW + (1 - bar).sqrt() * noise, t_N
 
-    with torch.random.fork_rng(devices=[]):
+    with global_generators_kept(torch.device(device)):
         torch.manual_seed(seed)
         classifier = NoisyClassifier(attributes, images_NCHW.shape[-1], schedule.timesteps).to(device)
         options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}

@@ -24,6 +24,7 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, unreada
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import resampled_transfer_rates, to_json
+from diticli.models.largest_batch import on_halves
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
@@ -178,14 +179,21 @@ def _readings(
     rows = torch.arange(len(z_ND)).repeat(len(swapped) + 1)
     reporter.start("Exchanging chunks one by one", len(x0_NCHW) + len(rows), unit="images")
     sampler = pipeline.sampler(solver=settings.solver)
+
+    def invert(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return sampler.invert(x, z, steps=settings.steps).float().cpu()
+
+    def decode(x_T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return sampler.decode(x_T, z, steps=settings.steps).float().cpu().clamp(-1, 1)
+
     noise = []
     for x, z in zip(x0_NCHW.split(settings.batch_size), z_ND.split(settings.batch_size), strict=True):
-        noise.append(sampler.invert(x, z, steps=settings.steps).float().cpu())
+        noise.append(on_halves(invert, x, z))
         reporter.advance(len(x))
     x_T = torch.cat(noise)
     parts = []
     for row, z in zip(rows.split(settings.batch_size), features.split(settings.batch_size), strict=True):
-        parts.append(classifier.read(sampler.decode(x_T[row], z, steps=settings.steps).clamp(-1, 1)))
+        parts.append(classifier.read(on_halves(decode, x_T[row], z)))
         reporter.advance(len(row))
     reporter.finish()
     return np.concatenate(parts).reshape(len(swapped) + 1, len(z_ND), -1)

@@ -167,7 +167,10 @@ def _load_scheduler(around: list[Path], unet_folder: Path, say: Callable[[str], 
     try:
         return read_scheduler(folder)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"Cannot read the scheduler in {folder}: {first_line(error)}") from error
+        raise ModelError(
+            f"Cannot read the scheduler in {folder}: {first_line(error)}",
+            remedy="Save the scheduler again with diffusers' save_pretrained.",
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

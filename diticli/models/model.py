@@ -21,6 +21,7 @@ from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import check_finite
 from diticli.models.identity import FORM, model_identity, weights_digest
+from diticli.models.largest_batch import on_halves
 from diticli.models.network import Network
 from diticli.models.noise_prediction import Prediction, predict
 from diticli.models.pixels import checked, normalise
@@ -126,15 +127,23 @@ class DiTiModel:
         if self.shift_decoder is not None:
             widths.add(self.shift_decoder.config.latent_dim)
         if len(widths) != 1:
-            raise ModelError(f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.")
+            raise ModelError(
+                f"Layout, encoder and shift decoder disagree on the latent dim: {sorted(widths)}.",
+                remedy="Build all three for one latent dim.",
+            )
         if self.chunks.timesteps != self.schedule.timesteps:
             raise ModelError(
-                f"The layout covers {self.chunks.timesteps} timesteps, the scheduler {self.schedule.timesteps}."
+                f"The layout covers {self.chunks.timesteps} timesteps, the scheduler {self.schedule.timesteps}.",
+                remedy="Give a layout and a scheduler with the same number of timesteps.",
             )
         if self.config.shift_form not in ("score", "posterior"):
-            raise ModelError(f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.")
+            raise ModelError(
+                f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.", remedy="Use one of the two."
+            )
         if self.config.crop not in CROP_NOTES:
-            raise ModelError(f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.")
+            raise ModelError(
+                f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.", remedy="Use one of them."
+            )
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -184,8 +193,11 @@ class DiTiModel:
         x = self.as_tensor(images)
         if not len(x):
             return torch.empty(0, self.chunks.latent_dim)
-        parts = (self.encoder(part.to(self.device, self.encoder.dtype)) for part in x.split(batch_size))
-        return torch.cat([part.float().cpu() for part in parts])
+
+        def features(part: torch.Tensor) -> torch.Tensor:
+            return self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu()
+
+        return torch.cat([on_halves(features, part) for part in x.split(batch_size)])
 
     @torch.no_grad()
     def encode_uint8(self, images_BCHW: torch.Tensor) -> torch.Tensor:

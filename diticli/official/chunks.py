@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from diticli.chunks import ChunkLayout
 from diticli.errors import ModelError
 
+RESTORE_CONFIG = "Restore the config file that the official training wrote."
+NOT_CONVERTIBLE = "Convert another run, or train one with `diti train`."
+
 
 class OfficialChunks(NamedTuple):
     """A layout, how it was cut ("uniform", "staged" or "staged in time"), and notes about it."""
@@ -36,7 +39,10 @@ def official_chunks(ssl_config: Mapping[str, Any] | None, latent_dim: int, times
     config = ssl_config or {}
     count = _integer(config.get("k", 1), "k")
     if not 1 <= count <= min(latent_dim, timesteps):
-        raise ModelError(f"ssl_config.k = {count} does not fit {latent_dim} dimensions and {timesteps} timesteps.")
+        raise ModelError(
+            f"ssl_config.k = {count} does not fit {latent_dim} dimensions and {timesteps} timesteps.",
+            remedy=RESTORE_CONFIG,
+        )
     if count == 1:
         return OfficialChunks(ChunkLayout.uniform(chunks=1, latent_dim=latent_dim, timesteps=timesteps), "uniform")
     stages, dims, counts = (_integers(config, key) for key in ("stages", "dims_per_stage", "k_per_stage"))
@@ -46,7 +52,8 @@ def official_chunks(ssl_config: Mapping[str, Any] | None, latent_dim: int, times
     if ends[-1] != latent_dim:
         raise ModelError(
             f"With k = {count} and {latent_dim} dimensions the official code rounds the last chunk's end to "
-            f"{ends[-1]}, and no timestep sees the rest; such a run cannot be converted."
+            f"{ends[-1]}, and no timestep sees the rest; such a run cannot be converted.",
+            remedy=NOT_CONVERTIBLE,
         )
     used = sorted(set(chunk_of))
     layout = ChunkLayout(
@@ -87,7 +94,10 @@ def _dim_ends(
     if dims is None or stages is None:
         return [int(latent_dim / count * (k + 1)) for k in range(count)]
     if missing := sorted(set(range(count)) - set(chunk_of)):
-        raise ModelError(f"ssl_config gives no timestep to chunk {missing[0]}, so dims_per_stage cannot be read.")
+        raise ModelError(
+            f"ssl_config gives no timestep to chunk {missing[0]}, so dims_per_stage cannot be read.",
+            remedy=RESTORE_CONFIG,
+        )
     stage_of = [next(s for s, end in enumerate(stages) if chunk_of.index(k) < end) for k in range(count)]
     ends: list[int] = []
     for k, stage in enumerate(stage_of):
@@ -110,12 +120,15 @@ def _check_stages(
     if dims is None and counts is None:
         return
     if stages is None:
-        raise ModelError("ssl_config has dims_per_stage or k_per_stage but no stages.")
+        raise ModelError("ssl_config has dims_per_stage or k_per_stage but no stages.", remedy=RESTORE_CONFIG)
     if stages[-1] != timesteps or stages != sorted(set(stages)):
-        raise ModelError(f"ssl_config.stages must rise to {timesteps}, got {stages}.")
+        raise ModelError(f"ssl_config.stages must rise to {timesteps}, got {stages}.", remedy=RESTORE_CONFIG)
     for key, values, total in (("dims_per_stage", dims, latent_dim), ("k_per_stage", counts, chunks)):
         if values is not None and (len(values) != len(stages) or sum(values) != total):
-            raise ModelError(f"ssl_config.{key} must be {len(stages)} numbers that sum to {total}, got {values}.")
+            raise ModelError(
+                f"ssl_config.{key} must be {len(stages)} numbers that sum to {total}, got {values}.",
+                remedy=RESTORE_CONFIG,
+            )
 
 
 def _integers(config: Mapping[str, Any], key: str) -> list[int] | None:
@@ -131,4 +144,6 @@ def _integer(value: Any, key: str) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"ssl_config.{key} should hold whole numbers, got {value!r}.") from error
+        raise ModelError(
+            f"ssl_config.{key} should hold whole numbers, got {value!r}.", remedy=RESTORE_CONFIG
+        ) from error

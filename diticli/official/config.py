@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from diticli.errors import ModelError
 from diticli.models.gate import HEADS
 from diticli.models.pipeline import DDPMScheduler
+from diticli.official.chunks import NOT_CONVERTIBLE, RESTORE_CONFIG
 
 GROUPS = 32
 
@@ -59,7 +60,8 @@ def unet_config(denoise_fn_config: Mapping[str, Any], resolution: int | None) ->
     if channels[0] != base or any(width % GROUPS for width in channels):
         raise ModelError(
             f"A UNet whose levels are {channels} channels wide (base_channel {base}) cannot be expressed: the first "
-            f"must be as wide as base_channel, and all must be multiples of {GROUPS}."
+            f"must be as wide as base_channel, and all must be multiples of {GROUPS}.",
+            remedy=NOT_CONVERTIBLE,
         )
     return {
         "sample_size": resolution,
@@ -93,11 +95,15 @@ def official_scheduler(diffusion_config: Mapping[str, Any]) -> DDPMScheduler:
     """
     kind = diffusion_config.get("betas_type", "linear")
     if kind != "linear":
-        raise ModelError(f"The noise schedule {kind!r} cannot be converted: only linear betas can.")
+        raise ModelError(
+            f"The noise schedule {kind!r} cannot be converted: only linear betas can.", remedy=NOT_CONVERTIBLE
+        )
     try:
         start, end = (float(diffusion_config[f"linear_beta_{side}"]) for side in ("start", "end"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"diffusion_config lacks linear_beta_start or linear_beta_end: {error}.") from error
+        raise ModelError(
+            f"diffusion_config lacks linear_beta_start or linear_beta_end: {error}.", remedy=RESTORE_CONFIG
+        ) from error
     return DDPMScheduler(
         num_train_timesteps=integer(diffusion_config, "timesteps"), beta_start=start, beta_end=end, clip_sample=False
     )
@@ -113,16 +119,18 @@ def integer(config: Mapping[str, Any], key: str) -> int:
     try:
         number = int(value)  # type: ignore[arg-type]  # what it is not, the exception says
     except (TypeError, ValueError) as error:
-        raise ModelError(f"The config should give {key} as a whole number, got {value!r}.") from error
+        raise ModelError(
+            f"The config should give {key} as a whole number, got {value!r}.", remedy=RESTORE_CONFIG
+        ) from error
     if number < 1:
-        raise ModelError(f"The config's {key} must be above zero, got {number}.")
+        raise ModelError(f"The config's {key} must be above zero, got {number}.", remedy=RESTORE_CONFIG)
     return number
 
 
 def _numbers(config: Mapping[str, Any], key: str) -> list[float]:
     values = config.get(key)
     if not isinstance(values, list) or any(not isinstance(v, int | float) for v in values):
-        raise ModelError(f"The config should give {key} as a list of numbers, got {values!r}.")
+        raise ModelError(f"The config should give {key} as a list of numbers, got {values!r}.", remedy=RESTORE_CONFIG)
     return values
 
 
@@ -135,7 +143,9 @@ def _refuse(c: Mapping[str, Any]) -> None:
         if c.get(key):
             raise ModelError(f"This UNet cannot be converted: {why}.", remedy="Use an unconditional noise predictor.")
     if c.get("dims", 2) != 2:
-        raise ModelError(f"This UNet cannot be converted: it is for {c['dims']}-dimensional data.")
+        raise ModelError(
+            f"This UNet cannot be converted: it is for {c['dims']}-dimensional data.", remedy=NOT_CONVERTIBLE
+        )
 
 
 def _heads(c: Mapping[str, Any], widths: set[int]) -> dict[str, Any]:
@@ -145,7 +155,8 @@ def _heads(c: Mapping[str, Any], widths: set[int]) -> dict[str, Any]:
     if bad := sorted(w for w in widths if w % (number if fixed == -1 else fixed)):
         raise ModelError(
             f"Attention blocks of {bad} channels do not divide into "
-            + (f"{number} heads." if fixed == -1 else f"heads of {fixed} channels.")
+            + (f"{number} heads." if fixed == -1 else f"heads of {fixed} channels."),
+            remedy=RESTORE_CONFIG,
         )
     if fixed != -1:
         return {"attention_head_dim": fixed}

@@ -78,7 +78,10 @@ def pipeline_from_official(official: Path, *, ddpm_config: Path | None = None, e
     """The pipeline of an official run, without writing it; arguments and errors as `convert`."""
     run = read_official(official, ddpm_config=ddpm_config, ema=ema)
     if run.chunks is None:
-        raise ModelError(f"{official} is a pre-trained DPM, not a run of DiTi or PDAE.")
+        raise ModelError(
+            f"{official} is a pre-trained DPM, not a run of DiTi or PDAE.",
+            remedy="Give a run of DiTi or PDAE, or convert the DPM to a base with `diti convert`.",
+        )
     return _pipeline(run, _build(run))
 
 

@@ -132,11 +132,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except UnpicklingError as error:
         raise _refusal(path, error) from error
     except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise ModelError(
+            f"Cannot read {path}: {error.strerror or error}.",
+            remedy="Check that the file exists and that you may read it.",
+        ) from error
     except (RuntimeError, ValueError, EOFError, LookupError) as error:
         raise _damaged(path) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is not an official checkpoint: it holds a {type(content).__name__}.")
+        raise ModelError(
+            f"{path} is not an official checkpoint: it holds a {type(content).__name__}.",
+            remedy="Give the checkpoint.pt that the official training wrote.",
+        )
     return content
 
 
@@ -176,7 +182,10 @@ def state_dict(content: Mapping[str, Any], name: str, *, ema: bool) -> dict[str,
         raise ModelError(f"The checkpoint has no weights {key}; it has {', '.join(map(str, content))}.", remedy=remedy)
     stripped = {_strip(k): v for k, v in state.items()}
     if len(stripped) != len(state):
-        raise ModelError(f"Tensors of {key} differ only in the prefixes {' and '.join(_PREFIXES)}.")
+        raise ModelError(
+            f"Tensors of {key} differ only in the prefixes {' and '.join(_PREFIXES)}.",
+            remedy="Save the weights again, once.",
+        )
     return stripped
 
 

@@ -12,7 +12,7 @@ import torch
 from diticli.data.decode import Crop
 from diticli.errors import ModelError
 from diticli.models.pipeline import DDPMScheduler
-from diticli.official.chunks import OfficialChunks, official_chunks
+from diticli.official.chunks import NOT_CONVERTIBLE, RESTORE_CONFIG, OfficialChunks, official_chunks
 from diticli.official.config import ENCODERS, encoder_config, integer, official_scheduler
 from diticli.official.files import (
     OfficialFiles,
@@ -161,20 +161,28 @@ def _check(config: Mapping[str, Any], latent_dim: int, model: str, ssl: Mapping[
     shape = encoder_config(model, latent_dim)
     size = (config.get("train_dataset_config") or {}).get("image_size", shape["sample_size"])
     if size != shape["sample_size"]:
-        raise ModelError(f"{model} is for {shape['sample_size']} px, but the config's image_size is {size}.")
+        raise ModelError(
+            f"{model} is for {shape['sample_size']} px, but the config's image_size is {size}.", remedy=RESTORE_CONFIG
+        )
     decoder = _section(config, "decoder_config")
     if integer(decoder, "latent_dim") != latent_dim:
         raise ModelError(
-            f"encoder_config and decoder_config disagree: latent_dim {latent_dim} and {decoder['latent_dim']}."
+            f"encoder_config and decoder_config disagree: latent_dim {latent_dim} and {decoder['latent_dim']}.",
+            remedy=RESTORE_CONFIG,
         )
     if ssl.get("ssl_method") == "mae":
-        raise ModelError("This run takes its features from a masked autoencoder (SwinMAE), which cannot be converted.")
+        raise ModelError(
+            "This run takes its features from a masked autoencoder (SwinMAE), which cannot be converted.",
+            remedy=NOT_CONVERTIBLE,
+        )
 
 
 def _gradient(ssl: Mapping[str, Any]) -> str:
     mode = ssl.get("pdae_mode", "base")
     if mode not in _GRADIENTS:
-        raise ModelError(f"ssl_config.pdae_mode is one of {', '.join(_GRADIENTS)}, got {mode!r}.")
+        raise ModelError(
+            f"ssl_config.pdae_mode is one of {', '.join(_GRADIENTS)}, got {mode!r}.", remedy=RESTORE_CONFIG
+        )
     return _GRADIENTS[mode]
 
 
@@ -186,7 +194,9 @@ def _scheduler(config: Mapping[str, Any]) -> DDPMScheduler:
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
     if not isinstance(section, dict):
-        raise ModelError(f"The run's config.yml has no {name}; it has {', '.join(map(str, config))}.")
+        raise ModelError(
+            f"The run's config.yml has no {name}; it has {', '.join(map(str, config))}.", remedy=RESTORE_CONFIG
+        )
     return section
 
 

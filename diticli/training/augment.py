@@ -214,6 +214,12 @@ class StepViews:
         self.augmentation, self.seed, self.stage = augmentation, seed, stage
         self.batch_size, self.rank = batch_size, rank
 
+    def of(self, images: int) -> StepViews:
+        """The same for batches of so many images, all of them this process's."""
+        return StepViews(
+            augmentation=self.augmentation, seed=self.seed, stage=self.stage, batch_size=images, rank=Rank()
+        )
+
     def draw(self, step: int, images_BCHW: torch.Tensor) -> torch.Tensor:
         """[2, B, 3, R, R] float32 in [-1, 1] of uint8 images; a function of the seed and the step alone."""
         generator = torch.Generator().manual_seed(fold_seed(self.seed, self.stage, "views", step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 import warnings
@@ -58,6 +59,8 @@ class Stage:
     feed: ImageFeed
     images: int
     """Number of distinct images in the feed."""
+    resolution: int
+    """Their width and height in pixels."""
     seed: int
     flip: bool
     log_every: int
@@ -294,9 +297,11 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
     apart = stage.pace.apart if stage.pace else contextlib.nullcontext
     open_end = stage.pace is not None and stage.pace.seconds is not None and trainer.step < trainer.whole.steps
     last_step = MOST_STEPS if open_end else trainer.whole.steps
-    for images in stage.feed.batches(order, trainer.step, last_step, rank, accelerator.device):
+    fits = fitting(stage, accelerator)
+    batches = stage.feed.batches(order, trainer.step, last_step, rank, accelerator.device)
+    for images in _guarded(batches, fits):
         views = stage.views if trainer.step >= stage.views_from else None
-        with batch_fits(budget.batch_size):
+        with fits():
             trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images, trainer.whole))
         fields: dict[str, Any] = _plan_anew(trainer, reporter)
         last = trainer.step >= trainer.whole.steps
@@ -362,6 +367,51 @@ def _plan_anew(trainer: StageTrainer, reporter: Reporter) -> dict[str, Any]:
             reporter.expect(steps[0] * trainer.stage.budget.batch_size)
         pace.planned(step, steps[0])
     return {"planned_steps": trainer.whole.steps}
+
+
+def fitting(stage: Stage, accelerator: Accelerator) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Context in which a batch of the stage that does not fit is an error with the size of one that does."""
+    return functools.partial(
+        batch_fits,
+        stage.budget.batch_size,
+        functools.partial(_trial_step, stage, accelerator),
+        device=accelerator.device,
+        processes=accelerator.num_processes,
+    )
+
+
+def _guarded(
+    batches: Iterator[torch.Tensor], fits: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Iterator[torch.Tensor]:
+    """The batches, each of which is made in that context."""
+    while True:
+        with fits():
+            images = next(batches, None)
+        if images is None:
+            return
+        yield images
+
+
+def _trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
+    """Losses and gradients of `count` black images: no weight changes, and no other process is waited for."""
+    objective = stage.objective.to(accelerator.device)
+    # As much as the optimizer's two moments and the moving average take.
+    kept = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(3)]
+    images = torch.zeros(count, 3, stage.resolution, stage.resolution, dtype=torch.uint8, device=accelerator.device)
+    noise = StepNoise(
+        seed=stage.seed,
+        stage=stage.name,
+        timesteps=stage.objective.timesteps,
+        batch_size=count,
+        flip=stage.flip,
+        rank=Rank(),
+    )
+    views = None if stage.views is None else stage.views.of(count)
+    with accelerator.autocast():
+        losses = StepLosses.of(objective(**draw_inputs(stage, noise, views, 0, images)))
+    losses.total_B.mean().backward()
+    objective.zero_grad(set_to_none=True)
+    del kept
 
 
 def draw_inputs(

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 
 from diticli.config import RunConfig
 from diticli.distributed import Rank
-from diticli.memory import batch_fits
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept
@@ -22,7 +21,7 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import open_source
-from diticli.training.loop import Stage, StageTrainer, draw_inputs
+from diticli.training.loop import Stage, StageTrainer, draw_inputs, fitting
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.run import make_accelerator, resolve
 from diticli.training.stage_two import STAGE, build_objective, step_views
@@ -144,8 +143,10 @@ def _plan_stage(
     reporter: Reporter | None,
 ) -> StagePlan:
     budget = config.base if name == "base" else config.features
-    with batch_fits(budget.batch_size):
-        trainer = _trainer(name, objective, config, accelerator, reporter)
+    stage = _stage(name, objective, config, accelerator)
+    with fitting(stage, accelerator)():
+        stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution))
+        trainer = StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
         first, usual = _time_steps(trainer, seconds)
     return StagePlan(
         name=name,
@@ -160,18 +161,21 @@ def _plan_stage(
     )
 
 
-def _trainer(
-    name: str, objective: Objective, config: RunConfig, accelerator: Accelerator, reporter: Reporter | None
-) -> StageTrainer:
-    """A trainer on random images; nothing is read or written."""
+def _random_feed(images: int, resolution: int) -> MemoryFeed:
+    shape = (images, resolution, resolution, 3)
+    return MemoryFeed(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
+
+
+def _stage(name: str, objective: Objective, config: RunConfig, accelerator: Accelerator) -> Stage:
+    """A stage of one image that neither reads nor writes."""
     budget = config.base if name == "base" else config.features
-    shape = (budget.batch_size, config.data.resolution, config.data.resolution, 3)
-    stage = Stage(
+    return Stage(
         name=name,
         objective=objective.train(),
         budget=budget,
-        feed=MemoryFeed(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)),
+        feed=_random_feed(1, config.data.resolution),
         images=budget.batch_size,
+        resolution=config.data.resolution,
         seed=0,
         flip=config.data.horizontal_flip,
         log_every=config.log_every,
@@ -181,7 +185,6 @@ def _trainer(
         identity="",
         views=step_views(config, accelerator) if name == STAGE else None,
     )
-    return StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
 
 
 def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:

@@ -326,6 +326,7 @@ class _Worker:
             budget=config.base if name == "base" else config.features,
             feed=self.images.feed,
             images=self.images.count,
+            resolution=config.data.resolution,
             seed=config.seed,
             flip=config.data.horizontal_flip,
             log_every=config.log_every,

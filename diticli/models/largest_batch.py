@@ -1,0 +1,153 @@
+"""The largest batch that fits in the free memory, from the memory that batches of 2 and 4 images take.
+
+Memory is taken to be a line through these two peaks. They are counted in tensors, not in what the system gives: a small
+batch hides in memory that the process already has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diticli.memory import SMALLER_MODEL, Trial, is_out_of_memory, not_even_one
+
+SHARE = 0.7
+"""Of the free memory that a batch may take: operators have workspaces of their own (a quarter more in one convolution
+network on a CPU), and freed memory lies in pieces."""
+
+
+def largest_batch(trial: Trial, below: int, device: torch.device, processes: int = 1) -> int:
+    """Most images, under `below`, of which a batch fits in the memory that is free now; 0 where not even one does.
+
+    Args:
+        trial: computes so many images.
+        below: a number of images that does not fit.
+        device: where it computes.
+        processes: that compute at the same time; on a CPU they share the machine's memory.
+    """
+    _release()
+    small = None
+    for _ in range(2 if below > 2 else 0):  # the first may allocate what is then kept
+        small = peak_or_none(trial, 2, device)
+    if small is None:
+        return int(below > 1 and peak_or_none(trial, 1, device) is not None)
+    large = peak_or_none(trial, 4, device) if below > 4 else None
+    if large is None:
+        return 2
+    room = SHARE * free_bytes(device) / (processes if device.type == "cpu" else 1)
+    each = max((large - small) / 2, 1)
+    count = _rounded(min(below - 1, int(4 + max(0, room - large) / each)))
+    # On a GPU a trial takes a moment: the number that is named was seen to fit.
+    while device.type != "cpu" and count > 4 and peak_or_none(trial, count, device) is None:
+        count = max(4, _rounded(count * 3 // 4))
+    return count
+
+
+def on_halves(run: Callable[..., torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
+    """`run` on a batch, or on its halves where memory does not hold it; the results in order, on the CPU.
+
+    Args:
+        run: images of a batch in any number to as many results, on the CPU.
+        parts: its arguments, of equal length.
+
+    Raises:
+        DeviceError: when not even one image fits in memory.
+    """
+    try:
+        return run(*parts)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(parts[0]) == 1:
+            raise not_even_one(error, smallest=SMALLER_MODEL) from error
+        traceback.clear_frames(error.__traceback__)
+    _release()  # outside the handler: the traceback holds the failed batch's tensors
+    half = len(parts[0]) // 2
+    return torch.cat([on_halves(run, *(part[:half] for part in parts)), on_halves(run, *(p[half:] for p in parts))])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process may still allocate, of a GPU's memory or of the machine's."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return max(0, min(_machine_limits()))
+
+
+def _machine_limits() -> Iterator[int]:
+    """Free memory of the machine, and what `ulimit -v` and the control group leave of it."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        yield limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # without a limit the file holds the word "max"
+        group = Path("/sys/fs/cgroup")
+        yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+
+
+def peak_or_none(trial: Trial, count: int, device: torch.device) -> int | None:
+    """Most bytes at once that `count` images take on the device; None where they do not fit."""
+    counter = _Counter(device)
+    try:
+        with torch.compiler.set_stance("force_eager"), counter:  # compiling for one size takes minutes
+            trial(count)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+    else:
+        return counter.most
+    _release()
+    return None
+
+
+class _Counter(TorchDispatchMode):
+    """Bytes of the tensors that operators make on a device within the block, and the most that lived at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._device, self._known = device, weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._known.update(self._storages((args, kwargs)))
+        made = func(*args, **(kwargs or {}))
+        for storage in self._storages(made):
+            if storage not in self._known:
+                self._known.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return made
+
+    def _storages(self, values: Any) -> list[torch.UntypedStorage]:
+        tensors = (value for value in tree_leaves(values) if isinstance(value, torch.Tensor))
+        return [tensor.untyped_storage() for tensor in tensors if tensor.device.type == self._device.type]
+
+    def _change(self, by: int) -> None:
+        self.now += by
+        self.most = max(self.most, self.now)
+
+
+def _rounded(count: int) -> int:
+    """The two leading digits of it."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return count // unit * unit
+
+
+def _release() -> None:
+    """Give what nobody uses any more back to the device or the system."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where there is no GPU
