@@ -301,15 +301,19 @@ def test_parts_of_no_diti_model_are_refused(model, entry):
 
 
 def test_configs_cannot_import_code(model, mark):
-    """Keys by which transformers and diffusers find code are read past, and in a base's config refused."""
+    """Keys by which transformers and diffusers find code are read past, and in a network's config refused."""
     hints = {"_class_name": "Evil", "auto_map": {"AutoModel": "evil.Evil", "UNet2DModel": "evil--evil.Evil"}}
-    for name in ("encoder/config.json", "scheduler/scheduler_config.json"):
-        edit_json(model / name, **hints, custom_pipeline="evil", trust_remote_code=True)
+    edit_json(model / "scheduler/scheduler_config.json", **hints, custom_pipeline="evil", trust_remote_code=True)
     edit_json(model / "model_index.json", custom_pipeline="evil", auto_map=hints["auto_map"])
     assert DiTiPipeline.from_pretrained(model).config.crop == "center"
     (model / "unet" / "evil.py").write_text(code(mark))
     assert load_base(str(model))[0].config.sample_size == 16
     (model / "unet" / "evil.py").unlink()
+    encoder = json.loads((model / "encoder/config.json").read_text())
+    edit_json(model / "encoder/config.json", **hints)
+    with pytest.raises(ModelError, match=r"unknown here \(auto_map\)"):
+        DiTiPipeline.from_pretrained(model)
+    (model / "encoder/config.json").write_text(json.dumps(encoder))
     for others in ({"_class_name": "Evil"}, {"_class_name": "UNet2DModel", "auto_map": hints["auto_map"]}):
         edit_json(model / "unet/config.json", **others)
         for load in (DiTiPipeline.from_pretrained, load_base):

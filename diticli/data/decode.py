@@ -204,6 +204,19 @@ def is_image(path: Path) -> bool:
     return _peek(lambda: _open_file(path), str(path)) is not None
 
 
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture held upright, by its head; None when it is none.
+
+    Raises:
+        MachineError: when the machine cannot read it now.
+    """
+
+    def upright(image: Image.Image) -> tuple[int, int]:
+        return image.size if _orientation(image) <= 4 else (image.height, image.width)
+
+    return _peek(lambda: _open_file(path), str(path), upright)
+
+
 def decode_image(
     path: Path, resolution: int, max_pixels: int = MAX_PIXELS, *, crop: Crop = "center"
 ) -> npt.NDArray[np.uint8]:
@@ -292,10 +305,14 @@ def _open_file(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _peek(open_file: Callable[[], IO[bytes]], name: str) -> tuple[int, int] | None:
+def _peek(
+    open_file: Callable[[], IO[bytes]],
+    name: str,
+    use: Callable[[Image.Image], tuple[int, int]] = lambda image: image.size,
+) -> tuple[int, int] | None:
     """(width, height) by the head of a picture; None when it is none."""
     try:
-        return patiently(lambda: _with_picture(open_file, lambda image: image.size), name)
+        return patiently(lambda: _with_picture(open_file, use), name)
     except MachineError:
         raise
     except Exception:  # decoders throw whatever a damaged head leads them to

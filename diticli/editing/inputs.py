@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from diticli.data.decode import Crop
 
 
-_ORIENTATION = 0x0112  # EXIF; above 4 the picture lies on its side
 
 
 def face_of(source: str) -> FacesWord | None:
@@ -82,17 +81,12 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
 
 def resizing(source: str, resolution: int, crop: Crop) -> str:
     """How a file becomes what the model sees, e.g. "a.jpg: 712x872 -> center square -> 32 px"; "" where it is that."""
-    from PIL import Image, UnidentifiedImageError
+    from diticli.data.decode import picture_size
 
-    if face_of(source):
+    size = None if face_of(source) else picture_size(Path(source))
+    if size is None:
         return ""
-    try:
-        with Image.open(source) as image:
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION, 1) > 4:
-                width, height = height, width
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-        return ""
+    width, height = size
     if width == height == resolution:
         return ""
     square = "" if width == height else "CelebA's crop -> " if crop == "celeba" else "center square -> "

@@ -127,10 +127,17 @@ class Network(nn.Module):
 
     @classmethod
     def _known(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings among the entries of a `config.json`; those that are unknown here must be switched off."""
+        """The settings among the entries of a `config.json`.
+
+        Raises:
+            ModelError: for one that is unknown here and not switched off.
+        """
         known = inspect.signature(cls).parameters
         own = {key: value for key, value in config.items() if not key.startswith("_")}
-        return {key: value for key, value in own.items() if key in known or not (value is None or value is False)}
+        if unknown := [key for key, value in own.items() if key not in known and value not in (None, False)]:
+            names = ", ".join(unknown)[:200]
+            raise ModelError(f"A {cls.__name__} has settings that are unknown here ({names}).", remedy=_REMEDY)
+        return {key: value for key, value in own.items() if key in known}
 
     def _take(self, weights: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
         expected = self.state_dict()
