@@ -164,7 +164,7 @@ def test_capitals_of_attributes_do_not_count_unless_they_tell_two_apart(directio
 
 
 def test_restrictions_that_cannot_be(directions: Directions) -> None:
-    with pytest.raises(ConfigError, match=r"No dimension that tells 'Smiling' is left in dims \[5\]"):
+    with pytest.raises(ConfigError, match=r"No dimension that predicts 'Smiling' is left in dims \[5\]"):
         directions.vector("Smiling", dims=[5])
     with pytest.raises(ConfigError, match=r"in dims \[1, 6\] in chunks \[2\]"):
         directions.vector("Smiling", dims="learned", chunks=[2])
