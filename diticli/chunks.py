@@ -257,15 +257,8 @@ class ChunkLayout:
 
     def describe(self, chunks: Sequence[int]) -> str:
         """Short text naming chunks and the timesteps they cover, e.g. "chunks 10-20 (t 160-328)"."""
-        runs: list[list[int]] = []
-        for chunk in sorted(chunks):
-            if runs and chunk == runs[-1][1] + 1:
-                runs[-1][1] = chunk
-            else:
-                runs.append([chunk, chunk])
-        names = ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in runs)
-        spans = ",".join(f"{self.timestep_starts[a]}-{self.timestep_ends[b] - 1}" for a, b in runs)
-        return f"{'chunk' if len(chunks) == 1 else 'chunks'} {names} (t {spans})"
+        spans = ",".join(f"{self.timestep_starts[a]}-{self.timestep_ends[b] - 1}" for a, b in _runs(chunks))
+        return f"{'chunk' if len(chunks) == 1 else 'chunks'} {spell_chunks(chunks)} (t {spans})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, read back by `from_dict`."""
@@ -330,3 +323,19 @@ def _share_out(amounts: Sequence[float], total: int) -> list[int]:
     for i in by_remainder[: total - sum(shares)]:
         shares[i] += 1
     return shares
+
+
+def spell_chunks(chunks: Sequence[int]) -> str:
+    """Chunks as `ChunkLayout.parse` reads them, e.g. "0-3,8"."""
+    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in _runs(chunks))
+
+
+def _runs(chunks: Sequence[int]) -> list[list[int]]:
+    """(first, last) of each stretch of neighbours."""
+    runs: list[list[int]] = []
+    for chunk in sorted(chunks):
+        if runs and chunk == runs[-1][1] + 1:
+            runs[-1][1] = chunk
+        else:
+            runs.append([chunk, chunk])
+    return runs

@@ -18,6 +18,7 @@ from diticli.commands.evaluate import evaluate
 from diticli.commands.faces import faces
 from diticli.commands.failure import explain, explain_interrupt, sigterm_as_interrupt
 from diticli.commands.probe import probe
+from diticli.commands.studio import studio
 from diticli.commands.train import train
 from diticli.errors import DiTiError
 from diticli.memory import device_failure
@@ -78,5 +79,5 @@ def _root(
 
 
 app.add_typer(edit.app, name="edit")
-for _command in (train, encode, probe, compare, evaluate, convert, faces, demo, doctor):
+for _command in (train, encode, probe, compare, evaluate, convert, faces, studio, demo, doctor):
     app.command()(_command)

@@ -1,0 +1,1 @@
+"""`diti studio`: a local page to compare two pictures, move attributes and look inside a model."""

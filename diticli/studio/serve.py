@@ -1,0 +1,233 @@
+"""Starting the page: a private temporary folder, one queue, and a rule that the browser calls nobody else."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diticli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diticli.studio.workbench import Workbench
+
+# Read once by Gradio when it is imported: no telemetry, no look at a hub.
+_OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+
+# The browser may load and call this page's own server only.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "worker-src 'self' blob:; frame-src 'self'; form-action 'self'; base-uri 'self'"
+)
+
+WAITING = 100
+"""Visitors' requests that may wait; more are told to try again."""
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Set what Gradio reads at import, and keep uploads and pictures in a folder that ends with the block."""
+    for name, value in _OFFLINE.items():
+        os.environ.setdefault(name, value)
+    with tempfile.TemporaryDirectory(prefix="diti-studio-", ignore_cleanup_errors=True) as name:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(name) / "uploads")
+        tempfile.tempdir = name
+        try:
+            yield Path(name)
+        finally:
+            tempfile.tempdir = None
+            os.environ.pop("GRADIO_TEMP_DIR", None)
+
+
+def import_page() -> Any:
+    """The page's module.
+
+    Raises:
+        ConfigError: when Gradio is not installed.
+    """
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "The studio needs the library gradio.", remedy='Install it: pip install "diticli[studio]".'
+        ) from error
+    from diticli.studio import page
+
+    return page
+
+
+def open_bench(model: str | None, device: str | None, probe: Path | None) -> Workbench:
+    """The model and, if wanted, a probe's directions.
+
+    Raises:
+        ModelError: when there is no such model.
+        LabelError: when the probe is of another model.
+    """
+    from diticli.models.locate import load_model
+    from diticli.studio.workbench import Workbench
+
+    loaded = load_model(model, device)
+    directions = None
+    if probe is not None:
+        from diticli.probing.directions import load_directions
+
+        directions = load_directions(probe)
+        directions.check_model(loaded.hash_like(directions.full.model_hash), loaded.model_id)
+    return Workbench(loaded, directions=directions)
+
+
+def read_effects(evaluation: Path | None) -> tuple[dict[str, list[float]], list[list[int]]]:
+    """(attribute -> transfer rate of each group of chunks, the groups) of `diti evaluate --atlas`; empty without one.
+
+    Raises:
+        ConfigError: when the file holds no swap effects.
+    """
+    if evaluation is None:
+        return {}, []
+    path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
+    try:
+        atlas = json.loads(path.read_text(encoding="utf-8"))["models"][0]["atlas"]
+        groups = [[int(chunk) for chunk in group] for group in atlas["groups"]]
+        effects = {str(name): [float(rate["value"]) for rate in rates] for name, rates in atlas["shares"].items()}
+        if any(len(rates) != len(groups) for rates in effects.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} holds no swap effects.", remedy="Give the output of `diti evaluate --atlas`."
+        ) from error
+    return effects, groups
+
+
+def read_scores(probe: Path | None) -> dict[str, float]:
+    """Attribute -> score of a probe's report; empty where there is none."""
+    if probe is None:
+        return {}
+    try:
+        report = json.loads((probe / "report.json").read_text(encoding="utf-8"))
+        return {str(one["name"]): float(one["value"]) for one in report["attributes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def page_options(
+    module: Any, bench: Workbench, model: str | None, probe: Path | None, features: Path | None, evaluation: Path | None
+) -> Any:
+    """`PageOptions` of what was given on the command line.
+
+    Raises:
+        FeatureFileError: when the features cannot be read or are of another width.
+        ConfigError: when the evaluation holds no swap effects.
+    """
+    from diticli.studio.neighbours import Neighbours
+
+    effects, groups = read_effects(evaluation)
+    return module.PageOptions(
+        title=f"Model: {bench.model.origin}, {bench.model.resolution} px.",
+        model=model or bench.model.model_id,
+        effects=effects,
+        groups=groups,
+        scores=read_scores(probe),
+        probe=None if probe is None else str(probe),
+        neighbours=None if features is None else Neighbours(features, bench.model.chunks.latent_dim),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a page that is served there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def parse_auth(text: str | None) -> tuple[str, str] | None:
+    """USER:PASSWORD.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if text is None:
+        return None
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise ConfigError("--auth needs a user and a password.", remedy="Write --auth USER:PASSWORD.")
+    return user, password
+
+
+def launch(
+    page: Any,
+    *,
+    host: str,
+    port: int | None,
+    share: bool,
+    browser: bool,
+    auth: tuple[str, str] | None,
+    wait: bool = True,
+) -> tuple[Any, str]:
+    """Serve the page; with `wait` until Ctrl-C.
+
+    Args:
+        page: of `diticli.studio.page.build_page`.
+        host: address to listen on.
+        port: None takes the first free one from 7860.
+        share: open a tunnel of gradio.live.
+        browser: open the page.
+        auth: what visitors must give.
+        wait: block.
+
+    Returns:
+        The web application, and the page's address.
+
+    Raises:
+        ConfigError: when the port is taken.
+    """
+    import gradio as gr
+
+    plain = ["system-ui", "sans-serif"]
+    theme = gr.themes.Default(font=plain, font_mono=["ui-monospace", "monospace"])
+    page.queue(max_size=WAITING, default_concurrency_limit=1)
+    try:
+        app, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=browser,
+            auth=auth,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=True,
+            max_file_size="50mb",
+            theme=theme,
+            ssr_mode=False,
+            enable_monitoring=False,
+            footer_links=[],
+            pwa=False,
+        )
+    except OSError as error:
+        raise ConfigError(f"Cannot serve on {host}:{port or 7860}.", remedy="Choose another --port.") from error
+    if not share:
+        _keep_inside(app)
+    if wait:
+        page.block_thread()
+    return app, address
+
+
+def _keep_inside(app: Any) -> None:
+    """Every answer tells the browser to talk to nobody else."""
+    inner = app.middleware_stack or app.build_middleware_stack()
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        async def tell(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await inner(scope, receive, tell if scope["type"] == "http" else send)
+
+    app.middleware_stack = guarded
