@@ -69,7 +69,8 @@ class ChunkLayout:
                 )
             if any(low >= high for low, high in pairwise((0, *ends))):
                 raise ChunkError(
-                    f"Every chunk needs at least one {name}; these ends are not strictly increasing: {quoted(ends)}.",
+                    f"Every chunk needs at least one {name}; these ends are not strictly increasing: "
+                    f"{quoted(list(ends))}.",
                     remedy="Use fewer chunks, or more dimensions.",
                 )
 

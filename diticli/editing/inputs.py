@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from diticli.data.decode import Crop
 
 
-
-
 def face_of(source: str) -> FacesWord | None:
     """Which built-in face faces:INDEX[:SEED] means; None for a file."""
     face = parse_faces(source)
