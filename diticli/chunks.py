@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.errors import ChunkError
+from diticli.reading import quoted, shortened
 
 Visible = Literal["prefix", "all"]
 """What a timestep sees of the features: the dims of its own chunk and all before it, or everything."""
@@ -51,7 +52,7 @@ class ChunkLayout:
     def __post_init__(self) -> None:
         if self.visible not in get_args(Visible):
             raise ChunkError(
-                f"What a timestep sees is {' or '.join(get_args(Visible))}, not {self.visible!r}.",
+                f"What a timestep sees is {' or '.join(get_args(Visible))}, not {quoted(self.visible)}.",
                 remedy="Use one of them.",
             )
         if not self.ends or len(self.ends) != len(self.timestep_ends):
@@ -63,12 +64,13 @@ class ChunkLayout:
         for name, ends, most in (("dimension", self.ends, MAX_DIMS), ("timestep", self.timestep_ends, MAX_TIMESTEPS)):
             if max(ends) > most:
                 raise ChunkError(
-                    f"A chunk layout covers at most {most:,} {name}s, these ends reach {max(ends):,}.",
+                    f"A chunk layout covers at most {most:,} {name}s, these ends reach {quoted(max(ends))}.",
                     remedy="If a file says so, it is damaged: copy it again.",
                 )
             if any(low >= high for low, high in pairwise((0, *ends))):
                 raise ChunkError(
-                    f"Every chunk needs at least one {name}; these ends are not strictly increasing: {list(ends)}.",
+                    f"Every chunk needs at least one {name}; these ends are not strictly increasing: "
+                    f"{quoted(list(ends))}.",
                     remedy="Use fewer chunks, or more dimensions.",
                 )
 
@@ -240,7 +242,7 @@ class ChunkLayout:
             match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
             if match is None:
                 raise ChunkError(
-                    f"Cannot read the chunks {spec!r}.",
+                    f"Cannot read the chunks {quoted(spec)}.",
                     remedy="Write inclusive ranges like 10-20, or lists like 0-3,8.",
                 )
             low = int(match[1])
@@ -281,7 +283,8 @@ class ChunkLayout:
             if isinstance(error, ChunkError):
                 raise
             raise ChunkError(
-                f"This is not a chunk layout: {data!r} ({error}).", remedy="Make the file that holds it again."
+                f"This is not a chunk layout: {quoted(data)} ({shortened(error)}).",
+                remedy="Make the file that holds it again.",
             ) from error
 
 

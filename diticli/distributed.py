@@ -31,6 +31,7 @@ from torch.distributed import distributed_c10d
 from diticli.errors import ConfigError, DiTiError, OtherProcessError
 from diticli.models.transfer import Download, upload
 from diticli.progress import Reporter
+from diticli.reading import quoted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -390,6 +391,8 @@ def _hang_up(port: int) -> None:
 
 def _join_seconds() -> int:
     text = os.environ.get("DITI_JOIN_SECONDS", "") or str(JOIN_SECONDS)
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"DITI_JOIN_SECONDS={text} is no number of seconds.", remedy="Set a whole number from 1.")
+    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+        raise ConfigError(
+            f"DITI_JOIN_SECONDS={quoted(text)} is no number of seconds.", remedy="Set a whole number from 1 to 999999."
+        )
     return int(text)

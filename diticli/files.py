@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from diticli.errors import ConfigError, DataError
+from diticli.reading import check_regular
 
 LOCK_NAME = ".lock"
 
@@ -287,6 +288,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: when it cannot be read.
     """
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from diticli.config import RunConfig
 from diticli.errors import ConfigError
+from diticli.reading import read_regular, shortened
 
 
 def preset_names() -> list[str]:
@@ -124,14 +125,14 @@ def read_settings(file: Path) -> dict[str, Any]:
         ConfigError: when it cannot be read.
     """
     try:
-        text = file.read_text()
+        text = read_regular(file).decode()
         data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
         settings: dict[str, Any] = data.get("config", data) if isinstance(data, dict) else data
         if not isinstance(settings, dict):
             raise ValueError("it holds no group of settings")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"Cannot read the settings in {file}: {error}.", remedy="Give a TOML or JSON file."
+            f"Cannot read the settings in {file}: {shortened(error)}.", remedy="Give a TOML or JSON file."
         ) from error
     return settings
 

@@ -169,7 +169,7 @@ DAMAGES = {
         lambda r: rewrite_config(r, down_block_types=["Nope", "Nope"]),
         "its blocks are Nope",
     ),
-    "config of wrong types": (lambda r: rewrite_config(r, block_out_channels=8), "its config has a wrong value"),
+    "config of wrong types": (lambda r: rewrite_config(r, block_out_channels=8), "block_out_channels is no list"),
     "config that does not divide": (lambda r: rewrite_config(r, block_out_channels=[9, 18]), "divisible"),
     "scheduler that is no JSON": (
         lambda r: (r / "scheduler_config.json").write_text("{"),

@@ -99,7 +99,7 @@ REFUSED_FILES = {
     "wrong path": ({"down_block_types": ["UpBlock2D", "DownBlock2D"]}, "blocks UpBlock2D are on the wrong path"),
     "unknown setting": ({"sharpness": 2.0}, r"settings that are unknown here \(sharpness\)"),
     "another network": ({"_class_name": "UNet2DConditionModel"}, "it is a UNet2DConditionModel"),
-    "wrong type": ({"block_out_channels": 8}, "its config has a wrong value"),
+    "wrong type": ({"block_out_channels": 8}, "block_out_channels is no list"),
 }
 
 

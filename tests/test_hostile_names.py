@@ -1,10 +1,13 @@
 """Hostile names and pictures: no path climbs out, no picture fills the memory, no name speaks to page or terminal."""
 
 import contextlib
+import csv
 import io
 import json
+import os
 import threading
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hostile_files import BOMBS, png_bytes, tar_bytes
 from PIL import Image
 from rich.console import Console
 
+from diticli.chunks import ChunkLayout
 from diticli.commands.console import say, show_table
 from diticli.commands.failure import explain
 from diticli.commands.plan_view import show_plan
@@ -21,7 +25,8 @@ from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image
 from diticli.data.images import open_images
 from diticli.data.labels import read_labels
 from diticli.data.pixel_room import PixelRoom
-from diticli.editing.table import read_pairs
+from diticli.editing.many_files import ManyOptions, plan_pairs, write_failed
+from diticli.editing.table import PairRow, read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.features.read import read_features
 from diticli.pictures.report import Section, write_report
@@ -89,12 +94,59 @@ def test_names_in_metadata_and_labels_are_labels_never_opened(tmp_path):
     assert len(rows) == len(HOSTILE_NAMES)
 
 
-@pytest.mark.parametrize("name", ["../up", "/abs", "a/b", "a\\b", "..", ".hidden", "nul\0", "new\nline"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "../up",
+            "/abs",
+            "a/b",
+            "a\\b",
+            "..",
+            ".hidden",
+            "nul\0",
+            "new\nline",
+            "-rf",
+            "del\x7f",
+            "c1\x9b",
+            "l\u2028s",
+        ),
+        *("\u202egnp.exe", "a\u2066b", "\u200fx", "\ud800", "x" * 201),
+    ],
+)
 def test_a_pairs_name_stays_in_the_output_folder(tmp_path, name):
     record = {"a": "faces:1", "b": "faces:2", "name": name}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="is no plain file name"):
         read_pairs(tmp_path / "pairs.jsonl")
+
+
+def test_names_of_other_languages_are_plain(tmp_path):
+    names = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u4e2d\u6587", "\u00e9 a", "\U0001f600"]
+    lines = [json.dumps({"a": "faces:1", "b": "faces:2", "name": name}) for name in names]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    assert [row.name for row in read_pairs(tmp_path / "pairs.jsonl")] == names
+
+
+def test_a_list_of_failures_computes_nothing_and_is_a_table_again(tmp_path):
+    text = "=1+1"
+    row = PairRow(a="faces:1", b="@b.png", chunks="+1", alphas="-1:2:3", name=text)
+    write_failed([(row, "=HYPERLINK(1)"), (replace(row, name="'plain"), "x")], tmp_path)
+    with (tmp_path / "failed.csv").open(newline="") as file:
+        _, *lines = csv.reader(file)
+    assert all(cell[:1] not in {*"=+-@"} for cells in lines for cell in cells)
+    again = read_pairs(tmp_path / "failed.csv")
+    assert [(one.name, one.chunks, one.alphas) for one in again] == [(n, "+1", "-1:2:3") for n in (text, "'plain")]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", [*BOMBS, "pipe"])
+def test_what_lies_where_a_picture_goes_stops_no_table(tmp_path, kind):
+    place = tmp_path / "x.png"
+    os.mkfifo(place) if kind == "pipe" else place.write_bytes(BOMBS[kind])
+    rows = [PairRow(a="faces:1", b="faces:2", name="x")]
+    plan = plan_pairs(rows, tmp_path, ChunkLayout.uniform(chunks=4, latent_dim=8), "hash", ManyOptions())
+    assert [pair.row.name for pair in plan.todo] == ["x"]
 
 
 # pictures

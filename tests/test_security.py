@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -216,6 +217,23 @@ def test_checkpoints_are_never_unpickled(checkpoint, mark):
         with pytest.raises(CheckpointError, match="Cannot read the checkpoint") as caught:
             load_checkpoint(checkpoint)
         assert str(checkpoint) in caught.value.remedy
+
+
+@pytest.mark.parametrize("step", [-1, 10**40, True, 1.5, "7", None])
+def test_a_checkpoints_step_is_a_count(checkpoint, step):
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    (checkpoint / "state.json").write_text(json.dumps(sealed(state | {"step": step})))
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint") as caught:
+        load_checkpoint(checkpoint)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["state.json", "weights.safetensors"])
+def test_a_checkpoint_of_named_pipes_is_refused(checkpoint, name):
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(

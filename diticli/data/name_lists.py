@@ -9,6 +9,7 @@ from typing import IO
 
 from diticli.data.names import expand_pattern
 from diticli.errors import DataError
+from diticli.reading import STDIN_PATHS, check_regular
 
 STDIN = "-"
 MAX_BYTES = 2**29
@@ -31,6 +32,8 @@ def expand_source(spec: str) -> list[Path]:
         return expand_pattern(spec)
     name = os.path.expanduser(spec[1:])
     try:
+        if name not in STDIN_PATHS:
+            check_regular(name)
         with open(name, "rb") as file:
             return _expand(_lines(file, name), name)
     except (OSError, ValueError) as error:

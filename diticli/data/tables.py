@@ -10,17 +10,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diticli.data.decode import has_image_suffix
 from diticli.errors import LabelError
+from diticli.reading import check_regular, read_table_bytes, shortened
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DELIMITERS = ",\t;"
 _SAMPLE_ROWS = 5
+_LEAST_CELLS = 1_000_000
+_CELLS_PER_BYTE = 200
+"""Of a Parquet file: equal values take no room in it, so that a kilobyte may stand for any number of cells."""
 _INDEX_HEADERS = ("unnamed:", "__index_level_")
 """What pandas calls an index that has no name."""
 
@@ -67,9 +74,10 @@ def read_text(path: Path) -> str:
     if has_image_suffix(path.name):
         raise LabelError(f"{path} is a picture, not a table.", remedy="Name a table that has a row for each image.")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LabelError(f"Cannot read {path}: {error.strerror}.", remedy="Check the path.") from error
+        data = read_table_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LabelError(f"Cannot read {path}: {reason}.", remedy="Check the path.") from error
     for head, meaning in _HEADS.items():
         if data.startswith(head):
             raise LabelError(f"{path} is not read: it is {meaning}, whatever its name says.", remedy=_TO_CSV)
@@ -177,7 +185,7 @@ def _json(place: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LabelError(f"{place}: not JSON ({error}).", remedy="Write one object for each row.") from error
+        raise LabelError(f"{place}: not JSON ({shortened(error)}).", remedy="Write one object for each row.") from error
 
 
 def _table_of(records: list[tuple[int, dict[str, Any]]], unit: str, lists: bool) -> CellTable:
@@ -192,17 +200,53 @@ def _parquet(path: Path) -> CellTable:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, partitioning=None)  # a folder called a=1 is no column
-        columns: Mapping[str, list[Any]] = {
-            name: column.to_pylist()
-            for name, column in zip(table.column_names, table.columns, strict=True)
-            if not pa.types.is_nested(column.type)
-        }
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise LabelError(f"Cannot read the Parquet file {path} ({error}).", remedy="Check the file.") from error
-    cells = [[_cell(value) for value in column] for column in columns.values()]
-    rows = [(number, list(row)) for number, row in enumerate(zip(*cells, strict=True), start=1)]
+        check_regular(path)
+        with pq.ParquetFile(path) as file:
+            _check_cells(path, file.metadata.num_rows * len(file.schema_arrow))
+            texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+        # Texts that repeat are kept once, as the file has them.
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            columns: dict[str, list[str]] = {f.name: [] for f in file.schema_arrow if not pa.types.is_nested(f.type)}
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=list(columns))
+                _check_cells(path, len(columns) * (len(next(iter(columns.values()), [])) + table.num_rows))
+                for name in columns:
+                    columns[name] += _cells(table.column(name))
+    except LabelError:
+        raise
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError, pa.ArrowException) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise LabelError(f"Cannot read the Parquet file {path} ({shortened(reason)}).", remedy="Check it.") from error
+    rows = [(number, list(row)) for number, row in enumerate(zip(*columns.values(), strict=True), start=1)]
     return CellTable(header=list(columns), rows=rows, unit="row")
+
+
+def _check_cells(path: Path, cells: int) -> None:
+    most = max(_LEAST_CELLS, _CELLS_PER_BYTE * path.stat().st_size)
+    if cells > most:
+        raise LabelError(
+            f"{path} stands for {cells:,} cells, more than the {most:,} that a file of its size may hold.",
+            remedy="Leave out columns that are no labels, or save it as CSV.",
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+
+
+def _cells(column: pa.ChunkedArray) -> list[str]:
+    """Text of each value; equal texts of a dictionary are one object."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return [_cell(value) for value in column.to_pylist()]
+    cells = []
+    for chunk in column.chunks:
+        texts = [_cell(value) for value in chunk.dictionary.to_pylist()]
+        cells += ["" if index is None else texts[index] for index in chunk.indices.to_pylist()]
+    return cells
 
 
 def _cell(value: object) -> str:

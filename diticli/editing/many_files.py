@@ -23,11 +23,12 @@ from diticli.editing.pair import plan_edits, to_decode
 from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
-from diticli.editing.table import COLUMNS, PairRow
+from diticli.editing.table import COLUMNS, PairRow, spreadsheet_cell
 from diticli.errors import DataError, DiTiError
 from diticli.files import refuse_links, write_atomically
 from diticli.pictures.grids import save_png
 from diticli.pictures.metadata import KEY
+from diticli.reading import check_regular
 
 FAILED_NAME = "failed.csv"
 WINDOW = 32
@@ -193,7 +194,8 @@ def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:
     writer.writeheader()
     for row, reason in failed:
         files = {side: _absolute(getattr(row, side)) for side in ("a", "b")}
-        writer.writerow(row.to_dict() | files | {"error": " ".join(reason.split())})
+        cells = row.to_dict() | files | {"error": " ".join(reason.split())}
+        writer.writerow({column: spreadsheet_cell(cell) for column, cell in cells.items()})
     data = text.getvalue().encode("utf-8", "replace")
     write_atomically(path, "list of failures", data)
 
@@ -230,9 +232,11 @@ def _key(pair: Planned, model_hash: str, options: ManyOptions) -> str:
 
 def _is_finished(pair: Planned, out: Path, model_hash: str, options: ManyOptions) -> bool:
     """Whether the strip is there and was made from the same images in the same way."""
+    picture = _picture(out, pair.row)
     try:
-        with Image.open(_picture(out, pair.row), formats=["PNG"]) as image:
+        check_regular(picture)
+        with Image.open(picture, formats=["PNG"]) as image:
             found = image.info.get(KEY)
-    except (OSError, SyntaxError, ValueError):
-        return False
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return False  # not ours, whatever it is: it will be replaced
     return found is not None and found == _key(pair, model_hash, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,16 @@ from diticli.data.faces_word import is_faces
 from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
 from diticli.editing.inputs import slug, source_name
 from diticli.errors import ConfigError, DataError, LabelError
+from diticli.reading import quoted, shortened
 
 COLUMNS = ("a", "b", "chunks", "alphas", "name", "error")
 """`error` is what a list of failures adds; it is read past, so that such a list is a table again."""
 _REMEDY = "The first line names the columns: a,b and, if wanted, chunks,alphas,name."
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_ESCAPED = re.compile(r"^'(?='*[=+\-@\t\r])")
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +86,17 @@ def _delimited(path: Path) -> CellTable:
 
 def _check_columns(names: Sequence[str], path: Path) -> None:
     if missing := [name for name in ("a", "b") if name not in names]:
-        raise ConfigError(f"{path} has no column {missing[0]!r}, only {', '.join(names) or 'none'}.", remedy=_REMEDY)
+        raise ConfigError(
+            f"{path} has no column {missing[0]!r}, only {shortened(', '.join(names)) or 'none'}.", remedy=_REMEDY
+        )
     if unknown := [name for name in names if name not in COLUMNS]:
-        raise ConfigError(f"{path} has an unknown column {unknown[0]!r}.", remedy=_REMEDY)
+        raise ConfigError(f"{path} has an unknown column {quoted(unknown[0])}.", remedy=_REMEDY)
 
 
 def _row(number: int, fields: Mapping[str, str], path: Path, width: int) -> PairRow:
     values = {column: fields.get(column, "") for column in COLUMNS[:-1]}
+    if "error" in fields:  # a list of failures, see `spreadsheet_cell`
+        values = {column: _ESCAPED.sub("", value) for column, value in values.items()}
     for side in ("a", "b"):
         if not values[side]:
             raise ConfigError(f"Pair {number} of {path} has no image {side}.", remedy=_REMEDY)
@@ -101,10 +112,21 @@ def _check_names(rows: Sequence[PairRow], path: Path) -> None:
     """No output may leave the folder or overwrite another."""
     seen: set[str] = set()
     for row in rows:
-        if not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", row.name) or row.name.startswith("."):
+        if not re.fullmatch(r"[^/\\]{1,200}", row.name) or row.name[0] in ".-" or any(map(_is_hidden, row.name)):
             raise ConfigError(
-                f"The name {row.name!r} in {path} is no plain file name.", remedy="Use letters, digits, - and _."
+                f"The name {quoted(row.name)} in {path} is no plain file name.",
+                remedy="Use letters, digits, - and _, and begin with a letter or a digit.",
             )
         if row.name.lower() in seen:
-            raise ConfigError(f"The name {row.name!r} occurs twice in {path}.", remedy="Give every pair its own.")
+            raise ConfigError(f"The name {quoted(row.name)} occurs twice in {path}.", remedy="Give every pair its own.")
         seen.add(row.name.lower())
+
+
+def _is_hidden(character: str) -> bool:
+    """Whether a character moves the cursor, turns the direction of writing, ends a line or is no character at all."""
+    return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def spreadsheet_cell(text: str) -> str:
+    """The text with an apostrophe before what a spreadsheet would compute; `read_pairs` takes it off again."""
+    return f"'{text}" if _FORMULA.match(text) else text

@@ -6,6 +6,7 @@ so that `np.load(path, mmap_mode="r")` opens it, and has the same JSON in a side
 
 from __future__ import annotations
 
+import math
 import struct
 import tokenize
 import zipfile
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from diticli.errors import FeatureFileError
 from diticli.files import replacing, write_tensors
+from diticli.reading import quoted
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -30,6 +32,9 @@ FEATURES_KEY = "features"
 META_KEY = "diti"
 FILE_COLUMN = "file"
 _PARQUET_ROWS = 8192
+_LEAST_BYTES = 2**24
+_MOST_UNPACKED = 100
+"""Bytes that a byte of a packed file may become; float features pack to a third at best."""
 
 DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, MemoryError, OverflowError),
@@ -96,9 +101,41 @@ def _read_npy(path: Path) -> tuple[Array, str | None]:
 
 
 def _read_npz(path: Path) -> tuple[Array, str | None]:
+    with zipfile.ZipFile(path) as packed:
+        _check_unpacked(path, sum(member.file_size for member in packed.infolist()))
+        for member in packed.infolist():
+            _check_declared(packed, member)
     with np.load(path, allow_pickle=False) as archive:
         meta = str(archive[META_KEY]) if META_KEY in archive else None
         return archive[FEATURES_KEY], meta
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    """Refuse a file that stands for much more than its size warrants.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    most = max(_LEAST_BYTES, _MOST_UNPACKED * path.stat().st_size)
+    if size > most:
+        raise ValueError(f"it unpacks to {size:,} bytes, more than the {most:,} that a file of its size may hold")
+
+
+def _check_declared(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuse an array whose header declares more bytes than the member holds: NumPy would make room for them first.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    if not member.filename.endswith(".npy"):
+        return
+    with packed.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        declared, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if declared != held and not dtype.hasobject:
+        raise ValueError(f"{quoted(member.filename)} declares {declared:,} bytes and holds {held:,}")
 
 
 def _read_safetensors(path: Path) -> tuple[Array, str | None]:
@@ -108,17 +145,40 @@ def _read_safetensors(path: Path) -> tuple[Array, str | None]:
 
 def _read_parquet(path: Path) -> tuple[Array, str | None]:
     """Own files, and foreign ones whose columns beside `file` are numbers (z0, z1, ...) or one list."""
-    table = pq.read_table(path, partitioning=None)  # a folder called a=1 is no column
-    meta = (table.schema.metadata or {}).get(META_KEY.encode())
-    columns = [name for name in table.column_names if name != FILE_COLUMN]
-    if FEATURES_KEY in columns:
-        lists = table.column(FEATURES_KEY).combine_chunks()
-        if lists.null_count:
-            raise ValueError(f"{lists.null_count} rows of {FEATURES_KEY} are null")
-        values = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
-    else:
-        values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+    with pq.ParquetFile(path) as file:
+        meta = (file.schema_arrow.metadata or {}).get(META_KEY.encode())
+        columns = [name for name in file.schema_arrow.names if name != FILE_COLUMN]
+        columns = [FEATURES_KEY] if FEATURES_KEY in columns else columns
+        _check_unpacked(path, _unpacked_bytes(file, columns))
+        values: Array | None = None
+        start = 0
+        for group in range(file.num_row_groups):
+            rows = _group_values(file.read_row_group(group, columns=columns))
+            if values is None:
+                values = np.empty((file.metadata.num_rows, *rows.shape[1:]), rows.dtype)
+            values[start : start + len(rows)] = rows
+            start += len(rows)
+    if values is None or start != len(values):
+        raise ValueError("it has fewer rows than it declares")
     return values, meta.decode() if meta else None
+
+
+def _unpacked_bytes(file: pq.ParquetFile, columns: Sequence[str]) -> int:
+    """Of the values that the groups of rows declare, however few bytes stand for them."""
+    groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
+    parts = (group.column(at) for group in groups for at in range(group.num_columns))
+    wanted = (part for part in parts if part.path_in_schema.split(".")[0] in columns)
+    return sum(part.num_values * (4 if part.physical_type in ("FLOAT", "INT32") else 8) for part in wanted)
+
+
+def _group_values(table: pa.Table) -> Array:
+    """[rows, d] of one group."""
+    if table.column_names != [FEATURES_KEY]:
+        return np.stack([table.column(name).to_numpy() for name in table.column_names], axis=1)
+    lists = table.column(FEATURES_KEY).combine_chunks()
+    if lists.null_count:
+        raise ValueError(f"{lists.null_count} rows of {FEATURES_KEY} are null")
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
 
 
 Reader = Callable[[Path], tuple[Array, str | None]]

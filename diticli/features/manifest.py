@@ -11,15 +11,18 @@ Names of rows lie beside their shards, so the manifest of a billion images in sh
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from diticli.chunks import ChunkLayout, Visible
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
+from diticli.reading import parse_json, quoted, read_regular, shortened
 
 MANIFEST = "features.json"
 FORMAT = "diti feature shards 1"
@@ -81,18 +84,18 @@ class FeatureMeta:
             FeatureFileError: when this is not such JSON.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             return cls(
                 files=tuple(_strings(data["files"])),
-                chunk_ends=tuple(int(end) for end in data.get("chunk_ends", ())),
-                timestep_ends=tuple(int(end) for end in data.get("timestep_ends", ())),
+                chunk_ends=_ends(data.get("chunk_ends", ())),
+                timestep_ends=_ends(data.get("timestep_ends", ())),
                 visible=_visible(data.get("visible", "prefix")),
                 preprocessing=dict(data.get("preprocessing", {})),
                 skipped=tuple(Skipped(*_strings([s["file"], s["reason"]])) for s in data.get("skipped", ())),
                 **{key: str(data.get(key, "")) for key in ("model", "model_hash", "created", "version")},
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise FeatureFileError(f"The metadata is damaged ({error!r}).", remedy=REMEDY) from error
+            raise FeatureFileError(f"The metadata is damaged ({shortened(repr(error))}).", remedy=REMEDY) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +187,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(read_regular(path))
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}, not {FORMAT!r}")
         manifest = Manifest(
             identity=str(data["identity"]),
-            dim=int(data["dim"]),
-            shard_size=int(data["shard_size"]),
+            dim=operator.index(data["dim"]),
+            shard_size=operator.index(data["shard_size"]),
             meta=FeatureMeta.from_json(json.dumps(dict(data["meta"]) | {"files": [], "skipped": []})),
             shards=tuple(map(Shard.from_dict, data["shards"])),
         )
@@ -206,14 +209,23 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise FeatureFileError(f"Cannot read {path} ({error.strerror}).", remedy="Check its permissions.") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, FeatureFileError) as error:
-        raise FeatureFileError(f"{path} is damaged ({error}).", remedy=f"Remove it. {_RESUME}") from error
+        raise FeatureFileError(f"{path} is damaged ({shortened(error)}).", remedy=f"Remove it. {_RESUME}") from error
     return manifest
 
 
 def _visible(value: Any) -> Visible:
     if value not in get_args(Visible):
-        raise ValueError(f"visible is {value!r}")
+        raise ValueError(f"visible is {quoted(value)}")
     return cast(Visible, value)
+
+
+def _ends(values: Any) -> tuple[int, ...]:
+    """Whole numbers above 0 that rise."""
+    if not all(type(value) is int for value in values):
+        raise TypeError(f"these ends are no whole numbers: {quoted(values)}")
+    if any(low >= high for low, high in pairwise((0, *values))):
+        raise ValueError(f"these ends do not rise: {quoted(values)}")
+    return tuple(values)
 
 
 def _strings(values: Any) -> list[str]:

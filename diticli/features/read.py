@@ -14,6 +14,7 @@ from diticli.features.formats import DAMAGE, READERS, check_suffix, sidecar_path
 from diticli.features.manifest import REMEDY, FeatureMeta
 from diticli.features.rows import FeatureRows
 from diticli.features.shard_reader import FeatureShards, check_values
+from diticli.reading import shortened
 
 __all__ = ["FeatureMeta", "FeatureRows", "Features", "read_features"]
 
@@ -56,7 +57,7 @@ def read_features(path: Path) -> Features:
     try:
         values, embedded = READERS[check_suffix(path)](path)
     except DAMAGE as error:
-        raise FeatureFileError(f"{path} is damaged or no feature file ({error}).", remedy=REMEDY) from error
+        raise FeatureFileError(f"{path} is damaged or no feature file ({shortened(error)}).", remedy=REMEDY) from error
     check_values(path, values)
     meta = _read_meta(path, embedded)
     if meta is not None and len(meta.files) != len(values):

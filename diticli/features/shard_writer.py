@@ -20,6 +20,7 @@ from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.manifest import MANIFEST, SHARD_SUFFIXES, FeatureMeta, Manifest, Shard, read_manifest
 from diticli.files import refuse_links, sha256_of, write_bytes
+from diticli.reading import parse_json, read_regular
 
 RECORDS = "units"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -65,7 +66,7 @@ class UnitRecord:
     def read(cls, path: Path) -> UnitRecord | None:
         """A record from its file; None when it is missing or damaged."""
         try:
-            data = json.loads(path.read_bytes())
+            data = parse_json(read_regular(path))
             shard_time, sidecar_time = map(int, data["mtimes"])
             return cls(
                 identity=str(data["identity"]),

@@ -15,6 +15,7 @@ from torch import nn
 
 from diticli.errors import ConfigError
 from diticli.models.blocks import run_attention
+from diticli.models.bounds import check_encoder_counts
 from diticli.models.layout import in_layout
 from diticli.models.modules import SelfAttention
 from diticli.models.network import Config, Network
@@ -34,7 +35,7 @@ class SemanticEncoder(Network):
         norm_num_groups: groups of every GroupNorm.
 
     Raises:
-        ConfigError: when the sizes do not divide.
+        ConfigError: for counts out of bounds (`diticli.models.bounds`), and when the sizes do not divide.
     """
 
     STORED_AS = "SemanticEncoder"
@@ -59,6 +60,7 @@ class SemanticEncoder(Network):
             attention_heads=attention_heads,
             norm_num_groups=norm_num_groups,
         )
+        check_encoder_counts(**self.config)
         if sample_size % 2 ** len(widths):
             raise ConfigError(
                 f"An encoder with {len(widths)} stride-2 convolutions needs a resolution divisible by "

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from diticli.errors import ModelError
+from diticli.models.bounds import scheduler_problem, unet_problem
+from diticli.reading import shortened
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
@@ -74,12 +76,12 @@ def check_base_config(config: Mapping[str, Any], *, resolution: int | None = Non
     """
     try:
         problem = _problem(config)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(
-            f"This base cannot be used: its config has a wrong value ({error}).", remedy=BASE_REMEDY
+            f"This base cannot be used: its config has a wrong value ({shortened(error)}).", remedy=BASE_REMEDY
         ) from error
     if problem:
-        raise ModelError(f"This base cannot be used: {problem}.", remedy=BASE_REMEDY)
+        raise ModelError(f"This base cannot be used: {shortened(problem)}.", remedy=BASE_REMEDY)
     size = (DEFAULTS | dict(config))["sample_size"]
     size = size[0] if isinstance(size, list | tuple) else size
     if resolution is not None and size is not None and size != resolution:
@@ -96,6 +98,8 @@ def _problem(config: Mapping[str, Any]) -> str | None:
         return f"it is a {network}"
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     c = DEFAULTS | own
+    if out_of_bounds := unet_problem(c):
+        return out_of_bounds
     foreign = sorted(key for key in own.keys() - _KNOWN if own[key] is not None and own[key] is not False)
     blocks = [*c["down_block_types"], *c["up_block_types"]]
     unknown = sorted({*blocks} - {*DOWN_BLOCKS, *UP_BLOCKS})
@@ -155,8 +159,10 @@ def check_scheduler(config: Mapping[str, Any], where: str) -> None:
             f"it has no {', '.join(missing)}.",
             remedy="Use a base that was trained with a DDPM or DDIM scheduler.",
         )
-    given, timesteps = config.get("trained_betas"), config.get("num_train_timesteps")
-    if given is not None and timesteps is not None and len(given) != timesteps:
+    if problem := scheduler_problem(config):
+        raise ModelError(f"The scheduler in {where} cannot be used: {problem}.", remedy="Copy it again.")
+    given, timesteps = config.get("trained_betas"), config["num_train_timesteps"]
+    if given is not None and len(given) != timesteps:
         raise ModelError(
             f"The scheduler in {where} has {len(given):,} betas, its config says {timesteps:,} timesteps.",
             remedy=f"Save it with num_train_timesteps={len(given)}.",

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from diticli.errors import ModelError
+from diticli.reading import check_regular, parse_json, quoted, read_regular
 
 # Neither code nor pickles are ever fetched.
 _TRUSTED_LIBRARIES = {"diffusers", "diticli"}
@@ -17,6 +18,9 @@ _SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
 SHIPPED = "shipped"
 """Names the model that comes with the package wherever a model or a base is asked for (a folder: ./shipped)."""
 SHIPPED_FOLDER = Path(__file__).parents[1] / SHIPPED
+_KINDS = ("*.json", "*.safetensors")
+_DEPTHS = ("", "*/", "*/*/")
+_INDEX = re.compile(r"\.index(\.[^/]*)?\.json$")
 _PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
 
 
@@ -59,18 +63,26 @@ def has_shipped() -> bool:
 
 
 def _checked(folder: Path) -> Path:
-    """The folder, when the lists of weights in it (of parts split over files) name plain safetensors beside them.
+    """The folder, when its configs and weights are regular files, and the lists of weights in it (of parts split over
+    files) name plain safetensors beside them.
 
     Diffusers would follow any path, and unpickle what is no safetensors.
     """
-    names = [depth + name for depth in ("", "*/", "*/*/") for name in ("*.index.json", "*.index.*.json")]
-    for index in sorted(found for name in names for found in folder.glob(name)):
+    files = sorted({found for depth in _DEPTHS for kind in _KINDS for found in folder.glob(depth + kind)})
+    for file in files:
         try:
-            named = set(json.loads(index.read_bytes())["weight_map"].values())
+            check_regular(file)
+        except OSError as error:
+            raise ModelError(f"Cannot read {file}: {error.strerror}.", remedy="Copy the model again.") from error
+    for index in (file for file in files if _INDEX.search(file.name)):
+        try:
+            named = set(parse_json(read_regular(index))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Copy it again.") from error
         if foreign := sorted(str(file) for file in named if not _SHARD.fullmatch(str(file))):
-            raise ModelError(f"{index} names files that are no weights beside it: {foreign[:3]}.", remedy="Refuse it.")
+            raise ModelError(
+                f"{index} names files that are no weights beside it: {quoted(foreign[:3])}.", remedy="Refuse it."
+            )
     return folder
 
 

@@ -106,7 +106,7 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
             kwargs["unet"] = unet_to_diffusers(kwargs["unet"])
         name = str(pretrained_model_name_or_path)
         folder = pipeline_folder(name)
-        _check_unet(folder / "unet" / "config.json")
+        _check_configs(folder)
         _make_parts_known()
         try:
             with _heads_are_known():
@@ -147,13 +147,20 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         return self
 
 
-def _check_unet(path: Path) -> None:
-    """The gate before diffusers, which ignores what it does not know and builds what it can."""
+def _check_configs(folder: Path) -> None:
+    """The gate before diffusers, which ignores what it does not know and builds what it can, of any size."""
+    if unet := _config(folder / "unet" / "config.json"):
+        check_base_config(unet)
+    if scheduler := _config(folder / "scheduler" / "scheduler_config.json"):
+        check_scheduler(scheduler, str(folder / "scheduler"))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Empty when there is none, or when diffusers says what is wrong with it."""
     try:
-        config = dict(json.loads(path.read_bytes()))
+        return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
-        return  # there is no base, or diffusers says what is wrong
-    check_base_config(config)
+        return {}
 
 
 def unet_from_diffusers(network: nn.Module) -> UNet:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diticli.chunks import ChunkLayout
+from diticli.models.bounds import check_latent_dim
 from diticli.models.modulation import gather_weights, modulate, project_features
 from diticli.models.modules import ResnetBlock, SelfAttention
 from diticli.models.network import Config, Network
@@ -84,6 +85,7 @@ class ShiftDecoder(Network):
 
     def __init__(self, unet_config: Mapping[str, Any], latent_dim: int = 512) -> None:
         super().__init__()
+        check_latent_dim(latent_dim)
         self.config = Config(unet_config=dict(unet_config), latent_dim=latent_dim)
         shape = UNet(**unet_config)
         embed_dim = shape.time_embedding.linear_2.out_features

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from diticli.chunks import ChunkLayout
 from diticli.errors import ModelError
+from diticli.reading import quoted
+
+MAX_STAGES = 1_000
 
 RESTORE_CONFIG = "Restore the config file that the official training wrote."
 NOT_CONVERTIBLE = "Convert another run, or train one with `diti train`."
@@ -40,7 +43,7 @@ def official_chunks(ssl_config: Mapping[str, Any] | None, latent_dim: int, times
     count = _integer(config.get("k", 1), "k")
     if not 1 <= count <= min(latent_dim, timesteps):
         raise ModelError(
-            f"ssl_config.k = {count} does not fit {latent_dim} dimensions and {timesteps} timesteps.",
+            f"ssl_config.k = {quoted(count)} does not fit {latent_dim} dimensions and {timesteps} timesteps.",
             remedy=RESTORE_CONFIG,
         )
     if count == 1:
@@ -121,12 +124,16 @@ def _check_stages(
         return
     if stages is None:
         raise ModelError("ssl_config has dims_per_stage or k_per_stage but no stages.", remedy=RESTORE_CONFIG)
+    if len(stages) > MAX_STAGES:
+        raise ModelError(
+            f"ssl_config.stages has {len(stages):,} entries, more than {MAX_STAGES:,}.", remedy=RESTORE_CONFIG
+        )
     if stages[-1] != timesteps or stages != sorted(set(stages)):
-        raise ModelError(f"ssl_config.stages must rise to {timesteps}, got {stages}.", remedy=RESTORE_CONFIG)
+        raise ModelError(f"ssl_config.stages must rise to {timesteps}, got {quoted(stages)}.", remedy=RESTORE_CONFIG)
     for key, values, total in (("dims_per_stage", dims, latent_dim), ("k_per_stage", counts, chunks)):
         if values is not None and (len(values) != len(stages) or sum(values) != total):
             raise ModelError(
-                f"ssl_config.{key} must be {len(stages)} numbers that sum to {total}, got {values}.",
+                f"ssl_config.{key} must be {len(stages)} numbers that sum to {total}, got {quoted(values)}.",
                 remedy=RESTORE_CONFIG,
             )
 
@@ -143,7 +150,7 @@ def _integers(config: Mapping[str, Any], key: str) -> list[int] | None:
 def _integer(value: Any, key: str) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(
-            f"ssl_config.{key} should hold whole numbers, got {value!r}.", remedy=RESTORE_CONFIG
+            f"ssl_config.{key} should hold whole numbers, got {quoted(value)}.", remedy=RESTORE_CONFIG
         ) from error

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diticli.errors import ModelError
-from diticli.models.gate import HEADS
+from diticli.models.bounds import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH, scheduler_problem, unet_problem
+from diticli.models.gate import DEFAULTS, HEADS
 from diticli.models.pipeline import DDPMScheduler
 from diticli.official.chunks import NOT_CONVERTIBLE, RESTORE_CONFIG
+from diticli.reading import quoted
 
 GROUPS = 32
+MAX_COUNT = 1_000_000
+MAX_TIMESTEPS = 10_000
+"""Of an official run, whose tables of chunks cost timesteps x chunks."""
 
 
 class EncoderShape(NamedTuple):
@@ -39,7 +44,7 @@ def encoder_config(model: str, latent_dim: int) -> dict[str, Any]:
     if model not in ENCODERS:
         why = " (a ResNet with batch normalisation, another architecture)" if "ResNet" in str(model) else ""
         raise ModelError(
-            f"The encoder {model!r}{why} cannot be converted.", remedy=f"Known encoders: {', '.join(ENCODERS)}."
+            f"The encoder {quoted(model)}{why} cannot be converted.", remedy=f"Known encoders: {', '.join(ENCODERS)}."
         )
     shape = ENCODERS[model]
     return {"sample_size": shape.resolution, "widths": shape.widths, "latent_dim": latent_dim}
@@ -53,8 +58,12 @@ def unet_config(denoise_fn_config: Mapping[str, Any], resolution: int | None) ->
     """
     c = denoise_fn_config
     _refuse(c)
-    base, layers = integer(c, "base_channel"), integer(c, "num_residual_blocks_of_a_block")
-    channels = [int(m * base) for m in _numbers(c, "channel_multiplier")]
+    base = integer(c, "base_channel", MAX_WIDTH)
+    layers = integer(c, "num_residual_blocks_of_a_block", MAX_LAYERS)
+    multipliers = _numbers(c, "channel_multiplier")
+    if not 1 <= len(multipliers) <= MAX_LEVELS:
+        raise ModelError(f"The config's channel_multiplier has {len(multipliers):,} levels, not 1 to {MAX_LEVELS}.")
+    channels = [int(m * base) for m in multipliers]
     at = _numbers(c, "attention_resolutions")
     with_attention = [2**level in at for level in range(len(channels))]
     if channels[0] != base or any(width % GROUPS for width in channels):
@@ -63,7 +72,7 @@ def unet_config(denoise_fn_config: Mapping[str, Any], resolution: int | None) ->
             f"must be as wide as base_channel, and all must be multiples of {GROUPS}.",
             remedy=NOT_CONVERTIBLE,
         )
-    return {
+    config = {
         "sample_size": resolution,
         "in_channels": integer(c, "input_channel"),
         "out_channels": integer(c, "input_channel"),
@@ -80,6 +89,9 @@ def unet_config(denoise_fn_config: Mapping[str, Any], resolution: int | None) ->
         "dropout": float(c.get("dropout") or 0.0),
         **_heads(c, {ch for ch, a in zip(channels, with_attention, strict=True) if a} | {channels[-1]}),
     }
+    if problem := unet_problem(DEFAULTS | config):
+        raise ModelError(f"This UNet cannot be converted: {problem}.", remedy="Copy the config again.")
+    return config
 
 
 def new_qkv_order(denoise_fn_config: Mapping[str, Any]) -> bool:
@@ -96,7 +108,7 @@ def official_scheduler(diffusion_config: Mapping[str, Any]) -> DDPMScheduler:
     kind = diffusion_config.get("betas_type", "linear")
     if kind != "linear":
         raise ModelError(
-            f"The noise schedule {kind!r} cannot be converted: only linear betas can.", remedy=NOT_CONVERTIBLE
+            f"The noise schedule {quoted(kind)} cannot be converted: only linear betas can.", remedy=NOT_CONVERTIBLE
         )
     try:
         start, end = (float(diffusion_config[f"linear_beta_{side}"]) for side in ("start", "end"))
@@ -104,13 +116,18 @@ def official_scheduler(diffusion_config: Mapping[str, Any]) -> DDPMScheduler:
         raise ModelError(
             f"diffusion_config lacks linear_beta_start or linear_beta_end: {error}.", remedy=RESTORE_CONFIG
         ) from error
-    return DDPMScheduler(
-        num_train_timesteps=integer(diffusion_config, "timesteps"), beta_start=start, beta_end=end, clip_sample=False
-    )
+    config = {
+        "num_train_timesteps": integer(diffusion_config, "timesteps", MAX_TIMESTEPS),
+        "beta_start": start,
+        "beta_end": end,
+    }
+    if problem := scheduler_problem(config):
+        raise ModelError(f"The noise schedule cannot be converted: {problem}.", remedy="Copy the config again.")
+    return DDPMScheduler(**config, clip_sample=False)
 
 
-def integer(config: Mapping[str, Any], key: str) -> int:
-    """A positive whole number of a config.
+def integer(config: Mapping[str, Any], key: str, most: int = MAX_COUNT) -> int:
+    """A whole number of a config, from 1 to `most`.
 
     Raises:
         ModelError: when it is missing or another thing.
@@ -118,33 +135,39 @@ def integer(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     try:
         number = int(value)  # type: ignore[arg-type]  # what it is not, the exception says
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(
-            f"The config should give {key} as a whole number, got {value!r}.", remedy=RESTORE_CONFIG
+            f"The config should give {key} as a whole number, got {quoted(value)}.", remedy=RESTORE_CONFIG
         ) from error
     if number < 1:
-        raise ModelError(f"The config's {key} must be above zero, got {number}.", remedy=RESTORE_CONFIG)
+        raise ModelError(f"The config's {key} must be above zero, got {quoted(number)}.", remedy=RESTORE_CONFIG)
+    if number > most:
+        raise ModelError(
+            f"The config's {key} is {quoted(number)}, above {most:,}, and no model's.", remedy="Copy the config again."
+        )
     return number
 
 
 def _numbers(config: Mapping[str, Any], key: str) -> list[float]:
     values = config.get(key)
     if not isinstance(values, list) or any(not isinstance(v, int | float) for v in values):
-        raise ModelError(f"The config should give {key} as a list of numbers, got {values!r}.", remedy=RESTORE_CONFIG)
+        raise ModelError(
+            f"The config should give {key} as a list of numbers, got {quoted(values)}.", remedy=RESTORE_CONFIG
+        )
     return values
 
 
 def _refuse(c: Mapping[str, Any]) -> None:
     reasons = {
         "learn_sigma": "it predicts a variance (learn_sigma)",
-        "num_class": f"it is class-conditional (num_class {c.get('num_class')})",
+        "num_class": f"it is class-conditional (num_class {quoted(c.get('num_class'))})",
     }
     for key, why in reasons.items():
         if c.get(key):
             raise ModelError(f"This UNet cannot be converted: {why}.", remedy="Use an unconditional noise predictor.")
     if c.get("dims", 2) != 2:
         raise ModelError(
-            f"This UNet cannot be converted: it is for {c['dims']}-dimensional data.", remedy=NOT_CONVERTIBLE
+            f"This UNet cannot be converted: it is for data of {quoted(c['dims'])} dimensions.", remedy=NOT_CONVERTIBLE
         )
 
 

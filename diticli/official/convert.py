@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from diticli.models.gate import check_base_config
 from diticli.models.pipeline import DDIMScheduler, DiTiPipeline
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import UNet
-from diticli.official.run import OfficialRun, read_official
+from diticli.official.run import OfficialRun, read_official, wrong_values_named
 from diticli.official.weights import base_from_official, encoder_from_official, from_official
 from diticli.progress import Reporter, SilentReporter
 
@@ -59,13 +60,14 @@ def convert(
         ModelError: for what cannot be read, understood or converted, and when `out` exists or cannot be written.
     """
     reporter = reporter or SilentReporter()
-    if out.exists():
+    if os.path.lexists(out):
         raise ModelError(f"{out} exists.", remedy="Choose another -o, or remove it.")
     run = read_official(official, ddpm_config=ddpm_config, ema=ema)
     for note in run.notes:
         reporter.warn(note)
     reporter.start(f"Converting {run.checkpoint}", 2, "parts")
-    parts = _build(run)
+    with wrong_values_named(official):
+        parts = _build(run)
     reporter.advance()
     record = _record(run, parts)
     _publish(out, parts, run, record)
@@ -82,7 +84,8 @@ def pipeline_from_official(official: Path, *, ddpm_config: Path | None = None, e
             f"{official} is a pre-trained DPM, not a run of DiTi or PDAE.",
             remedy="Give a run of DiTi or PDAE, or convert the DPM to a base with `diti convert`.",
         )
-    return _pipeline(run, _build(run))
+    with wrong_values_named(official):
+        return _pipeline(run, _build(run))
 
 
 def _build(run: OfficialRun) -> _Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError  # only to catch what torch raises
 from typing import Any, NamedTuple
 
@@ -12,8 +12,13 @@ import torch
 import yaml
 
 from diticli.errors import ModelError
+from diticli.reading import check_regular, read_regular, shortened
 
 _PREFIXES = ("module.", "_orig_mod.")
+_MAX_YAML = 2**18
+"""Bytes; the official configs have about a thousand."""
+_PARENTS = 3
+"""Folders above a run that its config may name a file in: the official code keeps them in PROJECT/runs/DATA/NAME."""
 
 
 class OfficialFiles(NamedTuple):
@@ -36,7 +41,7 @@ def locate(official: Path) -> OfficialFiles:
     if not official.is_dir():
         raise ModelError(f"{official} does not exist.", remedy="Give an official run's folder or its .pt file.")
     root = _root(official)
-    found = [*(root / "checkpoints").glob("*.pt"), *root.glob("*.pt")]
+    found = [path for path in (*(root / "checkpoints").glob("*.pt"), *root.glob("*.pt")) if path.is_file()]
     if not found:
         raise ModelError(
             f"{official} holds no checkpoint: neither checkpoints/*.pt nor *.pt.",
@@ -74,7 +79,9 @@ def dpm_config(files: OfficialFiles, named: str | None, given: Path | None) -> t
 
     Args:
         files: the run.
-        named: `trained_ddpm_config` of the run's config, relative to the run, to its parents or to the working folder.
+        named: `trained_ddpm_config` of the run's config, a YAML file relative to the run, to the three folders above
+            it, to the working folder or the one above. Other names are passed over: a stranger's config opens no
+            file of its choice.
         given: looked at instead of all that.
 
     Raises:
@@ -94,31 +101,55 @@ def dpm_config(files: OfficialFiles, named: str | None, given: Path | None) -> t
 
 
 def _places(files: OfficialFiles, named: str | None) -> Iterator[Path]:
-    if named:
-        root = files.root.resolve()
-        yield from (folder / named for folder in (root, *root.parents))
-        yield Path.cwd() / named
+    if near := _near(named):
+        root, here = files.root.resolve(), Path.cwd()
+        yield from (folder / near for folder in (root, *list(root.parents)[:_PARENTS], here, here.parent))
     for folder in (files.checkpoint.parent, files.root):
         yield from (folder / "ddpm_config.yml", folder / "config.yml")
+
+
+def _near(named: object) -> PurePosixPath | None:
+    """The named YAML file without the leading `..` of official configs; None for a name that may not be followed."""
+    if not isinstance(named, str) or ":" in named or "\\" in named or "\0" in named or len(named) > 1000:
+        return None
+    parts = PurePosixPath(named).parts
+    while parts and parts[0] == "..":
+        parts = parts[1:]
+    inside = bool(parts) and parts[0] != "/" and ".." not in parts and parts[-1].endswith((".yml", ".yaml"))
+    return PurePosixPath(*parts) if inside else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of plain values.
 
     Raises:
-        ModelError: when it cannot be read, asks for Python objects, or is no mapping.
+        ModelError: when it cannot be read, is larger than any config, repeats parts by YAML's aliases, which may stand
+            for any number of values, asks for Python objects, or is no mapping. Its contents are not quoted.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_regular(path)
+        if len(data) > _MAX_YAML:
+            raise ValueError(f"it has {len(data):,} bytes, more than any config")
+        text = data.decode("utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it uses YAML aliases (*name), which are not read")
+        config = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ModelError(
-            f"Cannot read {path}: {' '.join(str(error).split())}.", remedy="Copy the run's config again."
-        ) from error
+        raise ModelError(f"Cannot read {path}: {_reason(error)}.", remedy="Copy the run's config again.") from error
     if not isinstance(config, dict):
         raise ModelError(
             f"{path} is not an official config: it holds no settings.", remedy="Copy the run's config again."
         )
     return config
+
+
+def _reason(error: Exception) -> str:
+    """Why, in one line, without the lines of the file that PyYAML quotes."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, {shortened(error.problem)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__ if isinstance(error, UnicodeDecodeError | RecursionError) else shortened(error)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -128,6 +159,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ModelError: for a damaged file, and for one whose pickle wants to create anything but tensors.
     """
     try:
+        check_regular(path)
         content = _torch_load(path)
     except UnpicklingError as error:
         raise _refusal(path, error) from error
@@ -179,7 +211,9 @@ def state_dict(content: Mapping[str, Any], name: str, *, ema: bool) -> dict[str,
     state = content.get(key)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         remedy = f"Use {'--raw' if ema else '--ema'}." if other in content else "Give another checkpoint."
-        raise ModelError(f"The checkpoint has no weights {key}; it has {', '.join(map(str, content))}.", remedy=remedy)
+        raise ModelError(
+            f"The checkpoint has no weights {key}; it has {shortened(', '.join(map(str, content)))}.", remedy=remedy
+        )
     stripped = {_strip(k): v for k, v in state.items()}
     if len(stripped) != len(state):
         raise ModelError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from diticli.data.decode import Crop
-from diticli.errors import ModelError
+from diticli.errors import DiTiError, ModelError
 from diticli.models.pipeline import DDPMScheduler
 from diticli.official.chunks import NOT_CONVERTIBLE, RESTORE_CONFIG, OfficialChunks, official_chunks
 from diticli.official.config import ENCODERS, encoder_config, integer, official_scheduler
@@ -22,6 +23,7 @@ from diticli.official.files import (
     run_config,
     state_dict,
 )
+from diticli.reading import quoted, shortened
 
 Kind = Literal["DiTi", "PDAE", "SimCLR", "SimSiam", "pre-trained DPM"]
 _GRADIENTS = {"base": "cumulative", "stop_grad": "detached", "dual": "dual"}
@@ -85,13 +87,31 @@ def read_official(official: Path, *, ddpm_config: Path | None = None, ema: bool 
     """
     files = locate(official)
     content = load_checkpoint(files.checkpoint)
+    with wrong_values_named(official):
+        return _understood(files, content, ddpm_config, ema)
+
+
+@contextlib.contextmanager
+def wrong_values_named(official: Path) -> Iterator[None]:
+    """What a config's value of another type or size makes Python raise becomes a `ModelError`."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        if isinstance(error, DiTiError):
+            raise
+        raise ModelError(
+            f"A config of {official} has a wrong value ({shortened(error)}).", remedy="Copy the run's configs again."
+        ) from error
+
+
+def _understood(files: OfficialFiles, content: dict[str, Any], ddpm_config: Path | None, ema: bool) -> OfficialRun:
     if {"encoder", "ema_encoder"} & content.keys():
         return _representation(files, content, ddpm_config, ema)
     if {"denoise_fn", "ema_denoise_fn"} & content.keys():
         return _base(files, content, ddpm_config, ema)
     what = next((w for key, w in _OTHER_CHECKPOINTS.items() if key in content), "no official model")
     raise ModelError(
-        f"{files.checkpoint} holds {what}: {', '.join(map(str, list(content)[:6]))}.",
+        f"{files.checkpoint} holds {what}: {shortened(', '.join(map(str, list(content)[:6])))}.",
         remedy="Give a run of DiTi or PDAE (ema_encoder, ema_decoder), or a pre-trained DPM (ema_denoise_fn).",
     )
 
@@ -162,7 +182,8 @@ def _check(config: Mapping[str, Any], latent_dim: int, model: str, ssl: Mapping[
     size = (config.get("train_dataset_config") or {}).get("image_size", shape["sample_size"])
     if size != shape["sample_size"]:
         raise ModelError(
-            f"{model} is for {shape['sample_size']} px, but the config's image_size is {size}.", remedy=RESTORE_CONFIG
+            f"{model} is for {shape['sample_size']} px, but the config's image_size is {quoted(size)}.",
+            remedy=RESTORE_CONFIG,
         )
     decoder = _section(config, "decoder_config")
     if integer(decoder, "latent_dim") != latent_dim:
@@ -179,9 +200,9 @@ def _check(config: Mapping[str, Any], latent_dim: int, model: str, ssl: Mapping[
 
 def _gradient(ssl: Mapping[str, Any]) -> str:
     mode = ssl.get("pdae_mode", "base")
-    if mode not in _GRADIENTS:
+    if not isinstance(mode, str) or mode not in _GRADIENTS:
         raise ModelError(
-            f"ssl_config.pdae_mode is one of {', '.join(_GRADIENTS)}, got {mode!r}.", remedy=RESTORE_CONFIG
+            f"ssl_config.pdae_mode is one of {', '.join(_GRADIENTS)}, got {quoted(mode)}.", remedy=RESTORE_CONFIG
         )
     return _GRADIENTS[mode]
 
@@ -195,7 +216,8 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
     if not isinstance(section, dict):
         raise ModelError(
-            f"The run's config.yml has no {name}; it has {', '.join(map(str, config))}.", remedy=RESTORE_CONFIG
+            f"The run's config.yml has no {name}; it has {shortened(', '.join(map(str, config)))}.",
+            remedy=RESTORE_CONFIG,
         )
     return section
 

@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from diticli.config import Along
 from diticli.errors import ChunkError, ConfigError, FeatureFileError, LabelError, ModelError
 from diticli.files import write_atomically
 from diticli.probing.linear_probe import LinearProbe, checked_probe
+from diticli.reading import parse_json, quoted, read_regular, shortened
 from diticli.types import FloatArray
 
 Dims = Sequence[int] | Literal["learned"]
@@ -315,14 +317,16 @@ def read_parts(folder: Path) -> dict[str, Any]:
         FeatureFileError: when it is missing, damaged, or of two probes.
     """
     try:
-        facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
-        data = (folder / TENSORS_NAME).read_bytes()
+        facts = parse_json(read_regular(folder / FACTS_NAME))
+        data = read_regular(folder / TENSORS_NAME)
         return _parts(facts, data)
     except OSError as error:
         reason = error.strerror or error
         raise FeatureFileError(f"There are no directions in {folder} ({reason}).", remedy=_REMEDY) from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FeatureFileError(f"The directions in {folder} are damaged ({error}).", remedy=_REMEDY) from error
+        raise FeatureFileError(
+            f"The directions in {folder} are damaged ({shortened(error)}).", remedy=_REMEDY
+        ) from error
 
 
 def _towards(name: str, kind: str, class_name: str) -> str:
@@ -351,11 +355,25 @@ def _parts(facts: dict[str, Any], data: bytes) -> dict[str, Any]:
     patterns = tensors.get("patterns")
     if patterns is not None and patterns.shape != full.weights.shape:
         raise ValueError("the patterns do not fit the weights")
+    if patterns is not None and not (patterns.dtype == np.float32 and np.isfinite(patterns).all()):
+        raise ValueError("the patterns are no finite float32")
+    layout = ChunkLayout.from_dict(facts["chunks"]) if facts["chunks"] else None
+    if layout is not None and layout.latent_dim != len(full.mean):
+        raise ValueError(f"the chunks are of {layout.latent_dim} dimensions, the weights of {len(full.mean)}")
     return {
         "full": full,
         "patterns": patterns,
         "masked": masked,
-        "chosen": {str(name): tuple(map(int, dims)) for name, dims in facts["chosen_dims"].items()},
-        "layout": ChunkLayout.from_dict(facts["chunks"]) if facts["chunks"] else None,
+        "chosen": {str(name): _chosen(dims, len(full.mean)) for name, dims in facts["chosen_dims"].items()},
+        "layout": layout,
         "model": str(facts["model"]),
     }
+
+
+def _chosen(values: Any, count: int) -> tuple[int, ...]:
+    """Chosen dimensions: whole numbers below `count` that rise."""
+    if not all(type(value) is int for value in values):
+        raise TypeError(f"chosen dimensions are no whole numbers: {quoted(values)}")
+    if any(low >= high for low, high in pairwise((-1, *values, count))):
+        raise ValueError(f"chosen dimensions do not rise within 0 to {count - 1}: {quoted(values)}")
+    return tuple(values)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from diticli.errors import FeatureFileError, LabelError
 from diticli.files import write_tensors
+from diticli.reading import check_regular, parse_json, quoted, shortened
 from diticli.types import FloatArray
 
 _META_KEY = "diti_probe"
@@ -114,8 +115,9 @@ def load_probe(path: Path) -> LinearProbe:
         FeatureFileError: when it is missing, damaged, or no probe.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {})[_META_KEY])
+            meta = parse_json((file.metadata() or {})[_META_KEY])
             tensors = {key: file.get_tensor(key) for key in _TENSORS}
         return checked_probe(
             **tensors,
@@ -124,9 +126,10 @@ def load_probe(path: Path) -> LinearProbe:
             classes=tuple(map(str, meta["classes"])),
             model_hash=str(meta["model_hash"]),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise FeatureFileError(
-            f"{path} is missing or no probe ({error}).", remedy="Make it with `diti probe ... -o DIR`."
+            f"{path} is missing or no probe ({shortened(reason)}).", remedy="Make it with `diti probe ... -o DIR`."
         ) from error
 
 
@@ -138,6 +141,14 @@ def checked_probe(**parts: Any) -> LinearProbe:
         TypeError: when one is missing or unknown.
     """
     probe = LinearProbe(**parts)
+    for key in _TENSORS:
+        values = getattr(probe, key)
+        if values.dtype != np.float32:
+            raise ValueError(f"its {key} are {values.dtype}, not float32")
+        if not np.isfinite(values).all():
+            raise ValueError(f"its {key} are not finite (NaN or infinite)")
+    if unknown := sorted({*probe.kinds} - {"binary", "number", "category"}):
+        raise ValueError(f"there are no attributes of kind {quoted(unknown[0])}")
     if probe.weights.ndim != 2:
         raise ValueError("the weights are no matrix")
     rows, width = probe.weights.shape

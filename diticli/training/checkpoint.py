@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 
 from diticli.errors import CheckpointError
 from diticli.files import publish_folder, sha256_of, write_json, write_tensors
+from diticli.reading import quoted, read_regular
 
 KEEP = 2
+MAX_STEP = 10**12
 Tensors = dict[str, torch.Tensor]
 _TENSOR_FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 _STATE = {"stage": str, "step": int}
@@ -111,13 +113,15 @@ def _read_state(path: Path) -> dict[str, Any]:
         ValueError: when it is damaged.
     """
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        state: dict[str, Any] = json.loads(read_regular(path / "state.json"))
         if state != sealed(state):
             raise ValueError("state.json is damaged: its checksum differs")
         foreign = [name for name in dict(state["sha256"]) if not _TENSOR_FILE.fullmatch(name)]
-        whole = all(isinstance(state[key], kind) for key, kind in _STATE.items())
+        whole = all(type(state[key]) is kind for key, kind in _STATE.items())
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"state.json is damaged ({error!r})") from error
+    if whole and not 0 <= state["step"] <= MAX_STEP:
+        raise ValueError(f"state.json names the step {quoted(state['step'])}")
     if foreign or not whole:
         raise ValueError(f"state.json names {foreign[0]!r}" if foreign else "state.json is damaged")
     return state

@@ -23,9 +23,11 @@ from diticli.memory import batch_fits
 from diticli.models.compiled import compiler_for
 from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import quoted, shortened
 from diticli.training.augment import StepViews
 from diticli.training.batches import DataOrder, ImageFeed, StepNoise, fold_seed
 from diticli.training.checkpoint import (
+    MAX_STEP,
     Checkpoint,
     flatten_optimizer,
     list_checkpoints,
@@ -127,6 +129,16 @@ class StageTrainer:
                 f"{found[-1]} holds numbers that are not finite ({name}).",
                 remedy=f"Delete {found[-1]} to go on from the checkpoint before it.",
             )
+        try:
+            self._restore(checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{found[-1]} does not fit this run ({shortened(error)}).",
+                remedy=f"Delete {found[-1]} to go on from the checkpoint before it.",
+            ) from error
+        return True
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         named = self._state()
         with torch.no_grad():
             for name, value in checkpoint.tensors["weights"].items():
@@ -134,13 +146,14 @@ class StageTrainer:
             for i, shadow in enumerate(self.ema.shadow_params):
                 shadow.copy_(checkpoint.tensors["ema"][str(i)])
         restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
-        self.ema.optimization_step = checkpoint.state["ema_step"]
+        if type(averaged := checkpoint.state["ema_step"]) is not int or not 0 <= averaged <= MAX_STEP:
+            raise ValueError(f"its ema_step is {quoted(averaged)}")
+        self.ema.optimization_step = averaged
         self.totals.restore(checkpoint.tensors["totals"])
         self.step = checkpoint.state["step"]
         if self.stage.pace is not None and (saved := checkpoint.state.get("pace")):
             self.stage.pace.restore(saved["clock"])
             self.whole, self.decay = Horizon(*saved["whole"]), Horizon(*saved["decay"])
-        return True
 
     def move_end(self, steps: int) -> None:
         """Plan `steps` steps in all from this one on; the learning rate decays to its end by then."""
@@ -466,7 +479,7 @@ def _sample(stage: Stage, step: int, losses: torch.Tensor, reporter: Reporter) -
 
 
 def _check_identity(checkpoint: Checkpoint, stage: Stage, path: Path) -> None:
-    if checkpoint.state["identity"] != stage.identity:
+    if checkpoint.state.get("identity") != stage.identity:
         raise CheckpointError(
             f"{path} was written with other settings or other images.",
             remedy="Give the run a new --out, or restore the settings and images it was started with.",
