@@ -130,9 +130,9 @@ WRITERS = {
     "metrics": log,
 }
 PLANTED = {
-    "picture": ["a.png", f".a.png.{os.getpid()}.part"],
-    "animation": ["a.gif", f".a.gif.{os.getpid()}.part"],
-    "report": ["report.html", f".report.html.{os.getpid()}.part"],
+    "picture": ["a.png", ".a.png.PID.part"],
+    "animation": ["a.gif", ".a.gif.PID.part"],
+    "report": ["report.html", ".report.html.PID.part"],
     "probe report": ["report.json", "report.json.tmp"],
     "probe": ["probe.safetensors", "probe.safetensors.tmp"],
     "checkpoint": ["checkpoints/.step-00000001.partial", "checkpoints/step-00000001"],
@@ -151,7 +151,7 @@ PLANTED = {
 def test_planted_links_lead_nowhere(tmp_path, plant, what, name):
     out = tmp_path / "out"
     out.mkdir()
-    link = plant(out / name, "folder" if what in ("checkpoint", "model") else "file")
+    link = plant(out / name.replace("PID", str(os.getpid())), "folder" if what in ("checkpoint", "model") else "file")
     WRITERS[what](out)
     stray = {path for path in out.rglob("*") if path.is_symlink()}
     assert stray <= {link}, "nothing that was written is a link"
