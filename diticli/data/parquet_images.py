@@ -23,6 +23,7 @@ from diticli.data.decode import Crop, UnreadableImageError, decode_bytes, find_i
 from diticli.data.machine import patiently
 from diticli.data.names import visible_entries
 from diticli.errors import DataError
+from diticli.reading import check_regular, shortened
 
 SUFFIXES = frozenset({".parquet", ".pq"})
 
@@ -193,9 +194,13 @@ def image_column(path: Path) -> str | None:
     import pyarrow.parquet as pq
 
     try:
+        check_regular(path)
         schema = pq.read_schema(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"Cannot read the Parquet file {path}.", remedy="Download or write it again.") from error
+        reason = shortened((isinstance(error, OSError) and error.strerror) or error)
+        raise DataError(
+            f"Cannot read the Parquet file {path} ({reason}).", remedy="Download or write it again."
+        ) from error
     found = [field.name for field in schema if _holds_pictures(pa, field.type)]
     plain = [field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)]
     candidates = found or [name for name in plain if name.lower() in _NAMES]
