@@ -25,15 +25,21 @@ def sections() -> dict[str, str]:
 
 
 def test_the_reference_has_a_section_for_every_command() -> None:
-    assert list(sections()) == list(COMMANDS)
+    assert sorted(sections()) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_reference_lists_every_option_and_no_other(name: str) -> None:
-    options = {opt for p in COMMANDS[name].params for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")}
-    listed = re.findall(r"^\* `([^`]*)`", sections()[name].split("**Options**")[-1], flags=re.MULTILINE)
-    found = {opt for line in listed for opt in re.findall(r"--[a-z][a-z0-9-]*", line)}
-    assert found - {"--help"} == options - {"--help"}, "run `make docs`"
+    parts = re.split(r"^### `diti [a-z]+ ([a-z]+)`$", sections()[name], flags=re.MULTILINE)
+    commands = {"": COMMANDS[name]} | {
+        sub: command for sub, command in getattr(COMMANDS[name], "commands", {}).items() if not command.hidden
+    }
+    assert ["", *parts[1::2]] == list(commands)
+    for command, section in zip(commands.values(), parts[::2], strict=True):
+        options = {opt for p in command.params for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")}
+        listed = re.findall(r"^\* `([^`]*)`", section.split("**Options**")[-1], flags=re.MULTILINE)
+        found = {opt for line in listed for opt in re.findall(r"--[a-z][a-z0-9-]*", line)}
+        assert found - {"--help"} == options - {"--help"}, "run `make docs`"
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

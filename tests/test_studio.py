@@ -223,6 +223,17 @@ def test_commands_repeat_what_is_shown(page_module, bench, model):
     ]
 
 
+def test_older_changes_are_stale_in_whatever_order_they_arrive(page_module):
+    changes = page_module.Changes()
+    changes.note("visitor", "pair", 2.0)
+    changes.note("visitor", "pair", 1.0)  # sent before, arrived after
+    assert changes.is_stale("visitor", "pair", 1.5)
+    assert not changes.is_stale("visitor", "pair", 2.0)
+    assert not changes.is_stale("visitor", "attribute", 1.5)
+    changes.forget("visitor")
+    assert not changes.is_stale("visitor", "pair", 1.5)
+
+
 def test_words_open_no_files_of_this_machine(page_module, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"")
     with pytest.raises(DataError, match="no built-in face"):
@@ -254,7 +265,7 @@ def test_many_visitors_at_once_are_all_served(address):
     def visit(index: int) -> None:
         client = Client(address, verbose=False, analytics_enabled=False)
         *_, command = client.predict(
-            None, f"faces:{index % 3}", None, "faces:8", "1-5", 1.0, "keep", False, api_name="/exchange"
+            None, f"faces:{index % 3}", None, "faces:8", "1-5", 1.0, "keep", False, 0, api_name="/exchange"
         )
         results.append(command)
 

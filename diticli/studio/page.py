@@ -44,6 +44,7 @@ EXAMPLES = (("faces:3", "faces:8"), ("faces:0:1", "faces:5:1"), ("faces:11", "fa
 _SIDE = 288
 _NOISES = {"keep": "each picture's own", "slerp": "between both", "swap": "the other picture's"}
 _MAX_NAME = 60
+_NOW = "(...values) => [...values.slice(0, -1), performance.now()]"
 _CLICK = "() => setTimeout(() => document.querySelector('#{0}').click(), 100)"
 
 T = TypeVar("T")
@@ -73,21 +74,21 @@ class PageOptions:
 
 
 class Changes:
-    """What each visitor asked for last, so that older work can end early."""
+    """When each visitor changed something last, by the clock of the visitor's page: older work can end early."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, str], Any] = {}
+        self._last: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
 
-    def note(self, session: str, place: str, asked: Any) -> None:
-        """`asked` is now what the visitor wants at `place`."""
+    def note(self, session: str, place: str, when: float) -> None:
+        """Something was changed at `place`; requests may arrive in another order than they were sent."""
         with self._lock:
-            self._last[session, place] = asked
+            self._last[session, place] = max(when, self._last.get((session, place), when))
 
-    def is_stale(self, session: str, place: str, asked: Any) -> bool:
-        """Whether something else was asked for since."""
+    def is_stale(self, session: str, place: str, when: float) -> bool:
+        """Whether something was changed since."""
         with self._lock:
-            return self._last.get((session, place), asked) != asked
+            return self._last.get((session, place), when) > when
 
     def forget(self, session: str) -> None:
         """The visitor has left."""
@@ -173,17 +174,18 @@ def _pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, chang
         buttons=["download", "fullscreen"],
     )
 
-    inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference]
+    stamp = gr.Number(0, visible=False)
+    inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference, stamp]
     outputs = [*shown.values(), status, command]
 
     def note(request: gr.Request, *asked: Any) -> None:
-        changes.note(str(request.session_hash), "pair", asked)
+        changes.note(str(request.session_hash), "pair", asked[-1])
 
     def show(session: str, *asked: Any) -> Iterator[list[Any]]:
-        stale = partial(changes.is_stale, session, "pair", asked)
+        stale = partial(changes.is_stale, session, "pair", asked[-1])
         if stale():
             return
-        file_a, word_a, file_b, word_b, spec, strength, mode, differ = asked
+        file_a, word_a, file_b, word_b, spec, strength, mode, differ, _ = asked
         one = bench.picture(*_source(file_a, word_a), stale=stale)
         two = bench.picture(*_source(file_b, word_b), stale=stale)
         chosen = layout.parse(spec)
@@ -210,11 +212,12 @@ def _pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, chang
         (difference, "change"),
     ):
         trigger = getattr(component, event)
-        trigger(note_, inputs, None, queue=False, show_progress="hidden", api_visibility="private")
+        trigger(note_, inputs, None, js=_NOW, queue=False, show_progress="hidden", api_visibility="private")
         trigger(
             show_,
             inputs,
             outputs,
+            js=_NOW,
             show_progress="minimal",
             concurrency_id="model",
             concurrency_limit=1,
@@ -269,7 +272,7 @@ def _pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, chang
     )
 
     def made(alphas: Sequence[float], *values: Any) -> tuple[Picture, Picture, str, Any, Any, dict[str, str]]:
-        file_a, word_a, file_b, word_b, spec, _, mode, _ = values
+        file_a, word_a, file_b, word_b, spec, _, mode, _, _ = values
         one, two = bench.picture(*_source(file_a, word_a)), bench.picture(*_source(file_b, word_b))
         chosen = layout.parse(spec)
         left, right = bench.exchange(one, two, chosen, alphas, mode)
@@ -458,11 +461,12 @@ def _attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, 
             )
             reset = gr.Button("Reset", elem_id="attribute-reset")
             png, png_file = _download("Download PNG", "attribute-download")
-    inputs = [image, word, chunks, learned, *sliders]
+    stamp = gr.Number(0, visible=False)
+    inputs = [image, word, chunks, learned, *sliders, stamp]
     outputs = [before, after, changed, command]
 
     def read(values: Sequence[Any], **how: Any) -> tuple[Picture, Pixels, dict[str, float], str]:
-        file, text, spec, only, *amounts = values
+        file, text, spec, only, *amounts, _ = values
         picture = bench.picture(*_source(file, text), stale=how.get("stale"))
         wanted = {name: float(amount) for name, amount in zip(ranked, amounts, strict=True) if amount}
         chosen = layout.parse(spec) if spec.strip() else None
@@ -470,10 +474,10 @@ def _attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, 
         return picture, moved, wanted, attribute_command(picture, wanted, spec, options)
 
     def note(request: gr.Request, *asked: Any) -> None:
-        changes.note(str(request.session_hash), "attribute", asked)
+        changes.note(str(request.session_hash), "attribute", asked[-1])
 
     def show(session: str, *asked: Any) -> Iterator[list[Any]]:
-        stale = partial(changes.is_stale, session, "attribute", asked)
+        stale = partial(changes.is_stale, session, "attribute", asked[-1])
         if stale():
             return
         for preview in (True, False):
@@ -495,12 +499,13 @@ def _attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, 
         return str(path)
 
     show_, note_ = _kept_running(show, len(outputs)), note
-    for component in inputs:
-        component.change(note_, inputs, None, queue=False, show_progress="hidden", api_visibility="private")
+    for component in inputs[:-1]:
+        component.change(note_, inputs, None, js=_NOW, queue=False, show_progress="hidden", api_visibility="private")
         component.change(
             show_,
             inputs,
             outputs,
+            js=_NOW,
             show_progress="minimal",
             concurrency_id="model",
             concurrency_limit=1,
