@@ -18,11 +18,11 @@ from diticli.distributed import Rank
 from diticli.models.frozen import FrozenBase
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
+from diticli.training.accelerator import make_accelerator
 from diticli.training.batches import MemoryFeed, StepNoise
 from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
 from diticli.training.objectives import FeatureObjective, StepLosses
-from diticli.training.run import make_accelerator
 from diticli.training.stage_two import STAGE, build_objective
 from diticli.training.stopping import StopRequest
 

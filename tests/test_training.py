@@ -604,7 +604,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
 
     from diticli.errors import ConfigError
     from diticli.settings import build_config
-    from diticli.training.run import make_accelerator, resolve
+    from diticli.training.accelerator import make_accelerator, resolve
 
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
     config = resolve(build_config(preset="faces32", assignments=("base.batch_size=8",)))

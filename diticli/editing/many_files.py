@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow, spreadsheet_cell
 from diticli.errors import DataError, DiTiError
-from diticli.files import refuse_links, write_atomically
+from diticli.files import check_writable, refuse_links, write_atomically
 from diticli.pictures.grids import save_png
 from diticli.pictures.metadata import KEY
 from diticli.reading import check_regular
@@ -155,10 +154,9 @@ def prepare_folder(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
     except OSError as error:
         raise DataError(f"Cannot write to {out}: {error.strerror}.", remedy="Choose another place.") from error
+    check_writable(out)
 
 
 def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptions) -> None:

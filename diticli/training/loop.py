@@ -19,8 +19,8 @@ from accelerate.utils import broadcast_object_list
 from diticli.config_groups import StageConfig
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
-from diticli.memory import batch_fits
 from diticli.models.compiled import compiler_for
+from diticli.models.largest_batch import batch_fits
 from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
 from diticli.reading import quoted, shortened

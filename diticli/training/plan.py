@@ -19,11 +19,11 @@ from diticli.models.device import global_generators_kept
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import open_source
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, fitting
 from diticli.training.objectives import NoiseObjective, Objective
-from diticli.training.run import make_accelerator, resolve
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
