@@ -20,8 +20,8 @@ from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.accelerator import make_accelerator
 from diticli.training.batches import MemoryFeed, StepNoise
-from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import FeatureObjective, StepLosses
 from diticli.training.stage_two import STAGE, build_objective
 from diticli.training.stopping import StopRequest
@@ -156,8 +156,8 @@ class OurTrainer:
         trainer.save = lambda: None  # type: ignore[method-assign]  # a checkpoint is no part of the rate
         trainer.ema.copy_to = lambda parameters: None
         with tempfile.TemporaryDirectory() as folder, self.active():
-            journal = Journal(Path(folder), active=False)
-            run_stage(trainer, journal, SilentReporter(), StopRequest())
+            metrics = MetricsLogger(Path(folder), active=False)
+            run_stage(trainer, metrics, SilentReporter(), StopRequest())
         self.objective.train()
 
 

@@ -141,7 +141,7 @@ def test_stopped_run_goes_on_bit_for_bit(
 
 
 def test_lost_steps_after_a_checkpoint_are_done_again(reference: Path, tmp_path: Path) -> None:
-    """A kill between checkpoints: the journal holds later lines, the newest checkpoint is older."""
+    """A kill between checkpoints: metrics.jsonl holds later lines, the newest checkpoint is older."""
     run = tmp_path / "run"
     with pytest.raises(TrainingInterrupted):
         train(tiny(), run, reporter=StopAfter("features", 40))

@@ -36,7 +36,7 @@ from diticli.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from diticli.training.journal import Journal
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import Objective, StepLosses
 from diticli.training.pace import Horizon, Pace
 from diticli.training.stopping import StopRequest, TrainingInterrupted
@@ -283,7 +283,7 @@ class StageTrainer:
         return mean
 
 
-def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop: StopRequest) -> None:
+def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter, stop: StopRequest) -> None:
     """Train to the end of the budget; leaves the moving average in the weights.
 
     Raises:
@@ -303,7 +303,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         rank=rank,
     )
     stage.objective.train()
-    journal.begin(stage.name, trainer.step)
+    metrics.truncate_after(stage.name, trainer.step)
     done = trainer.step * budget.batch_size
     reporter.start(f"Stage {stage.name}", trainer.whole.steps * budget.batch_size, unit="images", done=done)
     started, first_step, skipped = time.perf_counter(), trainer.step, 0
@@ -328,7 +328,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
             rate = (trainer.step - first_step) * budget.batch_size / (time.perf_counter() - started)
             if (ssl_loss := trainer.totals.take_mean_ssl()) is not None:
                 fields["ssl_loss"] = ssl_loss
-            journal.log(
+            metrics.log(
                 stage=stage.name,
                 step=trainer.step,
                 images=trainer.step * budget.batch_size,

@@ -34,8 +34,8 @@ from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
 from diticli.training.failures import explained
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
-from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, run_stage
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity_of_run
 from diticli.training.stage_two import STAGE, build_objective, step_views
@@ -119,8 +119,8 @@ def _train(
             return
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
         peers.check_same("numbers of readable images", images.count)
-        journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, peers, images, journal, reporter, budget)
+        metrics = held.enter_context(contextlib.closing(MetricsLogger(run.root, active=main)))
+        worker = _Worker(config, run, accelerator, peers, images, metrics, reporter, budget)
         with StopRequest(peers.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
@@ -138,7 +138,7 @@ class _Worker:
     accelerator: Accelerator
     peers: PeerMonitor
     images: Images
-    journal: Journal
+    metrics: MetricsLogger
     reporter: Reporter
     budget: TimeBudget | None
 
@@ -251,7 +251,7 @@ class _Worker:
         self.peers.check_same("checkpoints", trainer.step)
         if resumed:
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {trainer.whole.steps:,}.")
-        run_stage(trainer, self.journal, self.reporter, stop)
+        run_stage(trainer, self.metrics, self.reporter, stop)
 
     def _publish(self, target: Path, save: Callable[[Path], None]) -> None:
         if self.accelerator.is_main_process:
