@@ -123,7 +123,7 @@ class OurTrainer:
     def losses(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Losses [B], through the same wrapped module that `step` runs."""
         with self.active(), self.trainer.accelerator.autocast():
-            return StepLosses.of(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
+            return StepLosses.coerce(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
 
     def gradients(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         """Losses [B] and gradients by name."""

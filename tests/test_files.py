@@ -40,7 +40,7 @@ from diticli.pictures.report import write_report
 from diticli.probing.files import write_statistics
 from diticli.probing.linear_probe import LinearProbe, save_probe
 from diticli.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diticli.training.failures import explained
+from diticli.training.failures import os_errors_as_typed
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
@@ -220,7 +220,7 @@ def test_a_folder_of_that_name_is_nobody_s_leftover(tmp_path):
 
 def test_a_run_says_which_link_it_met(tmp_path, plant):
     plant(tmp_path / "run" / "metrics.jsonl")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as caught, explained(tmp_path / "run"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as caught, os_errors_as_typed(tmp_path / "run"):
         MetricsLogger(tmp_path / "run").log(stage="base", step=1)
     assert caught.value.remedy.startswith("Replace the link")
 

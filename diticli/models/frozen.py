@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from diticli.models.compiled import CompiledPart, Part, StepGraph, wants_graph
+from diticli.models.compiled import CompiledPart, Part, StepGraph, should_capture
 from diticli.models.layout import layout_for
 from diticli.models.modulation import PathWeights, gather_weights, modulate
 from diticli.models.modules import ResnetBlock, SelfAttention, Upsample
@@ -148,7 +148,7 @@ class FrozenPair:
         """
         inputs = (x_BCHW, t_1, z_mod_BM, scale)
         step = self._step_for(x_BCHW.shape)
-        if not wants_graph(x_BCHW):
+        if not should_capture(x_BCHW):
             estimate_BCHW: torch.Tensor = step(*inputs)
             return estimate_BCHW
         if x_BCHW.shape not in self._graphs:

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from diticli.config import RunConfig
 from diticli.distributed import join
 from diticli.errors import ConfigError, DeviceError
-from diticli.models.compiled import compile_pays
+from diticli.models.compiled import should_compile
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.launcher import ignored_variables, launcher_hidden
@@ -29,7 +29,7 @@ def resolve(config: RunConfig) -> RunConfig:
         config,
         device=str(device),
         precision=resolve_precision(config.precision, device),
-        compile=compile_pays(config, device) if config.compile == "auto" else config.compile,
+        compile=should_compile(config, device) if config.compile == "auto" else config.compile,
     )
 
 

@@ -75,7 +75,7 @@ class Stage:
     """Two views of each image, for a self-supervised loss."""
     views_from: int = 0
     """First step (zero-based) that gets views."""
-    price: Callable[[float], float] = field(default=lambda progress: 0.0)
+    beta: Callable[[float], float] = field(default=lambda progress: 0.0)
     """KL weight of the features by the share of the steps that is done."""
     before_checkpoint: Callable[[], None] = field(default=lambda: None)
     """Called by all processes before a checkpoint is written, which an error prevents."""
@@ -217,7 +217,7 @@ class StageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(budget, self.step, self.decay)
         with self.accelerator.autocast():
-            losses = StepLosses.of(self.module(**inputs))
+            losses = StepLosses.coerce(self.module(**inputs))
         self.accelerator.backward(losses.total_B.mean())
         skipped = self._skip_unless_finite(self._gradient_norm())
         self.optimizer.step()
@@ -421,7 +421,7 @@ def _trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
     )
     views = None if stage.views is None else stage.views.of(count)
     with accelerator.autocast():
-        losses = StepLosses.of(objective(**draw_inputs(stage, noise, views, 0, images)))
+        losses = StepLosses.coerce(objective(**draw_inputs(stage, noise, views, 0, images)))
     losses.total_B.mean().backward()
     objective.zero_grad(set_to_none=True)
     del kept
@@ -446,7 +446,7 @@ def draw_inputs(
     if objective.feature_noise:
         inputs["feature_noise_BD"] = noise.draw_features(step, objective.feature_noise, images_BCHW.device)
         # A scalar on the host: it multiplies tensors of any device without waiting for it.
-        inputs["price"] = torch.tensor(stage.price((whole or Horizon(stage.budget.steps)).share(step)))
+        inputs["beta"] = torch.tensor(stage.beta((whole or Horizon(stage.budget.steps)).share(step)))
     if views is not None:
         inputs["views_2BCHW"] = views.draw(step, images_BCHW)
     return inputs

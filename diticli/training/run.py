@@ -32,7 +32,7 @@ from diticli.training.batches import fold_seed
 from diticli.training.budget import TimeBudget, fit_to_minutes
 from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
-from diticli.training.failures import explained
+from diticli.training.failures import os_errors_as_typed
 from diticli.training.images import Images, compare_skipped, open_source, prepare_images
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
@@ -79,7 +79,7 @@ def train(
         on_device(accelerator.device),
         global_generators_kept(accelerator.device),
         PeerMonitor(Rank.from_accelerator(accelerator), accelerator.device, reporter) as peers,
-        explained(out),
+        os_errors_as_typed(out),
     ):
         _train(config, RunDirectory(out), accelerator, peers, reporter, budget)
     return out / "model"
@@ -153,13 +153,13 @@ class _Worker:
         unet, scheduler = build_unet(self.config.unet, self.config.data.resolution), new_scheduler()
         objective = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
 
-        def look(step: int, losses: torch.Tensor) -> None:
+        def save_samples(step: int, losses: torch.Tensor) -> None:
             path = self.run.samples / f"base-{step:08d}.png"
             samples.base_samples(unet, objective.schedule, seed=self.config.seed, path=path)
             chart = self.run.samples / "base-loss-by-timestep.png"
             samples.loss_chart(losses, layout=None, title=f"Base, step {step:,}", path=chart)
 
-        self._run("base", objective, stop, look)
+        self._run("base", objective, stop, save_samples)
 
         def save(folder: Path) -> None:
             unet.save_pretrained(folder / "unet")
@@ -185,7 +185,7 @@ class _Worker:
             crop=config.data.crop,
         )
 
-        def look(step: int, losses: torch.Tensor) -> None:
+        def save_samples(step: int, losses: torch.Tensor) -> None:
             if unet is None:
                 return
             pipeline.to(self.accelerator.device)
@@ -195,7 +195,7 @@ class _Worker:
             chart = self.run.samples / "features-loss-by-timestep.png"
             samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
 
-        self._run(STAGE, objective, stop, look)
+        self._run(STAGE, objective, stop, save_samples)
         pipeline.to("cpu")
         self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
 
@@ -219,7 +219,7 @@ class _Worker:
         return read_gap(self.run.gap)
 
     def _run(
-        self, name: str, objective: Objective, stop: StopRequest, look: Callable[[int, torch.Tensor], None]
+        self, name: str, objective: Objective, stop: StopRequest, save_samples: Callable[[int, torch.Tensor], None]
     ) -> None:
         config = self.config
         stage = Stage(
@@ -238,9 +238,9 @@ class _Worker:
             identity=identity_of_run(self.run, config, name, self.images.count),
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
-            price=config.modularity.price,
+            beta=config.modularity.beta,
             before_checkpoint=lambda: compare_skipped(self.images, self.peers),
-            on_sample=look,
+            on_sample=save_samples,
             pace=self.budget.pace(name) if self.budget else None,
         )
         if self.accelerator.is_main_process:

@@ -45,7 +45,7 @@ def backend_for(tensor: torch.Tensor) -> Backend:
         ValueError: when DITI_KERNELS is none of auto, triton, reference.
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on this tensor's device.
     """
-    return _decide_and_say(tensor.device.type)
+    return _decide_and_log(tensor.device.type)
 
 
 def is_forced() -> bool:
@@ -80,18 +80,18 @@ def _setting() -> str:
     return setting
 
 
-def _decide_and_say(device_type: str) -> Backend:
+def _decide_and_log(device_type: str) -> Backend:
     decision = decide(device_type)
-    _say_once(device_type, decision)
+    _log_once(device_type, decision)
     return decision.backend
 
 
 # What torch.compiler.assume_constant_result does, without its import of Dynamo, which imports Triton.
-setattr(_decide_and_say, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
+setattr(_decide_and_log, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
 
 
 @functools.cache
-def _say_once(device_type: str, decision: Decision) -> None:
+def _log_once(device_type: str, decision: Decision) -> None:
     logger.info("diti_kernels on %s: %s (%s)", device_type, decision.backend, decision.reason)
 
 
