@@ -20,7 +20,7 @@ SSLMethod = Literal["none", "simclr", "simsiam"]
 
 
 class LossCurve(Protocol):
-    """What `diticli.models.gap.GapCurve` offers."""
+    """What `diticli.models.reconstruction_gap.GapCurve` offers."""
 
     def lost_between(self, t0: float, t1: float) -> float:
         """What the base loses in the timesteps [t0, t1), 0 or more."""

@@ -20,11 +20,11 @@ from diticli.commands.console import say, show_table
 from diticli.commands.failure import explain
 from diticli.commands.plan_view import show_plan
 from diticli.commands.reporting import LineReporter, RichReporter
-from diticli.data import decode, pixel_room
+from diticli.data import decode, decode_budget
 from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image, image_size, is_image, short_side
+from diticli.data.decode_budget import DecodeBudget
 from diticli.data.images import open_images
 from diticli.data.labels import read_labels
-from diticli.data.pixel_room import PixelRoom
 from diticli.editing.many_files import ManyOptions, plan_pairs, write_failed
 from diticli.editing.table import PairRow, read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
@@ -190,8 +190,8 @@ def test_files_larger_than_any_picture_are_not_opened(tmp_path, monkeypatch):
 
 def test_large_pictures_wait_for_one_another(monkeypatch):
     """Eight threads that meet eight large pictures hold the room's pixels at most."""
-    monkeypatch.setattr(pixel_room, "SMALL", 10)
-    room, together, most = PixelRoom(100), [], []
+    monkeypatch.setattr(decode_budget, "SMALL", 10)
+    room, together, most = DecodeBudget(100), [], []
     started = threading.Barrier(8)
 
     def work(pixels):

@@ -11,7 +11,7 @@ from diticli.distributed import Rank
 from diticli.errors import ConfigError
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.gap import GapCurve
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config

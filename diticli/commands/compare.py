@@ -149,7 +149,7 @@ def compare(
         say("Only features are named, and no run shows the architecture of an untrained encoder: it is left out.")
         specs = tuple(spec for spec in specs if spec.kind != "untrained")
     if dry_run:
-        _tell_plan(specs, settings, out, device, as_json)
+        _print_plan(specs, settings, out, device, as_json)
         return
     result = run_comparison(specs, settings, out, device=device, reporter=reporter())
     if result is None:
@@ -172,7 +172,7 @@ def _default_model() -> str:
     return located.name
 
 
-def _tell_plan(
+def _print_plan(
     specs: tuple[EntrySpec, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
 ) -> None:
     from diticli.commands.console import emit_json, show_table

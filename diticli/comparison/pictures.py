@@ -80,7 +80,7 @@ class PictureStore:
             return
         pipeline = self.entries.load(entry)
         settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
-        sampler = pipeline.sampler(**settings.sampler())
+        sampler = pipeline.sampler(**settings.sampler_kwargs())
         source = self.images.at(entry.resolution, entry.crop)
         rows = []
         for pair in self.pairs:

@@ -33,7 +33,7 @@ from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
-ANIMATED, FEW = 192, 4
+ANIMATION_TILE_PX, MAX_LARGE_TILES = 192, 4
 """Animated pictures are so many pixels wide where there are so few of them."""
 NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean"}
 SAME = "\n= reconstruction"
@@ -360,7 +360,7 @@ def _frame(sheet: Sheet, column: int) -> Image.Image:
     for row in sheet.rows:
         pictures[down.index(row.down)][across.index(row.across)] = row.cells[column].picture
     side = sheet.rows[0].cells[column].picture.shape[0]
-    scale = max(1, round(ANIMATED / side)) if len(down) * len(across) <= FEW else None
+    scale = max(1, round(ANIMATION_TILE_PX / side)) if len(down) * len(across) <= MAX_LARGE_TILES else None
     return captioned_strip(pictures, row_captions=down, column_captions=across, scale=scale)
 
 

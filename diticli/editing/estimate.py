@@ -29,7 +29,7 @@ def seconds_for(pipeline: EditablePipeline, plan: Plan, settings: EditSettings) 
     noise = torch.zeros(size, 3, side, side)
     took = []
     with torch.inference_mode():
-        sampler = pipeline.sampler(**short.sampler())
+        sampler = pipeline.sampler(**short.sampler_kwargs())
         for _ in range(1 + PROBES):  # the first warms up
             began = time.perf_counter()
             sampler.decode(noise, z, steps=PROBED_STEPS).cpu()

@@ -117,7 +117,7 @@ def edit_many(
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
     options = replace(options, settings=_compiled(pipeline, plan, options.settings))
-    sampler = pipeline.sampler(**options.settings.sampler())
+    sampler = pipeline.sampler(**options.settings.sampler_kwargs())
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
@@ -206,7 +206,7 @@ def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> Edi
     inverting, decoding = settings.steps_run(pipeline.chunks.timesteps)
     steps = (invert * inverting + decode * decoding) // batch
     device = getattr(pipeline, "device", like.device)
-    return replace(settings, compile=settings.compiles(device.type, steps))
+    return replace(settings, compile=settings.should_compile(device.type, steps))
 
 
 def _read_images(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diticli.chunks import ChunkLayout
-from diticli.models.gap import GapCurve
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.schedule import NoiseSchedule
 
 

@@ -18,10 +18,10 @@ from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept, on_device
-from diticli.models.gap import GapCurve
 from diticli.models.identity import weights_digest
 from diticli.models.layout import layout_choice
 from diticli.models.pipeline import DDIMScheduler, DDPMScheduler, DiTiPipeline
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule

@@ -10,8 +10,8 @@ from diticli.config import RunConfig
 from diticli.distributed import Rank
 from diticli.models.build import build_encoder
 from diticli.models.frozen import FrozenBase
-from diticli.models.gap import GapCurve
 from diticli.models.pipeline import DDPMScheduler
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import UNet
 from diticli.schedule import NoiseSchedule

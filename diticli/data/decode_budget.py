@@ -18,7 +18,7 @@ SMALL = 2**21
 """Pictures of at most this many pixels need no room: dozens of them are less than one large one."""
 
 
-class PixelRoom:
+class DecodeBudget:
     """Room for `pixels` pixels, shared by the threads of a process; a forked child begins with all of it.
 
     Args:
@@ -28,10 +28,10 @@ class PixelRoom:
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
         self._restart()
-        _rooms.add(self)
+        _budgets.add(self)
 
     @contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
+    def reserve(self, pixels: int) -> Iterator[None]:
         """Wait until there is room for a picture, and keep it within this context."""
         if pixels <= SMALL:
             yield
@@ -59,13 +59,13 @@ def _give_back() -> None:
 
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-_rooms: weakref.WeakSet[PixelRoom] = weakref.WeakSet()
+_budgets: weakref.WeakSet[DecodeBudget] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     # The threads that had taken room are not in the child, nor will they give their lock back there.
-    for room in list(_rooms):
-        room._restart()
+    for budget in list(_budgets):
+        budget._restart()
 
 
 os.register_at_fork(after_in_child=_after_fork)

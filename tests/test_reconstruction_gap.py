@@ -15,7 +15,7 @@ from tiny_models import SIZE
 from diticli.errors import ConfigError, DataError, TrainingDivergedError
 from diticli.models import gap
 from diticli.models.frozen import FrozenBase
-from diticli.models.gap import GapCurve, measure_gap
+from diticli.models.reconstruction_gap import GapCurve, measure_gap
 from diticli.schedule import NoiseSchedule
 
 T = 1000
