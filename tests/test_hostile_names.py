@@ -30,7 +30,7 @@ from diticli.editing.table import PairRow, read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.features.read import read_features
 from diticli.pictures.report import Section, write_report
-from diticli.training.plan import Plan
+from diticli.training.plan import RunPlan
 
 # paths
 
@@ -260,7 +260,7 @@ def test_lines_and_errors_show_names_as_they_are(capsys):
 
 
 def test_a_plan_shows_names_as_they_are(capsys):
-    plan = Plan(
+    plan = RunPlan(
         preset="faces32",
         device="cpu",
         precision="fp32",

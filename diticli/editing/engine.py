@@ -23,8 +23,7 @@ from diticli.editing.settings import EditSettings, Noise
 from diticli.models.largest_batch import on_halves
 from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.progress import Reporter, SilentReporter
-
-StepCallback = Callable[[int, int], None]
+from diticli.sampling.types import StepCallback
 
 
 class Job(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from diticli.editing.engine import EditablePipeline, batch_of
-from diticli.editing.many_files import Plan
+from diticli.editing.many_files import TablePlan
 from diticli.editing.settings import EditSettings
 
 PROBED_STEPS = 2
@@ -16,7 +16,7 @@ PROBES = 3
 """The fastest counts: whatever else runs on the machine only ever adds."""
 
 
-def seconds_for(pipeline: EditablePipeline, plan: Plan, settings: EditSettings) -> float:
+def seconds_for(pipeline: EditablePipeline, plan: TablePlan, settings: EditSettings) -> float:
     """Seconds of sampling that are left; an estimate that leaves out reading and writing."""
     invert, decode = plan.pictures
     if not decode:

@@ -32,8 +32,8 @@ from diticli.editing.engine import (
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
     ManyOptions,
-    Plan,
-    Planned,
+    PlannedPair,
+    TablePlan,
     plan_pairs,
     prepare_folder,
     write_failed,
@@ -144,13 +144,13 @@ def edit_many(
 def _edit_window(
     pipeline: ManyPipeline,
     sampler: ImageSampler,
-    plan: Plan,
-    pairs: Sequence[Planned],
+    plan: TablePlan,
+    pairs: Sequence[PlannedPair],
     options: ManyOptions,
     pool: ThreadPoolExecutor,
     reporter: Reporter,
     psnr: dict[str, float],
-) -> Iterator[tuple[Planned, str | None]]:
+) -> Iterator[tuple[PlannedPair, str | None]]:
     """Each pair once it is written (None) or has failed (the reason); `psnr` gets those of the reconstructions."""
     images, unreadable = _read_images(pipeline, pairs, options, pool)
     ready = [pair for pair in pairs if pair.row.a in images and pair.row.b in images]
@@ -198,7 +198,7 @@ def _edit_window(
             yield pair, None
 
 
-def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> EditSettings:
+def _compiled(pipeline: ManyPipeline, plan: TablePlan, settings: EditSettings) -> EditSettings:
     """The settings, with the compilation decided by how much there is to sample."""
     like = torch.zeros(1, 3, pipeline.resolution, pipeline.resolution)
     batch = batch_of(pipeline, like, settings)
@@ -210,7 +210,7 @@ def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> Edi
 
 
 def _read_images(
-    pipeline: ManyPipeline, pairs: Sequence[Planned], options: ManyOptions, pool: ThreadPoolExecutor
+    pipeline: ManyPipeline, pairs: Sequence[PlannedPair], options: ManyOptions, pool: ThreadPoolExecutor
 ) -> tuple[dict[str, Image.Image], dict[str, str]]:
     """Images by source, and why others cannot be read."""
 

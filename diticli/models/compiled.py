@@ -18,10 +18,10 @@ from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
 from diticli.progress import Reporter
 
-Part = Callable[..., Any]
+CompilablePart = Callable[..., Any]
 """A function of tensors."""
 
-Compiler = Callable[[str, Part], Part]
+Compiler = Callable[[str, CompilablePart], CompilablePart]
 """(name for people, function) -> the same function, faster."""
 
 Step = Callable[..., torch.Tensor]
@@ -49,9 +49,9 @@ class CompiledPart:
         reporter: receiver of the message.
     """
 
-    def __init__(self, name: str, function: Part, reporter: Reporter) -> None:
+    def __init__(self, name: str, function: CompilablePart, reporter: Reporter) -> None:
         self.name, self.function, self.reporter = name, function, reporter
-        self._compiled: Part | None = torch.compile(function, fullgraph=True, dynamic=False)
+        self._compiled: CompilablePart | None = torch.compile(function, fullgraph=True, dynamic=False)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from diticli.chunks import ChunkLayout
-from diticli.models.compiled import Compiler, Part
+from diticli.models.compiled import CompilablePart, Compiler
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase
 from diticli.models.noise_prediction import run_base
@@ -36,7 +36,7 @@ class NoiseObjective(nn.Module):
         super().__init__()
         self.unet = unet
         self.schedule = schedule
-        self._part: Part = self._losses
+        self._part: CompilablePart = self._losses
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the loss as one training graph."""
@@ -107,8 +107,8 @@ class FeatureObjective(nn.Module):
         self.register_buffer("weight_T", weight_T.float().clone(), persistent=False)
         self.register_buffer("kl_scale_D", kl_scale_D, persistent=False)
         self.detach_others = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
-        self._frozen_part: Part = self._run_base
-        self._trained_part: Part = self._losses
+        self._frozen_part: CompilablePart = self._run_base
+        self._trained_part: CompilablePart = self._losses
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the frozen base as inference, apart from encoder, shift decoder and loss as one training graph."""
@@ -201,7 +201,7 @@ class JointObjective(nn.Module):
         self.features = features
         self.head = head
         self.weight = weight
-        self._view_part: Part = self._embed
+        self._view_part: CompilablePart = self._embed
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the parts of stage 2's loss, and the encoder on views; the heads wait for other processes."""
@@ -270,7 +270,7 @@ class EncoderObjective(nn.Module):
         self.encoder = encoder
         self.head = head
         self.weight = weight
-        self._view_part: Part = self._embed
+        self._view_part: CompilablePart = self._embed
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the encoder; the heads wait for other processes."""
@@ -295,7 +295,7 @@ class EncoderObjective(nn.Module):
         return {"encoder": self.encoder}
 
 
-def _compare_views(encode: Part, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
+def _compare_views(encode: CompilablePart, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
     first, second = encode(views_2BCHW.flatten(0, 1)).chunk(2)
     losses: torch.Tensor = head(first, second)
     return losses

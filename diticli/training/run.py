@@ -33,7 +33,7 @@ from diticli.training.budget import TimeBudget, fit_to_minutes
 from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
 from diticli.training.failures import os_errors_as_typed
-from diticli.training.images import Images, compare_skipped, open_source, prepare_images
+from diticli.training.images import RunImages, compare_skipped, open_source, prepare_images
 from diticli.training.loop import Stage, StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import NoiseObjective, Objective
@@ -137,7 +137,7 @@ class _Worker:
     run: RunDirectory
     accelerator: Accelerator
     peers: PeerMonitor
-    images: Images
+    images: RunImages
     metrics: MetricsLogger
     reporter: Reporter
     budget: TimeBudget | None
