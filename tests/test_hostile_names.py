@@ -189,14 +189,14 @@ def test_files_larger_than_any_picture_are_not_opened(tmp_path, monkeypatch):
 
 
 def test_large_pictures_wait_for_one_another(monkeypatch):
-    """Eight threads that meet eight large pictures hold the room's pixels at most."""
+    """Eight threads that meet eight large pictures hold the budget's pixels at most."""
     monkeypatch.setattr(decode_budget, "SMALL", 10)
-    room, together, most = DecodeBudget(100), [], []
+    budget, together, most = DecodeBudget(100), [], []
     started = threading.Barrier(8)
 
     def work(pixels):
         started.wait()
-        with room.take(pixels):
+        with budget.reserve(pixels):
             together.append(pixels)
             most.append(sum(together))
             threading.Event().wait(0.01)
@@ -208,8 +208,8 @@ def test_large_pictures_wait_for_one_another(monkeypatch):
     for thread in threads:
         thread.join(10)
     assert len(most) == 8
-    assert max(total for total in most if total != 150) <= 100, "only what is larger than the room goes alone"
-    with room.take(100), room.take(10):
+    assert max(total for total in most if total != 150) <= 100, "only what is larger than the budget goes alone"
+    with budget.reserve(100), budget.reserve(10):
         pass  # small ones never wait
 
 

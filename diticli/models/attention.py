@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diti_kernels.dispatch import constant_in_graphs
 from torch import Tensor
 
 from diticli.errors import ConfigError, DeviceError
@@ -152,16 +153,13 @@ def _wanted() -> Any:
     return wanted
 
 
+@constant_in_graphs
 def _choose_and_log(
     device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_is_faster: bool
 ) -> Operator:
     choice = _choose(device, dtype, tokens, heads, head_dim, math_is_faster)
     _log_once(device, dtype, tokens, heads, head_dim, choice)
     return choice.name
-
-
-# What torch.compiler.assume_constant_result does: probing and the environment are no part of a graph.
-setattr(_choose_and_log, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
 
 
 @cache

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Literal, NamedTuple, cast
 
 import torch
+from diti_kernels.dispatch import constant_in_graphs
 from torch import Tensor
 
 from diticli.errors import ConfigError
@@ -85,14 +86,11 @@ def layout_choice(device: torch.device, dtype: torch.dtype) -> LayoutChoice:
     return LayoutChoice("channels_last", "faster on a CPU in half precision")
 
 
+@constant_in_graphs
 def _choose_and_log(device: torch.device, dtype: torch.dtype) -> Layout:
     choice = layout_choice(device, dtype)
     _log_once(device.type, dtype, choice)
     return choice.name
-
-
-# What torch.compiler.assume_constant_result does: the environment is no part of a graph.
-setattr(_choose_and_log, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
 
 
 @cache

@@ -10,7 +10,8 @@ import functools
 import importlib.util
 import logging
 import os
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -80,14 +81,23 @@ def _setting() -> str:
     return setting
 
 
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Let Dynamo call `function` while it traces and keep the result, as what it reads (the environment) is no tensor.
+
+    `torch.compiler.assume_constant_result` does the same, but imports Dynamo, which imports Triton.
+    """
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
+    return function
+
+
+@constant_in_graphs
 def _decide_and_log(device_type: str) -> Backend:
     decision = decide(device_type)
     _log_once(device_type, decision)
     return decision.backend
-
-
-# What torch.compiler.assume_constant_result does, without its import of Dynamo, which imports Triton.
-setattr(_decide_and_log, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
 
 
 @functools.cache

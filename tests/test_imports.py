@@ -1,4 +1,4 @@
-"""No module of diticli imports, over however many others, itself: one can be read, tested and moved alone."""
+"""Imports of diticli: no module imports itself through others, and none changes anything outside itself."""
 
 from __future__ import annotations
 
@@ -56,3 +56,19 @@ def test_a_circle_is_found_wherever_the_import_is(tmp_path: Path, how: str) -> N
     assert circle(root) == []
     (root / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from own.a import y")
     assert {"own.a", "own.b"} <= set(circle(root))
+
+
+OWN_COMMANDS = {"diticli.commands.app", "diticli.commands.edit"}
+"""They add commands to a `typer.Typer` of their own."""
+
+
+def test_importing_a_module_calls_nothing_for_its_effect() -> None:
+    """Log levels, fork hooks, filters and patches are set by the function that needs them."""
+    called = {
+        f"{name}:{node.lineno}"
+        for name, path in modules(ROOT).items()
+        if name not in OWN_COMMANDS
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    }
+    assert called == set()
