@@ -115,8 +115,8 @@ def check_agreement(model: OfficialModel, pipeline: DiTiPipeline, x0: torch.Tens
         z, x_T = right.invert(x0, CHECK_STEPS)
         images = right.decode(x_T, z, CHECK_STEPS)
         own = relative(autocast.invert(x0, CHECK_STEPS)[1], x_T), relative(autocast.decode(x_T, z, CHECK_STEPS), images)
-        got = pipeline.invert(x0, z, steps=CHECK_STEPS, **settings.sampler()).to(x_T.device)
-        back = pipeline.decode(x_T, z, steps=CHECK_STEPS, **settings.sampler()).to(x_T.device)
+        got = pipeline.invert(x0, z, steps=CHECK_STEPS, **settings.sampler_kwargs()).to(x_T.device)
+        back = pipeline.decode(x_T, z, steps=CHECK_STEPS, **settings.sampler_kwargs()).to(x_T.device)
     for name, error, theirs in (
         ("inverted x_T", relative(got, x_T), own[0]),
         ("decoded pictures", relative(back, images), own[1]),
@@ -136,8 +136,8 @@ def check_quality(gate: Gate, options: argparse.Namespace, device: torch.device)
     found: dict[str, Any] = {"model": options.model, "images": len(faces)}
     for name, settings in ways.items():
         z = pipeline.encode(x0)
-        x_T = pipeline.invert(x0, z, steps=settings.invert_steps, **settings.sampler())
-        back = pipeline.decode(x_T, z, steps=settings.decode_steps, **settings.sampler()).cpu().clamp(-1, 1)
+        x_T = pipeline.invert(x0, z, steps=settings.invert_steps, **settings.sampler_kwargs())
+        back = pipeline.decode(x_T, z, steps=settings.decode_steps, **settings.sampler_kwargs()).cpu().clamp(-1, 1)
         found[name] = float(np.mean([psnr(*pictures) for pictures in zip(back, x0, strict=True)]))
     gate.check("dB lost against the official algorithm", found["official"] - found["default"], QUALITY_MARGIN_DB)
     return found

@@ -18,11 +18,11 @@ from diticli.distributed import Rank
 from diticli.models.frozen import FrozenBase
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
+from diticli.training.accelerator import make_accelerator
 from diticli.training.batches import MemoryFeed, StepNoise
-from diticli.training.journal import Journal
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import FeatureObjective, StepLosses
-from diticli.training.run import make_accelerator
 from diticli.training.stage_two import STAGE, build_objective
 from diticli.training.stopping import StopRequest
 
@@ -123,7 +123,7 @@ class OurTrainer:
     def losses(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Losses [B], through the same wrapped module that `step` runs."""
         with self.active(), self.trainer.accelerator.autocast():
-            return StepLosses.of(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
+            return StepLosses.coerce(self.trainer.module(x0_BCHW=x0, t_B=t, noise_BCHW=noise)).total_B
 
     def gradients(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         """Losses [B] and gradients by name."""
@@ -156,8 +156,8 @@ class OurTrainer:
         trainer.save = lambda: None  # type: ignore[method-assign]  # a checkpoint is no part of the rate
         trainer.ema.copy_to = lambda parameters: None
         with tempfile.TemporaryDirectory() as folder, self.active():
-            journal = Journal(Path(folder), active=False)
-            run_stage(trainer, journal, SilentReporter(), StopRequest())
+            metrics = MetricsLogger(Path(folder), active=False)
+            run_stage(trainer, metrics, SilentReporter(), StopRequest())
         self.objective.train()
 
 

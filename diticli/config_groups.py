@@ -20,7 +20,7 @@ SSLMethod = Literal["none", "simclr", "simsiam"]
 
 
 class LossCurve(Protocol):
-    """What `diticli.models.gap.GapCurve` offers."""
+    """What `diticli.models.reconstruction_gap.GapCurve` offers."""
 
     def lost_between(self, t0: float, t1: float) -> float:
         """What the base loses in the timesteps [t0, t1), 0 or more."""
@@ -137,7 +137,7 @@ class ChunksConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModularityConfig:
     """What keeps a chunk to the attributes that are lost in its own timesteps. Not part of the published method, which
-    is the default; `diticli.training.relevance` says why it works."""
+    is the default; `diticli.training.loss_weighting` says why it works."""
 
     weighting: Weighting = "pdae"
     """Loss weight over timesteps: SNR^0.1 / (1 + SNR) as published, the same for all, or one over the base's error, so
@@ -165,7 +165,7 @@ class ModularityConfig:
         """Whether losses are given as shares of the base's own, which must be measured for that."""
         return self.weighting != "pdae" or self.bottleneck > 0
 
-    def price(self, progress: float) -> float:
+    def beta(self, progress: float) -> float:
         """The KL weight when this share of the steps is done."""
         return self.bottleneck * min(1.0, progress / self.bottleneck_rise if self.bottleneck_rise else 1.0)
 

@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,16 @@ from diticli.config import RunConfig
 from diticli.data.faces import write_labels_csv
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
-from diticli.editing.contact_sheet import edit_strip, grid_sheet
+from diticli.demo_report import (
+    FRESH,
+    PIXELS,
+    SHIPPED_MODEL,
+    UNTRAINED,
+    DemoResult,
+    Measured,
+    strip_of,
+    write_demo_report,
+)
 from diticli.editing.pair import EditResult, EditSettings, edit_pair
 from diticli.editing.stages import stages
 from diticli.encoding.encode import encode_with
@@ -48,82 +57,14 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.training.batches import fold_seed
 from diticli.training.run import train
-from diticli.training.rundir import RunDirectory, versions
+from diticli.training.rundir import RunDirectory
 
 HELD_OUT_SEED = 1
-MINUTES = 3.5
 RECONSTRUCTED = 8
 PAIRS = ((0, 1), (2, 3))
-SHIPPED_MODEL, FRESH = "shipped model", "new model"
-PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
 _LEAST_TRAINING = 20.0
 """Seconds of stage 2 below which the demo shows nothing."""
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One model on held-out faces.
-
-    Attributes:
-        model: what it was loaded as.
-        chunks: number of chunks.
-        dims: number of features.
-        psnr: dB of reconstructions through inversion and decoding, over all pixels of all reconstructed faces.
-        edits: of each pair, each stage of its chunks exchanged, and all chunks.
-    """
-
-    model: str
-    chunks: int
-    dims: int
-    psnr: float
-    edits: tuple[EditResult, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the pictures."""
-        return {"model": self.model, "chunks": self.chunks, "dims": self.dims, "psnr": self.psnr}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """What the demo measured.
-
-    Attributes:
-        run: run directory of the training.
-        report: the HTML page.
-        pictures: edits by the first model that was there.
-        models: "shipped model" and "new model", those that there are.
-        scores: features -> factor -> R2 (numbers) or average precision (yes or no).
-        means: features -> mean R2 over the numbers, mean average precision over the others.
-        held_out: faces that were probed.
-        steps: of inversion and of decoding.
-        seconds: what took how long.
-    """
-
-    run: Path
-    report: Path
-    pictures: tuple[Path, ...]
-    models: dict[str, Measured]
-    scores: dict[str, dict[str, float]]
-    means: dict[str, dict[str, float]]
-    held_out: int
-    steps: int
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {
-            "run": str(self.run),
-            "report": str(self.report),
-            "pictures": [str(path) for path in self.pictures],
-            "models": {name: measured.to_dict() for name, measured in self.models.items()},
-            "scores": self.scores,
-            "means": self.means,
-            "held_out": self.held_out,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "versions": versions(),
-        }
 
 
 def run_demo(
@@ -323,8 +264,6 @@ class _Demo:
 
     def finish(self) -> DemoResult:
         """The figures, as files and as the report."""
-        from diticli.demo_report import write_demo_report
-
         order = [name for name in (SHIPPED_MODEL, FRESH, UNTRAINED, PIXELS) if name in self.probes]
         result = DemoResult(
             run=self.out,
@@ -348,11 +287,6 @@ def _labels(faces: FaceImages) -> JoinedLabels:
         path = Path(folder, "labels.csv")
         write_labels_csv(path, HELD_OUT_SEED, range(len(faces)))
         return join_labels([faces.file_name(i) for i in range(len(faces))], read_labels(path), None)
-
-
-def strip_of(edit: EditResult) -> Image.Image:
-    """A picture of one pair: a row for each set of chunks, A with B's chunks on the left, B with A's on the right."""
-    return edit_strip(grid_sheet(edit))
 
 
 def _scores(report: ProbeReport) -> dict[str, float]:

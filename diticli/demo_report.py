@@ -1,21 +1,93 @@
-"""The page that `diti demo` leaves: edits first, then what chunks are, then what was measured, in plain words."""
+"""What `diti demo` measured, and its page: edits first, then what chunks are, then the figures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from diticli.data.faces import FACTORS
-from diticli.demo import FRESH, PIXELS, SHIPPED_MODEL, UNTRAINED, DemoResult, strip_of
+from diticli.editing.contact_sheet import edit_strip, grid_sheet
+from diticli.editing.pair import EditResult
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.report import Cell, Section, write_report
-from diticli.training.rundir import RunDirectory
+from diticli.training.rundir import RunDirectory, versions
 
+SHIPPED_MODEL, FRESH = "shipped model", "new model"
+PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
 _ABOUT = {
     SHIPPED_MODEL: "It comes with diti, trained for hours.",
     FRESH: "Trained by this run, just now.",
     UNTRAINED: "The network before any training; the difference to it is what training added.",
     PIXELS: "No features at all: the 3,072 numbers of the picture itself.",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One model on held-out faces.
+
+    Attributes:
+        model: what it was loaded as.
+        chunks: number of chunks.
+        dims: number of features.
+        psnr: dB of reconstructions through inversion and decoding, over all pixels of all reconstructed faces.
+        edits: of each pair, each stage of its chunks exchanged, and all chunks.
+    """
+
+    model: str
+    chunks: int
+    dims: int
+    psnr: float
+    edits: tuple[EditResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the pictures."""
+        return {"model": self.model, "chunks": self.chunks, "dims": self.dims, "psnr": self.psnr}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo measured.
+
+    Attributes:
+        run: run directory of the training.
+        report: the HTML page.
+        pictures: edits by the first model that was there.
+        models: "shipped model" and "new model", those that there are.
+        scores: features -> factor -> R2 (numbers) or average precision (yes or no).
+        means: features -> mean R2 over the numbers, mean average precision over the others.
+        held_out: faces that were probed.
+        steps: of inversion and of decoding.
+        seconds: what took how long.
+    """
+
+    run: Path
+    report: Path
+    pictures: tuple[Path, ...]
+    models: dict[str, Measured]
+    scores: dict[str, dict[str, float]]
+    means: dict[str, dict[str, float]]
+    held_out: int
+    steps: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "run": str(self.run),
+            "report": str(self.report),
+            "pictures": [str(path) for path in self.pictures],
+            "models": {name: measured.to_dict() for name, measured in self.models.items()},
+            "scores": self.scores,
+            "means": self.means,
+            "held_out": self.held_out,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "versions": versions(),
+        }
 
 
 def write_demo_report(result: DemoResult) -> Path:
@@ -146,3 +218,8 @@ def _next_section(result: DemoResult) -> Section:
 def _newest(folder: Path, pattern: str) -> Path | None:
     found = sorted(folder.glob(pattern))
     return found[-1] if found else None
+
+
+def strip_of(edit: EditResult) -> Image.Image:
+    """A picture of one pair: a row for each set of chunks, A with B's chunks on the left, B with A's on the right."""
+    return edit_strip(grid_sheet(edit))

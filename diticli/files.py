@@ -17,6 +17,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -294,6 +295,20 @@ def sha256_of(path: Path) -> str:
 
 
 # One process at a time
+
+
+def check_writable(folder: Path) -> None:
+    """See that files can be written to a folder, or to the nearest one above it that is there.
+
+    Raises:
+        DataError: when they cannot.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise DataError(f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place.") from error
 
 
 class FolderLock(AbstractContextManager["FolderLock"]):

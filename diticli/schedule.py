@@ -76,10 +76,6 @@ class NoiseSchedule(nn.Module):
             return per_sample(self.shift_coef, t_B)
         return -(1 - per_sample(self.alphas_cumprod, t_B)).sqrt()
 
-    def log_snr(self) -> torch.Tensor:
-        """`half_log_snr` of every timestep, [T]."""
-        return half_log_snr(self.alphas_cumprod)
-
 
 def half_log_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """lambda = log(sqrt(alpha-bar) / sqrt(1 - alpha-bar)), half the log signal-to-noise ratio; the time in which the

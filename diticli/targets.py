@@ -81,7 +81,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
+class SkippedTarget:
     """A column that is left out, and why."""
 
     name: str
@@ -95,7 +95,7 @@ class UnfitError(Exception):
 
 def make_targets(
     columns: Mapping[str, LabelColumn], parts: Mapping[str, Rows], needs: Requirements | None = None
-) -> tuple[list[Target], tuple[Skipped, ...]]:
+) -> tuple[list[Target], tuple[SkippedTarget, ...]]:
     """The columns that can be learned, and those that cannot.
 
     Args:
@@ -111,7 +111,7 @@ def make_targets(
         try:
             targets.append(make_target(name, column, parts, needs))
         except UnfitError as reason:
-            skipped.append(Skipped(name=name, kind=column.kind, reason=str(reason)))
+            skipped.append(SkippedTarget(name=name, kind=column.kind, reason=str(reason)))
     if not targets:
         some = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
         raise LabelError(

@@ -166,7 +166,7 @@ def test_compiles_into_one_graph(dtype: torch.dtype, dynamic: bool | None) -> No
 
 
 def test_says_once_what_runs_for_a_shape(caplog: pytest.LogCaptureFixture) -> None:
-    attention._say_once.cache_clear()
+    attention._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="diticli.models.attention"):
         for _ in range(3):
             attend(*make_qkv(2, 16, 16, 4, 8))

@@ -18,7 +18,7 @@ from diticli.training import budget
 from diticli.training.budget import Speeds, TimeBudget, fit_to_minutes, within
 from diticli.training.loop import learning_rate
 from diticli.training.pace import Horizon, Pace
-from diticli.training.plan import Plan, StagePlan
+from diticli.training.plan import RunPlan, StagePlan
 from diticli.training.run import train
 from diticli.training.stopping import TrainingInterrupted
 
@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-def plan_at(rates: dict[str, float], config: RunConfig) -> Plan:
+def plan_at(rates: dict[str, float], config: RunConfig) -> RunPlan:
     stages = tuple(
         StagePlan(
             name=name, images=1, steps=1, batch_size=64, learning_rate=1e-3, trained_parameters=1, frozen_parameters=0,
@@ -41,7 +41,7 @@ def plan_at(rates: dict[str, float], config: RunConfig) -> Plan:
         )
         for name, rate in rates.items()
     )  # fmt: skip
-    return Plan(
+    return RunPlan(
         preset=config.preset, device="cpu", precision="fp32", compile=False, data="faces", data_images=1,
         resolution=32, chunks=4, latent_dim=16, ssl="none", stages=stages, peak_memory_mb=1.0,
     )  # fmt: skip
@@ -57,7 +57,7 @@ def test_a_run_ends_within_a_tenth_of_its_minutes(
     true = {"features": 55.0} if given else {"base": 70.0, "features": 55.0}
     config = build_config("faces32", options={"minutes": minutes, "base_model": "x" if given else ""})
 
-    def make_plan(config: RunConfig, *, seconds: float, reporter: object) -> Plan:
+    def make_plan(config: RunConfig, *, seconds: float, reporter: object) -> RunPlan:
         clock.now += len(true) * (seconds + 1.0)
         return plan_at({name: rate * random.uniform(0.97, 1.03) for name, rate in true.items()}, config)
 

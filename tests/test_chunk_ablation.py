@@ -16,8 +16,8 @@ from diticli.errors import ChunkError, DataError, ModelError
 from diticli.evaluation import chunk_ablation
 from diticli.evaluation.chunk_ablation import measure_ablation
 from diticli.evaluation.denoising import measure_model_gap
-from diticli.models.gap import measure_gap
 from diticli.models.pixels import normalise
+from diticli.models.reconstruction_gap import measure_gap
 from diticli.progress import SilentReporter
 from diticli.schedule import NoiseSchedule
 
@@ -148,7 +148,7 @@ def test_the_pipeline_without_features_loses_what_its_base_loses(make_pipeline: 
 
 def test_the_error_with_features_is_that_of_training(make_pipeline: Any, images: torch.Tensor) -> None:
     """Against the loss of stage 2: w_t (noise - estimate)^2 of the same noise, written with the image's error."""
-    from diticli.models.gap import noisy_batches
+    from diticli.models.reconstruction_gap import noisy_batches
     from diticli.training.objectives import FeatureObjective
 
     pipeline, t = make_pipeline(), 300

@@ -17,7 +17,7 @@ from diticli.models import compiled
 from diticli.models.compiled import StepGraph
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.settings import build_config
-from diticli.training import run as training
+from diticli.training import accelerator as training
 from diticli.training.rundir import identity
 
 

@@ -106,20 +106,20 @@ def test_official_sampling_clamps_both_ways_and_scales_the_shift_by_the_score():
 
 
 def test_batches_follow_resolution_and_device():
-    assert EditSettings().batch_at(32, "cpu") == 64
-    assert EditSettings().batch_at(256, "cpu") == 4
-    assert EditSettings().batch_at(128, "cuda") == 64
-    assert EditSettings(batch_size=3).batch_at(128, "cuda") == 3
+    assert EditSettings().default_batch_size(32, "cpu") == 64
+    assert EditSettings().default_batch_size(256, "cpu") == 4
+    assert EditSettings().default_batch_size(128, "cuda") == 64
+    assert EditSettings(batch_size=3).default_batch_size(128, "cuda") == 3
 
 
 def test_sampling_is_compiled_where_it_pays_or_on_demand():
-    assert EditSettings().compiles("cuda", 2_000)
-    assert not EditSettings().compiles("cuda", 1_999)
-    assert not EditSettings().compiles("cpu", 10**9)
-    assert EditSettings(compile=True).compiles("cpu", 1)
-    assert not EditSettings(compile=False).compiles("cuda", 10**9)
-    assert EditSettings(compile=True).sampler()["compile"] is True
-    assert "compile" not in EditSettings().sampler()
+    assert EditSettings().should_compile("cuda", 2_000)
+    assert not EditSettings().should_compile("cuda", 1_999)
+    assert not EditSettings().should_compile("cpu", 10**9)
+    assert EditSettings(compile=True).should_compile("cpu", 1)
+    assert not EditSettings(compile=False).should_compile("cuda", 10**9)
+    assert EditSettings(compile=True).sampler_kwargs()["compile"] is True
+    assert "compile" not in EditSettings().sampler_kwargs()
 
 
 def test_batches_that_do_not_fit_are_halved():

@@ -21,7 +21,7 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, train_c
 from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
-from diticli.models import gap
+from diticli.models import reconstruction_gap
 from diticli.progress import SilentReporter
 from diticli.targets import Target
 
@@ -234,7 +234,7 @@ def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> No
 def test_the_command_writes_a_report_for_every_model(
     make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gap, "GRID", 8)
+    monkeypatch.setattr(reconstruction_gap, "GRID", 8)
     monkeypatch.setattr(chunk_ablation, "POINTS", 4)
     for name in ("a", "b"):
         make_pipeline().save_pretrained(str(tmp_path / name))

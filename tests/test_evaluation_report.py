@@ -17,7 +17,7 @@ from diticli.evaluation.evidence import Evidence
 from diticli.evaluation.evidence_report import evidence_sections, modularity_text, order_text
 from diticli.evaluation.evidence_tables import between, gap_table, lost_table, use_table
 from diticli.evaluation.order import compare_order
-from diticli.models.gap import GapCurve
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.pictures.time_charts import gap_chart, lost_chart
 from diticli.statistics import Estimate
 

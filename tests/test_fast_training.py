@@ -17,16 +17,17 @@ from diticli.config import RunConfig
 from diticli.distributed import Rank
 from diticli.errors import ConfigError
 from diticli.models import compiled, transfer
-from diticli.models.compiled import CPU_STEPS, compile_pays
+from diticli.models.compiled import CPU_STEPS, should_compile
 from diticli.models.frozen import FrozenBase
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training import stage_two
+from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.checkpoint import flatten_optimizer, restore_optimizer
 from diticli.training.loop import Stage, StageTrainer, draw_inputs
 from diticli.training.plan import make_plan
-from diticli.training.run import make_accelerator, resolve, train
+from diticli.training.run import train
 from diticli.training.stopping import TrainingInterrupted
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -155,9 +156,9 @@ def test_memory_feed_follows_the_order() -> None:
 
 def test_images_stay_on_the_host_where_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
-    assert transfer.fits(250, CUDA, 0.25)
-    assert not transfer.fits(251, CUDA, 0.25)
-    assert not transfer.fits(1, CPU, 1.0)
+    assert transfer.fits_in_memory(250, CUDA, 0.25)
+    assert not transfer.fits_in_memory(251, CUDA, 0.25)
+    assert not transfer.fits_in_memory(1, CPU, 1.0)
 
 
 class TestPrefetched:
@@ -310,13 +311,13 @@ def test_errors_of_the_function_itself_are_not_swallowed() -> None:
 def test_auto_compiles_where_it_pays() -> None:
     short, long = build_config("faces32"), build_config("celeba64")
     assert short.compile == "auto"
-    assert compile_pays(short, CUDA)
-    assert not compile_pays(short, CPU)
-    assert compile_pays(long, CPU)
+    assert should_compile(short, CUDA)
+    assert not should_compile(short, CPU)
+    assert should_compile(long, CPU)
     for precision, steps in CPU_STEPS.items():
         half = {"base.images": steps // 2 * 64, "features.images": steps // 2 * 32, "precision": precision}
-        assert compile_pays(build_config("faces32", options=half), CPU)
-        assert not compile_pays(build_config("faces32", options=half | {"base_model": "x"}), CPU)
+        assert should_compile(build_config("faces32", options=half), CPU)
+        assert not should_compile(build_config("faces32", options=half | {"base_model": "x"}), CPU)
     assert resolve(tiny()).compile is False
     assert resolve(tiny("compile=true")).compile is True
 

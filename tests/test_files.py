@@ -40,8 +40,8 @@ from diticli.pictures.report import write_report
 from diticli.probing.files import write_statistics
 from diticli.probing.linear_probe import LinearProbe, save_probe
 from diticli.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diticli.training.failures import explained
-from diticli.training.journal import Journal
+from diticli.training.failures import os_errors_as_typed
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
 
@@ -107,10 +107,10 @@ class Facts:
 
 
 def log(run):
-    journal = Journal(run)
-    journal.begin("base", 0)
-    journal.log(stage="base", step=1, loss=0.5)
-    journal.close()
+    metrics = MetricsLogger(run)
+    metrics.truncate_after("base", 0)
+    metrics.log(stage="base", step=1, loss=0.5)
+    metrics.close()
 
 
 WRITERS = {
@@ -163,7 +163,7 @@ def test_planted_links_lead_nowhere(tmp_path, plant, what, name):
     ("name", "write", "error"),
     [
         ("feats.npy.partial", lambda at: write_features(at / "feats.npy"), FeatureFileError),
-        ("metrics.jsonl", lambda at: Journal(at).log(stage="base", step=1), OSError),
+        ("metrics.jsonl", lambda at: MetricsLogger(at).log(stage="base", step=1), OSError),
         (".lock", lambda at: FolderLock(at).__enter__(), DataError),
     ],
 )
@@ -176,7 +176,7 @@ def test_files_that_grow_are_no_links(tmp_path, plant, name, kind, write, error)
 def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match="no regular file"):
-        Journal(tmp_path).log(stage="base", step=1)
+        MetricsLogger(tmp_path).log(stage="base", step=1)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
@@ -220,8 +220,8 @@ def test_a_folder_of_that_name_is_nobody_s_leftover(tmp_path):
 
 def test_a_run_says_which_link_it_met(tmp_path, plant):
     plant(tmp_path / "run" / "metrics.jsonl")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as caught, explained(tmp_path / "run"):
-        Journal(tmp_path / "run").log(stage="base", step=1)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as caught, os_errors_as_typed(tmp_path / "run"):
+        MetricsLogger(tmp_path / "run").log(stage="base", step=1)
     assert caught.value.remedy.startswith("Replace the link")
 
 

@@ -20,17 +20,17 @@ from diticli.commands.console import say, show_table
 from diticli.commands.failure import explain
 from diticli.commands.plan_view import show_plan
 from diticli.commands.reporting import LineReporter, RichReporter
-from diticli.data import decode, pixel_room
+from diticli.data import decode, decode_budget
 from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image, image_size, is_image, short_side
+from diticli.data.decode_budget import DecodeBudget
 from diticli.data.images import open_images
 from diticli.data.labels import read_labels
-from diticli.data.pixel_room import PixelRoom
 from diticli.editing.many_files import ManyOptions, plan_pairs, write_failed
 from diticli.editing.table import PairRow, read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.features.read import read_features
 from diticli.pictures.report import Section, write_report
-from diticli.training.plan import Plan
+from diticli.training.plan import RunPlan
 
 # paths
 
@@ -190,14 +190,14 @@ def test_files_larger_than_any_picture_are_not_opened(tmp_path, monkeypatch):
 
 
 def test_large_pictures_wait_for_one_another(monkeypatch):
-    """Eight threads that meet eight large pictures hold the room's pixels at most."""
-    monkeypatch.setattr(pixel_room, "SMALL", 10)
-    room, together, most = PixelRoom(100), [], []
+    """Eight threads that meet eight large pictures hold the budget's pixels at most."""
+    monkeypatch.setattr(decode_budget, "SMALL", 10)
+    budget, together, most = DecodeBudget(100), [], []
     started = threading.Barrier(8)
 
     def work(pixels):
         started.wait()
-        with room.take(pixels):
+        with budget.reserve(pixels):
             together.append(pixels)
             most.append(sum(together))
             threading.Event().wait(0.01)
@@ -209,8 +209,8 @@ def test_large_pictures_wait_for_one_another(monkeypatch):
     for thread in threads:
         thread.join(10)
     assert len(most) == 8
-    assert max(total for total in most if total != 150) <= 100, "only what is larger than the room goes alone"
-    with room.take(100), room.take(10):
+    assert max(total for total in most if total != 150) <= 100, "only what is larger than the budget goes alone"
+    with budget.reserve(100), budget.reserve(10):
         pass  # small ones never wait
 
 
@@ -261,7 +261,7 @@ def test_lines_and_errors_show_names_as_they_are(capsys):
 
 
 def test_a_plan_shows_names_as_they_are(capsys):
-    plan = Plan(
+    plan = RunPlan(
         preset="faces32",
         device="cpu",
         precision="fp32",

@@ -24,9 +24,8 @@ from diticli.encoding.encode import encode_images
 from diticli.errors import DeviceError
 from diticli.evaluation.evaluate import evaluate_model
 from diticli.evaluation.images import evaluation_faces
-from diticli.memory import batch_fits
 from diticli.models import largest_batch as module
-from diticli.models.largest_batch import _Counter, free_bytes, largest_batch
+from diticli.models.largest_batch import _Counter, batch_fits, free_bytes, largest_batch
 from diticli.progress import SilentReporter
 from diticli.training.loop import StageTrainer
 from diticli.training.plan import make_plan

@@ -77,7 +77,7 @@ def test_an_unknown_value_is_refused(make_unet: Callable[..., Any], monkeypatch:
 
 def test_says_once_what_is_used_and_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(layout.VARIABLE, "contiguous")
-    layout._say_once.cache_clear()
+    layout._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=layout.__name__):
         for _ in range(3):
             layout_for(CPU, torch.bfloat16)

@@ -11,7 +11,7 @@ from diticli.models import device as device_module
 from diticli.models import hub
 from diticli.models.base_files import load_base
 from diticli.models.device import resolve_device, resolve_precision
-from diticli.models.locate import load_model, load_pipeline, locate, locate_model
+from diticli.models.locate import load_model, load_pipeline, locate
 from diticli.models.model import DiTiModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -65,42 +65,42 @@ def finish(name, *, age):
 def test_what_is_named_wins(monkeypatch):
     finish("demo", age=0)
     monkeypatch.setenv("DITI_MODEL", "from/environment")
-    assert locate_model("someone/model") == "someone/model"
+    assert locate("someone/model").name == "someone/model"
 
 
 def test_then_the_environment(monkeypatch):
     finish("demo", age=0)
     monkeypatch.setenv("DITI_MODEL", "from/environment")
-    assert locate_model(None) == "from/environment"
+    assert locate(None).name == "from/environment"
     monkeypatch.setenv("DITI_MODEL", "")
-    assert locate_model(None) == "runs/demo"
+    assert locate(None).name == "runs/demo"
 
 
 def test_then_the_newest_finished_run():
     finish("zoo", age=500)
     finish("older", age=1000)
     finish("demo", age=10)
-    assert locate_model(None) == "runs/demo"
+    assert locate(None).name == "runs/demo"
     Path("runs/unfinished/checkpoints/step-1").mkdir(parents=True)
     Path("runs/unfinished/model").mkdir()
     Path("runs/notes.txt").write_text("not a run")
-    assert locate_model(None) == "runs/demo"
+    assert locate(None).name == "runs/demo"
 
 
 def test_runs_may_lie_elsewhere(tmp_path):
     finish("demo", age=0)
     Path("runs").rename("other")
-    assert locate_model(None, runs=tmp_path / "other") == str(tmp_path / "other" / "demo")
+    assert locate(None, runs=tmp_path / "other").name == str(tmp_path / "other" / "demo")
 
 
 def test_last_comes_the_shipped_model(shipped):
-    assert locate_model(None) == "shipped"
+    assert locate(None).name == "shipped"
     described = locate(None).describe()
     assert described == f"shipped with diticli {__version__}, trained on built-in faces"
     finish("demo", age=0)
     Path("runs/demo/config.json").write_text(json.dumps({"config": {"data": {"source": "/photos"}}}))
     assert locate(None).describe() == "runs/demo (newest run under ./runs), trained on /photos"
-    assert locate_model("shipped") == "shipped"
+    assert locate("shipped").name == "shipped"
 
 
 def test_the_newest_run_is_not_taken_through_a_link(elsewhere, shipped):
@@ -162,7 +162,7 @@ def test_no_model_at_all_says_how_to_get_one(unfinished):
     if unfinished:
         Path("runs/demo/base/unet").mkdir(parents=True)
     with pytest.raises(ModelError, match=r"no finished run under \./runs") as error:
-        locate_model(None)
+        locate(None)
     assert all(way in error.value.remedy for way in ("--model", "DITI_MODEL", "diti demo"))
 
 

@@ -10,7 +10,7 @@ from diticli.chunks import ChunkLayout
 from diticli.errors import ConfigError, DataError
 from diticli.pictures.animation import save_animation, with_slider
 from diticli.pictures.captions import Caption, clean
-from diticli.pictures.charts import bar_table_chart, line_chart, loss_by_timestep_chart
+from diticli.pictures.charts import bar_table_chart, loss_by_timestep_chart
 from diticli.pictures.differences import difference_gain, difference_map, scale_text
 from diticli.pictures.grids import captioned_strip, image_grid, psnr, save_png, to_uint8
 
@@ -162,9 +162,8 @@ def test_charts_are_pngs_that_show_something(tmp_path):
     layout = ChunkLayout.uniform(chunks=16, latent_dim=32)
     alone = loss_by_timestep_chart(tmp_path / "a.png", loss)
     both = loss_by_timestep_chart(tmp_path / "b.png", loss, base_loss=loss * 1.2, layout=layout)
-    line = line_chart(tmp_path / "c.png", {"x": ([0, 1], [1.0, 2.0])}, title="t", x_label="x", y_label="y")
     pictures = []
-    for path in (alone, both, line):
+    for path in (alone, both):
         with Image.open(path) as image:
             assert image.format == "PNG"
             assert image.size == (936, 468)
@@ -187,7 +186,6 @@ def test_charts_obey_no_settings_of_the_working_folder(tmp_path):
 
 def test_charts_survive_losses_of_nothing(tmp_path):
     loss_by_timestep_chart(tmp_path / "a.png", [math.nan] * 10)
-    line_chart(tmp_path / "b.png", {"x": ([], [])}, title="t", x_label="x", y_label="y")
 
 
 def test_bars_grow_with_the_table(tmp_path):

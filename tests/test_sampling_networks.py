@@ -5,7 +5,7 @@ import torch
 from tiny_models import LATENT_DIM, SIZE
 
 from diticli.errors import ModelError
-from diticli.models.compiled import StepGraph, wants_graph
+from diticli.models.compiled import StepGraph, should_capture
 from diticli.models.frozen import FrozenPair, FrozenShift
 from diticli.models.sampler import Sampler
 
@@ -192,7 +192,7 @@ def test_where_compiling_fails_sampling_says_so_and_goes_on(make_pipeline, monke
 
 
 def test_graphs_are_for_small_batches_on_a_gpu():
-    assert not wants_graph(torch.zeros(1, 3, 4, 4))
+    assert not should_capture(torch.zeros(1, 3, 4, 4))
 
 
 @pytest.mark.gpu

@@ -140,7 +140,7 @@ def test_joint_loss_is_the_weighted_sum_and_waits_for_views() -> None:
 
 def test_a_lone_tensor_is_a_loss_of_the_time_step() -> None:
     loss = torch.rand(3)
-    assert StepLosses.of(loss) == StepLosses(loss, loss, None)
+    assert StepLosses.coerce(loss) == StepLosses(loss, loss, None)
 
 
 @pytest.mark.parametrize(

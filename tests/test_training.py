@@ -141,7 +141,7 @@ def test_stopped_run_goes_on_bit_for_bit(
 
 
 def test_lost_steps_after_a_checkpoint_are_done_again(reference: Path, tmp_path: Path) -> None:
-    """A kill between checkpoints: the journal holds later lines, the newest checkpoint is older."""
+    """A kill between checkpoints: metrics.jsonl holds later lines, the newest checkpoint is older."""
     run = tmp_path / "run"
     with pytest.raises(TrainingInterrupted):
         train(tiny(), run, reporter=StopAfter("features", 40))
@@ -604,7 +604,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
 
     from diticli.errors import ConfigError
     from diticli.settings import build_config
-    from diticli.training.run import make_accelerator, resolve
+    from diticli.training.accelerator import make_accelerator, resolve
 
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
     config = resolve(build_config(preset="faces32", assignments=("base.batch_size=8",)))

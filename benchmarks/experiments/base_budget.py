@@ -21,7 +21,7 @@ from benchmarks.table import render
 from diticli.config import RunConfig
 from diticli.data.images import FaceImages, load_images
 from diticli.models.base_files import load_base
-from diticli.models.gap import measure_gap
+from diticli.models.reconstruction_gap import measure_gap
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config
 from diticli.training.run import train

@@ -3,10 +3,10 @@
     python -m benchmarks.experiments.gain_peaks runs/evidence/auto-detached-gap-0 --lost runs/evidence/lost.json
 
 A factor of strength s is SNR_t s / (1 + SNR_t s) of a degree of freedom of the noise estimate, and lost at SNR_t s = 1
-(`diticli.training.relevance`). Its part of all that the base misses is that over the base's error: the chunk where this
-is greatest learns it fastest. With everything visible, own gradients and a price, it ends in the chunk that still gains
-by more precision when all others do not. The run's `gap.json` has the error, `lost.json` of `benchmarks.evidence` the
-timesteps at which noise hides half of each factor.
+(`diticli.training.loss_weighting`). Its part of all that the base misses is that over the base's error: the chunk
+where this is greatest learns it fastest. With everything visible, own gradients and a KL weight, it ends in the chunk
+that still gains by more precision when all others do not. The run's `gap.json` has the error, `lost.json` of
+`benchmarks.evidence` the timesteps at which noise hides half of each factor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diticli.config_groups import MODULAR
 from diticli.models.build import new_scheduler
 from diticli.schedule import NoiseSchedule
 from diticli.training.base_gap import read_gap
-from diticli.training.relevance import noise_error
+from diticli.training.loss_weighting import noise_error
 from diticli.training.rundir import RunDirectory
 
 
@@ -54,7 +54,7 @@ def ends(
         lost: factor -> timestep at which SNR_t s = 1.
         snr_T: [T] signal-to-noise ratio alpha-bar_t / (1 - alpha-bar_t).
         error_T: [T] mean squared error of the base's noise estimate, one over the loss weights.
-        bottleneck: price of a nat in degrees of freedom.
+        bottleneck: KL weight beta, in degrees of freedom per nat.
         chunks: K, equal in time.
     """
     precision_P = np.concatenate([[0.0], np.geomspace(0.01, 1e5, 1000)])

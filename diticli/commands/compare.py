@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, SeedOption, WorkersOption
+from diticli.comparison.settings import DEFAULT_DATA
 from diticli.config import Precision
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from diticli.comparison.run import Comparison
     from diticli.comparison.settings import CompareSettings
 
-DEFAULT_FACES = "faces:4000:1"
 DEFAULT_BATCH = 128
 
 
@@ -35,7 +35,7 @@ def compare(
         list[str] | None,
         typer.Option(
             help="Images, as for `diti encode`; repeat for several. Default: built-in faces that training did not see, "
-            f"{DEFAULT_FACES}; with --labels alone, the images that the feature files name.",
+            f"{DEFAULT_DATA}; with --labels alone, the images that the feature files name.",
             show_default=False,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def compare(
     from diticli.sampling import DEFAULT_STEPS
 
     taken = () if runs else (_default_model(),)
-    images = tuple(data or (() if labels else (DEFAULT_FACES,)))
+    images = tuple(data or (() if labels else (DEFAULT_DATA,)))
     settings = CompareSettings(
         data=images,
         labels=labels,
@@ -149,7 +149,7 @@ def compare(
         say("Only features are named, and no run shows the architecture of an untrained encoder: it is left out.")
         specs = tuple(spec for spec in specs if spec.kind != "untrained")
     if dry_run:
-        _tell_plan(specs, settings, out, device, as_json)
+        _print_plan(specs, settings, out, device, as_json)
         return
     result = run_comparison(specs, settings, out, device=device, reporter=reporter())
     if result is None:
@@ -172,7 +172,7 @@ def _default_model() -> str:
     return located.name
 
 
-def _tell_plan(
+def _print_plan(
     specs: tuple[EntrySpec, ...], settings: CompareSettings, out: Path, device: str | None, as_json: bool
 ) -> None:
     from diticli.commands.console import emit_json, show_table

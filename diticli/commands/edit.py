@@ -170,7 +170,7 @@ def table(options: TableOptions) -> None:
         from diticli.editing.estimate import seconds_for
 
         plan = plan_pairs(rows, out, model.chunks, model.model_hash, many)
-        _tell_plan(options, plan.to_dict(), seconds_for(model, plan, settings))
+        _print_plan(options, plan.to_dict(), seconds_for(model, plan, settings))
         return
     report = edit_many(model, rows, out, options=many, reporter=reporter())
     _tell_table(options, report, len(rows), request.warnings_of(model, settings, report.psnr))
@@ -203,7 +203,7 @@ def _tell_table(options: TableOptions, report: ManyReport, rows: int, warnings: 
         raise typer.Exit(1)
 
 
-def _tell_plan(options: TableOptions, plan: dict[str, Any], seconds: float) -> None:
+def _print_plan(options: TableOptions, plan: dict[str, Any], seconds: float) -> None:
     from diticli.commands.console import emit_json, say
 
     if options.as_json:
@@ -218,11 +218,12 @@ def _tell_plan(options: TableOptions, plan: dict[str, Any], seconds: float) -> N
 
 
 def _noises(spec: str | None) -> list[Noise]:
-    from diticli.editing.settings import ALONE, Noise
+    from diticli.editing.settings import SINGLE_IMAGE_NOISE, Noise
 
-    names = [part.strip() for part in (spec or ",".join(ALONE)).split(",")]
-    if wrong := [name for name in names if name not in ALONE]:
-        raise ConfigError(f"No reconstruction has the noise {wrong[0]!r}.", remedy=f"Use {', '.join(ALONE)}.")
+    names = [part.strip() for part in (spec or ",".join(SINGLE_IMAGE_NOISE)).split(",")]
+    if wrong := [name for name in names if name not in SINGLE_IMAGE_NOISE]:
+        remedy = f"Use {', '.join(SINGLE_IMAGE_NOISE)}."
+        raise ConfigError(f"No reconstruction has the noise {wrong[0]!r}.", remedy=remedy)
     return [noise for name in names for noise in get_args(Noise) if noise == name]
 
 

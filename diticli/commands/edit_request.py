@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +20,7 @@ from diticli.commands.edit_options import (
     command_line,
 )
 from diticli.errors import ConfigError, DataError
+from diticli.files import check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -120,7 +119,7 @@ def _check_output(options: Options) -> None:
             _check_not_a_source(path, options.sources)
     for folder in folders:
         if folder is not None:
-            _check_folder(folder)
+            check_writable(folder)
 
 
 def _check_strip(out: Path) -> None:
@@ -136,16 +135,6 @@ def _check_not_a_source(path: Path | None, sources: Sequence[str]) -> None:
         return
     if any(Path(source).exists() and path.samefile(source) for source in sources):
         raise ConfigError(f"{path} is one of the images to edit.", remedy="Choose another name.")
-
-
-def _check_folder(folder: Path) -> None:
-    """Whether files can be written to a folder, or to the nearest one above it that is there."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise DataError(f"Cannot write to {folder}: {error.strerror}.", remedy="Choose another place.") from error
 
 
 def _animate(options: Options) -> Path | None:

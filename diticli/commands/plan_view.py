@@ -11,10 +11,10 @@ from diticli.commands.console import emit_json, show_table
 from diticli.commands.printable import printable
 
 if TYPE_CHECKING:
-    from diticli.training.plan import Plan
+    from diticli.training.plan import RunPlan
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
+def show_plan(plan: RunPlan, *, as_json: bool) -> None:
     """The plan as a table, or as JSON."""
     if as_json:
         emit_json({**asdict(plan), "seconds": plan.seconds})
@@ -40,7 +40,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     _print_summary(plan)
 
 
-def _print_summary(plan: Plan) -> None:
+def _print_summary(plan: RunPlan) -> None:
     typer.echo(f"Data: {printable(plan.data)}, {plan.data_images:,} images at {plan.resolution} px")
     beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
@@ -48,7 +48,7 @@ def _print_summary(plan: Plan) -> None:
     typer.echo(f"Total: about {duration(plan.seconds)}, without reading images and drawing samples")
 
 
-def _compiled(plan: Plan) -> str:
+def _compiled(plan: RunPlan) -> str:
     if not plan.compile:
         return "not compiled"
     return f"compiled ({duration(sum(stage.compile_seconds for stage in plan.stages))}, within the times below)"

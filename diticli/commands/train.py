@@ -136,9 +136,9 @@ def train(
 
 def _show_plan(settings: RunConfig, target: Path, started: float, *, as_json: bool) -> None:
     from diticli.commands.plan_view import show_plan
+    from diticli.training.accelerator import resolve
     from diticli.training.budget import fit_to_minutes
     from diticli.training.plan import make_plan
-    from diticli.training.run import resolve
 
     if settings.minutes:
         settings, _ = fit_to_minutes(resolve(settings), target, started=started, reporter=reporter())

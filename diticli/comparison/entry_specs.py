@@ -15,7 +15,7 @@ from diticli.errors import ConfigError
 from diticli.features.formats import READERS
 from diticli.features.manifest import MANIFEST
 
-Kind = Literal["model", "features", "pixels", "pca", "untrained"]
+EntryKind = Literal["model", "features", "pixels", "pca", "untrained"]
 Baseline = Literal["pixels", "pca", "untrained"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 PIXELS, PCA, UNTRAINED = "raw pixels", "PCA of pixels", "untrained encoder"
@@ -35,7 +35,7 @@ class EntrySpec:
     """
 
     name: str
-    kind: Kind
+    kind: EntryKind
     source: str = ""
     seed: int = 0
 

@@ -32,7 +32,7 @@ COLUMNS = ("A", "A again", "A from its features alone", *("",) * PARTS, "A with 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairRow:
+class ComparedPair:
     """One model's pictures of one pair.
 
     Attributes:
@@ -80,7 +80,7 @@ class PictureStore:
             return
         pipeline = self.entries.load(entry)
         settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
-        sampler = pipeline.sampler(**settings.sampler())
+        sampler = pipeline.sampler(**settings.sampler_kwargs())
         source = self.images.at(entry.resolution, entry.crop)
         rows = []
         for pair in self.pairs:
@@ -94,7 +94,7 @@ class PictureStore:
         write_atomically(self._path(entry, ".npy"), "pictures", lambda file: np.save(file, tiles, allow_pickle=False))
         write_atomically(self._path(entry, ".json"), "pictures", text)
 
-    def read(self, entry: Entry) -> list[PairRow]:
+    def read(self, entry: Entry) -> list[ComparedPair]:
         """What `make` kept, one row a pair; none where that is missing or damaged."""
         if not self.pairs:
             return []
@@ -104,7 +104,7 @@ class PictureStore:
         except (OSError, ValueError):
             return []
         return [
-            PairRow(
+            ComparedPair(
                 pictures=tuple(None if text is None else tile for tile, text in zip(row, texts, strict=False)),
                 captions=tuple(text or "" for text in texts),
             )
@@ -115,7 +115,7 @@ class PictureStore:
         return self.folder / (self.key(entry) + suffix)
 
 
-def side_by_side(rows: Sequence[tuple[str, PairRow]]) -> Image.Image:
+def side_by_side(rows: Sequence[tuple[str, ComparedPair]]) -> Image.Image:
     """One pair, a row for each model; smaller pictures are magnified to the size of the largest.
 
     Args:
@@ -138,7 +138,7 @@ def _pair_row(
     second: Image.Image,
     settings: EditSettings,
     reporter: Reporter,
-) -> PairRow:
+) -> ComparedPair:
     given: dict[str, Any] = {"settings": settings, "sampler": sampler, "reporter": reporter}
     alone = reconstruct(pipeline, [first], noises=("mean",), **given)
     layout = pipeline.chunks
@@ -159,7 +159,7 @@ def _pair_row(
         (edit(every), ""),
         (result.originals[1], ""),
     ]
-    return PairRow(pictures=tuple(p for p, _ in cells), captions=tuple(c for _, c in cells))
+    return ComparedPair(pictures=tuple(p for p, _ in cells), captions=tuple(c for _, c in cells))
 
 
 def _steps(layout: Any, part: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entries, Entry, describe_sizes
 from diticli.comparison.entry_specs import EntrySpec
 from diticli.comparison.images import ComparedImages
-from diticli.comparison.pictures import PairRow, PictureStore
+from diticli.comparison.pictures import ComparedPair, PictureStore
 from diticli.comparison.probes import Probed, ProbeStore
 from diticli.comparison.protocol import Protocol, make_protocol
 from diticli.comparison.scores import EntryScores, score_all
@@ -58,7 +58,7 @@ class Comparison:
     scores: dict[str, EntryScores]
     probed: dict[str, Probed]
     swaps: dict[str, dict[str, Any]]
-    pictures: dict[str, list[PairRow]]
+    pictures: dict[str, list[ComparedPair]]
     pairs: list[tuple[str, str]]
     features: dict[str, str]
     notes: tuple[str, ...]
@@ -66,7 +66,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedEntry:
     """What one contender would take.
 
     Attributes:
@@ -80,7 +80,7 @@ class Planned:
 
 def plan(
     specs: Sequence[EntrySpec], settings: CompareSettings, out: Path, *, device: str | None = None
-) -> list[Planned]:
+) -> list[PlannedEntry]:
     """What `compare` would do; writes nothing.
 
     Raises:
@@ -91,7 +91,7 @@ def plan(
     images, entries = ComparedImages(settings), Entries(specs, pixel_side=settings.pixel_side, device=own)
     store = FeatureStore(out / FEATURES, images, entries, settings, rank=rank, device=own, reporter=SilentReporter())
     images.labels(images.names) if settings.data else None
-    return [Planned(entry=s, images=0 if store.has(s) else len(images.names)) for s in entries.all]
+    return [PlannedEntry(entry=s, images=0 if store.has(s) else len(images.names)) for s in entries.all]
 
 
 def compare(

@@ -35,7 +35,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then at the end the leng
 _REPAIR = "Download or write the file again."
 
 
-class Rows(Protocol):
+class ImageRows(Protocol):
     """An array whose first axis counts pictures; indexing by one number or a slice reads just those."""
 
     @property
@@ -50,7 +50,7 @@ class Rows(Protocol):
         """The rows, as NumPy arrays."""
 
 
-def open_arrays(path: Path, reporter: Reporter | None = None) -> Mapping[str, Rows]:
+def open_arrays(path: Path, reporter: Reporter | None = None) -> Mapping[str, ImageRows]:
     """The arrays of a file by name, each opened when it is asked for; arrays of objects are left out.
 
     Args:
@@ -68,13 +68,13 @@ def open_arrays(path: Path, reporter: Reporter | None = None) -> Mapping[str, Ro
     return _Npz(path, reporter or SilentReporter())
 
 
-class _Npz(Mapping[str, Rows]):
+class _Npz(Mapping[str, ImageRows]):
     """The plain arrays of an `.npz`."""
 
     def __init__(self, path: Path, reporter: Reporter) -> None:
         self._path, self._reporter = path, reporter
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self._open: dict[str, Rows] = {}
+        self._open: dict[str, ImageRows] = {}
         try:
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
@@ -86,7 +86,7 @@ class _Npz(Mapping[str, Rows]):
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as e:
             raise DataError(f"Cannot read {path}: {_reason(e)}.", remedy=_REPAIR) from e
 
-    def __getitem__(self, name: str) -> Rows:
+    def __getitem__(self, name: str) -> ImageRows:
         if name not in self._open:
             info = self._members[name]
             try:
@@ -101,7 +101,7 @@ class _Npz(Mapping[str, Rows]):
     def __len__(self) -> int:
         return len(self._members)
 
-    def _read(self, name: str, info: zipfile.ZipInfo) -> Rows:
+    def _read(self, name: str, info: zipfile.ZipInfo) -> ImageRows:
         with zipfile.ZipFile(self._path) as archive, archive.open(info) as file:
             shape, dtype, fortran = _header(file)
             start = file.tell()
@@ -173,7 +173,7 @@ class MappedRows:
         return np.array(self._map[index])
 
 
-class _Hdf5(Mapping[str, Rows]):
+class _Hdf5(Mapping[str, ImageRows]):
     """The plain datasets of an HDF5 file, those in groups by their path."""
 
     def __init__(self, path: Path) -> None:
@@ -191,7 +191,7 @@ class _Hdf5(Mapping[str, Rows]):
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"Cannot read {path}: {_reason(error)}.", remedy=_REPAIR) from error
 
-    def __getitem__(self, name: str) -> Rows:
+    def __getitem__(self, name: str) -> ImageRows:
         if name not in self._names:
             raise KeyError(name)
         return Hdf5Rows(self._path, name)

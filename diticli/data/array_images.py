@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diticli.data.array_files import Rows
+from diticli.data.array_files import ImageRows
 from diticli.data.array_sets import picture_axes, read_array_set, row_name
 from diticli.data.decode import MAX_PIXELS, Crop, UnreadableImageError, to_square
 from diticli.data.machine import patiently
@@ -119,7 +119,7 @@ class ArrayImages:
         return np.ascontiguousarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
-def _value_range(path: Path, images: tuple[Rows, ...]) -> tuple[float, float, str]:
+def _value_range(path: Path, images: tuple[ImageRows, ...]) -> tuple[float, float, str]:
     """Values that become black and white, and how they were found, in words."""
     low, high = np.inf, -np.inf
     whole = all(array.dtype.kind in "uib" for array in images)

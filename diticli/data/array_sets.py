@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.array_files import HDF5_SUFFIXES, NPZ_SUFFIXES, Rows, open_arrays
+from diticli.data.array_files import HDF5_SUFFIXES, NPZ_SUFFIXES, ImageRows, open_arrays
 from diticli.errors import DataError
 from diticli.progress import Reporter
 
@@ -49,7 +49,7 @@ class ArraySet:
         labels: attribute -> [N] values of all parts together, numbers or text.
     """
 
-    images: tuple[Rows, ...]
+    images: tuple[ImageRows, ...]
     parts: tuple[str, ...]
     labels: dict[str, npt.NDArray[Any]]
 
@@ -105,7 +105,7 @@ def read_array_set(path: Path, reporter: Reporter | None = None) -> ArraySet:
     return ArraySet(images, parts, labels)
 
 
-def picture_axes(array: Rows, path: Path) -> bool:
+def picture_axes(array: ImageRows, path: Path) -> bool:
     """Whether an array of pictures has its channels first.
 
     Raises:
@@ -124,7 +124,11 @@ def picture_axes(array: Rows, path: Path) -> bool:
 
 
 def _part_labels(
-    path: Path, arrays: Mapping[str, Rows], lower: Mapping[str, str], parts: tuple[str, ...], images: tuple[Rows, ...]
+    path: Path,
+    arrays: Mapping[str, ImageRows],
+    lower: Mapping[str, str],
+    parts: tuple[str, ...],
+    images: tuple[ImageRows, ...],
 ) -> dict[str, npt.NDArray[Any]]:
     tables = []
     for part, array in zip(parts, images, strict=True):
@@ -138,7 +142,7 @@ def _part_labels(
 
 
 def _factors(
-    path: Path, arrays: Mapping[str, Rows], lower: Mapping[str, str], count: int
+    path: Path, arrays: Mapping[str, ImageRows], lower: Mapping[str, str], count: int
 ) -> dict[str, npt.NDArray[Any]]:
     if {"latents_values", "latents_classes"} <= set(lower):
         values = _table(path, "latents_values", arrays[lower["latents_values"]], count)
@@ -157,7 +161,7 @@ def _factors(
     return {}
 
 
-def _table(path: Path, name: str, rows: Rows, count: int) -> npt.NDArray[Any]:
+def _table(path: Path, name: str, rows: ImageRows, count: int) -> npt.NDArray[Any]:
     if rows.shape[0] != count or len(rows.shape) > 2 or (len(rows.shape) == 2 and rows.shape[1] > 1000):
         raise DataError(
             f"{name!r} of {path} has shape {list(rows.shape)} for {count:,} pictures.",

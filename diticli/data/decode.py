@@ -21,9 +21,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from diticli.config_groups import Crop
+from diticli.data.decode_budget import DecodeBudget
 from diticli.data.machine import is_of_machine, patiently
 from diticli.data.own_files import is_own_picture, is_run
-from diticli.data.pixel_room import PixelRoom
 from diticli.data.png_chunks import without_metadata
 from diticli.errors import DataError, MachineError
 
@@ -67,7 +67,7 @@ MAX_PIXELS = 178_000_000
 MAX_BYTES = 2**30
 """Largest picture file that is opened: some decoders read all of it before they look at it."""
 
-_ROOM = PixelRoom(MAX_PIXELS)
+_DECODE_BUDGET = DecodeBudget(MAX_PIXELS)
 
 CROP_NOTES: dict[Crop, str] = {
     "center": "center square",
@@ -268,7 +268,7 @@ def _decode(
         _refuse_tiff(image, name)
         if crop == "center" or celeba_box(width, height) is None:
             _draft(image, resolution)
-        with _ROOM.take(image.width * image.height):
+        with _DECODE_BUDGET.reserve(image.width * image.height):
             return to_square(image, resolution, crop)
 
     try:

@@ -31,8 +31,8 @@ from diticli.errors import LabelError
 
 __all__ = ["LabelColumn", "LabelTable", "folder_labels", "read_groups", "read_labels", "read_parts"]
 
-Part = Literal["train", "val", "test"]
-_PARTS: dict[str, Part] = {
+SplitPart = Literal["train", "val", "test"]
+_PARTS: dict[str, SplitPart] = {
     **{"0": "train", "1": "val", "2": "test"},
     **{"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"},
 }
@@ -108,7 +108,7 @@ def read_groups(path: Path, images: Sequence[str] | None = None) -> dict[str, st
     return _read_pairs(path, "its group", "the person (or scene) it shows", _GROUP_HEADERS, images)
 
 
-def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, Part]:
+def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, SplitPart]:
     """Read which part of a split each file belongs to.
 
     Either CelebA's `list_eval_partition.txt` (`000001.jpg 0` a line), two columns without a header, or a table as for
@@ -122,7 +122,7 @@ def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, Par
     Raises:
         LabelError: for a file that is missing, empty, damaged, or names another part.
     """
-    parts: dict[str, Part] = {}
+    parts: dict[str, SplitPart] = {}
     meaning = "0 (train), 1 (validation) or 2 (test)"
     found = read_set_parts(path) or _read_pairs(path, "its part", meaning, _PART_HEADERS, images)
     for name, part in found.items():

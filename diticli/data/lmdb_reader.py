@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ def lmdb_reader(path: Path) -> LmdbReader:
         raise DataError(f"Cannot open the LMDB {path}: {error.strerror}.", remedy="Check the path.") from error
     if not real.is_file():
         raise DataError(f"{path} is not a regular file.", remedy="Name the data.mdb, or the folder that holds it.")
+    _reopen_after_fork()
     with _readers_lock:
         reader = _readers.get(key)
         if reader is None:
@@ -114,14 +116,17 @@ def lmdb_reader(path: Path) -> LmdbReader:
         return reader
 
 
+@cache
+def _reopen_after_fork() -> None:
+    """In a child that is forked from now on, readers open their files again."""
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _after_fork() -> None:
     global _readers_lock
     _readers_lock = threading.Lock()
     for reader in list(_readers.values()):
         reader.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def _open_environment(path: Path) -> lmdb.Environment:

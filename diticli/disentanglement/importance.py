@@ -26,7 +26,7 @@ from diticli.disentanglement.auroc import mean_auroc
 from diticli.disentanglement.codes import FactorRows
 from diticli.types import DoubleArray, Rows
 
-Target = npt.NDArray[np.float64] | npt.NDArray[np.bool_]
+FactorValues = npt.NDArray[np.float64] | npt.NDArray[np.bool_]
 
 TREE_ROWS = 1_200
 LASSO_ROWS = 5_000
@@ -67,7 +67,12 @@ def lasso_importance(rows: FactorRows, seed: int) -> tuple[DoubleArray, bool]:
     return np.sum([weights for weights, _ in found], axis=0), all(converged for _, converged in found)
 
 
-def _lasso_weights(rows: FactorRows, chosen: Rows, fitted: Target, held_out: Target) -> tuple[DoubleArray, bool]:
+def _lasso_weights(
+    rows: FactorRows,
+    chosen: Rows,
+    fitted: FactorValues,
+    held_out: FactorValues,
+) -> tuple[DoubleArray, bool]:
     mean, std = fitted.mean(), fitted.std()
     model = LassoCV(**_LASSO_GRID)
     converged = fit_converged(model, rows.x_train[chosen], (fitted - mean) / std)

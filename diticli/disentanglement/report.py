@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diticli.data.label_columns import Kind
-from diticli.targets import Skipped
+from diticli.targets import SkippedTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class DisentanglementReport:
     informativeness: float
     explicitness: float
     factors: tuple[FactorScores, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedTarget, ...]
     train_rows: int
     test_rows: int
     seed: int

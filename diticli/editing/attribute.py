@@ -21,7 +21,7 @@ from diticli.chunks import ChunkLayout
 from diticli.editing.engine import EditablePipeline, Job, Latents, Outcome, drawn_noise, model_name, run_jobs
 from diticli.editing.mixing import check_chunks
 from diticli.editing.results import AttributeResult, Chunks, Move, Reconstruction
-from diticli.editing.settings import ALONE, EditSettings
+from diticli.editing.settings import SINGLE_IMAGE_NOISE, EditSettings
 from diticli.errors import ConfigError
 from diticli.probing.directions import DEFAULT_ALONG, Along
 from diticli.progress import Reporter
@@ -128,9 +128,10 @@ def _check(
         raise ConfigError(
             "An edit needs at least one image, one attribute and one amount.", remedy='E.g. ["Smiling"] and [0.5].'
         )
-    if settings.noise not in ALONE:
+    if settings.noise not in SINGLE_IMAGE_NOISE:
         raise ConfigError(
-            f"The noise {settings.noise!r} needs a second image.", remedy=f"Use {', '.join(ALONE)} without one."
+            f"The noise {settings.noise!r} needs a second image.",
+            remedy=f"Use {', '.join(SINGLE_IMAGE_NOISE)} without one.",
         )
     for chunks in chunk_sets:
         if chunks is not None:

@@ -33,7 +33,7 @@ from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
-ANIMATED, FEW = 192, 4
+ANIMATION_TILE_PX, MAX_LARGE_TILES = 192, 4
 """Animated pictures are so many pixels wide where there are so few of them."""
 NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean"}
 SAME = "\n= reconstruction"
@@ -41,7 +41,7 @@ SAME = "\n= reconstruction"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class SheetCell:
     """One picture of a sheet.
 
     Attributes:
@@ -72,7 +72,7 @@ class SheetRow:
     """
 
     caption: str
-    cells: tuple[Cell, ...]
+    cells: tuple[SheetCell, ...]
     across: str = ""
     down: str = ""
     begins: bool = False
@@ -164,7 +164,7 @@ def reconstruction_sheet(result: ReconstructionResult) -> Sheet:
     for i, (name, stem) in enumerate(zip(result.names, image_stems(result.names), strict=True)):
         original = result.originals[i]
         found = [
-            Cell(
+            SheetCell(
                 picture=pictures[i],
                 stem=f"{stem}_reconstruction_{noise}",
                 against=original,
@@ -172,7 +172,7 @@ def reconstruction_sheet(result: ReconstructionResult) -> Sheet:
             )
             for noise, pictures in result.pictures.items()
         ]
-        cells = (Cell(picture=original, stem=f"{stem}_original", framed=True), *found)
+        cells = (SheetCell(picture=original, stem=f"{stem}_original", framed=True), *found)
         rows.append(SheetRow(caption=name, cells=cells, down=name))
     columns = ("original", *(NOISES[noise] for noise in result.pictures))
     return Sheet(
@@ -272,16 +272,16 @@ def _pair_row(result: EditResult, own: int, chunks: tuple[int, ...]) -> SheetRow
     back, before = result.reconstructions[own], result.originals[own]
     same = result.settings.alpha_zero_is_reconstruction
     edits = [
-        Cell(
+        SheetCell(
             picture=result.edits[Edit(side, chunks, alpha)],
             stem=edit_stem(Edit(side, chunks, alpha), result.layout),
             against=before if same and alpha == 0 else back,
         )
         for alpha in result.alphas
     ]
-    source = Cell(picture=result.originals[other], stem=f"{SIDES[other]}_original", framed=True)
-    original = Cell(picture=before, stem=f"{side}_original", framed=True)
-    reconstruction = Cell(picture=back, stem=f"{side}_reconstruction", against=before)
+    source = SheetCell(picture=result.originals[other], stem=f"{SIDES[other]}_original", framed=True)
+    original = SheetCell(picture=before, stem=f"{side}_original", framed=True)
+    reconstruction = SheetCell(picture=back, stem=f"{side}_reconstruction", against=before)
     what = _in_words(result.layout, chunks)
     across = f"{'AB'[own]} with {'BA'[own]}'s"
     return SheetRow(
@@ -299,15 +299,15 @@ def _attribute_row(result: AttributeResult, image: int, attribute: str, chunks: 
     where = f"_chunks{chunks_stem(chunks, result.layout)}" if chunks else ""
     same = result.settings.noise == "keep"
     edits = [
-        Cell(
+        SheetCell(
             picture=result.edits[Move(image, attribute, chunks, amount)],
             stem=f"{name}_{slug(attribute)}{where}_{f'{amount:+g}' if amount else '0'}",
             against=before if same and amount == 0 else back,
         )
         for amount in result.amounts
     ]
-    original = Cell(picture=before, stem=f"{name}_original", framed=True)
-    reconstruction = Cell(picture=back, stem=f"{name}_reconstruction", against=before)
+    original = SheetCell(picture=before, stem=f"{name}_original", framed=True)
+    reconstruction = SheetCell(picture=back, stem=f"{name}_reconstruction", against=before)
     what = attribute
     if chunks:
         what += ", " + _in_words(result.layout, chunks)
@@ -360,7 +360,7 @@ def _frame(sheet: Sheet, column: int) -> Image.Image:
     for row in sheet.rows:
         pictures[down.index(row.down)][across.index(row.across)] = row.cells[column].picture
     side = sheet.rows[0].cells[column].picture.shape[0]
-    scale = max(1, round(ANIMATED / side)) if len(down) * len(across) <= FEW else None
+    scale = max(1, round(ANIMATION_TILE_PX / side)) if len(down) * len(across) <= MAX_LARGE_TILES else None
     return captioned_strip(pictures, row_captions=down, column_captions=across, scale=scale)
 
 
@@ -376,7 +376,7 @@ def _with_differences(sheet: Sheet) -> list[SheetRow]:
     return rows
 
 
-def _difference(cell: Cell, gain: int) -> Cell:
+def _difference(cell: SheetCell, gain: int) -> SheetCell:
     if cell.against is None:
-        return Cell(picture=cell.picture[:0], stem="")
-    return Cell(picture=difference_map(cell.picture, cell.against, gain), stem="")
+        return SheetCell(picture=cell.picture[:0], stem="")
+    return SheetCell(picture=difference_map(cell.picture, cell.against, gain), stem="")

@@ -23,8 +23,7 @@ from diticli.editing.settings import EditSettings, Noise
 from diticli.models.largest_batch import on_halves
 from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.progress import Reporter, SilentReporter
-
-StepCallback = Callable[[int, int], None]
+from diticli.sampling.types import StepCallback
 
 
 class Job(NamedTuple):
@@ -135,7 +134,7 @@ def run_jobs(
         plan: latents -> jobs; it is asked for a batch at a time.
         count: how many jobs there will be.
         settings: solver, steps, batch size.
-        sampler: of `pipeline.sampler(**settings.sampler())`, for many edits; made here otherwise.
+        sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many edits; made here otherwise.
         reporter: told of every solver step.
         inverted: whether any job needs the images' own noise.
 
@@ -147,7 +146,7 @@ def run_jobs(
         DeviceError: when not even one image fits into the device's memory.
     """
     reporter = reporter or SilentReporter()
-    sampler = sampler or pipeline.sampler(**settings.sampler())
+    sampler = sampler or pipeline.sampler(**settings.sampler_kwargs())
     size = batch_of(pipeline, x0, settings)
     if inverted:
         steps = StepCounter(reporter, "Inverting", math.ceil(len(x0) / size))
@@ -218,7 +217,7 @@ def model_name(pipeline: EditablePipeline) -> str:
 def batch_of(pipeline: EditablePipeline, x0: torch.Tensor, settings: EditSettings) -> int:
     """Images to sample together."""
     device = getattr(pipeline, "device", x0.device)
-    return settings.batch_at(x0.shape[-1], device.type)
+    return settings.default_batch_size(x0.shape[-1], device.type)
 
 
 def drawn_noise(like: torch.Tensor, settings: EditSettings) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from diticli.editing.engine import EditablePipeline, batch_of
-from diticli.editing.many_files import Plan
+from diticli.editing.many_files import TablePlan
 from diticli.editing.settings import EditSettings
 
 PROBED_STEPS = 2
@@ -16,7 +16,7 @@ PROBES = 3
 """The fastest counts: whatever else runs on the machine only ever adds."""
 
 
-def seconds_for(pipeline: EditablePipeline, plan: Plan, settings: EditSettings) -> float:
+def seconds_for(pipeline: EditablePipeline, plan: TablePlan, settings: EditSettings) -> float:
     """Seconds of sampling that are left; an estimate that leaves out reading and writing."""
     invert, decode = plan.pictures
     if not decode:
@@ -29,7 +29,7 @@ def seconds_for(pipeline: EditablePipeline, plan: Plan, settings: EditSettings) 
     noise = torch.zeros(size, 3, side, side)
     took = []
     with torch.inference_mode():
-        sampler = pipeline.sampler(**short.sampler())
+        sampler = pipeline.sampler(**short.sampler_kwargs())
         for _ in range(1 + PROBES):  # the first warms up
             began = time.perf_counter()
             sampler.decode(noise, z, steps=PROBED_STEPS).cpu()

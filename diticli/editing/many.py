@@ -32,8 +32,8 @@ from diticli.editing.engine import (
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
     ManyOptions,
-    Plan,
-    Planned,
+    PlannedPair,
+    TablePlan,
     plan_pairs,
     prepare_folder,
     write_failed,
@@ -117,7 +117,7 @@ def edit_many(
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
     options = replace(options, settings=_compiled(pipeline, plan, options.settings))
-    sampler = pipeline.sampler(**options.settings.sampler())
+    sampler = pipeline.sampler(**options.settings.sampler_kwargs())
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
     written: list[str] = []
@@ -144,13 +144,13 @@ def edit_many(
 def _edit_window(
     pipeline: ManyPipeline,
     sampler: ImageSampler,
-    plan: Plan,
-    pairs: Sequence[Planned],
+    plan: TablePlan,
+    pairs: Sequence[PlannedPair],
     options: ManyOptions,
     pool: ThreadPoolExecutor,
     reporter: Reporter,
     psnr: dict[str, float],
-) -> Iterator[tuple[Planned, str | None]]:
+) -> Iterator[tuple[PlannedPair, str | None]]:
     """Each pair once it is written (None) or has failed (the reason); `psnr` gets those of the reconstructions."""
     images, unreadable = _read_images(pipeline, pairs, options, pool)
     ready = [pair for pair in pairs if pair.row.a in images and pair.row.b in images]
@@ -198,7 +198,7 @@ def _edit_window(
             yield pair, None
 
 
-def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> EditSettings:
+def _compiled(pipeline: ManyPipeline, plan: TablePlan, settings: EditSettings) -> EditSettings:
     """The settings, with the compilation decided by how much there is to sample."""
     like = torch.zeros(1, 3, pipeline.resolution, pipeline.resolution)
     batch = batch_of(pipeline, like, settings)
@@ -206,11 +206,11 @@ def _compiled(pipeline: ManyPipeline, plan: Plan, settings: EditSettings) -> Edi
     inverting, decoding = settings.steps_run(pipeline.chunks.timesteps)
     steps = (invert * inverting + decode * decoding) // batch
     device = getattr(pipeline, "device", like.device)
-    return replace(settings, compile=settings.compiles(device.type, steps))
+    return replace(settings, compile=settings.should_compile(device.type, steps))
 
 
 def _read_images(
-    pipeline: ManyPipeline, pairs: Sequence[Planned], options: ManyOptions, pool: ThreadPoolExecutor
+    pipeline: ManyPipeline, pairs: Sequence[PlannedPair], options: ManyOptions, pool: ThreadPoolExecutor
 ) -> tuple[dict[str, Image.Image], dict[str, str]]:
     """Images by source, and why others cannot be read."""
 

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from diticli.editing.settings import EditSettings
 from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.editing.table import COLUMNS, PairRow, spreadsheet_cell
 from diticli.errors import DataError, DiTiError
-from diticli.files import refuse_links, write_atomically
+from diticli.files import check_writable, refuse_links, write_atomically
 from diticli.pictures.grids import save_png
 from diticli.pictures.metadata import KEY
 from diticli.reading import check_regular
@@ -63,7 +62,7 @@ class ManyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedPair:
     """A pair to edit.
 
     Attributes:
@@ -83,7 +82,7 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TablePlan:
     """What is to be done, what is finished, and what cannot be done.
 
     Attributes:
@@ -97,13 +96,13 @@ class Plan:
 
     out: Path
     model_hash: str
-    todo: tuple[Planned, ...]
+    todo: tuple[PlannedPair, ...]
     finished: tuple[str, ...]
     failed: tuple[tuple[PairRow, str], ...]
     window: int = WINDOW
 
     @property
-    def windows(self) -> Iterator[tuple[Planned, ...]]:
+    def windows(self) -> Iterator[tuple[PlannedPair, ...]]:
         """The pairs to edit, as many at a time as are in memory together."""
         return (self.todo[start : start + self.window] for start in range(0, len(self.todo), self.window))
 
@@ -121,7 +120,13 @@ class Plan:
         return counts | {"failed": failed}
 
 
-def plan_pairs(rows: Sequence[PairRow], out: Path, layout: ChunkLayout, model_hash: str, options: ManyOptions) -> Plan:
+def plan_pairs(
+    rows: Sequence[PairRow],
+    out: Path,
+    layout: ChunkLayout,
+    model_hash: str,
+    options: ManyOptions,
+) -> TablePlan:
     """Sort the pairs into those to edit, those that are finished, and those that cannot be edited."""
     todo, finished, failed = [], [], []
     for row in rows:
@@ -137,7 +142,7 @@ def plan_pairs(rows: Sequence[PairRow], out: Path, layout: ChunkLayout, model_ha
             finished.append(row.name)
         else:
             todo.append(pair)
-    return Plan(
+    return TablePlan(
         out=out,
         model_hash=model_hash,
         todo=tuple(todo),
@@ -155,13 +160,12 @@ def prepare_folder(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
     except OSError as error:
         raise DataError(f"Cannot write to {out}: {error.strerror}.", remedy="Choose another place.") from error
+    check_writable(out)
 
 
-def write_pair(result: EditResult, pair: Planned, plan: Plan, options: ManyOptions) -> None:
+def write_pair(result: EditResult, pair: PlannedPair, plan: TablePlan, options: ManyOptions) -> None:
     """Write all outputs of a pair; the strip comes last, so that its presence means that the others are there.
 
     Raises:
@@ -200,11 +204,11 @@ def write_failed(failed: Sequence[tuple[PairRow, str]], out: Path) -> None:
     write_atomically(path, "list of failures", data)
 
 
-def _planned(row: PairRow, layout: ChunkLayout, options: ManyOptions) -> Planned:
+def _planned(row: PairRow, layout: ChunkLayout, options: ManyOptions) -> PlannedPair:
     sets = [layout.parse(spec) for spec in row.chunks.split(";") if spec.strip()] if row.chunks else []
     alphas = parse_alphas(row.alphas) if row.alphas else options.alphas
     edits = plan_edits(sets or options.chunk_sets or grouped(layout, OVERVIEW_ROWS), alphas, layout)
-    return Planned(row=row, edits=tuple(edits), pictures=len(SIDES) + len(to_decode(edits, options.settings)))
+    return PlannedPair(row=row, edits=tuple(edits), pictures=len(SIDES) + len(to_decode(edits, options.settings)))
 
 
 def _absolute(source: str) -> str:
@@ -215,7 +219,7 @@ def _picture(out: Path, row: PairRow) -> Path:
     return out / f"{row.name}.png"
 
 
-def _key(pair: Planned, model_hash: str, options: ManyOptions) -> str:
+def _key(pair: PlannedPair, model_hash: str, options: ManyOptions) -> str:
     """Fingerprint of everything that decides what the pair's outputs look like."""
     settings = asdict(options.settings)
     del settings["batch_size"], settings["compile"]  # they change speed alone, and the last bits
@@ -230,7 +234,7 @@ def _key(pair: Planned, model_hash: str, options: ManyOptions) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _is_finished(pair: Planned, out: Path, model_hash: str, options: ManyOptions) -> bool:
+def _is_finished(pair: PlannedPair, out: Path, model_hash: str, options: ManyOptions) -> bool:
     """Whether the strip is there and was made from the same images in the same way."""
     picture = _picture(out, pair.row)
     try:

@@ -58,7 +58,7 @@ def edit_pair(
         alphas: strengths; 0 is the image itself, 1 the other's chunks.
         settings: solver, steps, noise, batch size.
         names: what to call A and B.
-        sampler: of `pipeline.sampler(**settings.sampler())`, for many edits; made here otherwise.
+        sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many edits; made here otherwise.
         reporter: told of every solver step.
 
     Raises:
@@ -96,7 +96,7 @@ def counterfactuals(
         x0: A and B, [2, 3, R, R] in [-1, 1].
         edits: what to decode beside both reconstructions.
         settings: solver, steps, noise, batch size.
-        sampler: of `pipeline.sampler(**settings.sampler())`, for many edits; made here otherwise.
+        sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many edits; made here otherwise.
         reporter: told of every solver step.
 
     Returns:

@@ -23,7 +23,7 @@ from diticli.editing.engine import (
     run_jobs,
 )
 from diticli.editing.results import Reconstruction, ReconstructionResult
-from diticli.editing.settings import ALONE, EditSettings, Noise
+from diticli.editing.settings import SINGLE_IMAGE_NOISE, EditSettings, Noise
 from diticli.errors import ConfigError
 from diticli.progress import Reporter
 
@@ -48,7 +48,7 @@ def reconstruct(
         noises: "keep" (inferred by inversion), "random" (one seeded draw for all images), "mean" (zeros).
         settings: solver, steps, seed, batch size.
         names: what to call the images.
-        sampler: of `pipeline.sampler(**settings.sampler())`, for many calls; made here otherwise.
+        sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many calls; made here otherwise.
         reporter: told of every solver step.
 
     Raises:
@@ -58,8 +58,9 @@ def reconstruct(
     settings = settings or EditSettings()
     if not images or not noises:
         raise ConfigError("A reconstruction needs at least one image and one noise.", remedy="Give both.")
-    if wrong := [noise for noise in noises if noise not in ALONE]:
-        raise ConfigError(f"No reconstruction has the noise {wrong[0]!r}.", remedy=f"Use {', '.join(ALONE)}.")
+    if wrong := [noise for noise in noises if noise not in SINGLE_IMAGE_NOISE]:
+        remedy = f"Use {', '.join(SINGLE_IMAGE_NOISE)}."
+        raise ConfigError(f"No reconstruction has the noise {wrong[0]!r}.", remedy=remedy)
     kinds = list(dict.fromkeys(noises))
     drawing = [replace(settings, noise=noise) for noise in kinds]
 

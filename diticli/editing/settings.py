@@ -10,7 +10,7 @@ from diticli.errors import ConfigError
 from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
 
 Noise = Literal["keep", "slerp", "swap", "random", "mean"]
-ALONE: tuple[Noise, ...] = ("keep", "random", "mean")
+SINGLE_IMAGE_NOISE: tuple[Noise, ...] = ("keep", "random", "mean")
 """Noise modes that need no second image."""
 PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
 """Pixels of the images that are sampled together by default: 64 images of 32 px on a CPU, 64 of 128 px on a GPU."""
@@ -38,7 +38,7 @@ class EditSettings:
         precision: in which the networks compute, "auto", "fp32" or "bf16"; None is the solver's default.
         seed: of the "random" noise; the rest is deterministic.
         batch_size: images sampled together; None chooses by resolution and device.
-        compile: the step with torch.compile; None does so where it pays, see `compiles`.
+        compile: the step with torch.compile; None does so where it pays, see `should_compile`.
         official: sample as the official code does, whatever the model's own choice: the predicted x_0 clamped to
             [-1, 1] in the inversion too, and the shift in the score form. See `like_official`.
 
@@ -88,18 +88,18 @@ class EditSettings:
         """Whether an edit of strength 0 is its image's reconstruction: features and noise are the image's own."""
         return self.noise in ("keep", "slerp")
 
-    def sampler(self) -> dict[str, Any]:
+    def sampler_kwargs(self) -> dict[str, Any]:
         """Arguments of `DiTiPipeline.sampler`."""
         precision = {} if self.precision is None else {"precision": self.precision}
         compiled = {"compile": True} if self.compile else {}
         official = {"clip": True, "shift_form": "score"} if self.official else {}
         return {"solver": self.solver, **precision, **compiled, **official}
 
-    def compiles(self, device: str, steps: int) -> bool:
+    def should_compile(self, device: str, steps: int) -> bool:
         """Whether so many steps of full batches on a device of type `device` are to be compiled."""
         return (device == "cuda" and steps >= COMPILED_FROM) if self.compile is None else self.compile
 
-    def batch_at(self, resolution: int, device: str) -> int:
+    def default_batch_size(self, resolution: int, device: str) -> int:
         """Images to sample together at `resolution` on a device of type `device`."""
         pixels = PIXELS_A_BATCH.get(device, PIXELS_A_BATCH["cpu"])
         return self.batch_size or min(256, max(4, pixels // resolution**2))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diticli.config import Precision
-from diticli.models.compiled import CompiledPart, Part
+from diticli.models.compiled import CompilablePart, CompiledPart
 from diticli.models.device import resolve_precision
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.layout import layout_for
@@ -52,7 +52,7 @@ class BatchEncoder:
         self.precision = resolve_precision(precision, self.device)
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self._encoder = _inference_copy(encoder, self._dtype)
-        self._compiled: Part | None = (
+        self._compiled: CompilablePart | None = (
             CompiledPart("encoder", self._features, reporter or SilentReporter()) if compile else None
         )
         self._compiled_size = 0

@@ -29,7 +29,7 @@ from diticli.features.manifest import MANIFEST, FeatureMeta
 from diticli.features.shard_reader import FeatureShards
 from diticli.features.shard_writer import ShardFolder
 from diticli.features.writer import FeatureWriter
-from diticli.memory import SMALLER_MODEL, batch_fits
+from diticli.models.largest_batch import SMALLER_MODEL, batch_fits
 from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload
 from diticli.progress import Reporter, SilentReporter

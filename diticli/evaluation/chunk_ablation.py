@@ -18,7 +18,7 @@ from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.denoising import Denoiser, NoisyImages
 from diticli.evaluation.scores import to_json
-from diticli.models.gap import check_images, noisy_batches
+from diticli.models.reconstruction_gap import check_images, noisy_batches
 from diticli.progress import Reporter, SilentReporter
 from diticli.statistics import Bootstrap, Estimate
 from diticli.types import DoubleArray

@@ -1,7 +1,7 @@
 """The gap with and without features: the error of the predicted image by timestep, as in the paper's motivation.
 
-Source: DiTi (arXiv 2401.11430), section 4.1; PDAE (arXiv 2212.12990), section 3.1. `diticli.models.gap` measures the
-base alone.
+Source: DiTi (arXiv 2401.11430), section 4.1; PDAE (arXiv 2212.12990), section 3.1. The base alone is
+measured by `diticli.models.reconstruction_gap`.
 
 Legend of shape suffixes: N images, B batch, C channels, H height, W width, D latent dim, G timesteps, M modulations.
 """
@@ -17,7 +17,7 @@ import torch
 
 from diticli.errors import ModelError
 from diticli.models.frozen import FrozenPair
-from diticli.models.gap import GapCurve, both_errors, check_images, checked_timesteps, noisy_batches
+from diticli.models.reconstruction_gap import GapCurve, both_errors, check_images, checked_timesteps, noisy_batches
 from diticli.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class NoisyImages:
         self._denoiser, self.t = denoiser, t
         self.bar = denoiser.bar_T[t]
         self.x_t = self.bar.sqrt() * x0_BCHW + (1 - self.bar).sqrt() * noise_BCHW
-        self.base_BCHW, self._down = denoiser.look(self.x_t, t)
+        self.base_BCHW, self._down = denoiser.base_forward(self.x_t, t)
 
     def estimate(self, z_BD: torch.Tensor) -> torch.Tensor:
         """The noise estimate under features, of which the timestep sees what it saw in training."""
@@ -66,7 +66,7 @@ class Denoiser:
         self._coefficient_T = self.schedule.shift_coef.to(self.device)
 
     @torch.no_grad()
-    def look(self, x_t_BCHW: torch.Tensor, t: int) -> tuple[torch.Tensor, DownFeatures]:
+    def base_forward(self, x_t_BCHW: torch.Tensor, t: int) -> tuple[torch.Tensor, DownFeatures]:
         """The base's noise estimate and down-path features."""
         noise, down = self._pair.base(x_t_BCHW, self._time(t))
         return noise.float(), down
@@ -148,5 +148,6 @@ def measure_model_gap(
             reporter.advance(len(x0))
         batches.append(np.stack(errors, axis=2))  # [with or without, as it is or clamped, G, B]
     reporter.finish()
-    without, with_z = (GapCurve.of(part, grid, pipeline.schedule.timesteps) for part in np.concatenate(batches, axis=3))
+    parts = np.concatenate(batches, axis=3)
+    without, with_z = (GapCurve.from_errors(part, grid, pipeline.schedule.timesteps) for part in parts)
     return ModelGap(without_features=without, with_features=with_z)

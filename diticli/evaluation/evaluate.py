@@ -21,7 +21,7 @@ from diticli.editing.mixing import mix_chunks
 from diticli.evaluation.attribute_classifier import AttributeClassifier
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import (
-    MOVED,
+    MIN_TRANSFER,
     Change,
     change,
     differing,
@@ -221,7 +221,7 @@ class _Evaluation:
         noise = side_effects(*readings, shares)
         half = len(self.before_NA) // 4 * 2
         chosen = transfer_rates(*(r[:half] for r in readings)) if half else []
-        moved = tuple(name for name, share in zip(self.names, chosen, strict=False) if share.value >= MOVED)
+        moved = tuple(name for name, share in zip(self.names, chosen, strict=False) if share.value >= MIN_TRANSFER)
         return SwapScore(
             chunks=chunks,
             timesteps=(layout.timestep_starts[min(chunks)], layout.timestep_ends[max(chunks)]),

@@ -13,7 +13,7 @@ from diticli.evaluation.denoising import ModelGap
 from diticli.evaluation.evidence import Evidence
 from diticli.evaluation.evidence_tables import atlas_table, between, chunk_text, gap_table, lost_table, use_table
 from diticli.evaluation.order import OrderAgreement
-from diticli.evaluation.swap_effects import MOVES, SwapEffects
+from diticli.evaluation.swap_effects import MIN_EFFECT, SwapEffects
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section
@@ -89,7 +89,7 @@ def _atlas(atlas: SwapEffects, name: str, layout: ChunkLayout, picture: Path) ->
         f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, "
         f"{atlas.facts['steps_run']} steps), and the attribute classifier gives the transfer rate: 0 is nothing, "
         "1 is all of the partner's attribute. The centre of mass weighs the chunks' timesteps by the absolute transfer "
-        f"rate; attributes of which no chunk transfers {MOVES:g} significantly have none. "
+        f"rate; attributes of which no chunk transfers {MIN_EFFECT:g} significantly have none. "
         f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
         "regressor's importances."
     )

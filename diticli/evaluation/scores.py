@@ -19,7 +19,7 @@ from diticli.statistics import Bootstrap, Estimate
 from diticli.types import DoubleArray
 
 Pixels = npt.NDArray[np.uint8]
-MOVED = 0.5
+MIN_TRANSFER = 0.5
 """A swap moves an attribute when its transfer rate is at least this."""
 
 

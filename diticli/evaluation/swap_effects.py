@@ -31,7 +31,7 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.statistics import Estimate, completeness, concentration, disentanglement, none_if_nan
 from diticli.types import DoubleArray
 
-MOVES = 0.05
+MIN_EFFECT = 0.05
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -40,8 +40,8 @@ class SwapEffects:
     """Attributes by groups of chunks: the transfer rate of exchanging the group alone.
 
     Centres of mass and modularity weigh groups by the absolute share. A group is said to move an attribute when the
-    share is at least `MOVES` and its interval leaves 0 out; an attribute that no group moves has neither centre nor
-    concentration, for both would describe noise.
+    share is at least `MIN_EFFECT` and its interval leaves 0 out; an attribute that no group moves has neither centre
+    nor concentration, for both would describe noise.
 
     Attributes:
         model: its id.
@@ -211,7 +211,7 @@ def _summary(
     shares = [
         [Estimate.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())
     ]
-    moves_GA = np.array([[share.differs and share.value >= MOVES for share in row] for row in shares[:-1]])
+    moves_GA = np.array([[share.differs and share.value >= MIN_EFFECT for share in row] for row in shares[:-1]])
     starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)
     times_G = np.array([(starts[list(group)] + ends[list(group)]).mean() / 2 for group in groups])
     # The effects themselves are the first sample, those of resampled pairs the others.

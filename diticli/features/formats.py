@@ -26,7 +26,6 @@ from diticli.files import replacing, write_tensors
 from diticli.reading import quoted
 
 Array = npt.NDArray[Any]
-FloatArray = npt.NDArray[np.float32]
 
 FEATURES_KEY = "features"
 META_KEY = "diti"

@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from diticli.types import FloatArray
+
 _Item = TypeVar("_Item")
 
 OPEN_SHARDS = 2

@@ -12,8 +12,9 @@ from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.formats import DAMAGE, READERS, Array
 from diticli.features.manifest import FeatureMeta, Manifest, Shard, read_manifest
-from diticli.features.rows import FloatArray, ShardedItems, ShardedRows
+from diticli.features.rows import ShardedItems, ShardedRows
 from diticli.files import sha256_of
+from diticli.types import FloatArray
 
 _SCAN_VALUES = 2**22
 _REMEDY = "Remove it and run the same `diti encode` again, which makes what is missing."

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diti_kernels.dispatch import constant_in_graphs
 from torch import Tensor
 
 from diticli.errors import ConfigError, DeviceError
@@ -69,8 +70,8 @@ def attend(q_BMHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor) -> Tensor:
     # A graph with dynamic shapes is specialised to these three, not to the batch.
     tokens, heads, head_dim = map(index, q.shape[1:])
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    pays = gradient and _math_pays(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads)
-    name = _choose_and_say(q.device, q.dtype, tokens, heads, head_dim, pays)
+    math_is_faster = gradient and _math_is_faster(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads)
+    name = _choose_and_log(q.device, q.dtype, tokens, heads, head_dim, math_is_faster)
     return _OPERATORS[name](q, k, v)
 
 
@@ -99,8 +100,8 @@ def attention_choice(
         ConfigError: when DITI_ATTENTION is none of auto, xformers, sdpa, math.
         DeviceError: when xformers is asked for and cannot be had.
     """
-    pays = gradient and _math_pays(device.type, dtype, batch, tokens, tokens, heads)
-    return _choose(device, dtype, tokens, heads, head_dim, pays)
+    math_is_faster = gradient and _math_is_faster(device.type, dtype, batch, tokens, tokens, heads)
+    return _choose(device, dtype, tokens, heads, head_dim, math_is_faster)
 
 
 def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -113,7 +114,7 @@ def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) ->
     attention_choice(device, dtype, tokens=64, heads=1, head_dim=64)
 
 
-def _math_pays(device_type: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int) -> bool:
+def _math_is_faster(device_type: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int) -> bool:
     """Whether written-out weights train faster than SDPA: in bf16 on a CPU, while they are small.
 
     SDPA's CPU backward in bf16 loses to plain matrix products. Measured on a Xeon with AMX, PyTorch 2.13, 1 and 2
@@ -123,19 +124,19 @@ def _math_pays(device_type: str, dtype: torch.dtype, batch: int, queries: int, k
     """
     if device_type != "cpu" or dtype != torch.bfloat16 or keys > MATH_TOKENS:
         return False
-    # A branch makes a guard of the comparison where a graph's batch is symbolic.
+    # `if`, not `and`: Dynamo guards on the symbolic batch size instead of specialising to one.
     if batch * heads * queries * keys * dtype.itemsize > MATH_WEIGHT_BYTES:  # noqa: SIM103
         return False
     return True
 
 
 def _choose(
-    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_pays: bool
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_is_faster: bool
 ) -> AttentionChoice:
     wanted = _wanted()
     if wanted in ("sdpa", "math"):
         return AttentionChoice(wanted, f"{VARIABLE}={wanted}")
-    if math_pays:
+    if math_is_faster:
         return AttentionChoice("math", "faster than SDPA's bf16 backward on a CPU")
     if wanted == "auto":
         return AttentionChoice("sdpa", f"{VARIABLE}=auto")
@@ -152,20 +153,17 @@ def _wanted() -> Any:
     return wanted
 
 
-def _choose_and_say(
-    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_pays: bool
+@constant_in_graphs
+def _choose_and_log(
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_is_faster: bool
 ) -> Operator:
-    choice = _choose(device, dtype, tokens, heads, head_dim, math_pays)
-    _say_once(device, dtype, tokens, heads, head_dim, choice)
+    choice = _choose(device, dtype, tokens, heads, head_dim, math_is_faster)
+    _log_once(device, dtype, tokens, heads, head_dim, choice)
     return choice.name
 
 
-# What torch.compiler.assume_constant_result does: probing and the environment are no part of a graph.
-setattr(_choose_and_say, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
-
-
 @cache
-def _say_once(
+def _log_once(
     device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, choice: AttentionChoice
 ) -> None:
     shape = f"{heads} heads of {head_dim}, {tokens} tokens, {str(dtype).removeprefix('torch.')}"

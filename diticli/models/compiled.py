@@ -1,6 +1,6 @@
 """Functions made faster: by torch.compile, which says why where it fails, and by CUDA graphs.
 
-`CompiledPart` compiles the parts of an objective, a sampler's step or an encoder; `compile_pays` says for which runs.
+`CompiledPart` compiles the parts of an objective, a sampler's step or an encoder; `should_compile` says for which runs.
 `StepGraph` captures a sampler's step: at small batches a GPU waits for Python to launch the next kernel, and capturing
 takes a few steps' time where compiling takes longer than a whole edit.
 """
@@ -18,10 +18,10 @@ from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
 from diticli.progress import Reporter
 
-Part = Callable[..., Any]
+CompilablePart = Callable[..., Any]
 """A function of tensors."""
 
-Compiler = Callable[[str, Part], Part]
+Compiler = Callable[[str, CompilablePart], CompilablePart]
 """(name for people, function) -> the same function, faster."""
 
 Step = Callable[..., torch.Tensor]
@@ -49,9 +49,9 @@ class CompiledPart:
         reporter: receiver of the message.
     """
 
-    def __init__(self, name: str, function: Part, reporter: Reporter) -> None:
+    def __init__(self, name: str, function: CompilablePart, reporter: Reporter) -> None:
         self.name, self.function, self.reporter = name, function, reporter
-        self._compiled: Part | None = torch.compile(function, fullgraph=True, dynamic=False)
+        self._compiled: CompilablePart | None = torch.compile(function, fullgraph=True, dynamic=False)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""
@@ -78,7 +78,7 @@ def _reason(error: Exception) -> str:
     return ": ".join([type(inner).__name__, *lines[:1]])
 
 
-def compile_pays(config: RunConfig, device: torch.device) -> bool:
+def should_compile(config: RunConfig, device: torch.device) -> bool:
     """What `compile = "auto"` means: yes on a GPU, on a CPU for runs of at least `CPU_STEPS` steps.
 
     The steps are those of all stages that the run trains; auto precision is that of the device. A run that is planned
@@ -147,6 +147,6 @@ class StepGraph:
             return self._output.clone()
 
 
-def wants_graph(x: torch.Tensor) -> bool:
+def should_capture(x: torch.Tensor) -> bool:
     """Whether a batch is small enough, on a GPU; DITI_CUDA_GRAPH=0 never captures."""
     return x.is_cuda and 0 < len(x) <= LARGEST_BATCH and os.environ.get("DITI_CUDA_GRAPH", "1") != "0"

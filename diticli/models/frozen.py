@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from diticli.models.compiled import CompiledPart, Part, StepGraph, wants_graph
+from diticli.models.compiled import CompilablePart, CompiledPart, StepGraph, should_capture
 from diticli.models.layout import layout_for
 from diticli.models.modulation import PathWeights, gather_weights, modulate
 from diticli.models.modules import ResnetBlock, SelfAttention, Upsample
@@ -130,7 +130,7 @@ class FrozenPair:
         with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
             self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
         self._graphs: dict[torch.Size, StepGraph] = {}
-        self._compiled: Part | None = (
+        self._compiled: CompilablePart | None = (
             CompiledPart("sampler's step", self._estimate, WarningReporter()) if compile else None
         )
         self._compiled_shapes: set[torch.Size] = set()
@@ -148,7 +148,7 @@ class FrozenPair:
         """
         inputs = (x_BCHW, t_1, z_mod_BM, scale)
         step = self._step_for(x_BCHW.shape)
-        if not wants_graph(x_BCHW):
+        if not should_capture(x_BCHW):
             estimate_BCHW: torch.Tensor = step(*inputs)
             return estimate_BCHW
         if x_BCHW.shape not in self._graphs:
@@ -157,7 +157,7 @@ class FrozenPair:
             self._graphs[x_BCHW.shape] = StepGraph(step, *inputs)
         return self._graphs[x_BCHW.shape](*inputs)
 
-    def _step_for(self, shape: torch.Size) -> Part:
+    def _step_for(self, shape: torch.Size) -> CompilablePart:
         if self._compiled is None:
             return self._estimate
         if len(self._compiled_shapes) < self.MOST_COMPILED:

@@ -1,5 +1,8 @@
 """The largest batch that fits in the free memory, from the memory that batches of 2 and 4 images take.
 
+    with batch_fits(len(images), lambda n: encode(images[:n]), device=device):
+        encode(images)
+
 Memory is taken to be a line through these two peaks. They are counted in tensors, not in what the system gives: a small
 batch hides in memory that the process already has.
 """
@@ -20,11 +23,64 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diticli.memory import SMALLER_MODEL, Trial, is_out_of_memory, not_even_one
+from diticli.errors import DeviceError
+from diticli.memory import first_line, is_out_of_memory, not_even_one
 
+Trial = Callable[[int], object]
+"""Computes so many images as the batch would have been, and leaves nothing behind."""
+
+SMALLER_MODEL = "Use --device cpu, a model of a smaller resolution, or a machine with more memory."
+SMALLER_NETWORK = "Use a smaller --preset or --resolution, or a machine with more memory."
 SHARE = 0.7
 """Of the free memory that a batch may take: operators have workspaces of their own (a quarter more in one convolution
 network on a CPU), and freed memory lies in pieces."""
+
+
+@contextlib.contextmanager
+def batch_fits(
+    batch_size: int,
+    trial: Trial,
+    *,
+    device: torch.device,
+    processes: int = 1,
+    smallest: str = SMALLER_NETWORK,
+) -> Iterator[None]:
+    """Turn a failure to allocate memory within the block into an error that names a batch size which fits.
+
+    Args:
+        batch_size: images of the batch that may fail, of all processes together.
+        trial: the same computation with fewer images; called after a failure, with the numbers of this process alone.
+        device: where it computes.
+        processes: that share a batch.
+        smallest: remedy where not even one image fits.
+
+    Raises:
+        DeviceError: when a batch of `batch_size` images does not fit in memory.
+    """
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as caught:
+        if not is_out_of_memory(caught):
+            raise
+        error = caught
+    # Outside the handler, and without the locals of what failed: they hold the memory of the failed batch.
+    traceback.clear_frames(error.__traceback__)
+    raise _too_large(error, batch_size, trial, device, processes, smallest) from error
+
+
+def _too_large(
+    error: BaseException, batch_size: int, trial: Trial, device: torch.device, processes: int, smallest: str
+) -> DeviceError:
+    fits: int | None
+    try:
+        fits = processes * largest_batch(trial, batch_size // processes, device, processes)
+    except Exception:  # whatever else a trial meets: the message is about the memory that ran out
+        fits = None
+    if fits == 0:
+        return not_even_one(error, smallest)
+    remedy = "Try a smaller --batch-size." if fits is None else f"Use --batch-size {fits}, which fits by measurement."
+    return DeviceError(f"A batch of {batch_size:,} images does not fit in memory ({first_line(error)}).", remedy=remedy)
 
 
 def largest_batch(trial: Trial, below: int, device: torch.device, processes: int = 1) -> int:

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Literal, NamedTuple, cast
 
 import torch
+from diti_kernels.dispatch import constant_in_graphs
 from torch import Tensor
 
 from diticli.errors import ConfigError
@@ -64,7 +65,7 @@ def layout_for(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
     Raises:
         ConfigError: when DITI_LAYOUT is none of auto, contiguous, channels_last.
     """
-    return _FORMATS[_choose_and_say(device, dtype)]
+    return _FORMATS[_choose_and_log(device, dtype)]
 
 
 def layout_choice(device: torch.device, dtype: torch.dtype) -> LayoutChoice:
@@ -85,16 +86,13 @@ def layout_choice(device: torch.device, dtype: torch.dtype) -> LayoutChoice:
     return LayoutChoice("channels_last", "faster on a CPU in half precision")
 
 
-def _choose_and_say(device: torch.device, dtype: torch.dtype) -> Layout:
+@constant_in_graphs
+def _choose_and_log(device: torch.device, dtype: torch.dtype) -> Layout:
     choice = layout_choice(device, dtype)
-    _say_once(device.type, dtype, choice)
+    _log_once(device.type, dtype, choice)
     return choice.name
 
 
-# What torch.compiler.assume_constant_result does: the environment is no part of a graph.
-setattr(_choose_and_say, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
-
-
 @cache
-def _say_once(device_type: str, dtype: torch.dtype, choice: LayoutChoice) -> None:
+def _log_once(device_type: str, dtype: torch.dtype, choice: LayoutChoice) -> None:
     logger.info("Layout of maps on %s in %s: %s (%s)", device_type, str(dtype).removeprefix("torch."), *choice)

@@ -97,15 +97,6 @@ def locate(model: str | None, *, runs: Path = RUNS) -> Located:
     )
 
 
-def locate_model(model: str | None, *, runs: Path = RUNS) -> str:
-    """Name of the model to load, see `locate`.
-
-    Raises:
-        ModelError: when none is named and none can be found.
-    """
-    return locate(model, runs=runs).name
-
-
 def _index(run: Path) -> Path:
     return run / "model" / "model_index.json"
 

@@ -24,14 +24,12 @@ from diticli.models.identity import FORM, model_identity, weights_digest
 from diticli.models.largest_batch import on_halves
 from diticli.models.network import Network
 from diticli.models.noise_prediction import Prediction, predict
-from diticli.models.pixels import checked, normalise
+from diticli.models.pixels import Images, checked, normalise
 from diticli.models.sampler import Sampler
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import UNet
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback
 from diticli.schedule import NoiseSchedule
-
-Images = torch.Tensor | Sequence[Image.Image]
 
 STORED_AS = {
     "unet": ("diffusers", "UNet2DModel"),
@@ -235,8 +233,32 @@ class DiTiModel:
         """Inference copies of base and shift decoder, to invert and decode with; see `diticli.models.sampler`.
 
         Making them takes about as long as one step; keep the sampler for as long as the weights stay as they are.
+
+        Args:
+            solver: "dpm" or "ddim" (as the official code); see `diticli.sampling`.
+            clip: clamp the predicted x_0 at every step; None takes the solver's own default.
+            shift_form: "score" or "posterior" in place of the model's own.
+            precision: in which the networks compute; None takes the solver's own default.
+            compile: the step with torch.compile.
+
+        Raises:
+            DeviceError: for bf16 on a GPU without it.
+            ModelError: for an encoder alone.
         """
-        return Sampler(self, solver=solver, clip=clip, shift_form=shift_form, precision=precision, compile=compile)
+        unet, shift_decoder = self.denoisers()
+        return Sampler(
+            unet,
+            shift_decoder,
+            schedule=self.schedule,
+            chunks=self.chunks,
+            windows=self.windows,
+            shift_form=shift_form or self.config.shift_form,
+            as_tensor=self.as_tensor,
+            solver=solver,
+            clip=clip,
+            precision=precision,
+            compile=compile,
+        )
 
     def invert(
         self,

@@ -1,9 +1,9 @@
 """Norms of the networks: `diti_kernels.adaptive_group_norm`, and on a CPU the layout in which it is fast.
 
-On a GPU the operator takes channels_last as it lies. PyTorch's CPU kernels, on which it stands there, are fast forwards
-in channels_last and many times faster backwards in NCHW. So a channels_last map on a CPU is copied to NCHW and back
-where autograd records its norm, which costs less than it saves, and else taken as it lies where that pays, unless
-`DITI_KERNELS` names an implementation.
+On a GPU the operator takes channels_last without a copy. On a CPU it uses PyTorch's kernels, whose forward is fast in
+channels_last and whose backward is many times faster in NCHW. So a channels_last map on a CPU is copied to NCHW and
+back where autograd records its norm, which costs less than it saves, and otherwise used without a copy where that is
+faster, unless `DITI_KERNELS` names an implementation.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def modulated_norm(
     groups, eps = norm.num_groups, norm.eps
     if h_BCHW.device.type != "cpu" or h_BCHW.is_contiguous():
         return adaptive_group_norm(h_BCHW, scale, shift, groups, eps, skip=skip, activation=activation)
-    if _fast_as_it_lies(h_BCHW, skip, scale, shift, groups):
+    if _channels_last_is_faster(h_BCHW, skip, scale, shift, groups):
         h = h_BCHW if skip is None else torch.cat([h_BCHW, skip.to(h_BCHW.dtype)], dim=1)
-        y = _as_it_lies(h, scale, shift, groups, eps)
+        y = _channels_last_norm(h, scale, shift, groups, eps)
         return F.silu(y, inplace=True) if activation == "silu" else y
-    h, skip = _Relaid.apply(h_BCHW, False), None if skip is None else _Relaid.apply(skip, False)
+    h, skip = _ToMemoryFormat.apply(h_BCHW, False), None if skip is None else _ToMemoryFormat.apply(skip, False)
     y = adaptive_group_norm(h, scale, shift, groups, eps, skip=skip, activation=activation)
-    return _Relaid.apply(y, True)
+    return _ToMemoryFormat.apply(y, True)
 
 
-def _fast_as_it_lies(h: Tensor, skip: Tensor | None, scale: Tensor, shift: Tensor, groups: int) -> bool:
+def _channels_last_is_faster(h: Tensor, skip: Tensor | None, scale: Tensor, shift: Tensor, groups: int) -> bool:
     """Whether PyTorch's CPU kernel takes channels_last maps at least as fast as the detour by NCHW.
 
     Not when it is differentiated (twice to five times as slow), nor when compiled, where Inductor writes its own.
@@ -73,7 +73,7 @@ def _fast_as_it_lies(h: Tensor, skip: Tensor | None, scale: Tensor, shift: Tenso
     return h.dtype.itemsize == 2 and (h.shape[2] * h.shape[3] >= 1024 or scale.shape[-1] // groups >= 16)
 
 
-def _as_it_lies(h: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+def _channels_last_norm(h: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
     (B, C), size = h.shape[:2], h.shape[2] * h.shape[3]
     if scale.numel() == C:
         scale, shift = (m.reshape(C).float() for m in (scale, shift))
@@ -83,7 +83,7 @@ def _as_it_lies(h: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
     return torch.addcmul(shift, normalised, scale)
 
 
-class _Relaid(torch.autograd.Function):
+class _ToMemoryFormat(torch.autograd.Function):
     """A copy in another layout, whose gradient is copied back.
 
     PyTorch's own copy passes the gradient on as it comes, and CPU kernels that meet two layouts at once are many

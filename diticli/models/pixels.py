@@ -5,9 +5,14 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from PIL import Image
 
 from diticli.errors import ConfigError
+
+Images = torch.Tensor | Sequence[Image.Image]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -9,18 +9,20 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 
+from diticli.chunks import ChunkLayout
 from diticli.config import Precision
 from diticli.models.device import resolve_precision
 from diticli.models.frozen import FrozenPair
 from diticli.models.noise_prediction import ShiftedNoise
+from diticli.models.pixels import Images
+from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
+from diticli.models.unet import UNet
 from diticli.sampling import DEFAULT_PRECISION, DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback, decode, invert
-
-if TYPE_CHECKING:
-    from diticli.models.model import DiTiModel, Images
+from diticli.schedule import NoiseSchedule
 
 
 class Sampler:
@@ -29,42 +31,50 @@ class Sampler:
     The copies are of the moment: what is done to the model's weights later does not reach them.
 
     Args:
-        model: a model with a base; left as it is.
+        unet: the base; left as it is.
+        decoder: the shift decoder; left as it is.
+        schedule: of the noise.
+        chunks: which dims each timestep sees.
+        windows: the same, as the shift decoder takes it.
+        shift_form: "score" or "posterior".
+        as_tensor: images -> a tensor [B, 3, R, R] in [-1, 1], checked.
         solver: "dpm" or "ddim" (as the official code); see `diticli.sampling`.
         clip: clamp the predicted x_0 at every step; None takes the solver's own default.
-        shift_form: "score" or "posterior" in place of the model's own.
         precision: in which the networks compute; None takes the solver's own default. Networks that were cast to less
             than float32 keep their own dtype.
         compile: the step with torch.compile, which takes as long as some thousand steps of a small model.
 
     Raises:
         DeviceError: for bf16 on a GPU without it.
-        ModelError: for an encoder alone.
     """
 
     def __init__(
         self,
-        model: DiTiModel,
+        unet: UNet,
+        decoder: ShiftDecoder,
         *,
+        schedule: NoiseSchedule,
+        chunks: ChunkLayout,
+        windows: ChunkWindows,
+        shift_form: str,
+        as_tensor: Callable[[Images], torch.Tensor],
         solver: Solver = DEFAULT_SOLVER,
         clip: bool | None = None,
-        shift_form: str | None = None,
         precision: Precision | None = None,
         compile: bool = False,
     ) -> None:
-        unet, decoder = model.denoisers()
         precision = precision or DEFAULT_PRECISION.get(solver, "fp32")
         bf16 = unet.dtype == torch.float32 and resolve_precision(precision, unet.device) == "bf16"
         self.dtype = torch.bfloat16 if bf16 else unet.dtype
         self.device = torch.device(unet.device)
         self._pair = FrozenPair(unet, decoder, self.dtype, compile=compile)
-        self._model, self._solver, self._clip = model, solver, clip
-        self._form = shift_form or model.config.shift_form
+        self._schedule, self._chunks, self._windows, self._form = schedule, chunks, windows, shift_form
+        self._as_tensor, self._solver, self._clip = as_tensor, solver, clip
 
     def noise(self, z_BD: torch.Tensor) -> ShiftedNoise:
         """The shifted noise estimate (x_t, t) -> [B, C, H, W], float32, under features z."""
-        model = self._model
-        return ShiftedNoise(self._pair, model.schedule, model.chunks, model.windows, z_BD.to(self.device), self._form)
+        z_BD = z_BD.to(self.device)
+        return ShiftedNoise(self._pair, self._schedule, self._chunks, self._windows, z_BD, self._form)
 
     @torch.no_grad()
     def invert(
@@ -81,8 +91,8 @@ class Sampler:
         Raises:
             ConfigError: for another shape or value range, an unknown solver, or an impossible number of steps.
         """
-        x0 = self._model.as_tensor(images).to(self.device)
-        bar = self._model.schedule.alphas_cumprod
+        x0 = self._as_tensor(images).to(self.device)
+        bar = self._schedule.alphas_cumprod
         return invert(self.noise(z), x0, bar, steps=steps, solver=self._solver, clip=self._clip, callback=callback)
 
     @torch.no_grad()
@@ -93,5 +103,5 @@ class Sampler:
 
         Arguments and errors as `invert`.
         """
-        bar, x = self._model.schedule.alphas_cumprod, x_T.to(self.device).float()
+        bar, x = self._schedule.alphas_cumprod, x_T.to(self.device).float()
         return decode(self.noise(z), x, bar, steps=steps, solver=self._solver, clip=self._clip, callback=callback)

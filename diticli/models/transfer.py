@@ -79,7 +79,7 @@ class Download:
         return self._host
 
 
-def fits(size: int, device: torch.device, share: float) -> bool:
+def fits_in_memory(size: int, device: torch.device, share: float) -> bool:
     """Whether `size` bytes are at most `share` of the memory of a GPU that is free now; never on a CPU."""
     if device.type != "cuda":
         return False

@@ -25,9 +25,9 @@ from diticli.official.files import (
 )
 from diticli.reading import quoted, shortened
 
-Kind = Literal["DiTi", "PDAE", "SimCLR", "SimSiam", "pre-trained DPM"]
+CheckpointKind = Literal["DiTi", "PDAE", "SimCLR", "SimSiam", "pre-trained DPM"]
 _GRADIENTS = {"base": "cumulative", "stop_grad": "detached", "dual": "dual"}
-_ALONE: dict[str, Kind] = {"simclr": "SimCLR", "simsiam": "SimSiam"}
+_ALONE: dict[str, CheckpointKind] = {"simclr": "SimCLR", "simsiam": "SimSiam"}
 _OTHER_CHECKPOINTS = {
     "ema_latent_denoise_fn": "a latent diffusion model",
     "ema_classifier": "a classifier",
@@ -57,7 +57,7 @@ class OfficialRun:
         notes: facts for the user.
     """
 
-    kind: Kind
+    kind: CheckpointKind
     checkpoint: Path
     ema: bool
     step: int | None

@@ -40,7 +40,7 @@ _INNER = {
 _SHOWN = 4
 
 
-class Part(NamedTuple):
+class ConvertedPart(NamedTuple):
     """One of our modules and, for each of its (outermost mapped) submodules, the official one."""
 
     module: nn.Module
@@ -80,8 +80,13 @@ def from_official(
     with torch.device("meta"):
         unet = UNet(**config)
         shift = ShiftDecoder(unet_config=config, latent_dim=latent_dim)
-    parts = (Part(unet, _base_names(config)), Part(shift, _shift_names(config)))
-    load_parts(parts, decoder, "decoder", new_qkv=new_qkv_order(denoise_fn_config))
+    parts = (ConvertedPart(unet, _base_names(config)), ConvertedPart(shift, _shift_names(config)))
+    load_parts(
+        parts,
+        decoder,
+        "decoder",
+        new_qkv=new_qkv_order(denoise_fn_config),
+    )
     return unet.requires_grad_(False).eval(), enc, shift.eval()
 
 
@@ -93,7 +98,7 @@ def encoder_from_official(official: StateDict, model: str, *, latent_dim: int) -
     """
     with torch.device("meta"):
         encoder = SemanticEncoder(**encoder_config(model, latent_dim))
-    load_parts([Part(encoder, dict(_encoder_names(encoder)))], official, "encoder")
+    load_parts([ConvertedPart(encoder, dict(_encoder_names(encoder)))], official, "encoder")
     return encoder.eval()
 
 
@@ -106,11 +111,16 @@ def base_from_official(official: StateDict, denoise_fn_config: Mapping[str, Any]
     config = unet_config(denoise_fn_config, resolution)
     with torch.device("meta"):
         unet = UNet(**config)
-    load_parts([Part(unet, _base_names(config))], official, "denoise_fn", new_qkv=new_qkv_order(denoise_fn_config))
+    load_parts(
+        [ConvertedPart(unet, _base_names(config))],
+        official,
+        "denoise_fn",
+        new_qkv=new_qkv_order(denoise_fn_config),
+    )
     return unet.requires_grad_(False).eval()
 
 
-def load_parts(parts: Sequence[Part], official: StateDict, what: str, *, new_qkv: bool = False) -> None:
+def load_parts(parts: Sequence[ConvertedPart], official: StateDict, what: str, *, new_qkv: bool = False) -> None:
     """Fill modules, which may be on the meta device, from one official state dict.
 
     Args:
@@ -148,7 +158,7 @@ def _check(expected: Mapping[str, tuple[int, ...]], official: StateDict, what: s
         )
 
 
-def _source(key: str, tensor: torch.Tensor, part: Part) -> _Source:
+def _source(key: str, tensor: torch.Tensor, part: ConvertedPart) -> _Source:
     """Where our tensor `key` comes from."""
     path, _, leaf = key.rpartition(".")
     block, inner = path, ""

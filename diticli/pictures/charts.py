@@ -66,27 +66,6 @@ def loss_by_timestep_chart(
     return save_chart(path, draw, (7.2, 3.6))
 
 
-def line_chart(
-    path: Path | str,
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-) -> Path:
-    """Write a PNG of named lines, name -> (x, y); the y axis is logarithmic when values span over 30x."""
-
-    def draw(axes: Axes) -> None:
-        for i, (name, (x, y)) in enumerate(series.items()):
-            axes.plot(x, y, label=plain(name), color=SERIES[i % len(SERIES)], linewidth=1.6)
-        axes.set(title=plain(title), xlabel=plain(x_label), ylabel=plain(y_label))
-        _log_if_wide(axes, [v for _, y in series.values() for v in y])
-        if len(series) > 1:
-            axes.legend(frameon=False)
-
-    return save_chart(path, draw, (7.2, 3.6))
-
-
 def bar_table_chart(
     path: Path | str,
     names: Sequence[str],

@@ -20,7 +20,7 @@ from diticli.probing.masked_fit import MaskedFit
 from diticli.probing.metrics import score
 from diticli.probing.resampling import Resampled, intervals_of, mean_intervals_of
 from diticli.statistics import Interval
-from diticli.targets import Skipped, Target
+from diticli.targets import SkippedTarget, Target
 from diticli.types import DoubleArray
 
 
@@ -110,7 +110,7 @@ class ProbeReport:
     """
 
     attributes: tuple[AttributeReport, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedTarget, ...]
     means: dict[str, dict[str, float]]
     mean_intervals: dict[str, dict[str, Interval]]
     split: dict[str, int]

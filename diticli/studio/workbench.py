@@ -84,7 +84,7 @@ class Workbench:
         self.model = model
         self.settings = settings or EditSettings()
         self.directions = directions
-        self._sampler: ImageSampler = model.sampler(**self.settings.sampler())
+        self._sampler: ImageSampler = model.sampler(**self.settings.sampler_kwargs())
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
         self._kept = kept
         self._lock = threading.Lock()
@@ -221,7 +221,7 @@ class Workbench:
         return np.array([np.sqrt(np.mean(z[layout.dims_of(chunk)] ** 2)) for chunk in range(layout.chunks)])
 
     def _decode(self, jobs: Sequence[Job], settings: EditSettings, stale: Stale | None) -> Pixels:
-        size = settings.batch_at(self.model.resolution, torch.device(self.model.device).type)
+        size = settings.default_batch_size(self.model.resolution, torch.device(self.model.device).type)
         images = [image for _, image in decode_all(self._sampler, jobs, settings, size, _asking(stale))]
         return to_uint8(torch.stack(images))
 

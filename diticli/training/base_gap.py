@@ -13,7 +13,7 @@ from diticli.distributed import Rank
 from diticli.errors import CheckpointError
 from diticli.files import write_json
 from diticli.models.frozen import FrozenBase
-from diticli.models.gap import GapCurve, measure_gap
+from diticli.models.reconstruction_gap import GapCurve, measure_gap
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule

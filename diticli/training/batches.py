@@ -22,7 +22,7 @@ from diticli.data.images import ImageSource, Skipped, UnreadableImageError, chec
 from diticli.distributed import Rank
 from diticli.errors import MachineError
 from diticli.models.pipeline import normalise
-from diticli.models.transfer import fits, prefetched, upload, uploaded
+from diticli.models.transfer import fits_in_memory, prefetched, upload, uploaded
 
 RESIDENT_SHARE = 0.25
 """Images stay on a GPU where they take at most this share of its free memory; activations need the rest."""
@@ -87,7 +87,9 @@ class MemoryFeed:
 
     def _on(self, device: torch.device) -> torch.Tensor:
         """All images on `device` where they fit, else on the host."""
-        if self._resident.device.type != device.type and fits(self.images_NCHW.nbytes, device, self.resident_share):
+        if self._resident.device.type != device.type and fits_in_memory(
+            self.images_NCHW.nbytes, device, self.resident_share
+        ):
             self._resident = self.images_NCHW.to(device)
         return self._resident if self._resident.device.type == device.type else self.images_NCHW
 

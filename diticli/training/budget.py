@@ -24,7 +24,7 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.training import samples
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.pace import Pace
-from diticli.training.plan import Plan, make_plan
+from diticli.training.plan import RunPlan, make_plan
 from diticli.training.rundir import RunDirectory
 from diticli.training.stage_two import STAGE
 
@@ -210,7 +210,7 @@ def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
         return None  # no run, or a damaged one, which is refused later
 
 
-def _speeds(plan: Plan, config: RunConfig) -> Speeds:
+def _speeds(plan: RunPlan, config: RunConfig) -> Speeds:
     source = open_source(config)
     reading = _seconds_to_read(source) / reading_workers(config)
     training = {stage.name: stage.images_per_second for stage in plan.stages}

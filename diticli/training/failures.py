@@ -1,4 +1,4 @@
-"""What a run cannot foresee, said in words: a full disk, a folder that is no longer writable, a decoder that dies."""
+"""Failures of the system during a run as typed errors: a full disk, a folder that turned read-only, a dead worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errn
 
 
 @contextlib.contextmanager
-def explained(out: Path) -> Iterator[None]:
+def os_errors_as_typed(out: Path) -> Iterator[None]:
     """Turn what the system says within the block into typed errors with a remedy.
 
     Args:

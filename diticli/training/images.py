@@ -18,7 +18,7 @@ from diticli.training.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
-class Images:
+class RunImages:
     """The run's images: a feed for training and a few to look at."""
 
     feed: ImageFeed
@@ -40,7 +40,7 @@ def open_source(config: RunConfig, reporter: Reporter | None = None) -> ImageSou
 
 def prepare_images(
     config: RunConfig, source: ImageSource, run: RunDirectory, reporter: Reporter, *, rank: int = 0
-) -> Images:
+) -> RunImages:
     """Decode into memory what fits, stream the rest.
 
     What cannot be read is listed in `skipped.txt`, by the first process. Streaming processes meet different images;
@@ -51,14 +51,14 @@ def prepare_images(
     """
     if not fits_in_memory(config, source):
         feed = StreamFeed(source, reading_workers(config), None if rank else run.root / "skipped.txt")
-        return Images(feed, len(source), feed.first(samples.COUNT))
+        return RunImages(feed, len(source), feed.first(samples.COUNT))
     skipped_list = None if rank else run.root / "skipped.txt"
     loaded = load_images(source, reporter=reporter, workers=config.data.workers or None, skipped_list=skipped_list)
     memory = MemoryFeed(loaded.images)
-    return Images(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
+    return RunImages(memory, len(loaded.images), memory.images_NCHW[: samples.COUNT])
 
 
-def compare_skipped(images: Images, peers: PeerMonitor) -> None:
+def compare_skipped(images: RunImages, peers: PeerMonitor) -> None:
     """Make sure that streamed images which one process could not read are unreadable for all. All must ask.
 
     Raises:

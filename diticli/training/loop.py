@@ -19,8 +19,8 @@ from accelerate.utils import broadcast_object_list
 from diticli.config_groups import StageConfig
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
-from diticli.memory import batch_fits
 from diticli.models.compiled import compiler_for
+from diticli.models.largest_batch import batch_fits
 from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
 from diticli.reading import quoted, shortened
@@ -36,7 +36,7 @@ from diticli.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from diticli.training.journal import Journal
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import Objective, StepLosses
 from diticli.training.pace import Horizon, Pace
 from diticli.training.stopping import StopRequest, TrainingInterrupted
@@ -75,7 +75,7 @@ class Stage:
     """Two views of each image, for a self-supervised loss."""
     views_from: int = 0
     """First step (zero-based) that gets views."""
-    price: Callable[[float], float] = field(default=lambda progress: 0.0)
+    beta: Callable[[float], float] = field(default=lambda progress: 0.0)
     """KL weight of the features by the share of the steps that is done."""
     before_checkpoint: Callable[[], None] = field(default=lambda: None)
     """Called by all processes before a checkpoint is written, which an error prevents."""
@@ -217,7 +217,7 @@ class StageTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(budget, self.step, self.decay)
         with self.accelerator.autocast():
-            losses = StepLosses.of(self.module(**inputs))
+            losses = StepLosses.coerce(self.module(**inputs))
         self.accelerator.backward(losses.total_B.mean())
         skipped = self._skip_unless_finite(self._gradient_norm())
         self.optimizer.step()
@@ -283,7 +283,7 @@ class StageTrainer:
         return mean
 
 
-def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop: StopRequest) -> None:
+def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter, stop: StopRequest) -> None:
     """Train to the end of the budget; leaves the moving average in the weights.
 
     Raises:
@@ -303,7 +303,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
         rank=rank,
     )
     stage.objective.train()
-    journal.begin(stage.name, trainer.step)
+    metrics.truncate_after(stage.name, trainer.step)
     done = trainer.step * budget.batch_size
     reporter.start(f"Stage {stage.name}", trainer.whole.steps * budget.batch_size, unit="images", done=done)
     started, first_step, skipped = time.perf_counter(), trainer.step, 0
@@ -328,7 +328,7 @@ def run_stage(trainer: StageTrainer, journal: Journal, reporter: Reporter, stop:
             rate = (trainer.step - first_step) * budget.batch_size / (time.perf_counter() - started)
             if (ssl_loss := trainer.totals.take_mean_ssl()) is not None:
                 fields["ssl_loss"] = ssl_loss
-            journal.log(
+            metrics.log(
                 stage=stage.name,
                 step=trainer.step,
                 images=trainer.step * budget.batch_size,
@@ -421,7 +421,7 @@ def _trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
     )
     views = None if stage.views is None else stage.views.of(count)
     with accelerator.autocast():
-        losses = StepLosses.of(objective(**draw_inputs(stage, noise, views, 0, images)))
+        losses = StepLosses.coerce(objective(**draw_inputs(stage, noise, views, 0, images)))
     losses.total_B.mean().backward()
     objective.zero_grad(set_to_none=True)
     del kept
@@ -446,7 +446,7 @@ def draw_inputs(
     if objective.feature_noise:
         inputs["feature_noise_BD"] = noise.draw_features(step, objective.feature_noise, images_BCHW.device)
         # A scalar on the host: it multiplies tensors of any device without waiting for it.
-        inputs["price"] = torch.tensor(stage.price((whole or Horizon(stage.budget.steps)).share(step)))
+        inputs["beta"] = torch.tensor(stage.beta((whole or Horizon(stage.budget.steps)).share(step)))
     if views is not None:
         inputs["views_2BCHW"] = views.draw(step, images_BCHW)
     return inputs

@@ -1,7 +1,7 @@
 """The losses of both stages, as modules whose forward returns one loss per image.
 
 A module per stage keeps the loop blind to the method, and lets DDP wrap the whole step. Its
-forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, `feature_noise_BD` and `price` where
+forward takes what the loop draws by these names: `x0_BCHW`, `t_B`, `noise_BCHW`, `feature_noise_BD` and `beta` where
 the objective asks for them, and `views_2BCHW` where there are views. `compile_parts` exchanges the parts of forward for
 compiled ones; modules, weights and their names stay.
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from diticli.chunks import ChunkLayout
-from diticli.models.compiled import Compiler, Part
+from diticli.models.compiled import CompilablePart, Compiler
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.frozen import FrozenBase
 from diticli.models.noise_prediction import run_base
@@ -36,7 +36,7 @@ class NoiseObjective(nn.Module):
         super().__init__()
         self.unet = unet
         self.schedule = schedule
-        self._part: Part = self._losses
+        self._part: CompilablePart = self._losses
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the loss as one training graph."""
@@ -69,21 +69,21 @@ class FeatureObjective(nn.Module):
     DiTi eq. 6). `cumulative` lets gradient reach all of z that t sees, `detached` only the slice of t's own chunk
     (same value), `dual` is the sum of both.
 
-    With a bottleneck the decoder sees z + n, n standard Gaussian, and price * worth * KL(N(z, 1) || N(0, 1)) =
-    price * worth * |z|^2 / 2 is added for each chunk: the KL term of an information bottleneck (Alemi et al., 2017,
-    arXiv 1612.00410, eq. 17, with fixed variance), its weight `price` in degrees of freedom. See
-    `diticli.training.relevance`.
+    With a bottleneck the decoder sees z + n, n standard Gaussian, and beta * kl_scale * KL(N(z, 1) || N(0, 1)) =
+    beta * kl_scale * |z|^2 / 2 is added for each chunk: the KL term of an information bottleneck (Alemi et al., 2017,
+    arXiv 1612.00410, eq. 17, with fixed variance), its weight beta in degrees of freedom per nat. See
+    `diticli.training.loss_weighting`.
 
     Args:
         unet: the base; kept frozen and in eval mode. A `FrozenBase` is its copy for speed.
         gradient: "cumulative", "detached" or "dual".
         weight_T: w_t, [T]; None: as published.
-        worth_D: scale of the KL term: by how much one degree of freedom lowers the loss in each chunk, [D] above 0
-            (`diticli.training.relevance.degree_of_freedom`); forward then takes feature noise and a KL weight.
+        kl_scale_D: scale of the KL term: by how much one degree of freedom lowers the loss in each chunk, [D] above 0
+            (`diticli.training.loss_weighting.kl_scale`); forward then takes feature noise and a KL weight.
     """
 
     weight_T: torch.Tensor
-    worth_D: torch.Tensor | None
+    kl_scale_D: torch.Tensor | None
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class FeatureObjective(nn.Module):
         gradient: str,
         *,
         weight_T: torch.Tensor | None = None,
-        worth_D: torch.Tensor | None = None,
+        kl_scale_D: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet.requires_grad_(False).eval()
@@ -105,14 +105,14 @@ class FeatureObjective(nn.Module):
         self.windows = ChunkWindows(layout)
         weight_T = schedule.loss_weight if weight_T is None else weight_T
         self.register_buffer("weight_T", weight_T.float().clone(), persistent=False)
-        self.register_buffer("worth_D", worth_D, persistent=False)
+        self.register_buffer("kl_scale_D", kl_scale_D, persistent=False)
         self.detach_others = {"cumulative": (False,), "detached": (True,), "dual": (False, True)}[gradient]
-        self._frozen_part: Part = self._look
-        self._trained_part: Part = self._losses
+        self._frozen_part: CompilablePart = self._run_base
+        self._trained_part: CompilablePart = self._losses
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the frozen base as inference, apart from encoder, shift decoder and loss as one training graph."""
-        self._frozen_part = compiler("frozen base", self._look)
+        self._frozen_part = compiler("frozen base", self._run_base)
         self._trained_part = compiler("features' training graph", self._losses)
 
     def train(self, mode: bool = True) -> Self:
@@ -127,7 +127,7 @@ class FeatureObjective(nn.Module):
         t_B: torch.Tensor,
         noise_BCHW: torch.Tensor,
         feature_noise_BD: torch.Tensor | None = None,
-        price: torch.Tensor | None = None,
+        beta: torch.Tensor | None = None,
     ) -> StepLosses | torch.Tensor:
         """Loss [B] of images in [-1, 1] at integer timesteps; with a bottleneck, its parts.
 
@@ -136,14 +136,15 @@ class FeatureObjective(nn.Module):
             t_B: timesteps.
             noise_BCHW: what is added to the images.
             feature_noise_BD: what is added to the features, where there is a bottleneck.
-            price: of a nat in degrees of freedom, likewise.
+            beta: the KL weight, in degrees of freedom per nat, where there is a bottleneck.
         """
         noise, down = self._frozen_part(x0_BCHW, t_B, noise_BCHW)
-        losses_B, cost_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
-        priced = cost_B is not None and price is not None
-        return StepLosses(losses_B + price * cost_B, losses_B, None) if priced else losses_B
+        losses_B, kl_B = self._trained_part(x0_BCHW, t_B, noise_BCHW, noise, down, feature_noise_BD)
+        if kl_B is None or beta is None:
+            return losses_B
+        return StepLosses(losses_B + beta * kl_B, losses_B, None)
 
-    def _look(
+    def _run_base(
         self, x0_BCHW: torch.Tensor, t_B: torch.Tensor, noise_BCHW: torch.Tensor
     ) -> tuple[torch.Tensor, DownFeatures]:
         return run_base(self.unet, self.schedule.add_noise(x0_BCHW, noise_BCHW, t_B), t_B)
@@ -157,10 +158,10 @@ class FeatureObjective(nn.Module):
         down: DownFeatures,
         feature_noise_BD: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Loss [B] of the noise estimate, and what the features' nats [B] cost at a price of one degree of freedom."""
-        z, cost_B = self.encoder(x0_BCHW), None
-        if feature_noise_BD is not None and self.worth_D is not None:
-            cost_B = 0.5 * (z.float().square() * self.worth_D).sum(dim=1)
+        """Loss [B] of the noise estimate, and the KL term [B] at beta = 1."""
+        z, kl_B = self.encoder(x0_BCHW), None
+        if feature_noise_BD is not None and self.kl_scale_D is not None:
+            kl_B = 0.5 * (z.float().square() * self.kl_scale_D).sum(dim=1)
             z = z + feature_noise_BD
         coefficient = per_sample(self.schedule.shift_coef, t_B)
         weight = self.weight_T[t_B]
@@ -169,7 +170,7 @@ class FeatureObjective(nn.Module):
             shift = self.shift_decoder(down, self.shift_decoder.project(z, t_B, self.windows, detach))
             estimate = base_BCHW.float() + coefficient * shift.float()
             total = total + weight * (noise_BCHW - estimate).square().mean(dim=(1, 2, 3))
-        return total, cost_B
+        return total, kl_B
 
     @property
     def timesteps(self) -> int:
@@ -179,7 +180,7 @@ class FeatureObjective(nn.Module):
     @property
     def feature_noise(self) -> int:
         """D of the feature noise that forward takes; 0 for none."""
-        return 0 if self.worth_D is None else self.windows.latent_dim
+        return 0 if self.kl_scale_D is None else self.windows.latent_dim
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """What the moving average sees."""
@@ -200,7 +201,7 @@ class JointObjective(nn.Module):
         self.features = features
         self.head = head
         self.weight = weight
-        self._view_part: Part = self._embed
+        self._view_part: CompilablePart = self._embed
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the parts of stage 2's loss, and the encoder on views; the heads wait for other processes."""
@@ -213,11 +214,11 @@ class JointObjective(nn.Module):
         t_B: torch.Tensor,
         noise_BCHW: torch.Tensor,
         feature_noise_BD: torch.Tensor | None = None,
-        price: torch.Tensor | None = None,
+        beta: torch.Tensor | None = None,
         views_2BCHW: torch.Tensor | None = None,
     ) -> StepLosses:
         """Losses [B] of images and, where there are any, of their two views."""
-        own = StepLosses.of(self.features(x0_BCHW, t_B, noise_BCHW, feature_noise_BD, price))
+        own = StepLosses.coerce(self.features(x0_BCHW, t_B, noise_BCHW, feature_noise_BD, beta))
         if views_2BCHW is None:
             return own
         ssl_B = _compare_views(self._view_part, self.head, views_2BCHW)
@@ -269,7 +270,7 @@ class EncoderObjective(nn.Module):
         self.encoder = encoder
         self.head = head
         self.weight = weight
-        self._view_part: Part = self._embed
+        self._view_part: CompilablePart = self._embed
 
     def compile_parts(self, compiler: Compiler) -> None:
         """Compile the encoder; the heads wait for other processes."""
@@ -294,7 +295,7 @@ class EncoderObjective(nn.Module):
         return {"encoder": self.encoder}
 
 
-def _compare_views(encode: Part, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
+def _compare_views(encode: CompilablePart, head: nn.Module, views_2BCHW: torch.Tensor) -> torch.Tensor:
     first, second = encode(views_2BCHW.flatten(0, 1)).chunk(2)
     losses: torch.Tensor = head(first, second)
     return losses

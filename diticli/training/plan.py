@@ -19,11 +19,11 @@ from diticli.models.device import global_generators_kept
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import open_source
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, fitting
 from diticli.training.objectives import NoiseObjective, Objective
-from diticli.training.run import make_accelerator, resolve
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
@@ -54,7 +54,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """What a run would take."""
 
     preset: str
@@ -79,7 +79,7 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
 
-def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | None = None) -> Plan:
+def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | None = None) -> RunPlan:
     """Build the networks, time a few steps of each stage as a run takes them, write nothing.
 
     Args:
@@ -96,7 +96,7 @@ def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | N
         return _plan(config, accelerator, seconds, reporter)
 
 
-def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter: Reporter | None) -> Plan:
+def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter: Reporter | None) -> RunPlan:
     source = open_source(config, reporter)
     stages = []
     if config.ssl.only:
@@ -111,7 +111,7 @@ def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter:
     layout = config.provisional_layout(scheduler.config.num_train_timesteps)
     features = build_objective(_measured(config), unet, scheduler)
     stages.append(_plan_stage(STAGE, features, unet, config, accelerator, seconds, reporter))
-    return Plan(
+    return RunPlan(
         preset=config.preset,
         device=config.device,
         precision=config.precision,

@@ -7,61 +7,39 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
 
 from diticli.config import RunConfig
-from diticli.distributed import PeerMonitor, Rank, join
-from diticli.errors import ConfigError, DeviceError
+from diticli.distributed import PeerMonitor, Rank
 from diticli.files import FolderLock
 from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.compiled import compile_pays
-from diticli.models.device import global_generators_kept, on_device, resolve_device, resolve_precision
-from diticli.models.gap import GapCurve
+from diticli.models.device import global_generators_kept, on_device
 from diticli.models.identity import weights_digest
 from diticli.models.layout import layout_choice
 from diticli.models.pipeline import DDIMScheduler, DDPMScheduler, DiTiPipeline
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
+from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
+from diticli.training.budget import TimeBudget, fit_to_minutes
 from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
-from diticli.training.failures import explained
-from diticli.training.images import Images, compare_skipped, open_source, prepare_images
-from diticli.training.journal import Journal
-from diticli.training.launcher import ignored_variables, launcher_hidden
+from diticli.training.failures import os_errors_as_typed
+from diticli.training.images import RunImages, compare_skipped, open_source, prepare_images
 from diticli.training.loop import Stage, StageTrainer, run_stage
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity_of_run
 from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
-
-if TYPE_CHECKING:
-    from diticli.training.budget import TimeBudget
-
-
-def resolve(config: RunConfig) -> RunConfig:
-    """Replace `auto` by what this machine has.
-
-    Raises:
-        DeviceError: for a device or precision it does not have.
-    """
-    device = resolve_device(config.device)
-    return replace(
-        config,
-        device=str(device),
-        precision=resolve_precision(config.precision, device),
-        compile=compile_pays(config, device) if config.compile == "auto" else config.compile,
-    )
 
 
 def train(
@@ -92,8 +70,6 @@ def train(
     RunDirectory(out).refuse_links()  # before anything is read through one
     config, budget = resolve(config), None
     if config.minutes:
-        from diticli.training.budget import fit_to_minutes  # which times a run by what is in this module
-
         config, budget = fit_to_minutes(config, out, started=started, reporter=reporter, clock=clock)
     accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -103,7 +79,7 @@ def train(
         on_device(accelerator.device),
         global_generators_kept(accelerator.device),
         PeerMonitor(Rank.from_accelerator(accelerator), accelerator.device, reporter) as peers,
-        explained(out),
+        os_errors_as_typed(out),
     ):
         _train(config, RunDirectory(out), accelerator, peers, reporter, budget)
     return out / "model"
@@ -143,88 +119,14 @@ def _train(
             return
         images = prepare_images(config, source, run, reporter, rank=accelerator.process_index)
         peers.check_same("numbers of readable images", images.count)
-        journal = held.enter_context(contextlib.closing(Journal(run.root, active=main)))
-        worker = _Worker(config, run, accelerator, peers, images, journal, reporter, budget)
+        metrics = held.enter_context(contextlib.closing(MetricsLogger(run.root, active=main)))
+        worker = _Worker(config, run, accelerator, peers, images, metrics, reporter, budget)
         with StopRequest(peers.agree_to_stop) as stop:
             if config.ssl.only:
                 worker.features(None, new_scheduler(), stop)
             else:
                 unet, scheduler = given or worker.base(stop)
                 worker.features(unet, scheduler, stop)
-
-
-def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Accelerator:
-    """Accelerate's handle on device, precision and processes, for resolved settings.
-
-    Args:
-        config: resolved settings. They alone decide: variables of Accelerate that ask for something else are ignored.
-        reporter: gets the names of such variables.
-
-    Raises:
-        ConfigError: when a global batch cannot be shared evenly by the processes, or is one image where a loss compares
-            images; or when the launcher's variables do not fit together.
-        DeviceError: when one GPU is named and several processes were started.
-        OtherProcessError: when the processes did not find each other.
-    """
-    precision = "bf16" if config.precision == "bf16" else "no"
-    # Before its first step the head takes no part, and DDP must not wait for it.
-    late_head = config.ssl.active and config.ssl.start_step > 0
-    # Buffers are constants, and batch norm's running statistics, which only the main process saves.
-    sharing = DistributedDataParallelKwargs(
-        find_unused_parameters=late_head, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
-    device = torch.device(config.device)
-    if ignored := ignored_variables(device.type, precision):
-        (reporter or SilentReporter()).warn(
-            f"Ignored: {', '.join(ignored)}. What changes a training is set by diti's own options."
-        )
-    rank = join(device)
-    _forget_other_accelerator(device, precision)
-    with launcher_hidden(rank):
-        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[sharing])
-    try:
-        if device.index is not None:
-            _take_gpu(accelerator, device)
-        _check_shares(config, accelerator.num_processes)
-    except (ConfigError, DeviceError):
-        # All processes refuse; one that ends while another still joins would hide the reason behind a lost connection.
-        accelerator.wait_for_everyone()
-        raise
-    return accelerator
-
-
-def _check_shares(config: RunConfig, processes: int) -> None:
-    for name, stage in (("base", config.base), ("features", config.features)):
-        if stage.batch_size % processes:
-            raise ConfigError(
-                f"{name}.batch_size {stage.batch_size} cannot be shared by {processes} processes.",
-                remedy="Use a multiple of the number of processes.",
-            )
-    if config.ssl.active and config.features.batch_size < 2:
-        raise ConfigError(
-            f"{config.ssl.method} compares images of a batch, features.batch_size is {config.features.batch_size}.",
-            remedy="Use a larger --batch-size.",
-        )
-
-
-def _take_gpu(accelerator: Accelerator, device: torch.device) -> None:
-    """Use the GPU that was named by its number; Accelerate knows only the current one."""
-    if accelerator.num_processes > 1:
-        raise DeviceError(
-            f"{device} is one GPU, and {accelerator.num_processes} processes were started.",
-            remedy="Use --device cuda: each process takes a GPU of its own.",
-        )
-    for state in (PartialState(), accelerator.state):
-        state.device = device
-
-
-def _forget_other_accelerator(device: torch.device, precision: str) -> None:
-    """Accelerate keeps one state per process; a second run in it may want another device or precision."""
-    if AcceleratorState._shared_state:
-        state = AcceleratorState()
-        same = state.device == device if state.num_processes == 1 else state.device.type == device.type
-        if not same or state.mixed_precision != precision:
-            AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @dataclass(frozen=True)
@@ -235,8 +137,8 @@ class _Worker:
     run: RunDirectory
     accelerator: Accelerator
     peers: PeerMonitor
-    images: Images
-    journal: Journal
+    images: RunImages
+    metrics: MetricsLogger
     reporter: Reporter
     budget: TimeBudget | None
 
@@ -251,13 +153,13 @@ class _Worker:
         unet, scheduler = build_unet(self.config.unet, self.config.data.resolution), new_scheduler()
         objective = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
 
-        def look(step: int, losses: torch.Tensor) -> None:
+        def save_samples(step: int, losses: torch.Tensor) -> None:
             path = self.run.samples / f"base-{step:08d}.png"
             samples.base_samples(unet, objective.schedule, seed=self.config.seed, path=path)
             chart = self.run.samples / "base-loss-by-timestep.png"
             samples.loss_chart(losses, layout=None, title=f"Base, step {step:,}", path=chart)
 
-        self._run("base", objective, stop, look)
+        self._run("base", objective, stop, save_samples)
 
         def save(folder: Path) -> None:
             unet.save_pretrained(folder / "unet")
@@ -283,7 +185,7 @@ class _Worker:
             crop=config.data.crop,
         )
 
-        def look(step: int, losses: torch.Tensor) -> None:
+        def save_samples(step: int, losses: torch.Tensor) -> None:
             if unet is None:
                 return
             pipeline.to(self.accelerator.device)
@@ -293,7 +195,7 @@ class _Worker:
             chart = self.run.samples / "features-loss-by-timestep.png"
             samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
 
-        self._run(STAGE, objective, stop, look)
+        self._run(STAGE, objective, stop, save_samples)
         pipeline.to("cpu")
         self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
 
@@ -317,7 +219,7 @@ class _Worker:
         return read_gap(self.run.gap)
 
     def _run(
-        self, name: str, objective: Objective, stop: StopRequest, look: Callable[[int, torch.Tensor], None]
+        self, name: str, objective: Objective, stop: StopRequest, save_samples: Callable[[int, torch.Tensor], None]
     ) -> None:
         config = self.config
         stage = Stage(
@@ -336,9 +238,9 @@ class _Worker:
             identity=identity_of_run(self.run, config, name, self.images.count),
             views=step_views(config, self.accelerator) if name == STAGE else None,
             views_from=config.ssl.start_step,
-            price=config.modularity.price,
+            beta=config.modularity.beta,
             before_checkpoint=lambda: compare_skipped(self.images, self.peers),
-            on_sample=look,
+            on_sample=save_samples,
             pace=self.budget.pace(name) if self.budget else None,
         )
         if self.accelerator.is_main_process:
@@ -349,7 +251,7 @@ class _Worker:
         self.peers.check_same("checkpoints", trainer.step)
         if resumed:
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {trainer.whole.steps:,}.")
-        run_stage(trainer, self.journal, self.reporter, stop)
+        run_stage(trainer, self.metrics, self.reporter, stop)
 
     def _publish(self, target: Path, save: Callable[[Path], None]) -> None:
         if self.accelerator.is_main_process:

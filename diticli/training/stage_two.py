@@ -10,15 +10,15 @@ from diticli.config import RunConfig
 from diticli.distributed import Rank
 from diticli.models.build import build_encoder
 from diticli.models.frozen import FrozenBase
-from diticli.models.gap import GapCurve
 from diticli.models.pipeline import DDPMScheduler
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import UNet
 from diticli.schedule import NoiseSchedule
 from diticli.training.augment import StepViews, augmentation_of
 from diticli.training.batches import fold_seed
+from diticli.training.loss_weighting import kl_scale, loss_weights
 from diticli.training.objectives import EncoderObjective, FeatureObjective, JointObjective
-from diticli.training.relevance import degree_of_freedom, loss_weights
 from diticli.training.ssl import build_head
 
 STAGE = "features"
@@ -46,12 +46,12 @@ def build_objective(
     layout = config.layout(scheduler.config.num_train_timesteps, gap)
     decoder, schedule = ShiftDecoder.for_unet(unet, layout.latent_dim), NoiseSchedule.from_scheduler(scheduler)
     frozen = FrozenBase(unet, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    weights_T, worth_D = None, None
+    weights_T, kl_scale_D = None, None
     if gap is not None and config.modularity.relative:
         weights_T = loss_weights(schedule, gap, config.modularity.weighting)
         if config.modularity.bottleneck > 0:
             values = unet.config.in_channels * config.data.resolution**2
-            worth_D = degree_of_freedom(weights_T, layout, values)
+            kl_scale_D = kl_scale(weights_T, layout, values)
     objective = FeatureObjective(
         frozen,
         encoder,
@@ -60,7 +60,7 @@ def build_objective(
         layout,
         config.gradient,
         weight_T=weights_T,
-        worth_D=worth_D,
+        kl_scale_D=kl_scale_D,
     )
     if not config.ssl.active:
         return objective

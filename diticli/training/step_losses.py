@@ -18,6 +18,6 @@ class StepLosses(NamedTuple):
     """The self-supervised part, unweighted."""
 
     @classmethod
-    def of(cls, output: StepLosses | torch.Tensor) -> StepLosses:
+    def coerce(cls, output: StepLosses | torch.Tensor) -> StepLosses:
         """What an objective returned; a lone tensor depends on the timestep as a whole."""
         return output if isinstance(output, StepLosses) else cls(output, output, None)

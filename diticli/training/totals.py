@@ -16,7 +16,7 @@ _SKIPPED = ("skipped", "skipped_in_a_row", "most_skipped_in_a_row")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
+class SkippedSteps:
     """Steps whose gradients were not finite."""
 
     new: int
@@ -61,11 +61,11 @@ class Totals:
             for name in _BINS:
                 self.tensors[name].zero_()
 
-    def skipped(self) -> Skipped:
+    def skipped(self) -> SkippedSteps:
         """Steps that were skipped. Waits for the device."""
         total, most = torch.stack([self.tensors["skipped"], self.tensors["most_skipped_in_a_row"]]).long().tolist()
         new, self._reported = total - self._reported, total
-        return Skipped(new=new, all=total, most_in_a_row=most)
+        return SkippedSteps(new=new, all=total, most_in_a_row=most)
 
     @torch.no_grad()
     def add(self, losses: StepLosses, t_B: torch.Tensor | None, skipped: torch.Tensor) -> None:

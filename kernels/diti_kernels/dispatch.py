@@ -10,7 +10,8 @@ import functools
 import importlib.util
 import logging
 import os
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ def backend_for(tensor: torch.Tensor) -> Backend:
         ValueError: when DITI_KERNELS is none of auto, triton, reference.
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on this tensor's device.
     """
-    return _decide_and_say(tensor.device.type)
+    return _decide_and_log(tensor.device.type)
 
 
 def is_forced() -> bool:
@@ -80,18 +81,27 @@ def _setting() -> str:
     return setting
 
 
-def _decide_and_say(device_type: str) -> Backend:
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Let Dynamo call `function` while it traces and keep the result, as what it reads (the environment) is no tensor.
+
+    `torch.compiler.assume_constant_result` does the same, but imports Dynamo, which imports Triton.
+    """
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
+    return function
+
+
+@constant_in_graphs
+def _decide_and_log(device_type: str) -> Backend:
     decision = decide(device_type)
-    _say_once(device_type, decision)
+    _log_once(device_type, decision)
     return decision.backend
 
 
-# What torch.compiler.assume_constant_result does, without its import of Dynamo, which imports Triton.
-setattr(_decide_and_say, "_dynamo_marked_constant", True)  # noqa: B010 (mypy knows no such attribute)
-
-
 @functools.cache
-def _say_once(device_type: str, decision: Decision) -> None:
+def _log_once(device_type: str, decision: Decision) -> None:
     logger.info("diti_kernels on %s: %s (%s)", device_type, decision.backend, decision.reason)
 
 

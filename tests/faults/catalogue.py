@@ -37,7 +37,7 @@ FAULTS = (
     Fault("Ctrl-C in encoding", partial(encoding.ask, number=signal.SIGINT), 5),
     Fault("SIGTERM in encoding", partial(encoding.ask, number=signal.SIGTERM), 5),
     Fault("disk full at a checkpoint", partial(training.fill_disk, size=20_000), 5),
-    Fault("disk full at the journal", partial(training.fill_disk, size=1000), 5),
+    Fault("disk full at metrics.jsonl", partial(training.fill_disk, size=1000), 5),
     Fault("disk full at the finished model", training.fill_disk_at_the_end, 5),
     Fault("disk full at the features", encoding.fill_disk, 5),
     Fault("checkpoint truncated", partial(training.damage, how="truncated"), 20),

@@ -44,7 +44,7 @@ def ask(bench: Bench, rng: random.Random, *, number: int) -> None:
 
 
 def fill_disk(bench: Bench, rng: random.Random, *, size: int) -> None:
-    """From a random step on no file grows beyond `size` bytes: a checkpoint, or the journal, stops in its middle."""
+    """From a random step on no file grows beyond `size` bytes: a checkpoint, or metrics.jsonl, stops in its middle."""
     folder, step = bench.folder(), rng.randrange(2, STEPS)
     ended = train(folder, inject=partial(injections.fill_disk_at, step, size))
     check(ended, 74, "Cannot write", "Free some disk space, then run the same command again")
@@ -193,7 +193,7 @@ def finish(bench: Bench, folder: Path, *more: str, inject: injections.Injection 
 
 
 def check_run(bench: Bench, out: Path) -> None:
-    """Journal and weights, bit for bit."""
+    """Metrics and weights, bit for bit."""
     assert losses(out) == losses(bench.run)
     assert same(weights(out), weights(bench.run))
 

@@ -48,7 +48,7 @@ def test_triton_without_a_gpu_says_what_to_do(device_type: str, monkeypatch: pyt
 
 def test_says_once_what_runs_and_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
-    dispatch._say_once.cache_clear()
+    dispatch._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="diti_kernels"):
         for _ in range(3):
             backend_for(torch.zeros(1))

@@ -61,7 +61,7 @@ class GapCurve:
     mean_image: float | None = None
 
     @classmethod
-    def of(
+    def from_errors(
         cls,
         errors_2GN: DoubleArray,
         timesteps: tuple[int, ...],
@@ -168,7 +168,7 @@ def measure_gap(
         ]
     reporter.finish()
     errors_2GN = np.concatenate(batches, axis=2)
-    return GapCurve.of(errors_2GN, grid, schedule.timesteps, _mean_image_error(images_NCHW))
+    return GapCurve.from_errors(errors_2GN, grid, schedule.timesteps, _mean_image_error(images_NCHW))
 
 
 def checked_timesteps(timesteps: Sequence[int] | None, total: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diticli.chunks import ChunkLayout
-from diticli.models.gap import GapCurve
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.schedule import NoiseSchedule
 
 
@@ -42,9 +42,9 @@ def noise_error(schedule: NoiseSchedule, gap: GapCurve) -> torch.Tensor:
     return torch.from_numpy(np.exp(np.interp(np.arange(len(bar)), measured, np.log(errors)))).float()
 
 
-def degree_of_freedom(weight_T: torch.Tensor, layout: ChunkLayout, values: int) -> torch.Tensor:
-    """By how much the loss falls for each degree of freedom of the noise estimate that a chunk supplies at all its
-    timesteps: [D], the same for all dims of a chunk.
+def kl_scale(weight_T: torch.Tensor, layout: ChunkLayout, values: int) -> torch.Tensor:
+    """Scale of the KL term [D], the same for all dims of a chunk: by how much the loss falls for each degree of freedom
+    of the noise estimate that the chunk supplies at all its timesteps.
 
     Args:
         weight_T: w_t, [T].
@@ -52,5 +52,5 @@ def degree_of_freedom(weight_T: torch.Tensor, layout: ChunkLayout, values: int) 
         values: of an image; a degree of freedom is one of them.
     """
     bounds = zip(layout.timestep_starts, layout.timestep_ends, strict=True)
-    worth = torch.stack([weight_T[start:end].sum() for start, end in bounds]) / (len(weight_T) * values)
-    return worth.repeat_interleave(torch.tensor(layout.ends) - torch.tensor(layout.starts))
+    scale_K = torch.stack([weight_T[start:end].sum() for start, end in bounds]) / (len(weight_T) * values)
+    return scale_K.repeat_interleave(torch.tensor(layout.ends) - torch.tensor(layout.starts))

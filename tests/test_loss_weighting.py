@@ -11,13 +11,13 @@ from diticli.distributed import Rank
 from diticli.errors import ConfigError
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.encoder import SemanticEncoder
-from diticli.models.gap import GapCurve
+from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config
 from diticli.training.batches import StepNoise
+from diticli.training.loss_weighting import kl_scale, loss_weights, noise_error
 from diticli.training.objectives import FeatureObjective
-from diticli.training.relevance import degree_of_freedom, loss_weights, noise_error
 from diticli.training.run import train
 from tests.test_partition import TINY
 from tests.tiny_models import perturb
@@ -85,24 +85,24 @@ def test_the_published_loss_is_the_default():
 
 def test_a_bottleneck_prices_the_nats_of_noisy_features():
     x0, t, noise = inputs()
-    worth = torch.arange(1.0, 9.0)
-    priced, free = objective(worth_D=worth), objective()
-    price = torch.tensor(0.25)
+    scale = torch.arange(1.0, 9.0)
+    bottlenecked, free = objective(kl_scale_D=scale), objective()
+    beta = torch.tensor(0.25)
     feature_noise = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
-    losses = priced(x0, t, noise, feature_noise, price)
-    cost = 0.5 * (priced.encoder(x0).square() * worth).sum(dim=1)
+    losses = bottlenecked(x0, t, noise, feature_noise, beta)
+    cost = 0.5 * (bottlenecked.encoder(x0).square() * scale).sum(dim=1)
     torch.testing.assert_close(losses.total_B, losses.noise_B + 0.25 * cost)
     assert not torch.allclose(losses.noise_B, free(x0, t, noise))  # the decoder sees the noise
-    torch.testing.assert_close(priced(x0, t, noise, torch.zeros(4, 8), price).noise_B, free(x0, t, noise))
+    torch.testing.assert_close(bottlenecked(x0, t, noise, torch.zeros(4, 8), beta).noise_B, free(x0, t, noise))
 
 
 def test_the_price_reaches_every_dim_even_where_the_loss_is_detached():
     x0, _, noise = inputs()
     t = torch.full((4,), 999)
     weights = []
-    for worth in (None, torch.ones(8)):
-        it = objective(worth_D=worth)
-        loss = it(x0, t, noise) if worth is None else it(x0, t, noise, torch.zeros(4, 8), torch.tensor(0.25)).total_B
+    for scale in (None, torch.ones(8)):
+        it = objective(kl_scale_D=scale)
+        loss = it(x0, t, noise) if scale is None else it(x0, t, noise, torch.zeros(4, 8), torch.tensor(0.25)).total_B
         loss.mean().backward()
         weights.append(it.encoder.head.weight.grad.abs().sum(dim=1))
     assert weights[0][:6].tolist() == [0] * 6  # t = 999 belongs to the last chunk, dims 6 and 7
@@ -114,10 +114,10 @@ def test_a_degree_of_freedom_is_worth_the_loss_of_one_value_over_the_time_steps_
     error = torch.where(torch.arange(1000) < 250, 1.0, 0.1)
     weights = 1 / error
     layout = ChunkLayout(timestep_ends=(250, 500, 1000), ends=(1, 3, 4))
-    worth = degree_of_freedom(weights, layout, values=48)
-    assert worth.tolist() == pytest.approx([0.25 / 48, 0.25 * 10 / 48, 0.25 * 10 / 48, 0.5 * 10 / 48])
+    scale = kl_scale(weights, layout, values=48)
+    assert scale.tolist() == pytest.approx([0.25 / 48, 0.25 * 10 / 48, 0.25 * 10 / 48, 0.5 * 10 / 48])
     # All 48 values of all chunks are the whole loss of an estimate that is off by one everywhere.
-    chunks = worth[[0, 1, 3]].sum() * 48
+    chunks = scale[[0, 1, 3]].sum() * 48
     assert chunks.item() == pytest.approx(weights.mean().item())
 
 
@@ -145,8 +145,8 @@ def test_a_run_with_a_bottleneck_trains_and_says_so(tmp_path):
 
 def test_the_price_rises_over_the_first_part_of_the_steps():
     modularity = ModularityConfig(bottleneck=2.0, bottleneck_rise=0.5)
-    assert [modularity.price(progress) for progress in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
-    assert ModularityConfig(bottleneck=2.0, bottleneck_rise=0).price(0) == 2
+    assert [modularity.beta(progress) for progress in (0, 0.25, 0.5, 1)] == [0, 1, 2, 2]
+    assert ModularityConfig(bottleneck=2.0, bottleneck_rise=0).beta(0) == 2
 
 
 def test_a_negative_price_is_refused():

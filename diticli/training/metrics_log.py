@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from diticli.files import append_line, write_bytes
 
 
-class Journal:
+class MetricsLogger:
     """Metrics of a run. On other processes than the main one (`active=False`) every call does nothing."""
 
     def __init__(self, run: Path, *, active: bool = True) -> None:
@@ -31,8 +31,8 @@ class Journal:
             if key in values and self._board is not None:
                 self._board.add_scalar(f"{stage}/{key}", values[key], step)
 
-    def begin(self, stage: str, step: int) -> None:
-        """Go on with `stage` after `step`: what was written beyond it is dropped, as a resumed run writes it again.
+    def truncate_after(self, stage: str, step: int) -> None:
+        """Begin or resume `stage` after `step`: lines of later steps are dropped, as a resumed run writes them again.
 
         Each stage has a TensorBoard folder of its own, since TensorBoard drops later steps of a whole folder.
         """

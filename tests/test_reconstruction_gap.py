@@ -13,9 +13,9 @@ import torch
 from tiny_models import SIZE
 
 from diticli.errors import ConfigError, DataError, TrainingDivergedError
-from diticli.models import gap
+from diticli.models import reconstruction_gap
 from diticli.models.frozen import FrozenBase
-from diticli.models.gap import GapCurve, measure_gap
+from diticli.models.reconstruction_gap import GapCurve, measure_gap
 from diticli.schedule import NoiseSchedule
 
 T = 1000
@@ -45,7 +45,7 @@ def curve(error: list[float], timesteps: tuple[int, ...] = (99, 499, 899)) -> Ga
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, estimate: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    monkeypatch.setattr(gap, "run_base", lambda base, x, t: (estimate(x), None))
+    monkeypatch.setattr(reconstruction_gap, "run_base", lambda base, x, t: (estimate(x), None))
 
 
 def test_the_error_of_a_known_estimate_is_the_formula(
@@ -94,9 +94,9 @@ def test_the_base_keeps_its_modes_and_the_global_generator_its_state(
 
 
 def test_the_default_grid_is_the_centres_of_equal_bins() -> None:
-    grid = gap.checked_timesteps(None, T)
+    grid = reconstruction_gap.checked_timesteps(None, T)
     assert (len(grid), grid[0], grid[-1]) == (64, 7, 992)
-    assert gap.checked_timesteps(None, 10) == tuple(range(10))
+    assert reconstruction_gap.checked_timesteps(None, 10) == tuple(range(10))
 
 
 def test_ranges_add_up_to_the_whole() -> None:
