@@ -446,12 +446,12 @@ def _is_json(text: str) -> bool:
 
 def summary(runs: Sequence[Run]) -> list[list[Any]]:
     """Command, and how many of its runs had each outcome."""
-    counts = Counter((_command(run.arguments), run.outcome) for run in runs)
+    counts = Counter((command_of(run.arguments), run.outcome) for run in runs)
     outcomes: tuple[Outcome, ...] = ("works", "refused", "fault")
     return [[command, *(counts[command, outcome] for outcome in outcomes)] for command in OPTIONS]
 
 
-def _command(arguments: Sequence[str]) -> str:
+def command_of(arguments: Sequence[str]) -> str:
     """The key of `OPTIONS` that these arguments were drawn for."""
     if arguments[0] != "edit":
         return arguments[0]

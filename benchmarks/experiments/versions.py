@@ -221,7 +221,7 @@ def test(python: Path, tests: str) -> tuple[dict[str, int], str]:
     if not tests:
         return {}, ""
     name, paths = f"pytest {tests}", [str(ROOT / "tests" / test) for test in tests.split()]
-    done = step(name, [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths], ROOT)
+    done = step(name, [str(python), "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *paths], ROOT)
     last = (done.stdout.strip().splitlines() or [""])[-1]
     counts = {word.rstrip("s"): int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", last)}
     return counts, f"{name}: {errors_of(done)}" if done.returncode else ""
