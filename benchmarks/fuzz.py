@@ -2,8 +2,9 @@
 
     python -m benchmarks.fuzz --runs 200 --seed 0 --out benchmarks/results/fuzz.json
 
-Every run is `diti train`, `encode`, `probe` or `edit` at the smallest size, called within one process as the command
-itself is called. It must work (status 0, and JSON on stdout where --json is given) or be refused in one line with a
+Every run is `diti train`, `encode`, `probe` or `edit` (with the name of a sub-command or without) at the smallest
+size, called within one process as the command itself is called, in its own copy of the same working directory. It must
+work (status 0, and JSON on stdout where --json is given) or be refused in one line with a
 remedy; a traceback, a refusal without a remedy, or broken JSON is a fault. The arguments of every run follow from
 (seed, number) alone: `--only 17` repeats the seventeenth. Left out are --compile, which costs minutes, and --help.
 
@@ -18,6 +19,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tarfile
@@ -124,19 +126,8 @@ PROBE: Values = {
     "--seed": _SEEDS,
     "--json": _FLAG,
 }
-EDIT: Values = {
-    "--chunks": ("0", "0-1", "1,3"),
-    "--grid": _FLAG,
-    "--out": ("edit.png", "edits", "deep/edit.png"),
+_SAMPLING: Values = {
     "--model": _MODELS,
-    "--alphas": ("0:1:2", "0.5,1", "1", "-1:2:3"),
-    "--noise": ("keep", "slerp", "swap", "random", "mean", "keep,random"),
-    "--reconstruct": _FLAG,
-    "--attribute": ("hat", "age", "mood=sad"),
-    "--amount": ("-0.5:0.5:2", "1"),
-    "--probe": ("probe",),
-    "--dims": ("2",),
-    "--along": ("pattern", "weight"),
     "--solver": ("dpm", "ddim"),
     "--steps": ("1", "2", "5"),
     "--invert-steps": ("1", "3"),
@@ -145,14 +136,59 @@ EDIT: Values = {
     "--official": _FLAG,
     "--difference": _FLAG,
     "--separate": ("singles",),
-    "--animate": ("move.webp", "move.gif", "webp", "gif"),
-    "--dry-run": _FLAG,
+    "--no-metadata": _FLAG,
     "--batch-size": ("1", "2", "64"),
     "--seed": _SEEDS,
     "--device": ("cpu",),
     "--json": _FLAG,
 }
-OPTIONS: Mapping[str, Values] = {"train": TRAIN, "encode": ENCODE, "probe": PROBE, "edit": EDIT}
+_STRIP: Values = {"--out": ("edit.png", "deep/edit.png")}
+_CHUNKS: Values = {
+    "--chunks": ("0", "0-1", "1,3"),
+    "--grid": _FLAG,
+    "--noise": ("keep", "random", "mean"),
+    "--animate": ("move.webp", "move.gif"),
+}
+_ALPHAS: Values = {"--alphas": ("0:1:2", "0.5,1", "1", "-1:2:3")}
+_BETWEEN: Values = {"--noise": ("keep", "random", "mean", "slerp", "swap")}
+PAIR: Values = {**_CHUNKS, **_BETWEEN, **_ALPHAS, **_STRIP, **_SAMPLING}
+ATTRIBUTE: Values = {
+    "--attribute": ("hat", "age", "mood=sad"),
+    "--amount": ("-0.5:0.5:2", "1"),
+    "--probe": ("probe",),
+    "--dims": ("2",),
+    "--along": ("pattern", "weight"),
+    **_CHUNKS,
+    **_STRIP,
+    **_SAMPLING,
+}
+RECONSTRUCT: Values = {"--noise": ("keep", "random", "mean", "keep,random"), **_STRIP, **_SAMPLING}
+TABLE: Values = {
+    **_CHUNKS,
+    **_BETWEEN,
+    **_ALPHAS,
+    **_SAMPLING,
+    "--animate": ("webp", "gif"),
+    "--out": ("edits", "deep/edits"),
+    "--dry-run": _FLAG,
+}
+SHORT = "edit images"
+"""The hidden command that `diti edit` without a sub-command goes to: it knows the options of all of them."""
+OPTIONS: Mapping[str, Values] = {
+    "train": TRAIN,
+    "encode": ENCODE,
+    "probe": PROBE,
+    "edit pair": PAIR,
+    "edit attribute": ATTRIBUTE,
+    "edit reconstruct": RECONSTRUCT,
+    "edit table": TABLE,
+    SHORT: {**TABLE, **RECONSTRUCT, **ATTRIBUTE, **PAIR, "--reconstruct": _FLAG},
+}
+DRAWN = (
+    ("train", "encode", "probe") * 3 + ("edit pair", "edit attribute", "edit reconstruct", "edit table") + (SHORT,) * 4
+)
+SHORT_MIXED = 0.15
+"""Chance of the short spelling to have the options of all sub-commands; else it has those of one that it means."""
 WRONG: Mapping[str, Sequence[str]] = {
     "--data": ("nowhere", "photos/0003.png", "feats.npy"),
     "--resolution": ("0", "17", "x"),
@@ -193,19 +229,30 @@ WRONG_CHANCE = 0.04
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Status of a command that was told to stop: no word on its arguments."""
 CHANCES: Mapping[str, float] = {
-    **{"--labels": 0.9, "--model": 0.95, "--probe": 0.3, "--dry-run": 0.1, "--official": 0.04, "--precision": 0.3},
-    **{"--attribute": 0.06, "--amount": 0.06, "--dims": 0.03, "--along": 0.05, "--grid": 0.05, "--reconstruct": 0.06},
-    **{"--noise": 0.1, "--shard-size": 0.1, "--format": 0.1, "--mask-steps": 0.1, "--stage-ends": 0.05},
+    **{"--labels": 0.9, "--model": 0.95, "--dry-run": 0.1, "--official": 0.04, "--precision": 0.3},
+    **{
+        "--attribute": 0.95,
+        "--grid": 0.05,
+        "--noise": 0.1,
+        "--shard-size": 0.1,
+        "--format": 0.1,
+        "--mask-steps": 0.1,
+        "--stage-ends": 0.05,
+    },
     **{"--stage-dims": 0.05, "--ssl-only": 0.05, "--preset": 0.05},
 }
 """Of an option to be given, where it is not `CHANCE`: most of these go with others only."""
-_SOURCES = (("photos",), ("faces:9:1",), ("photos.tar", "more"), ("@list.txt",), ("photos/0001.png", "more"))
+_SOURCES = (("photos",), ("faces:9:1",), ("photos.tar",), ("@list.txt",), ("photos/0001.png", "more"))
 _PAIRS = (("faces:3", "faces:8"), ("photos/0001.png", "faces:2:5"), ("photos/0001.png", "photos/0007.png"))
+_IMAGES = (("photos/0002.png",), ("faces:3",), *_PAIRS)
 ARGUMENTS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "train": ((),),
     "encode": (*_SOURCES, *_SOURCES, ("nowhere",), ("feats.npy",)),
     "probe": (*(("feats.npy",), ("feats",)) * 6, ("nowhere.npy",), ("photos",)),
-    "edit": (*_PAIRS * 4, ("pairs.csv",), ("pairs.csv",), ("photos/0002.png",), ("photos", "faces:1"), ("labels.csv",)),
+    "edit pair": (*_PAIRS * 4, ("photos/0002.png",), ("photos", "faces:1")),
+    "edit attribute": (*_IMAGES * 4, ("nowhere.png",)),
+    "edit reconstruct": (*_IMAGES * 4, ("photos/0002.png", "feats.npy")),
+    "edit table": (*(("pairs.csv",),) * 5, ("labels.csv",)),
 }
 """What stands before the options."""
 
@@ -246,9 +293,14 @@ def main() -> int:
     numbers = [n for n in range(options.runs) if n not in done] if options.only is None else options.only
     stopped = 0
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        prepare()
+        Path("prepared").mkdir()
+        with contextlib.chdir("prepared"):
+            prepare()
         for number in numbers:
-            run = attempt(number, arguments_of(options.seed, number))
+            with tempfile.TemporaryDirectory(dir=".") as own:
+                shutil.copytree("prepared", own, dirs_exist_ok=True)
+                with contextlib.chdir(own):
+                    run = attempt(number, arguments_of(options.seed, number))
             if run.status in INTERRUPTED:
                 stopped = run.status
                 break
@@ -281,10 +333,17 @@ def recorded(path: Path, seed: int) -> dict[int, Run]:
 def arguments_of(seed: int, number: int) -> tuple[str, ...]:
     """Arguments of a run; the same for the same (seed, number)."""
     chance = random.Random(f"{seed} {number}")
-    command = chance.choice(["train", "encode", "probe", "edit", "edit"])
+    command = chance.choice(DRAWN)
+    words, options = command.split(), OPTIONS[command]
+    if command == SHORT:
+        command = chance.choice([name for name in ARGUMENTS if name.startswith("edit ")])
+        words, mixed = ["edit"], chance.random() < SHORT_MIXED
+        options = options if mixed else OPTIONS[command]
     given = list(chance.choice(ARGUMENTS[command]))
-    for option, values in OPTIONS[command].items():
-        if chance.random() < CHANCES.get(option, CHANCE):
+    if words == ["edit"] and command == "edit reconstruct":
+        given += ["--reconstruct"]
+    for option, values in options.items():
+        if option != "--reconstruct" and chance.random() < CHANCES.get(option, CHANCE):
             wrong = WRONG.get(option, ())
             value = chance.choice(wrong) if wrong and chance.random() < WRONG_CHANCE else chance.choice(values)
             given += [option] if value is None else [option, value]
@@ -292,7 +351,7 @@ def arguments_of(seed: int, number: int) -> tuple[str, ...]:
         given = [*(part for setting in SMALL for part in ("--set", setting)), *given]
         if "--out" not in given:
             given += ["--out", f"trained/{number}"]
-    return (command, *given)
+    return (*words, *given)
 
 
 def prepare() -> None:
@@ -387,9 +446,16 @@ def _is_json(text: str) -> bool:
 
 def summary(runs: Sequence[Run]) -> list[list[Any]]:
     """Command, and how many of its runs had each outcome."""
-    counts = Counter((run.arguments[0], run.outcome) for run in runs)
+    counts = Counter((command_of(run.arguments), run.outcome) for run in runs)
     outcomes: tuple[Outcome, ...] = ("works", "refused", "fault")
     return [[command, *(counts[command, outcome] for outcome in outcomes)] for command in OPTIONS]
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The key of `OPTIONS` that these arguments were drawn for."""
+    if arguments[0] != "edit":
+        return arguments[0]
+    return name if (name := " ".join(arguments[:2])) in OPTIONS else SHORT
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,46 @@ import pytest
 import typer
 
 from benchmarks import fuzz
-from benchmarks.fuzz import LEFT_OUT, OPTIONS, WRONG, arguments_of, attempt, prepare, summary
+from benchmarks.fuzz import LEFT_OUT, OPTIONS, WRONG, arguments_of, attempt, command_of, prepare, summary
 from diticli.commands.app import app
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_option_of_a_command_is_drawn(command: str) -> None:
-    options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    options = reduce(lambda group, name: group.commands[name], command.split(), typer.main.get_command(app)).params
     names = [{*one.opts, *one.secondary_opts} for one in options if one.param_type_name == "option"]
     assert [own for own in names if not own & (OPTIONS[command].keys() | LEFT_OUT)] == []
     assert OPTIONS[command].keys() <= set().union(*names)
     assert set(WRONG) <= set().union(*OPTIONS.values())
 
 
+def test_every_subcommand_of_edit_is_drawn() -> None:
+    edit = typer.main.get_command(app).commands["edit"].commands  # type: ignore[attr-defined]
+    assert {f"edit {name}" for name in edit} == {name for name in OPTIONS if name.startswith("edit ")}
+
+
+def test_both_spellings_of_edit_are_drawn() -> None:
+    drawn = [arguments_of(0, number) for number in range(200)]
+    spelled = [arguments[1] for arguments in drawn if arguments[0] == "edit"]
+    named = [word for word in spelled if f"edit {word}" in OPTIONS]
+    assert set(named) == {"pair", "attribute", "reconstruct", "table"}
+    assert len(spelled) - len(named) > 20
+
+
 def test_the_same_seed_and_number_give_the_same_arguments() -> None:
     drawn = [arguments_of(0, number) for number in range(50)]
     assert drawn == [arguments_of(0, number) for number in range(50)]
     assert len(set(drawn)) > 40
-    assert {arguments[0] for arguments in drawn} == set(OPTIONS)
+    assert {arguments[0] for arguments in drawn} == {"train", "encode", "probe", "edit"}
 
 
 def test_some_combinations_work_and_none_ends_in_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.chdir(tmp_path):
         prepare()  # a run, features and a probe: each command works once
-        runs = [attempt(number, arguments_of(3, number)) for number in range(100) if number % 10 == 0]
+        drawn = {command_of(arguments): arguments for number in range(99) if (arguments := arguments_of(0, number))}
+        drawn["train"] = (*drawn["train"], "--dry-run")  # a run was trained by prepare()
+        assert drawn.keys() == OPTIONS.keys()
+        runs = [attempt(-1, arguments) for arguments in drawn.values()]
         runs.append(attempt(-1, ("encode", "photos", "--device", "tpu")))
         assert (runs[-1].outcome, runs[-1].status) == ("refused", 69)
         assert "->" in runs[-1].says

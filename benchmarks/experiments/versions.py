@@ -3,8 +3,8 @@
 `python -m benchmarks.experiments.versions [--only typer pillow] [--out FILE.json]`
 
 Each version gets a fresh environment in front of this one. pip resolves the project's dependencies with that version
-pinned; what then differs from this environment is installed there, and everything else is taken from here. In it run
-`diti --help`, a tiny train, encode, probe and edit on the built-in data, and the tests named in `TESTS`. PyTorch is
+pinned; what cannot stay as it is in this environment is installed there, and everything else is taken from here. In it
+run `diti --help`, a tiny train, encode, probe and edit on the built-in data, and the tests named in `TESTS`. PyTorch is
 left out unless it is named in --only: where no CPU build is at hand, one version takes several GB.
 """
 
@@ -21,6 +21,7 @@ import sysconfig
 import tempfile
 import tomllib
 import venv
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -32,26 +33,37 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ("lmdb",)
 TESTS = {
-    "diffusers": "test_unet.py",
+    "accelerate": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
+    "diffusers": "test_unet.py test_pipeline_files.py",
+    "filelock": "test_files.py",
+    "huggingface-hub": "test_base_files.py",
+    "jinja2": "test_report.py",
     "lmdb": "test_lmdb_images.py",
     "matplotlib": "test_pictures.py",
     "numpy": "test_features.py test_linear.py",
     "pillow": "test_faces.py test_images.py",
-    "pyarrow": "test_features.py",
+    "pyarrow": "test_features.py test_feature_shards.py",
+    "pyyaml": "test_official_files.py",
     "rich": "test_reporting.py",
     "safetensors": "test_pipeline_files.py",
     "scikit-learn": "test_linear.py test_disentanglement.py",
+    "scipy": "test_statistics.py",
+    "tensorboard": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
+    "torch": "test_unet.py test_shift_decoder.py test_pipeline_files.py",
     "triton": "ops/test_compilation.py",
     "typer": "test_docs.py test_parsers.py",
     "xformers": "test_attention.py",
 }
 SMALLEST = [
     "data.resolution=16", "unet.channels=8,16", "unet.norm_groups=4", "unet.attention_sizes=[8]",
-    "encoder.widths=32,32", "encoder.attention_size=8", "chunks.count=4", "chunks.latent_dim=16",
+    "encoder.widths=32,32", "encoder.attention_size=8", "chunks.count=4", "chunks.partition=uniform",
+    "chunks.latent_dim=16",
     "base.images=40", "base.batch_size=8", "base.warmup_images=16", "features.images=64", "features.batch_size=8",
     "precision=fp32", "device=cpu", "sample_every=32",
 ]  # fmt: skip
 HERE = "works: the version installed here, on which the whole suite runs"
+LIMIT = 3600
+"""Seconds that the commands or the tests may take: a guard against what never ends."""
 COMMANDS = {
     "--help": ["--help"],
     "train": ["train", "--data", "faces:40", "-o", "run", *(part for s in SMALLEST for part in ("--set", s))],
@@ -77,12 +89,17 @@ for words in json.loads(sys.argv[1]):
 
 
 class Result(NamedTuple):
-    """One version of one dependency: what else had to change, and what was seen ("works", or the first failure)."""
+    """One version of one dependency: what else had to change, and what was seen ("works", or the first failure).
+
+    Of the tests, `counts` has how many "passed", "failed" and so on, in pytest's words.
+    """
 
     name: str
     version: str
     others: dict[str, str]
     seen: str
+    counts: dict[str, int]
+    tried: str
 
 
 class Failure(Exception):  # noqa: N818
@@ -104,7 +121,7 @@ def main() -> int:
         versions = [exact] if exact else ends(bounds[canonicalize_name(name)])
         for each in versions:
             results.append(try_version(name, each, list(bounds.values())))
-            print("| {} | {} | {} | {} |".format(*row(results[-1])), flush=True)
+            print("| " + " | ".join(row(results[-1])) + " |", flush=True)
             if arguments.out:
                 record(arguments.out, results[-1])
     return 0 if all(result.seen.startswith("works") for result in results) else 1
@@ -130,24 +147,27 @@ def ends(requirement: Requirement) -> list[str]:
 def try_version(name: str, exact: str, bounds: list[Requirement]) -> Result:
     """Install one version in front of this environment and use it."""
     others: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    seen = "works"
     if installed(name) == Version(exact).public:
-        return Result(name, exact, others, HERE)
+        return Result(name, exact, others, HERE, counts, str(date.today()))
     try:
-        chosen = resolve(name, exact, bounds)
-        changed = {n: v for n, v in chosen.items() if installed(n) != Version(v).public}
+        changed = resolve(name, exact, bounds)
         others = {n: v for n, v in changed.items() if n != canonicalize_name(name)}
         with tempfile.TemporaryDirectory() as folder:
             python = overlay(Path(folder) / "env", changed)
-            use(python, Path(folder), TESTS.get(name, ""))
+            use(python, Path(folder))
+            counts, failed = test(python, TESTS.get(canonicalize_name(name), ""))
+            seen = failed or seen
     except Failure as failure:
-        return Result(name, exact, others, str(failure))
-    return Result(name, exact, others, "works")
+        seen = str(failure)
+    return Result(name, exact, others, seen, counts, str(date.today()))
 
 
 def resolve(name: str, exact: str, bounds: list[Requirement]) -> dict[str, str]:
-    """What pip would install for the project with this version of one dependency."""
+    """What pip would install in this environment for the project with this version of one dependency."""
     lines = [f"{name}=={exact}", *(str(r) for r in bounds if canonicalize_name(r.name) != canonicalize_name(name))]
-    done = pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *lines)
+    done = pip("install", "--dry-run", "--quiet", "--report", "-", *lines)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise Failure("cannot be installed: " + (errors or ["ERROR: pip failed"])[0].removeprefix("ERROR: ")[:200])
@@ -177,8 +197,8 @@ def overlay(folder: Path, packages: dict[str, str]) -> Path:
     return python
 
 
-def use(python: Path, folder: Path, tests: str) -> None:
-    """The commands on built-in data, then the tests.
+def use(python: Path, folder: Path) -> None:
+    """The commands, on built-in data.
 
     Raises:
         Failure: at the first that does not succeed.
@@ -186,19 +206,44 @@ def use(python: Path, folder: Path, tests: str) -> None:
     for names in (("--help", "train", "encode"), ("probe", "edit")):
         if "probe" in names:
             write_labels(folder)
-        step(f"diti {' '.join(names)}", [str(python), "-c", IN_ONE, json.dumps([COMMANDS[n] for n in names])], folder)
-    if tests:
-        paths = [str(ROOT / "tests" / test) for test in tests.split()]
-        step(f"pytest {tests}", [str(python), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths], ROOT)
+        name = f"diti {' '.join(names)}"
+        done = step(name, [str(python), "-c", IN_ONE, json.dumps([COMMANDS[n] for n in names])], folder)
+        if done.returncode:
+            raise Failure(f"{name}: {errors_of(done)}")
 
 
-def step(name: str, command: list[str], folder: Path) -> None:
-    """Run it there, or fail with the last line that names an error."""
+def test(python: Path, tests: str) -> tuple[dict[str, int], str]:
+    """How many of the tests passed, failed and were skipped, and the last failure in words ("" where there is none).
+
+    Raises:
+        Failure: when they do not end.
+    """
+    if not tests:
+        return {}, ""
+    name, paths = f"pytest {tests}", [str(ROOT / "tests" / test) for test in tests.split()]
+    done = step(name, [str(python), "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *paths], ROOT)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    counts = {word.rstrip("s"): int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", last)}
+    return counts, f"{name}: {errors_of(done)}" if done.returncode else ""
+
+
+def step(name: str, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run it there.
+
+    Raises:
+        Failure: after `LIMIT` seconds.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DITI_")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*Error\b", line)]
-        raise Failure(f"{name}: " + " / ".join(line.strip("E ") for line in lines[-2:])[:300])
+    try:
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired as timeout:
+        raise Failure(f"{name}: not finished after {timeout.timeout:.0f} s") from timeout
+
+
+def errors_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The last two lines that name an error."""
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*Error\b", line)]
+    return " / ".join(re.sub(r"^E? +", "", line) for line in lines[-2:])[:300]
 
 
 def write_labels(folder: Path) -> None:
@@ -215,11 +260,12 @@ def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, timeout=900)
 
 
-def row(result: Result) -> tuple[str, str, str, str]:
+def row(result: Result) -> tuple[str, ...]:
     """Cells of the table; of the packages that changed too, those that the project names."""
     named = {canonicalize_name(r.name) for r in dependencies()}
     others = [f"{name} {exact}" for name, exact in result.others.items() if name in named or result.seen != "works"]
-    return result.name, result.version, ", ".join(others) or "-", result.seen
+    counts = ", ".join(f"{number} {word}" for word, number in result.counts.items())
+    return result.name, result.version, ", ".join(others) or "-", result.tried, counts or "-", result.seen
 
 
 def record(path: Path, result: Result) -> None:
