@@ -8,6 +8,7 @@ import tracemalloc
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -94,6 +95,8 @@ def test_formats(tmp_path, name, options):
 @pytest.mark.parametrize("mode", ["P", "1", "L", "LA", "RGBA", "CMYK", "YCbCr"])
 def test_modes(tmp_path, mode):
     image = quarters().quantize(16) if mode == "P" else quarters().convert(mode, dither=Image.Dither.NONE)
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 does not read back the YCbCr TIFF that it writes")
     suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
     pixels = decode_image(save(tmp_path / f"a.{suffix}", image), 24)
     assert_corners(pixels, corners(np.asarray(image.convert("RGB"))))

@@ -319,11 +319,11 @@ def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: fl
     """One gradient of the base's steps (zero-based) `steps` is `value`; the loss is finite."""
     draw = loop.draw_inputs
 
-    def drawn(stage: Stage, noise: object, views: object, step: int, images: torch.Tensor) -> object:
+    def drawn(stage: Stage, noise: object, views: object, step: int, *others: Any) -> object:
         if stage.name == "base" and step in steps:
             parameter = next(p for p in stage.objective.parameters() if p.requires_grad)
             handle = parameter.register_hook(lambda grad: (handle.remove(), grad * value)[1])
-        return draw(stage, noise, views, step, images)
+        return draw(stage, noise, views, step, *others)
 
     monkeypatch.setattr(loop, "draw_inputs", drawn)
 

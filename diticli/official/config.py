@@ -62,7 +62,10 @@ def unet_config(denoise_fn_config: Mapping[str, Any], resolution: int | None) ->
     layers = integer(c, "num_residual_blocks_of_a_block", MAX_LAYERS)
     multipliers = _numbers(c, "channel_multiplier")
     if not 1 <= len(multipliers) <= MAX_LEVELS:
-        raise ModelError(f"The config's channel_multiplier has {len(multipliers):,} levels, not 1 to {MAX_LEVELS}.")
+        raise ModelError(
+            f"The config's channel_multiplier has {len(multipliers):,} levels, not 1 to {MAX_LEVELS}.",
+            remedy="Check the run's config.",
+        )
     channels = [int(m * base) for m in multipliers]
     at = _numbers(c, "attention_resolutions")
     with_attention = [2**level in at for level in range(len(channels))]
