@@ -9,6 +9,7 @@ import shutil
 import signal
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
