@@ -187,7 +187,7 @@ def sharing_work(reporter: Reporter) -> Iterator[PeerMonitor]:
 
 
 class PeerMonitor:
-    """What the processes of one job tell each other beside gradients; alone it does nothing.
+    """Messages between the processes of a job besides gradients: failures, stops, checks; one process alone sends none.
 
     As a context it spreads what ends it: an error of one process becomes an `OtherProcessError` of the others, or
     their end where they wait for a device that will not answer.

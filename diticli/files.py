@@ -1,4 +1,4 @@
-"""How anything is written: whole or not at all, never through a link, readable by whom the umask allows.
+"""Write files and folders: whole or not at all, never through a link, readable by whom the umask allows.
 
 A file or a folder is made beside its place under a random name and renamed into it, so that a reader never sees half of
 it and a link at its place is replaced, never followed. Files that grow are opened in place, and refused when they are

@@ -1,4 +1,4 @@
-"""One identity for everything that is kept and used again: what it was made of, never a path, a name or a version.
+"""Cache keys: hashes of the contents that a result was made from, never of a path, a name or a version.
 
 cache_key("pictures", model_hash, images, steps)   # changes with any of them, and with the code
 """

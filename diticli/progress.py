@@ -1,4 +1,4 @@
-"""How long work reports itself: the core calls a `Reporter`, the command line draws it.
+"""Progress of long work: the core calls a `Reporter`, the command line draws it.
 
 The core never prints. A notebook that wants no output passes nothing and gets `SilentReporter`.
 """

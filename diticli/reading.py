@@ -1,4 +1,4 @@
-"""Reading what strangers made: regular files only, JSON without NaN, and quotations of bounded length."""
+"""Read files from others safely: regular files only, JSON without NaN, quotations of bounded length."""
 
 from __future__ import annotations
 

@@ -99,14 +99,14 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _StripOptions:
-    """Of what ends in one picture."""
+    """Options of sub-commands that write one picture."""
 
     out: Annotated[Path | None, _option("--out", "-o", help="The picture, a PNG. Default: edit.png.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ChunkOptions:
-    """Of what changes chunks."""
+    """Options of sub-commands that change chunks."""
 
     chunks: Annotated[
         list[str] | None,
@@ -140,7 +140,7 @@ class _ChunkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _AlphaOptions:
-    """Of what exchanges chunks."""
+    """Options of sub-commands that exchange chunks."""
 
     alphas: Annotated[
         str | None,

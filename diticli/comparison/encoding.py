@@ -1,4 +1,4 @@
-"""Features of every contender, encoded once and kept by what they depend on."""
+"""Cache of every entry's features, keyed by the contents that they depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contenders looked at: their dims, size and weights, and how each turns images into features.
+"""Entries of a comparison: their dims, size and weights, and how each turns images into features.
 
 Legend of shape suffixes: B batch, C channels, H height, W width.
 """
@@ -31,7 +31,7 @@ from diticli.progress import Reporter
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A contender and what it is.
+    """One entry of a comparison: a model, a feature file or a baseline.
 
     Attributes:
         spec: as it was named.
@@ -73,7 +73,7 @@ class Entry:
 
 
 class Entries:
-    """All contenders, loaded once to see what they are.
+    """All entries, loaded once to see what they are.
 
     Args:
         specs: in the order of the table.

@@ -1,4 +1,4 @@
-"""Who is compared: what the user named, and the contenders that are built in.
+"""What is compared: the models and feature files that the user named, and built-in baselines.
 
 contenders = parse_entries(["runs/demo", "pdae=runs/b", "features.npy"], ("pixels", "pca", "untrained"))
 """

@@ -1,4 +1,4 @@
-"""The images of a comparison, which every contender reads at its own size."""
+"""The images of a comparison, which every entry reads at its own size."""
 
 from __future__ import annotations
 

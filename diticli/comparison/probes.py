@@ -1,4 +1,4 @@
-"""The probe of each contender, kept so that a comparison goes on where it stopped."""
+"""Cache of every entry's probe, so that a comparison goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ METRIC_DIMS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """A contender's probe.
+    """An entry's probe.
 
     Attributes:
         report: `ProbeReport.to_dict()`.

@@ -1,4 +1,4 @@
-"""What is the same for all contenders: the images, their labels, and the split."""
+"""The protocol of a comparison: the images, labels and split that all entries share."""
 
 from __future__ import annotations
 

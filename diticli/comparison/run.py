@@ -36,7 +36,7 @@ FEATURES, RESULTS = "features", "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What was found.
+    """The results of a comparison.
 
     Attributes:
         entries: in the order of the table; the first is what the others are compared with.
@@ -67,7 +67,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedEntry:
-    """What one contender would take.
+    """What one entry would take.
 
     Attributes:
         entry: the contender.

@@ -34,7 +34,7 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A contender's score less that of the first one.
+    """An entry's score minus the first one's.
 
     Attributes:
         value: on the test images.
@@ -55,7 +55,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class EntryScores:
-    """All scores of one contender.
+    """All scores of one entry.
 
     Attributes:
         attributes: attribute -> metric -> score.

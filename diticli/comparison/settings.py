@@ -1,4 +1,4 @@
-"""How contenders are compared: data, protocol, and what the report shows."""
+"""Settings of a comparison: data, protocol, and what the report shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER_LABELS = "folder"
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
-    """One protocol for all contenders.
+    """One protocol for all entries.
 
     Attributes:
         data: images as `diticli.data.sources.open_images` takes them; empty when all contenders are feature files,

@@ -1,4 +1,4 @@
-"""One picture, as a file or as bytes, to one square uint8 RGB array; and the files of a folder.
+"""Decode an image, a file or its bytes, to a square uint8 RGB array, and list the images of a folder.
 
 Files come from anywhere, so nothing here trusts them: sizes are bounded before a pixel is decoded, only
 picture formats are tried, and whatever a decoder throws becomes an `UnreadableImageError` with a reason.

@@ -1,4 +1,4 @@
-"""The data room's front desk: open images, decode them in order, load them all.
+"""Open image sources, decode their images in order, load them all.
 
 source = open_images("photos/", resolution=64)
 loaded = load_images(source)          # uint8 [N, 64, 64, 3] and what had to be skipped

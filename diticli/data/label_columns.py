@@ -1,4 +1,4 @@
-"""What the cells of one label column are: a binary attribute, numbers, or categories; and why not numbers."""
+"""The kind of a label column: a binary attribute, numbers, or categories; and why cells are not numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known about images: attributes to probe for, and groups to keep together.
+"""Label files: attributes of images to probe for, groups (identities) to keep together, and given splits.
 
 table = read_labels(Path("list_attr_celeba.txt"))
 rows, table_rows = table.match(file_names)   # file_names[rows[i]] is table.files[table_rows[i]]

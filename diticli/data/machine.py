@@ -1,4 +1,4 @@
-"""Bad picture or bad machine: what a failed read says of the file, and what of the computer it is read on.
+"""Tell a damaged image from a failing machine (memory, open files, disk) when a read fails.
 
 A picture that cannot be decoded is skipped and named. Memory, descriptors or a network disk that fail say nothing of
 the picture: the read is tried again, and then the command stops with the reason.

@@ -1,4 +1,4 @@
-"""What diti itself wrote, which is never data: run directories, and pictures that carry its mark.
+"""Files that diti itself wrote and never reads as data: run directories, and pictures that carry its mark.
 
 Every picture that diti writes (samples, strips, charts, animations) says so in its metadata, except the built-in
 faces of `diti faces`, which are made to be read. A run directory is known by its config.json.

@@ -1,4 +1,4 @@
-"""Where the images in a tar lie, found from its headers alone; nothing is ever extracted."""
+"""Index of the images in a tar, read from its headers alone; nothing is ever extracted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A code made ready to be measured: rows of two parts, standardised, and which dims form a unit.
+"""Features ready for disentanglement metrics: standardised training and test rows, and the dims of each unit.
 
 Shape suffixes: N rows, D dims that vary.
 """
@@ -43,7 +43,7 @@ class FactorRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """A code on its training and its test rows.
+    """Features (the code) on training and on test rows.
 
     Attributes:
         train_rows: row numbers of `train`.

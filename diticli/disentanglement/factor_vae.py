@@ -98,7 +98,7 @@ class VoteScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Votes:
-    """Of dims and of chunks."""
+    """FactorVAE scores of dims and of chunks."""
 
     dims: VoteScore = VoteScore()
     chunks: VoteScore = VoteScore()

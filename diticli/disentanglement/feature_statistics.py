@@ -1,4 +1,4 @@
-"""What can be said of features without any label: where the variance lies and how chunks share it."""
+"""Statistics of features that need no labels: which dims hold the variance, and how chunks share it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLOCK_ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkStatistics:
-    """One chunk.
+    """Statistics of one chunk's features.
 
     Attributes:
         dims: it owns.

@@ -136,7 +136,7 @@ def _parts(count: int, split: Split | None, seed: int) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitColumn:
-    """One factor against U units.
+    """Measures of one factor with each of U units (dims or chunks).
 
     Attributes:
         information: [U] mutual information in nats.
@@ -158,7 +158,7 @@ class UnitColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorColumn:
-    """One factor against all units.
+    """Measures of one factor with all dims and all chunks.
 
     Attributes:
         importance: [D] by boosted trees.

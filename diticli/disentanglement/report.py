@@ -1,4 +1,4 @@
-"""What the disentanglement metrics found, as plain values."""
+"""Results of the disentanglement metrics, as plain values."""
 
 from __future__ import annotations
 

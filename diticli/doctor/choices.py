@@ -23,7 +23,7 @@ from diticli.settings import build_config, preset_names
 
 
 class AttentionShape(NamedTuple):
-    """One self-attention.
+    """The shape of one self-attention layer.
 
     Attributes:
         network: "UNet" (the base and the shift branch alike) or "encoder".

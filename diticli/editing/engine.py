@@ -1,5 +1,6 @@
-"""The runner of all edits: images are encoded and inverted, a list of jobs (noise, features, label) follows from that,
-and the jobs are decoded in full batches. `pair`, `attribute` and `reconstruct` plan jobs; `many` chains those of pairs.
+"""Run edits: encode and invert images, plan jobs (noise, features, label) from that, and decode them in full batches.
+
+`pair`, `attribute` and `reconstruct` plan jobs; `many` chains those of pairs.
 
 Legend of shape suffixes: N images, B batch, D latent dim, R resolution.
 """
@@ -68,7 +69,7 @@ class ImageSampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Images as the model holds them, on the CPU.
+    """Images with their features z and inferred noise x_T, on the CPU.
 
     Attributes:
         x0: [N, 3, R, R] in [-1, 1], what was inverted.
@@ -83,7 +84,7 @@ class Latents:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the jobs gave.
+    """The decoded pictures of all jobs.
 
     Attributes:
         originals: uint8 [N, R, R, 3], as the model saw them.

@@ -1,4 +1,4 @@
-"""What makes edits worthless, said in words: images that the model does not give back."""
+"""Warnings about images that the model does not reconstruct, since edits of them mean nothing."""
 
 from __future__ import annotations
 

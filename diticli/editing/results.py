@@ -1,5 +1,6 @@
-"""What edits give: the pictures by what was done to them, and how they were made. Results draw nothing themselves;
-`diticli.editing.contact_sheet` lays them out.
+"""Results of edits: pictures by what was done to them, and how they were made.
+
+They draw nothing themselves; `diticli.editing.contact_sheet` lays them out.
 
 Legend of shape suffixes: N images, D latent dim, R resolution.
 """

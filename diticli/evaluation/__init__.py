@@ -1,1 +1,1 @@
-"""How faithful are edits? A classifier that knows nothing of the model says what they changed."""
+"""Evaluation of edits: an attribute classifier trained without the model measures what they change."""

@@ -25,7 +25,7 @@ HELD_OUT = 0.1
 
 
 class ClassifierNetwork(nn.Module):
-    """What every classifier knows of its attributes, and how it says them.
+    """Base class of attribute classifiers: which attributes, their scales, and predictions from outputs.
 
     Args:
         attributes: what it predicts, in the order of its outputs.

@@ -100,7 +100,7 @@ class FeatureMeta:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What one unit of work became.
+    """One shard: its file, rows and checksum.
 
     Attributes:
         file: name of the shard within the folder.

@@ -28,7 +28,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowErr
 
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
-    """A unit that is done.
+    """Record of a finished unit of work.
 
     Attributes:
         identity: hash of everything its rows depend on.

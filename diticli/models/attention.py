@@ -35,7 +35,7 @@ Operator = Literal["xformers", "sdpa", "math"]
 
 
 class AttentionChoice(NamedTuple):
-    """What runs and why.
+    """The chosen attention operator and why.
 
     Attributes:
         name: "xformers", "sdpa" or "math".

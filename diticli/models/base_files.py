@@ -1,4 +1,4 @@
-"""A base from a folder of diffusers or a Hub id, understood as a whole: weights, their averages, the noise schedule.
+"""Load a base from a diffusers folder or a Hub id: weights, their moving average, the noise schedule.
 
 Layouts that are read: a pipeline (`unet/`, `scheduler/`), the `unet` folder of one, a `checkpoint-N` of diffusers'
 train_unconditional (`unet/`, `unet_ema/`) or a folder in it, a bare UNet, and a run or a model of ours.

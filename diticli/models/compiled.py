@@ -1,4 +1,4 @@
-"""Functions made faster: by torch.compile, which says why where it fails, and by CUDA graphs.
+"""Compile functions with torch.compile, saying why where it fails, and capture them as CUDA graphs.
 
 `CompiledPart` compiles the parts of an objective, a sampler's step or an encoder; `should_compile` says for which runs.
 `StepGraph` captures a sampler's step: at small batches a GPU waits for Python to launch the next kernel, and capturing

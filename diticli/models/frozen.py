@@ -1,4 +1,4 @@
-"""The networks as training and sampling run them: copies in one dtype, with all that their weights imply computed once.
+"""Inference copies of base and shift decoder: one dtype, and what depends on weights alone computed once.
 
 `FrozenBase` and `FrozenShift` copy a base and a shift decoder, `FrozenPair` is both with one step's noise
 estimate. A copy holds the network's own modules, some exchanged for equals: attention projects q, k and v at once,

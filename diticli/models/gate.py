@@ -1,4 +1,4 @@
-"""What a base, a noise schedule and weights must be: the one gate for every way in which a model is loaded or built.
+"""Checks of base, noise schedule and weights that every model passes, however it is loaded or built.
 
 The base is run by `diticli.models.unet_forward`, not by diffusers' own forward, so every setting that would change that
 forward is either computed there too or refused here.

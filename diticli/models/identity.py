@@ -1,4 +1,4 @@
-"""What a model is: its weights by content and everything else that enters its results.
+"""The hash of a model: of its weights by content and of everything else that enters its results.
 
 Features, directions, pictures and kept scores say by this hash which model made them.
 """

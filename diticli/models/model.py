@@ -1,4 +1,4 @@
-"""What a trained model does: encode, predict, invert, decode; however it was loaded.
+"""A trained model: it encodes, predicts, inverts and decodes, however it was loaded.
 
 `diticli.models.pipeline.DiTiPipeline` is one that diffusers loads, saves and pushes to the Hub.
 

@@ -1,4 +1,4 @@
-"""What base, encoder and shift decoder share: settings, and a folder of diffusers' layout to be kept in.
+"""The base class of base, encoder and shift decoder: settings, saved in and loaded from diffusers' folders.
 
 The folder holds `config.json` and safetensors weights, as those of diffusers' models do. It is read and written here
 without diffusers, whose import takes longer than editing a pair of images.

@@ -1,4 +1,4 @@
-"""Tensors on their way between the host and a GPU, while both work on something else.
+"""Asynchronous copies of tensors between the host and a GPU.
 
 The host never waits here: copies run on a stream of their own, from and into pinned memory, and the stream that
 computes waits for their event. On a CPU there is nothing to copy, and everything passes through.

@@ -20,7 +20,7 @@ from diticli.models.unet import Level, Middle, UNet
 
 
 class DownFeatures(NamedTuple):
-    """What the down path hands on: the deepest map, all skips, and the time embedding."""
+    """The outputs of the down path: the deepest map, all skips, and the time embedding."""
 
     hidden: torch.Tensor
     skips: tuple[torch.Tensor, ...]

@@ -1,4 +1,4 @@
-"""What an official run is: its kind, chunks, gradient mode, noise schedule and weights."""
+"""Read an official run: its kind, chunks, gradient mode, noise schedule and weights."""
 
 from __future__ import annotations
 

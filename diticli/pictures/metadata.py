@@ -1,4 +1,4 @@
-"""Which of the facts about a picture go into its file."""
+"""Metadata of picture files: which facts about a picture are written into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each chunk knows: every attribute read from each chunk alone, from all others, and from the first ones.
+"""Chunk probe: how well each attribute is predicted from a chunk alone, from all others, and from the first ones.
 
 atlas = probe_features(values, columns, meta=meta, atlas=True).atlas
 atlas.attributes[0].centre_prefix                # centre of the timesteps at which skill is gained

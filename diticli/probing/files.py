@@ -1,4 +1,4 @@
-"""What a probe leaves behind in one folder: report, classifiers, directions to edit along, and heatmaps."""
+"""Write a probe's results into one folder: report, classifiers, directions to edit along, and heatmaps."""
 
 from __future__ import annotations
 

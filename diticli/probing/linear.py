@@ -150,7 +150,7 @@ class LinearFit:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Of rows and their known outcomes: all that a ridge regression on any axes needs.
+    """Moments of rows and their known outcomes: all that a ridge regression on any axes needs.
 
     Attributes:
         mean: [R] of the coordinates.

@@ -14,7 +14,7 @@ from diticli.types import DoubleArray, Rows
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A main metric and others.
+    """Scores of one attribute: the main metric and others.
 
     Attributes:
         metric: name of the main metric.

@@ -85,7 +85,7 @@ class MaskSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """What was learned.
+    """The learned masks: the dims chosen for each attribute.
 
     Attributes:
         scores: float32 [A, D] probability of each dimension at the end, 0..1.

@@ -1,4 +1,4 @@
-"""What a linear probe found, attribute by attribute."""
+"""Results of a linear probe, attribute by attribute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What samplers take: a noise predictor, and a callback told of every step."""
+"""Types of the samplers' arguments: a noise predictor, and a callback after every step."""
 
 from __future__ import annotations
 

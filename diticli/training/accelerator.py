@@ -1,4 +1,4 @@
-"""On what a run computes: its device, precision and processes, from its settings and this machine."""
+"""Device, precision and processes of a run, from its settings and this machine."""
 
 from __future__ import annotations
 

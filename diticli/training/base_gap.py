@@ -1,5 +1,7 @@
-"""What the run's base loses by timestep: measured once between the stages, then read, so that a resumed run and all
-processes see the same curve."""
+"""The gap of a run's base by timestep: measured once between the stages and kept in gap.json.
+
+A resumed run and all processes read it from there, and so see the same curve.
+"""
 
 from __future__ import annotations
 

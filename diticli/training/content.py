@@ -1,4 +1,4 @@
-"""What a run's images hold, whatever their dates and wherever they lie: names, sizes, and the ends of the files."""
+"""Digest of a run's images: names, sizes, and the ends of the files, whatever their dates and their folder."""
 
 from __future__ import annotations
 

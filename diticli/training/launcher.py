@@ -1,4 +1,4 @@
-"""Variables by which `accelerate launch` would change a training: a run's own settings alone decide."""
+"""Ignore variables by which `accelerate launch` would change a training: the run's own settings decide."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ MOST_SKIPPED = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage's work order."""
+    """Settings and inputs of one training stage."""
 
     name: str
     """`base` or `features`."""

@@ -1,4 +1,4 @@
-"""The run directory: what it holds, and whether a new run may use it.
+"""The run directory: its files, and whether a new run may use it.
 
 runs/NAME/config.json      everything resolved, with versions
           base/            stage 1 result (diffusers layout)

@@ -1,4 +1,4 @@
-"""What an objective returns for a step."""
+"""The losses of one training step, as an objective returns them."""
 
 from __future__ import annotations
 
