@@ -24,7 +24,7 @@ model: $(STAMP)  ## train, export and measure the model that ships with the pack
 	$(BIN)/python -m benchmarks.export_model $(SHIPPED)
 	$(BIN)/diti encode faces:4000:1 --model shipped -o $(SHIPPED)/feats.npy
 	$(BIN)/diti probe $(SHIPPED)/feats.npy --labels $(SHIPPED)/labels.csv -o $(SHIPPED)/probe
-	$(BIN)/diti evaluate shipped --atlas --groups 16 --no-moves --pairs 32 -o $(SHIPPED)/evaluation
+	$(BIN)/diti evaluate shipped --atlas --chunk-groups 16 --no-moves --pairs 32 -o $(SHIPPED)/evaluation
 	$(BIN)/python -m benchmarks.export_model $(SHIPPED) --card
 	$(BIN)/diti edit faces:0:1 faces:5:1 --model shipped --grid --alphas 1 -o docs/edit.png
 

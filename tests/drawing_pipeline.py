@@ -20,6 +20,7 @@ class DrawingPipeline:
     """A perfect editor: features are the true factors, one chunk each, and decoding draws them."""
 
     model_id, model_hash = "drawn", "0"
+    usual_psnr, trained_on = None, ""
     chunks = ChunkLayout.uniform(chunks=len(FACTORS), latent_dim=len(FACTORS))
 
     def __init__(self, images: EvaluationImages) -> None:

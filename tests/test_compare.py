@@ -322,7 +322,7 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
     assert [c["to_encode"] for c in json.loads(planned.stdout)["contenders"]] == [160, 160, 160]
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"
     assert "160 images to encode" in cli.invoke(app, [*arguments, "--dry-run"]).output
-    edits = ["--edits", "--pairs", "4", "--learn", "200", "--epochs", "1"]
+    edits = ["--edits", "--force", "--pairs", "4", "--learn", "200", "--epochs", "1"]
     done = cli.invoke(app, [*arguments, *edits, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

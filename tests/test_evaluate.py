@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces
 from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
-from diticli.evaluation import chunk_ablation
+from diticli.evaluation import attribute_classifier, chunk_ablation, decoding
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
-from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
+from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model, reconstruction_problems
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
+from diticli.evaluation.kept import KeptArrays
+from diticli.evaluation.report import check_readable, move_table, reader_text, swap_table, write_evaluation
 from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
 from diticli.models import reconstruction_gap
 from diticli.progress import SilentReporter
@@ -249,7 +252,18 @@ def test_the_command_writes_a_report_for_every_model(
         "--epochs",
         "1",
     ]
-    arguments += ["--steps", "2", "--no-moves", "--full", "--groups", "2", "--json", "-o", str(tmp_path / "out")]
+    arguments += [
+        "--steps",
+        "2",
+        "--no-moves",
+        "--full",
+        "--chunk-groups",
+        "2",
+        "--force",
+        "--json",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -283,3 +297,102 @@ def test_reader_shapes() -> None:
     attributes = [Target(name="a", kind="number", mean=0.0, std=1.0)]
     for side in (16, 32, 48, 64):
         assert AttributeClassifier(attributes, side)(torch.zeros(2, 3, side, side)).shape == (2, 1)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, images = make_pipeline(), evaluation_faces(16, learn=200, pairs=4, reporter=SilentReporter())
+    settings = EvaluationSettings(steps=2, force=True, batch_size=4)
+    calls: list[str] = []
+    for module, name in ((attribute_classifier, "fit_classifier"), (decoding.Decoding, "_decoded")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: (calls.append(name), real(*a, **k))[1])
+
+    def run(kept: KeptArrays, stop_after: int = 99) -> Any:
+        calls.clear()
+        classifier = train_classifier(images.learn_NCHW, images.labels, epochs=1, kept=kept)
+        reporter = StoppingReporter(stop_after)
+        sets = [(0,), (1,)]
+        return evaluate_model(
+            pipeline, images, classifier, sets, settings=settings, moves=False, reporter=reporter, kept=kept
+        )
+
+    whole = run(KeptArrays())
+    assert calls == ["fit_classifier", *["_decoded"] * 6]
+    kept = KeptArrays(tmp_path / "kept")
+    with pytest.raises(KeyboardInterrupt):
+        run(kept, stop_after=5)
+    assert run(kept).to_dict() == whole.to_dict()
+    assert calls == ["_decoded"] * 3
+    next((tmp_path / "kept").glob("edits-*")).write_bytes(b"half a fi")
+    assert run(kept).to_dict() == whole.to_dict()
+    assert calls == ["_decoded"]
+
+
+class StoppingReporter(SilentReporter):
+    """Ctrl-C after some batches."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, amount: int = 1, **fields: str | float) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_bad_reconstructions_are_not_judged_without_force(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pipeline().save_pretrained(str(tmp_path / "a"))
+    monkeypatch.setattr(attribute_classifier, "fit_classifier", lambda *_, **__: pytest.fail("learned first"))
+    arguments = ["evaluate", str(tmp_path / "a"), "--pairs", "4", "--learn", "200", "--steps", "2"]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "dB PSNR" in result.output
+    assert "--force" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_far_below_the_models_own_counts_only_where_it_shows(make_pipeline: Any) -> None:
+    pipeline, settings = make_pipeline(), EvaluationSettings()
+    pipeline.usual_psnr = 60.0
+    assert reconstruction_problems(pipeline, 43.0, settings) == ()
+    with pytest.raises(ConfigError, match=r"60\.0 dB is usual"):
+        reconstruction_problems(pipeline, 30.0, settings)
+    assert len(reconstruction_problems(pipeline, 30.0, EvaluationSettings(force=True))) == 1
+    pipeline.usual_psnr = None
+    assert reconstruction_problems(pipeline, 30.0, settings) == ()
+
+
+def test_what_the_classifier_cannot_read_is_hidden_everywhere(faces: EvaluationImages, tmp_path: Path) -> None:
+    pipeline: Any = DrawingPipeline(faces)
+    classifier = oracle(pipeline)
+    classifier.reliability["skin"] = 0.2
+    settings = EvaluationSettings(amount=0.1, along="weight")
+    result = evaluate_model(pipeline, faces, classifier, [(0, 2), (6,)], settings=settings)
+    assert result.unreadable == ("skin",)
+    assert {score.shares["skin"].low for score in result.swaps} == {None}
+    assert result.swaps[0].moved == ("background_hue",)
+    assert all("skin" not in (move.attribute, *move.change.leakage) for move in result.moves)
+    assert all("skin" not in [cell for row in table(result)[1] for cell in row] for table in (swap_table, move_table))
+    told = write_evaluation([result], classifier, faces, tmp_path)
+    assert told["unreadable"] == told["models"][0]["unreadable"] == ["skin"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("The verdict") < page.index("Not judged: skin") < page.index("drawn: edits")
+    assert page.index("drawn: edits") < page.index("drawn: exchanged chunks")
+    assert (tmp_path / "edits-0.png").is_file()
+
+
+def test_a_classifier_that_reads_nothing_judges_nothing() -> None:
+    classifier: Any = SimpleNamespace(reliability={"a": 0.1, "b": 0.2})
+    with pytest.raises(ConfigError, match="none of the attributes"):
+        check_readable(classifier, force=False)
+    check_readable(classifier, force=True)
+    assert reader_text(classifier).startswith("The attribute classifier reads 0 of 2 attributes")
+
+
+def test_the_old_name_of_chunk_groups_still_works(tmp_path: Path) -> None:
+    arguments = ["evaluate", "nowhere/at/all", "--groups", "2", "-o", str(tmp_path / "out")]
+    assert "--chunk-groups" in CliRunner().invoke(app, arguments).output

@@ -34,7 +34,10 @@ def test_the_last_line_comes_once(reporter, clock):
         reporter.advance(10)
     reporter.finish()
     reporter.finish()
-    assert lines(reporter) == ["Encoding: 10/20 images, 0/s, 0:20 left", "Encoding: 20/20 images, 0/s in 0:40"]
+    assert lines(reporter) == [
+        "Encoding: 10/20 images, 2.0 s/image, 0:20 left",
+        "Encoding: 20/20 images, 2.0 s/image in 0:40",
+    ]
 
 
 def test_what_came_after_the_last_line_is_told(reporter, clock):
@@ -47,7 +50,7 @@ def test_what_came_after_the_last_line_is_told(reporter, clock):
     reporter.advance(20)
     reporter.finish()
     assert lines(reporter) == [
-        "Training: 10/20 images, 0/s  loss 0.5, 0:20 left",
+        "Training: 10/20 images, 2.0 s/image  loss 0.5, 0:20 left",
         "Training: 20/20 images, 1/s  loss 0.25 in 0:20",
     ]
 
@@ -58,4 +61,17 @@ def test_an_equal_task_begins_anew(reporter, clock):
         clock[0] += 20
         reporter.advance(8)
         reporter.finish()
-    assert lines(reporter) == ["Encoding: 8/8 images, 0/s in 0:20"] * 2
+    assert lines(reporter) == ["Encoding: 8/8 images, 2.5 s/image in 0:20"] * 2
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "said"),
+    [
+        (1234, "images", "1,234/s"),
+        (1, "steps", "1/s"),
+        (0.5, "images", "2.0 s/image"),
+        (0.02, "factors", "50 s/factor"),
+    ],
+)
+def test_below_one_a_second_the_seconds_a_unit_are_said(rate, unit, said):
+    assert reporting._rate(rate, unit) == said

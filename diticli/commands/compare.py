@@ -78,6 +78,10 @@ def compare(
     steps: Annotated[
         int | None, typer.Option(min=2, help="Steps of inversion and decoding. Default: 20.", show_default=False)
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Judge --edits even by bad reconstructions, or unreadable attributes."),
+    ] = False,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.html, compare.json, commands.sh and all features.")
     ] = Path("comparison"),
@@ -140,6 +144,7 @@ def compare(
         learn=learn,
         epochs=epochs,
         steps=steps or DEFAULT_STEPS,
+        force=force,
     )
     if not images:
         say("No images are named (--data), so there are no built-in contenders.")
@@ -207,7 +212,7 @@ def _show(result: Comparison) -> None:
         ("Exchanged chunks: transfer rates", swap_table(result)),
     ):
         if rows:
-            show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
+            show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=["dims", "p", "MSE"])
 
 
 def _text(cell: Any) -> str:

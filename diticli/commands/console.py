@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from diticli.commands.printable import printable
 from diticli.progress import Reporter
+
+PATH_LENGTH = 24
+"""Characters that are left of a path which is too long for a table."""
 
 
 def _stderr() -> Console:
@@ -37,17 +42,31 @@ def emit_json(data: Any) -> None:
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout, its texts as they are; columns after the first are right-aligned where they hold numbers."""
+def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: Sequence[str] = ()) -> None:
+    """A table on stdout, its texts as they are; columns after the first are right-aligned where they hold numbers.
+
+    Lines break between words. Where whole words do not fit, columns are left out, which is said below.
+
+    Args:
+        title: text above.
+        columns: headings.
+        rows: a text for each column.
+        spare: headings of the columns that are left out first; then those furthest to the right.
+    """
+    # Without a terminal rich assumes 80 columns; scripts look for whole names.
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 140
+    console = Console(highlight=False, width=wide)
+    cells = [[printable(text) for text in column] for column in zip(columns, *rows, strict=True)]
+    kept, shown = _fitted(cells, console.width, [printable(name) for name in spare])
     table = Table(title=_literal(title), title_justify="left")
-    for i, column in enumerate(columns):
-        numeric = i > 0 and any(_is_number(row[i]) for row in rows)
-        table.add_column(_literal(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(_literal, row))
-    # Without a terminal rich assumes 80 columns and would fold names that a script may look for.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    for index, (column, width) in zip(kept, shown, strict=True):
+        numeric = index > 0 and any(map(_is_number, column[1:]))
+        table.add_column(Text(column[0]), justify="right" if numeric else "left", overflow="fold", width=width)
+    for row in zip(*(column[1:] for column, _ in shown), strict=True):
+        table.add_row(*map(Text, row))
     console.print(table)
+    if left_out := [column[0] for index, column in enumerate(cells) if index not in kept]:
+        say(f"Left out, for a line of {console.width} characters: {', '.join(left_out)}.")
 
 
 def reporter() -> Reporter:
@@ -61,6 +80,46 @@ def reporter() -> Reporter:
 def _speaks() -> bool:
     """Whether this is the first process of those that `torchrun` or `accelerate launch` started, or the only one."""
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def _fitted(
+    columns: list[list[str]], width: int, spare: Sequence[str]
+) -> tuple[list[int], list[tuple[list[str], int]]]:
+    """Which columns are shown, with shortened paths where it takes that, and how wide each is."""
+    kept = list(range(len(columns)))
+    first = [index for name in spare for index in kept if columns[index][0] == name]
+    drop = iter([*first, *(index for index in reversed(kept) if index not in first and index > 0)])
+    short = [[_short_path(text) for text in column] for column in columns]
+    while True:
+        room = width - 3 * len(kept) - 1
+        for form in (columns, short):
+            chosen = [form[index] for index in kept]
+            if sum(map(_longest_word, chosen)) <= room:
+                return kept, list(zip(chosen, _widths(chosen, room), strict=True))
+        if len(kept) == 1:
+            return kept, [(chosen[0], max(1, room))]
+        kept.remove(next(drop))
+
+
+def _widths(columns: list[list[str]], room: int) -> list[int]:
+    """As wide as the texts are, the widest narrowed down to its longest word until all fit."""
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = [_longest_word(column) for column in columns]
+    while sum(widths) > room:
+        widest = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
+
+
+def _longest_word(column: list[str]) -> int:
+    return max((cell_len(word) for text in column for word in text.split()), default=0)
+
+
+def _short_path(text: str) -> str:
+    """The end of a long path."""
+    if cell_len(text) <= PATH_LENGTH or "/" not in text or " " in text:
+        return text
+    return "…" + text[1 - PATH_LENGTH :]
 
 
 def _literal(text: str) -> Text:

@@ -12,6 +12,8 @@ from diticli.config import Along
 from diticli.data.faces_word import WORD, is_faces
 from diticli.errors import ConfigError
 
+KEPT = "kept"
+
 
 def evaluate(
     models: Annotated[
@@ -75,7 +77,7 @@ def evaluate(
         ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="--atlas, --gap and --lost.")] = False,
-    groups: Annotated[
+    chunk_groups: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -83,6 +85,13 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    groups: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Judge even by bad reconstructions, or by a classifier that can read no attribute at all."
+        ),
+    ] = False,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.html, evaluation.json and the pictures.")
     ] = Path("evaluation"),
@@ -95,7 +104,10 @@ def evaluate(
     A small network learns the attributes from images alone. Then pairs of held-out images exchange chunks, and
     images move along attribute directions. The table has the transfer rate: the share of the partner's attribute that
     an exchange transfers (0 is nothing, 1 is all), what else changed, and how far pixels changed that should not have
-    (where the truth is known).
+    (where the truth is known). Attributes that the classifier cannot read are not judged.
+
+    The classifier and everything that was decoded stay in OUT/kept: after an interruption, the same command goes on
+    from there.
 
     Example: diti evaluate shipped
 
@@ -108,12 +120,14 @@ def evaluate(
     Example: diti evaluate runs/celeba --data celeba/ --labels list_attr_celeba.txt --pairs 200
     """
     from diticli.commands.console import emit_json, reporter, say, say_model
-    from diticli.commands.evaluate_view import quarters_and_all, show_evidence, show_faithfulness
+    from diticli.commands.evaluate_view import quarters_and_all, say_reader, show_evidence, show_faithfulness
     from diticli.evaluation.attribute_classifier import train_classifier
-    from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
+    from diticli.evaluation.evaluate import EvaluationSettings, check_reconstruction, evaluate_model
     from diticli.evaluation.evidence import EvidenceRequest, collect_evidence
     from diticli.evaluation.images import evaluation_faces, evaluation_folder
-    from diticli.evaluation.report import write_evaluation
+    from diticli.evaluation.kept import KeptArrays
+    from diticli.evaluation.report import check_readable, write_evaluation
+    from diticli.files import refuse_links
     from diticli.models.locate import load_model
     from diticli.sampling import DEFAULT_STEPS
 
@@ -124,6 +138,10 @@ def evaluate(
             "The built-in faces bring their own labels." if data == WORD else f"The labels of {data} are missing.",
             remedy="Give --data and --labels together, or neither.",
         )
+    if groups is not None:
+        say("--groups is called --chunk-groups here now: elsewhere, --groups names a file of people.")
+        chunk_groups = chunk_groups or groups
+    refuse_links(out, below=(KEPT,))
     names: list[str | None] = [*models] if models else [None]
     pipelines = [load_model(name, device) for name in names]
     for pipeline in pipelines:
@@ -142,18 +160,26 @@ def evaluate(
         )
     )
     chosen = [[p.chunks.parse(spec) for spec in chunks] if chunks else quarters_and_all(p.chunks) for p in pipelines]
+    settings = EvaluationSettings(amount=amount, along=along, seed=seed, steps=steps or DEFAULT_STEPS, force=force)
+    for pipeline in pipelines:
+        check_reconstruction(pipeline, images, settings)
+    kept = KeptArrays(out / KEPT)
     judge = train_classifier(
-        images.learn_NCHW, images.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress
+        images.learn_NCHW, images.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress, kept=kept
     )
-    settings = EvaluationSettings(amount=amount, along=along, seed=seed, steps=steps or DEFAULT_STEPS)
+    say_reader(judge)
+    check_readable(judge, force=force)
     results = [
-        evaluate_model(p, images, judge, sets, settings=settings, moves=moves, reporter=progress)
+        evaluate_model(p, images, judge, sets, settings=settings, moves=moves, reporter=progress, kept=kept)
         for p, sets in zip(pipelines, chosen, strict=True)
     ]
+    for result in results:
+        for warning in result.warnings:
+            progress.warn(f"{result.model}: {warning}")
     request = EvidenceRequest(
-        atlas=atlas or full, gap=gap or full, lost=lost or full, groups=groups, lost_epochs=-(-3 * epochs // 2)
+        atlas=atlas or full, gap=gap or full, lost=lost or full, groups=chunk_groups, lost_epochs=-(-3 * epochs // 2)
     )
-    evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress)
+    evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress, kept=kept)
     layouts = [p.chunks for p in pipelines]
     written = write_evaluation(results, judge, images, out, evidence=list(zip(evidence, layouts, strict=True)))
     if as_json:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
+    from diticli.evaluation.attribute_classifier import AttributeClassifier
     from diticli.evaluation.evaluate import Faithfulness
     from diticli.evaluation.evidence import Evidence
     from diticli.pictures.report import Cell
@@ -16,6 +17,14 @@ def quarters_and_all(layout: ChunkLayout) -> list[tuple[int, ...]]:
     from diticli.editing.stages import OVERVIEW_ROWS, grouped
 
     return list(dict.fromkeys([*grouped(layout, OVERVIEW_ROWS), tuple(range(layout.chunks))]))
+
+
+def say_reader(classifier: AttributeClassifier) -> None:
+    """How many attributes can be judged, before any of them is."""
+    from diticli.commands.console import say
+    from diticli.evaluation.report import reader_text
+
+    say(reader_text(classifier))
 
 
 def show_faithfulness(result: Faithfulness) -> None:

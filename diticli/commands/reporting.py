@@ -24,7 +24,9 @@ LINE_SECONDS = 15.0
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "", style="cyan")
+        return Text(
+            _rate(task.speed, task.fields["unit"], f" {task.fields['unit']}") if task.speed else "", style="cyan"
+        )
 
 
 class RichReporter:
@@ -138,9 +140,16 @@ class LineReporter:
         left = (self._total - self._done) / rate if self._total and rate else 0.0
         ending = f", {_clock(left)} left" if left > 0 else f" in {_clock(seconds)}"
         self.console.print(
-            f"{self._title}: {self._done:,}{of} {self._unit}, {rate:,.0f}/s{self._shown}{ending}",
+            f"{self._title}: {self._done:,}{of} {self._unit}, {_rate(rate, self._unit)}{self._shown}{ending}",
             markup=False,
         )
+
+
+def _rate(rate: float, unit: str, plural: str = "") -> str:
+    """Units a second; seconds a unit where that is less than one."""
+    if rate >= 1 or not rate:
+        return f"{rate:,.0f}{plural}/s"
+    return f"{1 / rate:,.{0 if rate < 0.1 else 1}f} s/{unit.removesuffix('s')}"
 
 
 def _fields(fields: dict[str, str | float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from diticli.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+GREYS = ("#8a929b", "#b4bac1", "#d5d9de")
 METRIC_NAMES = {
     "average_precision": "AP",
     "roc_auc": "ROC AUC",
@@ -23,12 +24,13 @@ METRIC_NAMES = {
 }
 
 
-def score_chart(path: Path | str, scores: Mapping[str, EntryScores]) -> Path:
+def score_chart(path: Path | str, scores: Mapping[str, EntryScores], baselines: Collection[str] = ()) -> Path:
     """Write a PNG of the mean of each kind's main metric, a group of bars for each contender.
 
     Args:
         path: where to.
         scores: by contender, from top to bottom.
+        baselines: contenders that are drawn in grey.
 
     Raises:
         DataError: when the file cannot be written.
@@ -41,8 +43,11 @@ def score_chart(path: Path | str, scores: Mapping[str, EntryScores]) -> Path:
             metric = METRICS[kind][0]
             found = [own.means[kind][metric] for own in scores.values()]
             label = f"mean {METRIC_NAMES[metric]}, {kind}"
-            _bars(axes, found, -0.4 + thick * (i + 0.5), thick * 0.9, SERIES[i], label)
+            colours = [GREYS[i] if name in baselines else SERIES[i] for name in scores]
+            _bars(axes, found, -0.4 + thick * (i + 0.5), thick * 0.9, colours, label)
         axes.set_yticks(range(len(scores)), [plain(name) for name in scores])
+        if len(scores) > 1:
+            axes.get_yticklabels()[0].set_fontweight("bold")  # what the others are compared with
         axes.set_ylim(len(scores) - 0.5, -0.5)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.margins(x=0.1)
@@ -53,9 +58,9 @@ def score_chart(path: Path | str, scores: Mapping[str, EntryScores]) -> Path:
     return save_chart(path, draw, (7.2, 1.4 + len(scores) * (0.12 + 0.2 * len(kinds))))
 
 
-def _bars(axes: Axes, found: list[Estimate], offset: float, height: float, colour: str, label: str) -> None:
+def _bars(axes: Axes, found: list[Estimate], offset: float, height: float, colours: list[str], label: str) -> None:
     at = [row + offset for row in range(len(found))]
-    axes.barh(at, [score.value for score in found], height=height, color=colour, label=label)
+    axes.barh(at, [score.value for score in found], height=height, color=colours, label=label)
     for y, score in zip(at, found, strict=True):
         low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
         axes.plot([low, high], [y, y], color="#1f2328", linewidth=1.1, solid_capstyle="butt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -54,14 +55,14 @@ def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[
     write_atomically(out / DATA, "comparison", text)
     write_atomically(out / COMMANDS, "commands", script)
     sections = [
-        _contenders(result),
+        *_differences(result),
         _scores(result, out / "scores.png"),
-        _differences(result),
+        *_pictures(result, out),
+        _contenders(result),
         _attributes(result),
         *_measured(result),
         *_atlases(result, out),
         *_swaps(result, out),
-        *_pictures(result, out),
         _repeat(result, script),
     ]
     write_report(out / REPORT, title=f"{len(result.entries)} contenders, one protocol", sections=sections)
@@ -122,19 +123,22 @@ def _scores(result: Comparison, picture: Path) -> Section:
         + (", whole groups drawn together" if result.protocol.groups is not None else "")
         + "; it says nothing of other seeds of training."
     )
-    chart = score_chart(picture, result.scores)
+    baselines = [entry.name for entry in result.entries if entry.spec.kind in ("pixels", "pca", "untrained")]
+    chart = score_chart(picture, result.scores, baselines)
     return Section(title="Scores", text=text, picture=chart, table=score_table(result), sortable=True)
 
 
-def _differences(result: Comparison) -> Section:
+def _differences(result: Comparison) -> list[Section]:
+    if not (table := difference_table(result))[1]:
+        return []
     first = result.entries[0].name
     text = (
-        f"Each contender less {first}, on the same resamples of the test images (paired bootstrap). p is how often "
-        "resamples fall on the other side of 0, doubled; adjusted for being several contenders (Holm). Below 0.05 "
-        "the verdict names the direction. One trained model stands for each method: whether a method is better takes "
+        f"Score of each contender minus that of {first}, on the same resamples of the test images (paired bootstrap). "
+        "p is how often resamples fall on the other side of 0, doubled; adjusted for being several "
+        "contenders (Holm). Below 0.05 the verdict names the direction. One trained model stands for each method: whether a method is better takes "
         "several seeds of each."
     )
-    return Section(title="Are the differences real?", text=text, table=difference_table(result), sortable=True)
+    return [Section(title="The verdict: are the differences real?", text=text, table=table, sortable=True)]
 
 
 def _attributes(result: Comparison) -> Section:
@@ -159,7 +163,7 @@ def _measured(result: Comparison) -> list[Section]:
             "perfect, except for TAD, which sums over the attributes that it captures. DCI: informativeness (I), "
             "disentanglement (D) and completeness (C) of boosted trees. Metrics of dims depend on the "
             f"axes of the features, linear probes do not. Features of more than {METRIC_DIMS:,} dims are left out. "
-            "Definitions and sources: diticli/disentanglement."
+            "Definitions and sources: docs/metrics.md."
         )
         sections.append(Section(title="Disentanglement", text=text, table=metrics, sortable=True))
     if statistics[1]:
@@ -179,7 +183,7 @@ def _atlases(result: Comparison, out: Path) -> list[Section]:
         if not (found := probed.report.get("atlas")):
             continue
         items = found["attributes"]
-        marks = [c and (c["value"], c["low"], c["high"]) for c in (item["centre_prefix"] for item in items)]
+        marks = [c and (c["value"], c["low"], c["high"]) for c in (item["centre_alone"] for item in items)]
         chart = chunk_heatmap(
             out / f"knows-{index}.png",
             [item["alone"]["value"] for item in items],
@@ -188,7 +192,7 @@ def _atlases(result: Comparison, out: Path) -> list[Section]:
             title="Skill of each chunk alone",
             totals=[item["all"]["value"] for item in items],
             marks=[None if mark is None or None in mark else mark for mark in marks],
-            marks_label="centre of the gain in skill as chunks are added, with 95 % interval",
+            marks_label="centre of mass in t with its 95 % interval",
         )
         text = (
             "A probe on each chunk alone; skill 0 is the base rate, 1 is everything, R2 for numbers. Skill "
@@ -216,13 +220,17 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
         swaps, attributes = found["swaps"], list(found["swaps"][0]["shares"])
         chart = heatmap_chart(
             out / f"swaps-{index}.png",
-            [[swap["shares"][attribute]["value"] for attribute in attributes] for swap in swaps],
+            [[_readable(found, swap, attribute) for attribute in attributes] for swap in swaps],
             rows=[f"t {swap['timesteps'][0]}-{swap['timesteps'][1] - 1}" for swap in swaps],
             columns=attributes,
             title="Transfer rate of exchanged chunks",
         )
         sections.append(Section(title=f"{name}: exchanged chunks", picture=chart))
     return sections
+
+
+def _readable(found: dict[str, Any], swap: dict[str, Any], attribute: str) -> float:
+    return math.nan if attribute in found["unreadable"] else swap["shares"][attribute]["value"]
 
 
 def _pictures(result: Comparison, out: Path) -> list[Section]:
@@ -243,11 +251,15 @@ def _pictures(result: Comparison, out: Path) -> list[Section]:
     return sections
 
 
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _repeat(result: Comparison, script: str) -> Section:
     rows: list[list[Any]] = [[name, number] for name, number in versions().items()]
     rows += [["seed", result.settings.seed], ["split", "as given" if result.protocol.seed is None else "drawn"]]
     fingerprint = result.data["fingerprint"] or {}
-    rows += [[f"images, {key}", str(value)] for key, value in fingerprint.items()]
+    rows += [[f"images, {key}", _plain(value)] for key, value in fingerprint.items()]
     table: Table = ["", ""], [[a, str(b)] for a, b in rows]
     text = "Everything above comes from these commands, with these versions and the weights named at the top."
     return Section(title="Repeat it", text=text, table=table, code=script)

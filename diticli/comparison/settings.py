@@ -36,6 +36,7 @@ class CompareSettings:
         learn: images that the attribute classifier behind `edits` learns from.
         epochs: its passes over them.
         steps: of inversion and of decoding.
+        force: judge `edits` also where reconstructions are too bad for it.
 
     Raises:
         ConfigError: for values that are impossible or contradict each other.
@@ -57,6 +58,7 @@ class CompareSettings:
     learn: int = 12_000
     epochs: int = 4
     steps: int = 20
+    force: bool = False
 
     def __post_init__(self) -> None:
         limits = {"pixel_side": 1, "shown": 0, "pairs": 4, "learn": 200, "epochs": 1, "steps": 2}

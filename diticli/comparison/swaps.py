@@ -14,8 +14,10 @@ from diticli.data.decode import Crop
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
-from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model
+from diticli.evaluation.evaluate import EvaluationSettings, check_reconstruction, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
+from diticli.evaluation.kept import KeptArrays
+from diticli.evaluation.report import check_readable, reader_text
 from diticli.evaluation.scores import to_json
 from diticli.files import write_atomically
 from diticli.identity import cache_key, file_digest
@@ -68,11 +70,12 @@ class SwapStore:
             return
         pipeline = self.entries.load(entry)
         images, classifier = self._classifier(entry, str(pipeline.device), reporter)
-        settings = EvaluationSettings(steps=self.settings.steps, seed=self.settings.seed)
-        result = evaluate_model(
-            pipeline, images, classifier, chunk_sets(pipeline.chunks), settings=settings, moves=False, reporter=reporter
-        )
-        facts = {"reader": classifier.reliability, "images": images.name, **to_json(result)}
+        check_readable(classifier, force=self.settings.force)
+        options: dict[str, Any] = {"settings": self._settings(), "moves": False, "reporter": reporter}
+        result = evaluate_model(pipeline, images, classifier, chunk_sets(pipeline.chunks), kept=self._kept(), **options)
+        for warning in result.warnings:
+            reporter.warn(f"{entry.name}: {warning}")
+        facts = {"reader": classifier.reliability, "images": images.name, **result.to_dict()}
         text = json.dumps(to_json(facts), indent=1, allow_nan=False, default=str) + "\n"
         write_atomically(self._path(entry), "scores", text)
 
@@ -91,17 +94,18 @@ class SwapStore:
         key, settings = (entry.resolution, entry.crop), self.settings
         if key not in self._classifiers:
             images = self._images(entry, reporter)
-            self._classifiers[key] = (
-                images,
-                train_classifier(
-                    images.learn_NCHW,
-                    images.labels,
-                    epochs=settings.epochs,
-                    seed=settings.seed,
-                    device=device,
-                    reporter=reporter,
-                ),
+            check_reconstruction(self.entries.load(entry), images, self._settings())
+            classifier = train_classifier(
+                images.learn_NCHW,
+                images.labels,
+                epochs=settings.epochs,
+                seed=settings.seed,
+                device=device,
+                reporter=reporter,
+                kept=self._kept(),
             )
+            reporter.note(reader_text(classifier))
+            self._classifiers[key] = images, classifier
         return self._classifiers[key]
 
     def _images(self, entry: Entry, reporter: Reporter) -> EvaluationImages:
@@ -118,6 +122,13 @@ class SwapStore:
             seed=settings.seed,
             reporter=reporter,
         )
+
+    def _settings(self) -> EvaluationSettings:
+        own = self.settings
+        return EvaluationSettings(steps=own.steps, seed=own.seed, force=own.force)
+
+    def _kept(self) -> KeptArrays:
+        return KeptArrays(self.folder)
 
     def _path(self, entry: Entry) -> Path:
         return self.folder / (self.key(entry) + ".json")

@@ -20,8 +20,8 @@ METRIC_COLUMNS = {
     "MIG": "mig",
     "SAP": "sap",
     "FactorVAE": "factor_vae",
-    "modular.": "modularity",
-    "explicit.": "explicitness",
+    "modularity": "modularity",
+    "explicitness": "explicitness",
     "TAD": "tad",
     "captured": "captured",
 }

@@ -23,6 +23,7 @@ from diticli.evaluation.classifier_training import (
     learnable,
     split_rows,
 )
+from diticli.evaluation.kept import Arrays, KeptArrays, content, labels_content
 from diticli.models.device import global_generators_kept
 from diticli.probing.metrics import binary_score
 from diticli.progress import Reporter, SilentReporter
@@ -93,6 +94,7 @@ def train_classifier(
     seed: int = 0,
     device: torch.device | str = "cpu",
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> AttributeClassifier:
     """Train a classifier on labelled images; a tenth of them is held out to measure its reliability.
 
@@ -104,6 +106,7 @@ def train_classifier(
         seed: of its weights, order and noise.
         device: where to train, and where the classifier stays.
         reporter: receiver of progress.
+        kept: where a classifier that learned the same before is found.
 
     Returns:
         The classifier in eval mode.
@@ -119,9 +122,16 @@ def train_classifier(
     with global_generators_kept(torch.device(device)):
         torch.manual_seed(seed)
         classifier = AttributeClassifier(attributes, images_NCHW.shape[-1]).to(device)
-        options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
-        title = "Training the attribute classifier"
-        fit_classifier(classifier, images_NCHW, train, with_grain, title=title, **options)
+
+        def learn() -> Arrays:
+            options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
+            title = "Training the attribute classifier"
+            fit_classifier(classifier, images_NCHW, train, with_grain, title=title, **options)
+            return {name: value.cpu().numpy() for name, value in classifier.state_dict().items()}
+
+        facts = [content(images_NCHW), labels_content(columns), epochs, batch_size, seed]
+        learned = (kept or KeptArrays()).get("classifier", facts, learn)
+        classifier.load_state_dict({name: torch.from_numpy(value) for name, value in learned.items()})
     classifier.eval().requires_grad_(False)
     classifier.reliability = _reliability(classifier, images_NCHW, test)
     return classifier

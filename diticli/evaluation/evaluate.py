@@ -8,8 +8,8 @@ Legend of shape suffixes: N images, A attributes, D latent dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,22 @@ import torch
 
 from diticli.data.faces import FACTORS
 from diticli.editing.mixing import mix_chunks
-from diticli.evaluation.attribute_classifier import AttributeClassifier
+from diticli.editing.quality import reconstruction_warnings
+from diticli.editing.settings import EditSettings
+from diticli.errors import ConfigError
+from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
+from diticli.evaluation.decoding import Decoding, Judged
 from diticli.evaluation.images import EvaluationImages
+from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.scores import (
     MIN_TRANSFER,
     Change,
+    Pixels,
     change,
     differing,
     drift_outside,
     side_effects,
+    to_json,
     transfer_rates,
 )
 from diticli.models.largest_batch import on_halves
@@ -40,6 +47,12 @@ from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
 from diticli.statistics import Estimate
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
+CHECKED = 16
+"""Images that are inverted and decoded to see whether judging makes sense."""
+GOOD_ENOUGH = 35.0
+"""dB from which a classifier reads a reconstruction like its original, however good others are."""
+SHOWN = 4
+"""Pairs whose edits are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,7 @@ class EvaluationSettings:
         along: which direction of an attribute; see `Directions.vector`.
         batch_size: images decoded together.
         seed: of splits and bootstraps.
+        force: judge edits also where reconstructions are too bad for it; then it is only warned of.
     """
 
     steps: int = DEFAULT_STEPS
@@ -61,6 +75,7 @@ class EvaluationSettings:
     along: Along = DEFAULT_ALONG
     batch_size: int = 128
     seed: int = 0
+    force: bool = False
 
     def steps_run(self, timesteps: int) -> int:
         """Steps each way that run on a model with `timesteps`."""
@@ -111,6 +126,23 @@ class MoveScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditExamples:
+    """Pictures of the first pairs, uint8 [pairs, R, R, 3] each.
+
+    Attributes:
+        first: A.
+        again: A, inverted and decoded.
+        edits: A with the partner's chunks, one for each of `Faithfulness.swaps`.
+        second: B, the partner.
+    """
+
+    first: Pixels
+    again: Pixels
+    edits: tuple[Pixels, ...]
+    second: Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
 class Faithfulness:
     """All scores of one model.
 
@@ -121,8 +153,11 @@ class Faithfulness:
         reconstruction_psnr: dB over all of them.
         reading_error: root mean square change of each attribute's reading by reconstruction alone.
         swaps: one per set of chunks.
-        moves: one per attribute that could be probed.
+        moves: one per attribute that the classifier can read and that could be probed.
+        unreadable: attributes that the classifier cannot read: their numbers say nothing, and have no intervals.
+        warnings: what makes the scores worthless, in words.
         facts: layout, solver, steps asked for and run.
+        examples: pictures of some edits.
     """
 
     model: str
@@ -132,7 +167,15 @@ class Faithfulness:
     reading_error: dict[str, float]
     swaps: tuple[SwapScore, ...]
     moves: tuple[MoveScore, ...]
+    unreadable: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    examples: EditExamples | None = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without the pictures."""
+        json: dict[str, Any] = to_json({key: value for key, value in vars(self).items() if key != "examples"})
+        return json
 
 
 def evaluate_model(
@@ -144,6 +187,7 @@ def evaluate_model(
     settings: EvaluationSettings | None = None,
     moves: bool = True,
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> Faithfulness:
     """Edit all judged images every way, and let the classifier say what changed.
 
@@ -155,14 +199,58 @@ def evaluate_model(
         settings: solver, steps, amount.
         moves: also move along the direction of every attribute, fitted on the images to learn from.
         reporter: receiver of progress.
+        kept: where what was decoded and judged before is found.
 
     Raises:
         ChunkError: for a chunk that the model lacks.
         ModelError: for an encoder alone.
+        ConfigError: for reconstructions too bad to judge edits by, unless `settings.force`.
     """
-    return _Evaluation(
-        pipeline, images, classifier, settings or EvaluationSettings(), reporter or SilentReporter()
-    ).run(chunk_sets, moves)
+    settings, reporter = settings or EvaluationSettings(), reporter or SilentReporter()
+    return _Evaluation(pipeline, images, classifier, settings, reporter, kept or KeptArrays()).run(chunk_sets, moves)
+
+
+def check_reconstruction(pipeline: DiTiModel, images: EvaluationImages, settings: EvaluationSettings) -> None:
+    """Invert and decode a few of the judged images, before anything that takes long.
+
+    Raises:
+        ModelError: for an encoder alone.
+        ConfigError: where they come back too badly to judge edits by, unless `settings.force`.
+    """
+    if settings.force:
+        return
+    x0 = normalise(images.judge_NCHW[:CHECKED])
+    sampler, z = pipeline.sampler(solver=settings.solver), pipeline.encode(x0)
+
+    def there_and_back(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        noise = sampler.invert(x, z, steps=settings.steps)
+        return sampler.decode(noise, z, steps=settings.steps).float().cpu().clamp(-1, 1)
+
+    reconstruction_problems(pipeline, psnr(on_halves(there_and_back, x0, z), x0), settings)
+
+
+def reconstruction_problems(pipeline: DiTiModel, decibels: float, settings: EvaluationSettings) -> tuple[str, ...]:
+    """What is wrong with reconstructions of so many dB, in words; empty where nothing is.
+
+    Raises:
+        ConfigError: where something is, unless `settings.force`.
+    """
+    how = EditSettings(solver=settings.solver, invert_steps=settings.steps, decode_steps=settings.steps)
+    usual = None if decibels >= GOOD_ENOUGH else pipeline.usual_psnr
+    found = reconstruction_warnings(
+        {"Images to judge": decibels}, how, pipeline.chunks.timesteps, usual, pipeline.trained_on
+    )
+    if found and not settings.force:
+        raise ConfigError(found[0], remedy="Edits would be judged by that error; --force judges them all the same.")
+    return tuple(found)
+
+
+def blind(shares: Sequence[Estimate], names: Sequence[str], unreadable: Collection[str]) -> list[Estimate]:
+    """The estimates, without intervals for attributes that the classifier cannot read."""
+    return [
+        Estimate(value=share.value, low=None, high=None) if name in unreadable else share
+        for name, share in zip(names, shares, strict=True)
+    ]
 
 
 class _Evaluation:
@@ -175,10 +263,14 @@ class _Evaluation:
         classifier: AttributeClassifier,
         settings: EvaluationSettings,
         reporter: Reporter,
+        kept: KeptArrays,
     ) -> None:
         self.pipeline, self.images, self.classifier = pipeline, images, classifier
-        self.settings, self.reporter = settings, reporter
+        self.settings, self.reporter, self.kept = settings, reporter, kept
         self.names = tuple(attribute.name for attribute in classifier.attributes)
+        self.unreadable = tuple(unreadable(classifier))
+        self.readable = [index for index, name in enumerate(self.names) if name not in self.unreadable]
+        self.examples: list[Pixels] = []
         self.partner = torch.arange(len(images.judge_NCHW)) ^ 1
 
     @torch.no_grad()
@@ -186,23 +278,26 @@ class _Evaluation:
         layout, x0 = self.pipeline.chunks, normalise(self.images.judge_NCHW)
         self.z = self.pipeline.encode(x0)
         directions = self._directions() if moves else None
-        attributes = [name for name in self.names if directions and name in directions.attributes]
+        attributes = [name for name in self.names if directions and self._moves(name, directions)]
         rounds = 2 + len(chunk_sets) + 2 * len(attributes)
         self.reporter.start("Editing and judging", rounds * len(x0), unit="images")
-        sampler = self.pipeline.sampler(solver=self.settings.solver)
-        self._decoder = sampler.decode
-        self.x_T = self._in_batches(sampler.invert, x0, self.z)
+        self.decoding = Decoding(self.pipeline, self.classifier, self.settings, self.reporter, self.kept)
+        self.x_T = self.decoding.invert(x0, self.z)
         before = self._decode(self.z)
-        self.before_NHWC, self.before_NA = to_uint8(before), self.classifier.read(before)
+        self.before_NHWC, self.before_NA = before.pixels, before.readings
+        decibels = psnr(self.before_NHWC, to_uint8(x0))
+        warnings = reconstruction_problems(self.pipeline, decibels, self.settings)
         error = np.sqrt(np.mean((self.before_NA - self.classifier.read(x0)) ** 2, axis=0))
         result = Faithfulness(
             model=self.pipeline.model_id,
             model_hash=self.pipeline.model_hash,
             images=len(x0),
-            reconstruction_psnr=psnr(before, x0),
+            reconstruction_psnr=decibels,
             reading_error=dict(zip(self.names, error.tolist(), strict=True)),
             swaps=tuple(self._swap(chunks) for chunks in chunk_sets),
             moves=tuple(self._move(directions, name) for name in attributes if directions),
+            unreadable=self.unreadable,
+            warnings=warnings,
             facts={
                 "chunks": layout.chunks,
                 "latent_dim": layout.latent_dim,
@@ -211,24 +306,40 @@ class _Evaluation:
             },
         )
         self.reporter.finish()
-        return result
+        shown = slice(0, 2 * SHOWN, 2)
+        originals = to_uint8(x0)
+        examples = EditExamples(
+            first=originals[shown],
+            again=self.before_NHWC[shown],
+            edits=tuple(self.examples),
+            second=originals[self.partner.numpy()][shown],
+        )
+        return replace(result, examples=examples)
+
+    def _moves(self, name: str, directions: Directions) -> bool:
+        return name in directions.attributes and name not in self.unreadable
 
     def _swap(self, chunks: tuple[int, ...]) -> SwapScore:
         layout = self.pipeline.chunks
         after = self._decode(mix_chunks(self.z, self.z[self.partner], layout, chunks, 1.0))
-        readings = (self.before_NA, self.classifier.read(after), self.before_NA[self.partner])
-        shares = transfer_rates(*readings, seed=self.settings.seed)
+        self.examples.append(after.pixels[0 : 2 * SHOWN : 2])
+        readings = (self.before_NA, after.readings, self.before_NA[self.partner])
+        shares = blind(transfer_rates(*readings, seed=self.settings.seed), self.names, self.unreadable)
         noise = side_effects(*readings, shares)
         half = len(self.before_NA) // 4 * 2
         chosen = transfer_rates(*(r[:half] for r in readings)) if half else []
-        moved = tuple(name for name, share in zip(self.names, chosen, strict=False) if share.value >= MIN_TRANSFER)
+        moved = tuple(
+            name
+            for name, share in zip(self.names, chosen, strict=False)
+            if share.value >= MIN_TRANSFER and name not in self.unreadable
+        )
         return SwapScore(
             chunks=chunks,
             timesteps=(layout.timestep_starts[min(chunks)], layout.timestep_ends[max(chunks)]),
             shares=dict(zip(self.names, shares, strict=True)),
             unexplained=dict(zip(self.names, noise.tolist(), strict=True)),
             moved=moved,
-            **self._against_truth(to_uint8(after), moved, slice(half, None)),
+            **self._against_truth(after.pixels, moved, slice(half, None)),
         )
 
     def _against_truth(self, after_NHWC: npt.NDArray[np.uint8], moved: tuple[str, ...], rows: slice) -> dict[str, Any]:
@@ -253,14 +364,15 @@ class _Evaluation:
         settings = self.settings
         moved = [directions.move(self.z, name, s * settings.amount, along=settings.along) for s in (-1, 1)]
         pictures = [self._decode(z) for z in moved]
-        low, high = (self.classifier.read(picture) for picture in pictures)
+        low, high = (picture.readings[:, self.readable] for picture in pictures)
+        names = [self.names[index] for index in self.readable]
         drift = None
         if self.images.factors is not None:
             factor, column = FACTORS[FACTOR_NAMES.index(name)], FACTOR_NAMES.index(name)
             ends = [self.images.drawn(_setter(column, value)) for value in (factor.low, factor.high)]
             inside = differing(*ends)
-            drift = float(np.mean([drift_outside(self.before_NHWC, to_uint8(p), inside) for p in pictures]))
-        return MoveScore(attribute=name, change=change(low, high, self.names, name), drift=drift)
+            drift = float(np.mean([drift_outside(self.before_NHWC, p.pixels, inside) for p in pictures]))
+        return MoveScore(attribute=name, change=change(low, high, names, name), drift=drift)
 
     def _directions(self) -> Directions:
         features = self.pipeline.encode(normalise(self.images.learn_NCHW)).numpy()
@@ -268,16 +380,8 @@ class _Evaluation:
         report = probe_features(features, columns, seed=self.settings.seed, reporter=self.reporter)
         return report.directions
 
-    def _decode(self, z: torch.Tensor) -> torch.Tensor:
-        return self._in_batches(self._decoder, self.x_T, z).clamp(-1, 1)
-
-    def _in_batches(self, run: Any, images: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        size, steps = self.settings.batch_size, self.settings.steps
-        parts = []
-        for part, features in zip(images.split(size), z.split(size), strict=True):
-            parts.append(on_halves(lambda x, z: run(x, z, steps=steps).float().cpu(), part, features))
-            self.reporter.advance(len(part))
-        return torch.cat(parts)
+    def _decode(self, z: torch.Tensor) -> Judged:
+        return self.decoding.judge(self.x_T, z)
 
 
 def _setter(column: int, value: float) -> Any:

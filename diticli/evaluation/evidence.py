@@ -13,6 +13,7 @@ from diticli.evaluation.chunk_ablation import FeatureAblation, measure_ablation
 from diticli.evaluation.denoising import ModelGap, measure_model_gap
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages
+from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.order import OrderAgreement, compare_order
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.progress import Reporter, SilentReporter
@@ -75,6 +76,7 @@ def collect_evidence(
     *,
     settings: EvaluationSettings | None = None,
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> list[Evidence]:
     """Measure what `request` asks for, of each model in turn.
 
@@ -85,6 +87,7 @@ def collect_evidence(
         request: what to measure.
         settings: of exchanges; its batch size and seed serve all.
         reporter: receiver of progress.
+        kept: where what was made before is found.
 
     Raises:
         ConfigError: for less than one group, or fewer than two pairs.
@@ -105,7 +108,7 @@ def collect_evidence(
             parts["use"] = measure_ablation(pipeline, some, groups=groups, batch_size=size, **options)
         if request.atlas:
             parts["atlas"] = measure_swap_effects(
-                pipeline, images, classifier, groups=groups, settings=settings, reporter=reporter
+                pipeline, images, classifier, groups=groups, settings=settings, reporter=reporter, kept=kept
             )
         if request.lost:
             key = pipeline.schedule.alphas_cumprod.cpu().numpy().tobytes()
@@ -116,6 +119,7 @@ def collect_evidence(
                     pipeline.schedule,
                     epochs=request.lost_epochs,
                     device=pipeline.device,
+                    kept=kept,
                     **options,
                 )
             parts["lost"] = found[key]

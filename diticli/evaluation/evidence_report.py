@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +78,13 @@ def modularity_text(atlas: SwapEffects) -> str:
 def _atlas(atlas: SwapEffects, name: str, layout: ChunkLayout, picture: Path) -> Section:
     chunk_heatmap(
         picture,
-        np.array([[share.value for share in shares] for shares in atlas.shares.values()]),
+        np.array([[_shown(share, name, atlas) for share in shares] for name, shares in atlas.shares.items()]),
         rows=atlas.attributes,
         layout=_grouped_layout(layout, atlas.groups),
-        title="Transfer rate of each chunk exchanged alone",
+        title=f"Transfer rate of each {_unit(atlas)} exchanged alone",
         limit=1.0,
-        totals=[share.value for share in atlas.together.values()],
+        totals=[_shown(share, name, atlas) for name, share in atlas.together.items()],
+        chunk_names=[chunk_text(group) for group in atlas.groups],
         marks=[_mark(centre) for centre in atlas.centres.values()],
     )
     text = (
@@ -94,7 +96,7 @@ def _atlas(atlas: SwapEffects, name: str, layout: ChunkLayout, picture: Path) ->
         "regressor's importances."
     )
     if atlas.unreadable:
-        text += f" Not counted, as the classifier predicts them poorly: {', '.join(atlas.unreadable)}."
+        text += f" Grey, as the classifier cannot read them: {', '.join(atlas.unreadable)}."
     return Section(title=f"{name}: what each chunk changes", text=text, picture=picture, table=atlas_table(atlas))
 
 
@@ -157,6 +159,14 @@ def _grouped_layout(layout: ChunkLayout, groups: tuple[tuple[int, ...], ...]) ->
         ends=tuple(layout.ends[group[-1]] for group in groups),
         visible=layout.visible,
     )
+
+
+def _unit(atlas: SwapEffects) -> str:
+    return "chunk" if all(len(group) == 1 for group in atlas.groups) else "group of chunks"
+
+
+def _shown(share: Estimate, name: str, atlas: SwapEffects) -> float:
+    return math.nan if name in atlas.unreadable else share.value
 
 
 def _mark(estimate: Estimate | None) -> Mark:

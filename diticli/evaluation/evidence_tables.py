@@ -20,6 +20,11 @@ def chunk_text(chunks: Sequence[int]) -> str:
     return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
 
 
+def digits(value: float | None, count: int = 2) -> str | None:
+    """A number with so many decimals, never "-0.00"; None stays."""
+    return None if value is None else f"{round(value, count) + 0.0:.{count}f}"
+
+
 def between(estimate: Estimate | None, digits: int = 2, *, scale: float = 1) -> str | None:
     """A number times `scale` and its interval as text; None stays."""
     if estimate is None:
@@ -30,16 +35,18 @@ def between(estimate: Estimate | None, digits: int = 2, *, scale: float = 1) -> 
 
 
 def atlas_table(atlas: SwapEffects) -> Table:
-    """A row per attribute: the groups of the highest transfer rates, all together, centre of mass, concentration."""
-    names = ["best chunk", "transfer rate", "second", "transfer rate", "all chunks", "centre t", "concentration"]
-    columns = ["attribute", *names]
+    """A row per readable attribute: the highest transfer rates and where, all together, centre, concentration."""
+    columns = ["attribute", "best chunk", "second", "all chunks", "centre t", "concentration"]
     rows: list[list[Cell]] = []
     for name, shares in atlas.shares.items():
+        if name in atlas.unreadable:
+            continue
         order = sorted(range(len(shares)), key=lambda g: -shares[g].value)[:2]
-        best: list[Cell] = [cell for g in order for cell in (chunk_text(atlas.groups[g]), shares[g].value)]
-        best += [None] * (4 - len(best))
-        centre = between(atlas.centres[name], 0)
-        rows.append([name, *best, atlas.together[name].value, centre, atlas.concentration[name]])
+        best: list[Cell] = [f"{digits(shares[g].value)} in {chunk_text(atlas.groups[g])}" for g in order]
+        best += [None] * (2 - len(best))
+        alone = atlas.concentration[name]
+        ending: list[Cell] = [between(atlas.centres[name], 0), digits(alone)]
+        rows.append([name, *best, digits(atlas.together[name].value), *ending])
     return columns, rows
 
 
@@ -60,12 +67,14 @@ def use_table(use: FeatureAblation) -> Table:
 
 
 def lost_table(lost: SurvivalCurves, atlas: SwapEffects | None = None) -> Table:
-    """A row per attribute, first lost first: when, how well it is read from clean images, where chunks move it."""
+    """A row per readable attribute, first lost first: when, how well it is read from clean images, where chunks act."""
     columns = ["attribute", "half-life, t", "explained, clean", "chunks that move it, centre t"]
-    names = [*lost.order, *(name for name in lost.half if name not in lost.order)]
+    rest = (name for name, left in lost.left.items() if left is not None and name not in lost.order)
+    names = [*lost.order, *rest]
     centres = atlas.centres if atlas is not None else {}
     rows: list[list[Cell]] = [
-        [name, between(lost.half[name], 0), lost.explained[name][0], between(centres.get(name), 0)] for name in names
+        [name, between(lost.half[name], 0), f"{lost.explained[name][0]:.2f}", between(centres.get(name), 0)]
+        for name in names
     ]
     return (columns, rows) if atlas is not None else (columns[:3], [row[:3] for row in rows])
 

@@ -12,42 +12,76 @@ import numpy as np
 
 from diticli._version import __version__
 from diticli.chunks import ChunkLayout
+from diticli.errors import ConfigError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
 from diticli.evaluation.evaluate import Faithfulness
 from diticli.evaluation.evidence import Evidence
 from diticli.evaluation.evidence_report import evidence_sections
-from diticli.evaluation.evidence_tables import Table, chunk_text
+from diticli.evaluation.evidence_tables import Table, chunk_text, digits
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import to_json
 from diticli.files import write_atomically
 from diticli.pictures.charts import heatmap_chart
+from diticli.pictures.grids import captioned_strip, save_png
 from diticli.pictures.report import Cell, Section, write_report
 
 
+def check_readable(classifier: AttributeClassifier, *, force: bool) -> None:
+    """Make sure that there is something to judge by.
+
+    Raises:
+        ConfigError: for a classifier that can read no attribute, unless `force`.
+    """
+    if len(unreadable(classifier)) == len(classifier.reliability) and not force:
+        raise ConfigError(
+            "The attribute classifier can read none of the attributes, so no edit can be judged.",
+            remedy="Give it more --learn images or --epochs; --force goes on all the same.",
+        )
+
+
+def reader_text(classifier: AttributeClassifier) -> str:
+    """How many attributes can be judged, and which cannot."""
+    names, poor = list(classifier.reliability), unreadable(classifier)
+    text = f"The attribute classifier reads {len(names) - len(poor)} of {len(names)} attributes well enough to judge."
+    if not poor:
+        return text
+    return f"{text} Not judged: {', '.join(poor)}. More --learn images or --epochs may help."
+
+
 def swap_table(result: Faithfulness) -> Table:
-    """A column per set of chunks: transfer rate of each attribute, other change, drift, PSNR to the truth."""
+    """A column per set of chunks: transfer rate of each attribute, other change, drift, PSNR to the truth.
+
+    Attributes that the classifier cannot read are left out.
+    """
     swaps = result.swaps
     columns = ["chunks", *(chunk_text(score.chunks) for score in swaps)]
     rows: list[list[Cell]] = [["timesteps", *(f"{s.timesteps[0]}-{s.timesteps[1] - 1}" for s in swaps)]]
-    rows += [[name, *(score.shares[name].value for score in swaps)] for name in (swaps[0].shares if swaps else ())]
-    rows.append(["other change", *(float(np.mean(list(score.unexplained.values()))) for score in swaps)])
+    names = [name for name in (swaps[0].shares if swaps else ()) if name not in result.unreadable]
+    rows += [[name, *(digits(score.shares[name].value) for score in swaps)] for name in names]
+    if names:
+        rows.append(["other change", *(f"{np.mean([s.unexplained[n] for n in names]):.2f}" for s in swaps)])
     if any(score.drift is not None for score in swaps):
-        rows.append(["drift, grey levels", *(_known(score.drift) for score in swaps)])
-        rows.append(["dB to truth", *(score.truth_psnr for score in swaps)])
-        rows.append(["dB of doing nothing", *(score.still_psnr for score in swaps)])
+        rows.append(["drift, grey levels", *(digits(_known(score.drift), 1) for score in swaps)])
+        rows.append(["dB to truth", *(digits(score.truth_psnr, 1) for score in swaps)])
+        rows.append(["dB of doing nothing", *(digits(score.still_psnr, 1) for score in swaps)])
     return columns, rows if swaps else []
 
 
 def move_table(result: Faithfulness) -> Table:
     """One row per attribute: change of itself, mean and largest change of another one, selectivity, drift."""
-    columns = ["attribute", "itself", "others, mean", "others, largest", "which", "selectivity", "drift"]
+    columns = ["attribute", "itself", "others, mean", "largest", "of", "selectivity", "drift"]
     rows: list[list[Cell]] = []
     for score in result.moves:
         leak = score.change.leakage
         worst = max(leak, key=lambda name: abs(leak[name]), default="")
-        row: list[Cell] = [score.attribute, score.change.target, score.change.mean_leakage]
-        rows.append([*row, leak.get(worst), worst, score.change.selectivity, _known(score.drift)])
+        row: list[Cell] = [score.attribute, *map(digits, (score.change.target, score.change.mean_leakage))]
+        most = digits(leak.get(worst), 2)
+        rows.append([*row, most, worst, f"{score.change.selectivity:.2f}", digits(_known(score.drift), 1)])
     return columns, rows
+
+
+def _chunks(chunks: Sequence[int]) -> str:
+    return f"chunk{'s' if len(chunks) > 1 else ''} {chunk_text(chunks)}"
 
 
 def write_evaluation(
@@ -75,18 +109,21 @@ def write_evaluation(
         "reader": {"learned_from": len(images.learn_NCHW), "reliability": to_json(classifier.reliability)},
         "unreadable": unreadable(classifier),
         "models": [
-            {**to_json(result), **(evidence[index][0].to_dict() if evidence else {})}
+            {**result.to_dict(), **(evidence[index][0].to_dict() if evidence else {})}
             for index, result in enumerate(results)
         ],
         "version": __version__,
     }
     text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
     write_atomically(out / "evaluation.json", "evaluation", text)
-    sections = [_classifier_section(classifier, images)]
+    sections = [_verdict(results, classifier)]
+    for index, result in enumerate(results):
+        sections += _examples(result, out / f"edits-{index}.png")
     for index, result in enumerate(results):
         sections += _model_sections(result, out / f"shares-{index}.png")
         if evidence:
             sections += evidence_sections(evidence[index][0], result.model, evidence[index][1], out, index)
+    sections.append(_classifier_section(classifier, images))
     write_report(out / "report.html", title="Faithfulness of edits", sections=sections)
     return facts
 
@@ -103,10 +140,49 @@ def _classifier_section(classifier: AttributeClassifier, images: EvaluationImage
         "independently of the models. Its reliability on held-out images: R2 of a number, 2 (AUC - 0.5) of a binary "
         "attribute."
     )
-    if poor:
-        text += f"\n\nIts predictions of these are too poor to measure edits by: {', '.join(poor)}."
-    rows: list[list[Cell]] = [[name, score] for name, score in classifier.reliability.items()]
-    return Section(title="The attribute classifier", text=text, table=(["attribute", "reliability"], rows))
+    rows: list[list[Cell]] = [
+        [name, f"{score:.2f}", "not judged" if name in poor else ""] for name, score in classifier.reliability.items()
+    ]
+    return Section(title="The attribute classifier", text=text, table=(["attribute", "reliability", ""], rows))
+
+
+def _verdict(results: Sequence[Faithfulness], classifier: AttributeClassifier) -> Section:
+    """What is found, in a sentence a model, after whatever makes it worthless."""
+    lines = [f"Warning, {result.model}: {text}" for result in results for text in result.warnings]
+    lines += [verdict_text(result) for result in results]
+    return Section(title="The verdict", text="\n\n".join([*lines, reader_text(classifier)]))
+
+
+def verdict_text(result: Faithfulness) -> str:
+    """What the largest exchange transfers, and how well images come back."""
+    text = f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images"
+    readable = [name for name in (result.swaps[0].shares if result.swaps else ()) if name not in result.unreadable]
+    if not readable:
+        return f"{text}."
+    largest = max(result.swaps, key=lambda score: len(score.chunks))
+    rates = {name: largest.shares[name].value for name in readable}
+    worst, best = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+    return (
+        f"{text}. {_chunks(largest.chunks).capitalize()} of the partner: mean transfer rate "
+        f"{np.mean(list(rates.values())):.2f}, from {rates[worst]:.2f} ({worst}) to {rates[best]:.2f} ({best})."
+    )
+
+
+def _examples(result: Faithfulness, picture: Path) -> list[Section]:
+    """A strip of edited pairs."""
+    if (shown := result.examples) is None or not len(shown.first):
+        return []
+    tiles = (shown.first, shown.again, *shown.edits, shown.second)
+    columns = ["A", "A again", *(_chunks(score.chunks) for score in result.swaps), "B"]
+    strip = captioned_strip(
+        [list(row) for row in zip(*tiles, strict=True)],
+        row_captions=[f"pair {index + 1}" for index in range(len(shown.first))],
+        column_captions=columns,
+        title="A with B's chunks",
+        mark={(row, column) for row in range(len(shown.first)) for column in (0, len(columns) - 1)},
+    )
+    text = "A again: inverted and decoded. The columns before B: A with these chunks of B. A and B are the originals."
+    return [Section(title=f"{result.model}: edits", text=text, picture=save_png(strip, picture))]
 
 
 def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
@@ -116,8 +192,11 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
     if result.swaps:
         heatmap_chart(
             picture,
-            [[score.shares[name].value for name in names] for score in result.swaps],
-            rows=[f"{chunk_text(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
+            [
+                [math.nan if name in result.unreadable else score.shares[name].value for name in names]
+                for score in result.swaps
+            ],
+            rows=[f"{_chunks(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
             columns=names,
             title="Transfer rate of exchanged chunks",
         )
@@ -125,7 +204,8 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
             f"{result.images} images in pairs, inverted and decoded in {result.facts['steps_run']} steps each; "
             f"reconstruction {result.reconstruction_psnr:.1f} dB. Transfer rate: the share of the "
             "partner's attribute that the edited image gets, by the attribute classifier's predictions: 0 is nothing, "
-            "also where the own one is only erased, 1 is all of it. Other change: root mean square of all change that "
+            "also where the own one is only erased, 1 is all of it. Grey: attributes that the classifier cannot read. "
+            "Other change: root mean square of all change that "
             "is not towards the partner, in standard deviations."
         )
         if result.swaps[0].drift is not None:

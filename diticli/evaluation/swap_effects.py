@@ -21,10 +21,11 @@ from diticli.editing.mixing import check_chunks, mix_chunks
 from diticli.editing.stages import grouped
 from diticli.errors import ConfigError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
-from diticli.evaluation.evaluate import EvaluationSettings
+from diticli.evaluation.decoding import Decoding
+from diticli.evaluation.evaluate import EvaluationSettings, blind
 from diticli.evaluation.images import EvaluationImages
+from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.scores import resampled_transfer_rates, to_json
-from diticli.models.largest_batch import on_halves
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
@@ -55,7 +56,8 @@ class SwapEffects:
         selectivity: of each group, 1 when it moves one attribute alone; None when it moves none.
         completeness: mean of `concentration`; see `diticli.statistics`.
         disentanglement: `selectivity` of all groups, weighted by the sum of their shares.
-        unreadable: attributes that the classifier predicts poorly; they count in none of the last three.
+        unreadable: attributes that the classifier predicts poorly: their shares have no intervals, they have no centre
+            and no concentration, and count in none of the last three.
         pairs: how many were exchanged, both ways.
         facts: solver, steps.
         centre_draws: [R, A] centres of the resampled pairs, for what is computed from them.
@@ -97,6 +99,7 @@ def measure_swap_effects(
     pairs: int | None = None,
     settings: EvaluationSettings | None = None,
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> SwapEffects:
     """Exchange every chunk (or group of chunks) alone within all pairs, and read what came along.
 
@@ -110,6 +113,7 @@ def measure_swap_effects(
         pairs: how many of the judged pairs to exchange; default: all.
         settings: steps, solver, batch size, seed of the bootstrap.
         reporter: receiver of progress.
+        kept: where what was decoded and judged before is found.
 
     Raises:
         ChunkError: for a chunk that the model lacks.
@@ -122,7 +126,8 @@ def measure_swap_effects(
     for group in chosen:
         check_chunks(group, layout)
     images_NCHW = images.judge_NCHW[: _images(pairs, len(images.judge_NCHW))]
-    readings = _readings(pipeline, classifier, normalise(images_NCHW), chosen, settings, reporter)
+    decoding = Decoding(pipeline, classifier, settings, reporter, kept or KeptArrays())
+    readings = _readings(pipeline, decoding, normalise(images_NCHW), chosen)
     before_NA, after_GNA = readings[0], readings[1:]
     other_NA = before_NA[np.arange(len(before_NA)) ^ 1]
     values_GA, draws_RGA = resampled_transfer_rates(before_NA, after_GNA, other_NA, seed=settings.seed)
@@ -161,14 +166,7 @@ def _images(pairs: int | None, images: int) -> int:
     return count
 
 
-def _readings(
-    pipeline: DiTiModel,
-    classifier: AttributeClassifier,
-    x0_NCHW: torch.Tensor,
-    groups: Groups,
-    settings: EvaluationSettings,
-    reporter: Reporter,
-) -> DoubleArray:
+def _readings(pipeline: DiTiModel, decoding: Decoding, x0_NCHW: torch.Tensor, groups: Groups) -> DoubleArray:
     """[G + 2, N, A]: of the images under their own features, with each group exchanged, and with all of them."""
     z_ND = pipeline.encode(x0_NCHW)
     everything = tuple(sorted({chunk for group in groups for chunk in group}))
@@ -177,25 +175,10 @@ def _readings(
     features = torch.cat([z_ND, *swapped])
     # Batches run across groups: few pairs still fill them.
     rows = torch.arange(len(z_ND)).repeat(len(swapped) + 1)
-    reporter.start("Exchanging chunks one by one", len(x0_NCHW) + len(rows), unit="images")
-    sampler = pipeline.sampler(solver=settings.solver)
-
-    def invert(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return sampler.invert(x, z, steps=settings.steps).float().cpu()
-
-    def decode(x_T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return sampler.decode(x_T, z, steps=settings.steps).float().cpu().clamp(-1, 1)
-
-    noise = []
-    for x, z in zip(x0_NCHW.split(settings.batch_size), z_ND.split(settings.batch_size), strict=True):
-        noise.append(on_halves(invert, x, z))
-        reporter.advance(len(x))
-    x_T = torch.cat(noise)
-    parts = []
-    for row, z in zip(rows.split(settings.batch_size), features.split(settings.batch_size), strict=True):
-        parts.append(classifier.read(on_halves(decode, x_T[row], z)))
-        reporter.advance(len(row))
-    reporter.finish()
+    decoding.reporter.start("Exchanging chunks one by one", len(x0_NCHW) + len(rows), unit="images")
+    x_T, size = decoding.invert(x0_NCHW, z_ND), decoding.settings.batch_size
+    parts = [decoding.read(x_T[row], z) for row, z in zip(rows.split(size), features.split(size), strict=True)]
+    decoding.reporter.finish()
     return np.concatenate(parts).reshape(len(swapped) + 1, len(z_ND), -1)
 
 
@@ -209,7 +192,8 @@ def _summary(
 ) -> dict[str, Any]:
     """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
     shares = [
-        [Estimate.of(value, draws[:, g, a]) for a, value in enumerate(row)] for g, row in enumerate(values.tolist())
+        blind([Estimate.of(value, draws[:, g, a]) for a, value in enumerate(row)], names, poor)
+        for g, row in enumerate(values.tolist())
     ]
     moves_GA = np.array([[share.differs and share.value >= MIN_EFFECT for share in row] for row in shares[:-1]])
     starts, ends = np.array(layout.timestep_starts), np.array(layout.timestep_ends)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SERIES = ("#2463b4", "#e08a1e", "#8a929b", "#3c8d5a", "#b0435c", "#6b52a8")
+UNKNOWN = "#e6e8eb"
 MAX_BOUNDARIES = 32
 
 
@@ -111,7 +112,7 @@ def heatmap_chart(
     columns: Sequence[str],
     title: str,
 ) -> Path:
-    """Write a PNG of numbers in coloured cells, rows from top to bottom; colours run from -1 over 0 to 1.
+    """Write a PNG of numbers in coloured cells, rows from top to bottom; colours run from -1 over 0 to 1, NaN is grey.
 
     Raises:
         ValueError: when the values are not one per row and column.
@@ -121,9 +122,10 @@ def heatmap_chart(
         raise ValueError(f"{len(rows)} x {len(columns)} values expected, got {list(grid.shape)}.")
 
     def draw(axes: Axes) -> None:
-        axes.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        axes.imshow(np.ma.masked_invalid(grid), cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        axes.set_facecolor(UNKNOWN)
         for (row, column), value in np.ndenumerate(grid):
-            text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
+            text = "" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if abs(value) > 0.6 else "k")
         axes.set_xticks(np.arange(len(columns)), [plain(name) for name in columns], rotation=35, ha="right")
         axes.set_yticks(np.arange(len(rows)), [plain(name) for name in rows])

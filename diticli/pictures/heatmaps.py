@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.pictures.captions import clean
-from diticli.pictures.charts import plain, save_chart
+from diticli.pictures.charts import UNKNOWN, plain, save_chart
 from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _MAX_NAME = 40
 _MAX_SIDE = 300.0
 """Inches; matplotlib draws at most 2^16 pixels."""
 _MARK = "#d1242f"
-_UNKNOWN = "#e6e8eb"
+_UNSURE = "#8a929b"
 
 
 def chunk_heatmap(
@@ -50,11 +50,13 @@ def chunk_heatmap(
     marks: Sequence[Mark] | None = None,
     marks_label: str = "centre of mass with 95 % interval",
     note: str = "",
+    chunk_names: Sequence[str] | None = None,
+    sure_RK: npt.ArrayLike | None = None,
 ) -> Path:
     """Write a PNG of one value for each row and chunk, rows from top to bottom, chunks from left to right.
 
-    Columns are equally wide; chunk numbers stand above, the timesteps at the chunks' borders below, and values in
-    the cells while they fit (`MAX_TEXT_CHUNKS`). White is 0, blue positive, orange negative.
+    Columns are equally wide; chunk numbers (or `chunk_names`) stand above, the timesteps at the chunks' borders below,
+    and values in the cells while they fit (`MAX_TEXT_CHUNKS`). White is 0, blue positive, orange negative.
 
     Args:
         path: where to.
@@ -68,6 +70,8 @@ def chunk_heatmap(
         marks: [R] (timestep, low, high) drawn as a dot with a bar across the row, or None for no mark.
         marks_label: what the dots are, said below the picture.
         note: more text below.
+        chunk_names: [K] headings of the columns (default: 0, 1, ...), for groups of chunks "0-3", "4-7", ...
+        sure_RK: [R, K] whether a value differs from 0; others are grey numbers on white.
 
     Raises:
         ValueError: when the numbers of rows, chunks, totals or marks do not fit together, or `limit` is not above 0.
@@ -89,10 +93,10 @@ def chunk_heatmap(
     above, below = _wrapped(title, width / 0.115), "\n".join(_wrapped(text, width / 0.077) for text in texts if text)
 
     def draw(axes: Axes) -> None:
-        _cells(axes, grid, 0.0, top)
+        _cells(axes, grid, 0.0, top, None if sure_RK is None else np.asarray(sure_RK, dtype=bool))
         if totals is not None:
             _cells(axes, np.asarray(totals, dtype=np.float64)[:, None], layout.chunks + _GAP, top)
-        _axes(axes, names, layout, totals_label if totals is not None else None)
+        _axes(axes, names, layout, totals_label if totals is not None else None, chunk_names)
         for row, mark in enumerate(marks or ()):
             if mark is not None:
                 _mark(axes, row, mark, layout)
@@ -109,11 +113,11 @@ def _cell_width(chunks: int) -> float:
     return 0.42 if chunks <= _LONG_TEXT_CHUNKS else 0.27 if chunks <= MAX_TEXT_CHUNKS else 0.1
 
 
-def _cells(axes: Axes, grid: DoubleArray, left: float, top: float) -> None:
+def _cells(axes: Axes, grid: DoubleArray, left: float, top: float, sure: npt.NDArray[np.bool_] | None = None) -> None:
     """Cells of width and height 1 from x = `left` on, the first row at y = 0..1."""
     height, width = grid.shape
     axes.imshow(
-        np.ma.masked_invalid(grid),
+        np.ma.masked_invalid(grid if sure is None else np.where(sure | np.isnan(grid), grid, 0.0)),
         cmap=_colours(),
         vmin=-top,
         vmax=top,
@@ -127,13 +131,17 @@ def _cells(axes: Axes, grid: DoubleArray, left: float, top: float) -> None:
     for (row, column), value in np.ndenumerate(grid):
         if math.isfinite(value):
             colour = "w" if abs(value) > 0.62 * top else "k"
+            if sure is not None and not sure[row, column]:
+                colour = _UNSURE
             place = (left + column + 0.5, row + 0.5)
             axes.text(
                 *place, _number(value, short, top), ha="center", va="center", fontsize=5.5 if short else 7, color=colour
             )
 
 
-def _axes(axes: Axes, rows: Sequence[str], layout: ChunkLayout, totals_label: str | None) -> None:
+def _axes(
+    axes: Axes, rows: Sequence[str], layout: ChunkLayout, totals_label: str | None, chunk_names: Sequence[str] | None
+) -> None:
     chunks = layout.chunks
     axes.set_xlim(0, chunks if totals_label is None else chunks + _GAP + 1)
     axes.set_ylim(len(rows), 0)
@@ -144,10 +152,11 @@ def _axes(axes: Axes, rows: Sequence[str], layout: ChunkLayout, totals_label: st
     axes.set_xticks(at, [f"{borders[k]}" for k in at], fontsize=7)
     above = axes.secondary_xaxis("top")
     numbers = list(range(0, chunks, step))
-    labels = [(k + 0.5, f"{k}") for k in numbers]
+    labels = [(k + 0.5, f"{k}" if chunk_names is None else plain(chunk_names[k])) for k in numbers]
     if totals_label is not None:
         labels.append((chunks + _GAP + 0.5, plain(totals_label)))
     above.set_xticks([x for x, _ in labels], [text for _, text in labels], fontsize=7)
+    above.set_xlabel("chunk" if chunk_names is None else "chunks", loc="left", fontsize=8)
     above.tick_params(length=0, pad=1)
     above.spines["top"].set_visible(False)
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -176,4 +185,4 @@ def _colours() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
-    return LinearSegmentedColormap.from_list("diti", stops).with_extremes(bad=_UNKNOWN)
+    return LinearSegmentedColormap.from_list("diti", stops).with_extremes(bad=UNKNOWN)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, plain, save_chart
+from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, UNKNOWN, plain, save_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,10 @@ def lost_chart(
                 if mark is not None:
                     axes.plot(mark[1:], [row + offset] * 2, color=colour, linewidth=1.8, solid_capstyle="butt")
                     axes.plot(mark[:1], [row + offset], marker="o", markersize=4, color=colour)
-        axes.set_facecolor("#e6e8eb")
+        axes.set_facecolor(UNKNOWN)
+        for unread in np.flatnonzero(np.isnan(grid).all(axis=1)).tolist():
+            middle_t = (timesteps[0] + timesteps[-1]) / 2
+            axes.text(middle_t, unread + 0.5, "not readable", ha="center", va="center", fontsize=8, color="#59636e")
         axes.set_ylim(len(rows), 0)
         axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(name) for name in rows])
         axes.tick_params(axis="y", length=0)

@@ -74,6 +74,8 @@ SCALE = (
     "Skill: R2 of numbers; of others the share of the way from the base rate to 1, in average precision (binary) or "
     "rows that are right (categories). Test rows"
 )
+LEAST_UNIQUE = 0.25
+"""Skill of the darkest colour at least: a few test rows more or less are not to look like a finding."""
 _MARKS = "centre of mass in t with its 95 % interval"
 
 
@@ -106,7 +108,9 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             rows=names,
             layout=atlas.layout,
             title="Skill that only this chunk has: all chunks minus all but this one",
-            note=SCALE,
+            limit=max(LEAST_UNIQUE, float(np.abs(tables["unique"]).max())),
+            sure_RK=[[one.differs for one in item.unique] for item in items],
+            note=f"{SCALE}. Grey: the 95 % interval holds 0",
         ),
         chunk_heatmap(
             folder / "atlas-prefix.png",
