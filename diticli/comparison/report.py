@@ -135,8 +135,8 @@ def _differences(result: Comparison) -> list[Section]:
     text = (
         f"Score of each contender minus that of {first}, on the same resamples of the test images (paired bootstrap). "
         "p is how often resamples fall on the other side of 0, doubled; adjusted for being several "
-        "contenders (Holm). Below 0.05 the verdict names the direction. One trained model stands for each method: whether a method is better takes "
-        "several seeds of each."
+        "contenders (Holm). Below 0.05 the verdict names the direction. One trained model stands for each "
+        "method: whether a method is better takes several seeds of each."
     )
     return [Section(title="The verdict: are the differences real?", text=text, table=table, sortable=True)]
 
