@@ -20,6 +20,7 @@ from diticli.comparison.report import write_comparison
 from diticli.comparison.run import Comparison, compare
 from diticli.comparison.scores import difference, holm, with_verdicts
 from diticli.comparison.settings import DEFAULT_DATA, CompareSettings
+from diticli.comparison.tables import decimals
 from diticli.data.faces import write_faces
 from diticli.errors import ConfigError, DiTiError
 from diticli.features.read import read_features
@@ -143,7 +144,9 @@ def test_pca_sees_training_rows_only_and_keeps_their_variance(monkeypatch: pytes
     assert np.allclose(pca_features(changed, np.arange(60), train, 3)[:40], found[:40])
     monkeypatch.setattr(pca, "FIT_ROWS", 20)
     assert pca_features(values, np.arange(60), train, 3, seed=1).shape == (60, 3)
-    assert pca_features(values, np.arange(60), train[:5], 30).shape == (60, 5), "as many as rows can tell"
+    few = pca_features(values, np.arange(60), train[:3], 3)
+    assert few.shape == (60, 2), "three centred rows span a plane; a third axis would be noise, scaled up by the probe"
+    assert pca_features(values, np.arange(60), train[:5], 30).shape == (60, 4), "as many as rows can tell"
 
 
 # the protocol
@@ -322,7 +325,11 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
     assert [c["to_encode"] for c in json.loads(planned.stdout)["contenders"]] == [160, 160, 160]
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"
     assert "160 images to encode" in cli.invoke(app, [*arguments, "--dry-run"]).output
-    edits = ["--edits", "--force", "--pairs", "4", "--learn", "200", "--epochs", "1"]
+    edits = ["--edits", "--pairs", "4", "--learn", "200", "--epochs", "1"]
+    refused = cli.invoke(app, [*arguments, *edits])
+    assert refused.exit_code == 2, "edits are not judged by reconstructions of a few dB"
+    assert "--force" in refused.output
+    edits.append("--force")
     done = cli.invoke(app, [*arguments, *edits, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -336,6 +343,21 @@ def test_the_command(models: Path, tmp_path: Path) -> None:
     assert "here" in cli.invoke(app, [*arguments, "--dry-run"]).output
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Transfer rates of exchanged chunks" in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count"),
+    [
+        (0.857, 0.928, 2),
+        (0.9991, 0.9999, 3),
+        (-357142.9, -143.1, 0),
+        (-1.2, 0.9, 0),
+        (0.003, 0.111, 3),
+        (0.0, 0.0, 3),
+    ],
+)
+def test_numbers_have_the_digits_that_their_intervals_allow(low: float, high: float, count: int) -> None:
+    assert decimals(low, high) == count
 
 
 def test_errors_of_the_command(models: Path, tmp_path: Path) -> None:

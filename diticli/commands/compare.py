@@ -212,7 +212,7 @@ def _show(result: Comparison) -> None:
         ("Exchanged chunks: transfer rates", swap_table(result)),
     ):
         if rows:
-            show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=["dims", "p", "MSE"])
+            show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=["MSE", "p", "dims"])
 
 
 def _text(cell: Any) -> str:

@@ -45,13 +45,14 @@ def emit_json(data: Any) -> None:
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: Sequence[str] = ()) -> None:
     """A table on stdout, its texts as they are; columns after the first are right-aligned where they hold numbers.
 
-    Lines break between words. Where whole words do not fit, columns are left out, which is said below.
+    Where the lines do not fit, spare columns are left out, lines break between words, and where whole words do not fit,
+    the columns furthest to the right are left out too. What is left out is said below.
 
     Args:
         title: text above.
         columns: headings.
         rows: a text for each column.
-        spare: headings of the columns that are left out first; then those furthest to the right.
+        spare: headings of the columns that are left out first.
     """
     # Without a terminal rich assumes 80 columns; scripts look for whole names.
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 140
@@ -88,8 +89,11 @@ def _fitted(
     """Which columns are shown, with shortened paths where it takes that, and how wide each is."""
     kept = list(range(len(columns)))
     first = [index for name in spare for index in kept if columns[index][0] == name]
-    drop = iter([*first, *(index for index in reversed(kept) if index not in first and index > 0)])
     short = [[_short_path(text) for text in column] for column in columns]
+    for spared in first:
+        if sum(_width(short[index]) for index in kept) + 3 * len(kept) + 1 > width:
+            kept.remove(spared)
+    drop = (index for index in range(len(columns) - 1, 0, -1) if index not in first)
     while True:
         room = width - 3 * len(kept) - 1
         for form in (columns, short):
@@ -103,12 +107,16 @@ def _fitted(
 
 def _widths(columns: list[list[str]], room: int) -> list[int]:
     """As wide as the texts are, the widest narrowed down to its longest word until all fit."""
-    widths = [max(map(cell_len, column)) for column in columns]
+    widths = list(map(_width, columns))
     least = [_longest_word(column) for column in columns]
     while sum(widths) > room:
         widest = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
         widths[widest] -= 1
     return widths
+
+
+def _width(column: list[str]) -> int:
+    return max(map(cell_len, column))
 
 
 def _longest_word(column: list[str]) -> int:

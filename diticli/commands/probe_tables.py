@@ -43,7 +43,7 @@ def show_scores(report: ProbeReport) -> None:
     rows.sort(key=lambda row: row[0].startswith("mean of"))
     used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     shown = [[row[i] for i in used] for row in rows]
-    show_table("Linear probe, test rows", [columns[i] for i in used], shown, spare=["kind", "base rate", "MSE"])
+    show_table("Linear probe, test rows", [columns[i] for i in used], shown, spare=["MSE", "kind", "base rate"])
     if names := [item.name for item in report.attributes if not _converged(item)]:
         say(
             f"Not converged within {MAX_ITERATIONS} iterations: {', '.join(names)}. Their scores may be off: look for "

@@ -25,7 +25,7 @@ def pca_features(values: FeatureRows, rows: Rows, train: Rows, dims: int, *, see
     """
     if len(train) > FIT_ROWS:
         train = np.sort(np.random.default_rng(seed).choice(train, FIT_ROWS, replace=False))
-    dims = min(dims, len(train), values.shape[1])
+    dims = min(dims, max(1, len(train) - 1), values.shape[1])  # centred rows span one dimension less than there are
     pca = PCA(dims, svd_solver="covariance_eigh" if len(train) > values.shape[1] else "full")
     pca.fit(np.asarray(values[rows[train]], dtype=np.float32))
     parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -150,7 +151,7 @@ def swap_table(result: Comparison) -> Table:
         for swap in found["swaps"]:
             shares = {attribute: swap["shares"][attribute]["value"] for attribute in readable(found)}
             best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
-            other = [value for value in swap["unexplained"].values() if value is not None]
+            other = [value for key in shares if (value := swap["unexplained"][key]) is not None]
             row: list[Cell] = [name, _chunk_text(swap["chunks"]), f"{swap['timesteps'][0]}-{swap['timesteps'][1] - 1}"]
             row += [sum(shares.values()) / len(shares), f"{best} {shares[best]:.2f}", f"{worst} {shares[worst]:.2f}"]
             rows.append([*row, sum(other) / len(other) if other else None])
@@ -167,12 +168,27 @@ def spread(score: Estimate) -> str:
     """A score with its interval."""
     if score.low is None or score.high is None:
         return f"{score.value:.3f}"
-    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    count = decimals(score.low, score.high)
+    value, low, high = (f"{round(v, count) + 0.0:.{count}f}" for v in (score.value, score.low, score.high))
+    return f"{value} [{low}, {high}]"
+
+
+def decimals(low: float, high: float) -> int:
+    """Decimals of a number that an interval allows: the first digit in which its half width shows, at most three.
+
+    More where an end would become a 0 that it is not.
+    """
+    half = (high - low) / 2
+    count = min(3, max(0, math.ceil(-math.log10(half)))) if 0 < half < math.inf else 3
+    while count < 3 and any(end and not round(end, count) for end in (low, high)):
+        count += 1
+    return count
 
 
 def _difference_cells(item: Difference) -> list[Cell]:
-    bounds = f"[{item.low:+.3f}, {item.high:+.3f}]"
-    return [f"{item.value:+.3f}", bounds, f"{item.p:.3f}", f"{item.adjusted_p:.3f}", item.verdict]
+    count = decimals(item.low, item.high)
+    value, low, high = (f"{round(v, count) + 0.0:+.{count}f}" for v in (item.value, item.low, item.high))
+    return [value, f"[{low}, {high}]", f"{item.p:.3f}", f"{item.adjusted_p:.3f}", item.verdict]
 
 
 def _bounds(item: Mapping[str, Any]) -> str | None:
