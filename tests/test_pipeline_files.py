@@ -193,7 +193,7 @@ DAMAGES = {
     "no encoder": (lambda f: change_index(f, encoder=[None, None]), "Cannot load the model"),
     "encoder of another class": (
         lambda f: change_index(f, encoder=["diticli", "ShiftDecoder"]),
-        "Cannot load the model",
+        "A ShiftDecoder has settings that are unknown here",
     ),
     "class that does not exist": (
         lambda f: change_index(f, encoder=["diticli", "NoSuchEncoder"]),
