@@ -75,6 +75,14 @@ def evaluate(
         ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="--atlas, --gap and --lost.")] = False,
+    composition: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Also edit every image by nothing so many times, one after another: how far it drifts.",
+        ),
+    ] = 0,
     groups: Annotated[
         int | None,
         typer.Option(
@@ -151,7 +159,12 @@ def evaluate(
         for p, sets in zip(pipelines, chosen, strict=True)
     ]
     request = EvidenceRequest(
-        atlas=atlas or full, gap=gap or full, lost=lost or full, groups=groups, lost_epochs=-(-3 * epochs // 2)
+        atlas=atlas or full,
+        gap=gap or full,
+        lost=lost or full,
+        groups=groups,
+        lost_epochs=-(-3 * epochs // 2),
+        composition=composition,
     )
     evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress)
     layouts = [p.chunks for p in pipelines]
