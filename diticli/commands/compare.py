@@ -56,7 +56,12 @@ def compare(
         typer.Option(help="File name and part per line, as for `diti probe`. Default: random.", show_default=False),
     ] = None,
     baselines: Annotated[
-        str, typer.Option(help="Built-in contenders: some of pixels,pca,untrained, or none.")
+        str,
+        typer.Option(
+            help="Built-in contenders: some of pixels,pca,untrained,base[:T[:BLOCK]], or none. base: features of the "
+            "frozen base of the first RUN that has one, as `diti encode --features`; without T validation images "
+            "choose it.",
+        ),
     ] = "pixels,pca,untrained",
     untrained: Annotated[int, typer.Option(min=1, help="Untrained encoders, of as many seeds.")] = 1,
     pixel_side: Annotated[

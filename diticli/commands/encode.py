@@ -47,6 +47,15 @@ def encode(
         typer.Option("--format", help="Format of a folder's shards. Default: npy.", show_default=False),
     ] = None,
     model: ModelOption = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="encoder|base[:T[:BLOCK]]",
+            help="What the rows are: the encoder's features, or, as a baseline without training, averaged activations "
+            "of a block of the frozen base on the image noised to timestep T. Default T: 5 % of all; blocks: mid, "
+            "down0, ..., up0, ...",
+        ),
+    ] = "encoder",
     crop: CropOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH,
     device: DeviceOption = None,
@@ -78,17 +87,21 @@ def encode(
     Example: torchrun --nproc-per-node 8 -m diticli encode @tars.txt -o feats --shard-size 100000
 
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
+
+    Example: diti encode photos/ -o base.npy --features base:50
     """
     from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.data.images import open_images
     from diticli.distributed import Rank
     from diticli.encoding.encode import DEFAULT_SHARD, encode_with
+    from diticli.models.base_features import parse_base
     from diticli.models.locate import load_model
     from diticli.progress import SilentReporter
 
     rank = Rank.from_environment()
     sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
     _check_rank(rank, sharded, sources)
+    base = None if features == "encoder" else parse_base(features)
     pipeline = load_model(model, rank.device(device))
     say_model(pipeline)
     progress = reporter() if rank.is_main else SilentReporter()
@@ -98,6 +111,7 @@ def encode(
         source,
         out,
         precision=precision,
+        base=base,
         shard_size=(shard_size or DEFAULT_SHARD) if sharded else None,
         suffix=f".{shard_format or 'npy'}",
         rank=rank,

@@ -77,6 +77,14 @@ def evaluate(
         ),
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="--atlas, --gap and --lost.")] = False,
+    composition: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Also edit every image by nothing so many times, one after another: how far it drifts.",
+        ),
+    ] = 0,
     chunk_groups: Annotated[
         int | None,
         typer.Option(
@@ -177,7 +185,12 @@ def evaluate(
         for warning in result.warnings:
             progress.warn(f"{result.model}: {warning}")
     request = EvidenceRequest(
-        atlas=atlas or full, gap=gap or full, lost=lost or full, groups=chunk_groups, lost_epochs=-(-3 * epochs // 2)
+        atlas=atlas or full,
+        gap=gap or full,
+        lost=lost or full,
+        groups=chunk_groups,
+        lost_epochs=-(-3 * epochs // 2),
+        composition=composition,
     )
     evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress, kept=kept)
     layouts = [p.chunks for p in pipelines]

@@ -92,7 +92,7 @@ class FeatureStore:
             reporter=self.reporter,
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
-            device=self.device if entry.spec.kind in ("model", "untrained") else None,
+            device=self.device if entry.spec.kind in ("model", "untrained", "base") else None,
         )
 
     def read(self, entry: Entry) -> Features:

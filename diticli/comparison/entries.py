@@ -6,7 +6,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ from diticli.encoding.encode import Encode
 from diticli.errors import ConfigError
 from diticli.features.manifest import FeatureMeta
 from diticli.features.read import read_features
+from diticli.models.base_features import (
+    BaseFeatures,
+    base_hash,
+    block_width,
+    candidate_timesteps,
+    check_timesteps,
+    describe_features,
+)
 from diticli.models.device import global_generators_kept
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.identity import weights_digest
@@ -41,6 +49,7 @@ class Entry:
         model_hash: of its weights, "" where unknown or without any.
         layout: of its chunks, where it has some.
         edits: whether it can invert and decode images.
+        timesteps: of features of the base; validation images choose one of several.
     """
 
     spec: EntrySpec
@@ -50,6 +59,7 @@ class Entry:
     model_hash: str = ""
     layout: ChunkLayout | None = None
     edits: bool = False
+    timesteps: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,6 +74,9 @@ class Entry:
             return f"{what}, {self.resolution}x{self.resolution}"
         if kind == "features":
             return f"features of {self.spec.source}"
+        if kind == "base":
+            at = f"t = {self.timesteps[0]}" if len(self.timesteps) == 1 else "its best timestep (validation)"
+            return f"frozen base, {self.spec.base.block} block at {at}, {self.resolution} px"
         if kind == "untrained":
             return f"encoder before training, {self.resolution} px"
         if self.layout is None or not self.edits:
@@ -86,13 +99,16 @@ class Entries:
     Raises:
         ModelError: for a run that does not exist, has not finished, or is damaged.
         FeatureFileError: for features that cannot be read.
-        ConfigError: for an untrained encoder without a model that shows its architecture.
+        ConfigError: for an untrained encoder without a model that shows its architecture, and for features of a base
+            without a model that has one, or that it does not have.
     """
 
     def __init__(self, specs: Sequence[EntrySpec], *, pixel_side: int, device: torch.device) -> None:
         self._device, self._pixel_side = device, pixel_side
         self._template: SemanticEncoder | None = None
         self._crop: Crop = "center"
+        self._base: Entry | None = None
+        self._wants_base = any(c.kind == "base" for c in specs)
         found = {c.name: self._look_at(c) for c in specs if c.kind in ("model", "features")}
         found |= {c.name: self._built_in(c, next(iter(found.values()), None)) for c in specs if not c.source}
         self.all = tuple(found[spec.name] for spec in specs)
@@ -105,6 +121,17 @@ class Entries:
         kind = entry.spec.kind
         if kind in ("pixels", "pca"):
             return _pixels, self.meta(entry, "fp32")
+        if kind == "base":
+            assert self._base is not None
+            model = self.load(self._base)
+            features = BaseFeatures(
+                model.denoisers()[0],
+                model.schedule,
+                entry.spec.base,
+                timesteps=entry.timesteps,
+                precision=precision,
+            )
+            return features, self.meta(entry, features.precision)
         encoder = self._untrained(entry.spec.seed) if kind == "untrained" else self.load(entry).encoder
         batch_encoder = BatchEncoder(encoder.to(self._device), precision, reporter=reporter)
         return batch_encoder, self.meta(entry, batch_encoder.precision)
@@ -114,6 +141,8 @@ class Entries:
         image = {"resolution": entry.resolution, "crop": CROP_NOTES[entry.crop], "range": [-1, 1]}
         if entry.spec.kind in ("pixels", "pca"):
             image["range"] = [0, 1]
+        if entry.spec.kind == "base":
+            image |= describe_features(entry.timesteps, entry.spec.base.block)
         chunks = entry.layout if entry.spec.kind == "model" else None
         return FeatureMeta(
             files=(),
@@ -135,7 +164,7 @@ class Entries:
         pipeline = load_pipeline(spec.source, str(self._device))
         if self._template is None:
             self._template, self._crop = pipeline.encoder.to("cpu"), pipeline.crop
-        return Entry(
+        found = Entry(
             spec=spec,
             dims=pipeline.chunks.latent_dim,
             resolution=pipeline.resolution,
@@ -144,8 +173,34 @@ class Entries:
             layout=pipeline.chunks,
             edits=pipeline.unet is not None,
         )
+        if self._base is None and self._wants_base and pipeline.unet is not None:
+            self._base = found
+        return found
+
+    def _of_base(self, spec: EntrySpec) -> Entry:
+        """Features of the frozen base of the first model that has one."""
+        if self._base is None:
+            raise ConfigError(
+                "No model with a frozen base is named, whose features could be compared.",
+                remedy="Name a run that is no encoder alone, or leave base out of --baselines.",
+            )
+        model = self.load(self._base)
+        unet, timesteps = model.denoisers()[0], model.schedule.timesteps
+        chosen = candidate_timesteps(timesteps) if spec.base.timestep is None else (spec.base.timestep,)
+        check_timesteps(chosen, timesteps)
+        return replace(
+            self._base,
+            spec=spec,
+            dims=block_width(unet, spec.base.block),
+            model_hash=base_hash(unet, model.schedule),
+            layout=None,
+            edits=False,
+            timesteps=chosen,
+        )
 
     def _built_in(self, spec: EntrySpec, first: Entry | None) -> Entry:
+        if spec.kind == "base":
+            return self._of_base(spec)
         config: Any = None if self._template is None else self._template.config
         if spec.kind == "untrained":
             if config is None:

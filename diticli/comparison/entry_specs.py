@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from diticli.errors import ConfigError
 from diticli.features.formats import READERS
 from diticli.features.manifest import MANIFEST
+from diticli.models.base_features import WORD as BASE
+from diticli.models.base_features import BaseSpec, parse_base
 
-EntryKind = Literal["model", "features", "pixels", "pca", "untrained"]
+EntryKind = Literal["model", "features", "pixels", "pca", "untrained", "base"]
 Baseline = Literal["pixels", "pca", "untrained"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 PIXELS, PCA, UNTRAINED = "raw pixels", "PCA of pixels", "untrained encoder"
+BASE_FEATURES = "base features"
 _GENERIC = {"feats", "features", "model", "f"}
 """Names of files and folders that say nothing of what is in them."""
 
@@ -32,28 +35,30 @@ class EntrySpec:
         kind: "model" (an encoder that reads the images), "features" (a file of them), or a built-in one.
         source: of a model its folder or Hub id, of features their file or folder; "" for the built-in ones.
         seed: of an untrained encoder's weights.
+        base: which features of the first model's frozen base; without a timestep validation images choose one.
     """
 
     name: str
     kind: EntryKind
     source: str = ""
     seed: int = 0
+    base: BaseSpec = field(default_factory=BaseSpec)
 
 
 def parse_entries(
-    runs: Sequence[str], baselines: Sequence[Baseline] = BASELINES, *, untrained: int = 1, seed: int = 0
+    runs: Sequence[str], baselines: Sequence[str] = BASELINES, *, untrained: int = 1, seed: int = 0
 ) -> tuple[EntrySpec, ...]:
     """The contenders in the order of the table: those named, then the built-in ones.
 
     Args:
         runs: run directories, pipeline folders, Hub ids, feature files or folders of shards; NAME=RUN gives one a
             name, otherwise it is that of its folder or file.
-        baselines: which built-in ones.
+        baselines: which built-in ones: of `parse_baselines`.
         untrained: encoders without training, of as many seeds.
         seed: of the first of these.
 
     Raises:
-        ConfigError: without a run, or for two contenders of one name.
+        ConfigError: without a run, for two contenders of one name, or for features that no base has.
     """
     if not runs:
         raise ConfigError("Nothing is named to compare.", remedy="Name runs, e.g. diti compare runs/demo runs/pdae.")
@@ -65,8 +70,8 @@ def parse_entries(
     return found
 
 
-def parse_baselines(text: str) -> tuple[Baseline, ...]:
-    """Built-in contenders from "pixels,pca,untrained", or "none".
+def parse_baselines(text: str) -> tuple[str, ...]:
+    """Built-in contenders from "pixels,pca,untrained,base", or "none"; base[:T[:BLOCK]] may stand several times.
 
     Raises:
         ConfigError: for an unknown one.
@@ -74,12 +79,15 @@ def parse_baselines(text: str) -> tuple[Baseline, ...]:
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     if words == ["none"]:
         return ()
-    chosen = tuple(name for name in BASELINES if name in words)
-    if not words or set(words) - set(BASELINES):
+    of_base = [word for word in words if word.partition(":")[0] == BASE]
+    if not words or set(words) - {*BASELINES, *of_base}:
         raise ConfigError(
-            f"There are no such baselines: {text!r}.", remedy=f"Name some of {','.join(BASELINES)}, or none."
+            f"There are no such baselines: {text!r}.",
+            remedy=f"Name some of {','.join(BASELINES)},{BASE}[:T[:BLOCK]], or none.",
         )
-    return chosen
+    for word in of_base:
+        parse_base(word)
+    return (*(name for name in BASELINES if name in words), *dict.fromkeys(of_base))
 
 
 def _named(text: str) -> EntrySpec:
@@ -109,7 +117,7 @@ def _longer(spec: EntrySpec) -> EntrySpec:
     return replace(spec, name=spec.source.rstrip("/")) if short else spec
 
 
-def _built_in(baselines: Sequence[Baseline], untrained: int, seed: int) -> list[EntrySpec]:
+def _built_in(baselines: Sequence[str], untrained: int, seed: int) -> list[EntrySpec]:
     found = []
     if "pixels" in baselines:
         found.append(EntrySpec(name=PIXELS, kind="pixels"))
@@ -118,7 +126,13 @@ def _built_in(baselines: Sequence[Baseline], untrained: int, seed: int) -> list[
     if "untrained" in baselines:
         seeds = range(seed, seed + untrained)
         found += [EntrySpec(name=f"{UNTRAINED}, seed {s}", kind="untrained", seed=s) for s in seeds]
-    return found
+    wanted = [parse_base(word) for word in baselines if word not in BASELINES]
+    return found + [EntrySpec(name=_base_name(spec), kind="base", base=spec) for spec in wanted]
+
+
+def _base_name(spec: BaseSpec) -> str:
+    facts = [] if spec.timestep is None else [f"t = {spec.timestep}"]
+    return ", ".join([BASE_FEATURES, *facts, *([] if spec.block == "mid" else [spec.block])])
 
 
 def _check_names(specs: Sequence[EntrySpec]) -> None:

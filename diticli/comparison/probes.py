@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from diticli.comparison.base_timestep import choose_timestep
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entry
 from diticli.comparison.pca import pca_features
@@ -40,11 +41,13 @@ class Probed:
         outputs: name of an attribute -> [n, width] what its model says of the test rows: a logit, a number in the
             label's unit, or a logit per class.
         classes: name of a category -> its classes, in the order of its outputs.
+        note: how the features were chosen, where they were.
     """
 
     report: dict[str, Any]
     outputs: Mapping[str, FloatArray]
     classes: Mapping[str, tuple[str, ...]]
+    note: str = ""
 
 
 class ProbeStore:
@@ -79,7 +82,7 @@ class ProbeStore:
         """
         if self.has(entry):
             return
-        values, rows, meta = self._features(entry)
+        values, rows, meta, note = self._features(entry, reporter)
         protocol = self.protocol
         report = probe_features(
             values,
@@ -93,7 +96,7 @@ class ProbeStore:
             reporter=reporter,
         )
         outputs = report.probe.predict(np.asarray(values[rows[protocol.split.test]], dtype=np.float32))
-        self._write(entry, report, outputs)
+        self._write(entry, report, outputs, note)
 
     def read(self, entry: Entry) -> Probed:
         """What `make` kept; a damaged file counts as none, and is made again.
@@ -115,18 +118,25 @@ class ProbeStore:
         metrics = self.metrics and entry.dims <= METRIC_DIMS
         return {"statistics": self.metrics, "metrics": metrics, "atlas": self.metrics and atlas}
 
-    def _features(self, entry: Entry) -> tuple[FeatureRows, Rows, FeatureMeta | None]:
+    def _features(self, entry: Entry, reporter: Reporter) -> tuple[FeatureRows, Rows, FeatureMeta | None, str]:
+        """Features, rows, metadata, and how the features were chosen, where they were."""
         protocol, rows = self.protocol, self.protocol.rows[entry.name]
         found = self.features.read(entry)
+        if len(entry.timesteps) > 1:
+            best, merits = choose_timestep(
+                found.values, protocol.columns, rows, protocol.split, entry.timesteps, reporter
+            )
+            return best, np.arange(len(best)), None, _choice_note(entry.name, merits)
         if entry.spec.kind != "pca":
-            return found.values, rows, found.meta
+            return found.values, rows, found.meta, ""
         values = pca_features(found.values, rows, protocol.split.train, entry.dims, seed=self.seed)
-        return values, np.arange(len(values)), None
+        return values, np.arange(len(values)), None, ""
 
-    def _write(self, entry: Entry, report: ProbeReport, outputs: FloatArray) -> None:
+    def _write(self, entry: Entry, report: ProbeReport, outputs: FloatArray, note: str) -> None:
         probe = report.probe
         data = {
             "contender": entry.name,
+            "note": note,
             "probe": to_json(report.to_dict()),
             "outputs": {"names": probe.names, "classes": probe.classes},
         }
@@ -146,7 +156,15 @@ class ProbeStore:
             report=dict(data["probe"]),
             outputs={name: outputs[:, own] for name, own in columns.items()},
             classes={name: tuple(classes[i] for i in own) for name, own in columns.items()},
+            note=str(data.get("note", "")),
         )
 
     def _path(self, entry: Entry, suffix: str) -> Path:
         return self.folder / (self.key(entry) + suffix)
+
+
+def _choice_note(name: str, merits: Mapping[int, float]) -> str:
+    """Which timestep the validation images chose, and by how much."""
+    best = max(merits, key=lambda t: merits[t])
+    tried = ", ".join(f"{t}: {value:.3f}" for t, value in merits.items())
+    return f"{name}: t = {best}, chosen by the mean score on validation images (by timestep: {tried})."

@@ -224,6 +224,9 @@ class _Run:
     ) -> Comparison:
         probed = {entry.name: probes.read(entry) for entry in self.entries.all}
         unfinished = _not_converged({name: item.report for name, item in probed.items()})
+        chosen = [item.note for item in probed.values() if item.note]
+        for note in chosen:
+            self.say.note(note)
         for note in unfinished:
             self.say.warn(note)
         self.say.start("Resampling test images", None)
@@ -241,7 +244,7 @@ class _Run:
             pictures={s.name: pictures.read(s) for s in self.editors},
             pairs=[(names[a], names[b]) for a, b in pictures.pairs],
             features={s.name: str(self.store.path(s)) for s in self.entries.all},
-            notes=(*notes, *unfinished),
+            notes=(*notes, *chosen, *unfinished),
             data={"name": self.images.title, "fingerprint": self.images.fingerprint()},
         )
 

@@ -29,6 +29,7 @@ from diticli.features.manifest import MANIFEST, FeatureMeta
 from diticli.features.shard_reader import FeatureShards
 from diticli.features.shard_writer import ShardFolder
 from diticli.features.writer import FeatureWriter
+from diticli.models.base_features import BaseFeatures, BaseSpec, base_hash, describe_features
 from diticli.models.largest_batch import SMALLER_MODEL, batch_fits
 from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload
@@ -85,7 +86,13 @@ class EncodeResult:
 
 
 def encode_with(
-    pipeline: DiTiModel, source: ImageSource, out: Path, *, precision: Precision = "auto", **options: Any
+    pipeline: DiTiModel,
+    source: ImageSource,
+    out: Path,
+    *,
+    precision: Precision = "auto",
+    base: BaseSpec | None = None,
+    **options: Any,
 ) -> EncodeResult:
     """`encode_images` by a model, which fills in all that the metadata says of it; `options` as there.
 
@@ -94,14 +101,29 @@ def encode_with(
         source: the images.
         out: the feature file, or the folder of shards.
         precision: of the arithmetic, see `BatchEncoder`; features are float32 in any case, and the metadata says it.
+        base: takes these features of the frozen base instead of the encoder's; they have no chunks.
 
     Raises:
+        ConfigError: for a timestep or a block that the base does not have.
         DeviceError: when bf16 is asked for on a GPU without it.
+        ModelError: for features of the base of an encoder alone.
         DiTiError: as `encode_images`.
     """
+    image = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
+    if base is not None:
+        unet = pipeline.denoisers()[0]
+        features = BaseFeatures(unet, pipeline.schedule, base, precision=precision)
+        meta = FeatureMeta(
+            files=(),
+            model=pipeline.model_id,
+            model_hash=base_hash(unet, pipeline.schedule),
+            preprocessing=image
+            | describe_features(features.timesteps, features.block)
+            | {"precision": features.precision},
+        )
+        return encode_images(features, source, out, meta=meta, device=features.device, **options)
     compile = pipeline.device.type == "cuda" and len(source) >= _COMPILED_FROM
     encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=options.get("reporter"))
-    image = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
     meta = FeatureMeta(
         files=(),
         model=pipeline.model_id,

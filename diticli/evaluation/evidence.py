@@ -10,6 +10,7 @@ from diticli.editing.stages import grouped
 from diticli.evaluation.attribute_classifier import AttributeClassifier
 from diticli.evaluation.attribute_survival import SurvivalCurves, measure_survival
 from diticli.evaluation.chunk_ablation import FeatureAblation, measure_ablation
+from diticli.evaluation.composition import Composition, measure_composition
 from diticli.evaluation.denoising import ModelGap, measure_model_gap
 from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages
@@ -36,6 +37,7 @@ class EvidenceRequest:
         lost: when the noise hides each attribute.
         groups: consecutive chunks go together in so many groups; None: every chunk by itself.
         lost_epochs: passes of the classifier of noisy images.
+        composition: edits by nothing, one after another; 0 for none.
     """
 
     atlas: bool = False
@@ -43,6 +45,7 @@ class EvidenceRequest:
     lost: bool = False
     groups: int | None = None
     lost_epochs: int = 6
+    composition: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Evidence:
         use: how much the loss rises without each chunk.
         lost: when attributes are lost, the same for all models with one noise schedule.
         order: whether chunks act in that order.
+        composition: how far images drift when they are edited by nothing.
     """
 
     atlas: SwapEffects | None = None
@@ -62,6 +66,7 @@ class Evidence:
     use: FeatureAblation | None = None
     lost: SurvivalCurves | None = None
     order: OrderAgreement | None = None
+    composition: Composition | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what was not measured is left out."""
@@ -106,6 +111,10 @@ def collect_evidence(
             some, size = images.judge_NCHW[:GAP_IMAGES], settings.batch_size
             parts["gap"] = measure_model_gap(pipeline, some, batch_size=size, **options)
             parts["use"] = measure_ablation(pipeline, some, groups=groups, batch_size=size, **options)
+        if request.composition:
+            parts["composition"] = measure_composition(
+                pipeline, images.judge_NCHW, request.composition, settings=settings, reporter=reporter
+            )
         if request.atlas:
             parts["atlas"] = measure_swap_effects(
                 pipeline, images, classifier, groups=groups, settings=settings, reporter=reporter, kept=kept

@@ -12,7 +12,15 @@ from diticli.evaluation.attribute_survival import SurvivalCurves
 from diticli.evaluation.chunk_ablation import IGNORED, FeatureAblation
 from diticli.evaluation.denoising import ModelGap
 from diticli.evaluation.evidence import Evidence
-from diticli.evaluation.evidence_tables import atlas_table, between, chunk_text, gap_table, lost_table, use_table
+from diticli.evaluation.evidence_tables import (
+    atlas_table,
+    between,
+    chunk_text,
+    composition_table,
+    gap_table,
+    lost_table,
+    use_table,
+)
 from diticli.evaluation.order import OrderAgreement
 from diticli.evaluation.swap_effects import MIN_EFFECT, SwapEffects
 from diticli.pictures.charts import bar_table_chart
@@ -46,6 +54,13 @@ def evidence_sections(evidence: Evidence, name: str, layout: ChunkLayout, out: P
         sections.append(_gap(evidence.gap, name, layout, out / f"gap-{index}.png"))
     if evidence.use is not None:
         sections.append(_use(evidence.use, name, out / f"use-{index}.png"))
+    if evidence.composition is not None:
+        text = (
+            f"{evidence.composition.images} images encoded, inverted and decoded again and again without a change "
+            "(composition: Monteiro et al., 2023), compared with the originals."
+        )
+        table = composition_table(evidence.composition)
+        sections.append(Section(title=f"{name}: edits by nothing", text=text, table=table))
     return sections
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from diticli.evaluation.attribute_survival import SurvivalCurves
 from diticli.evaluation.chunk_ablation import FeatureAblation
+from diticli.evaluation.composition import Composition
 from diticli.evaluation.denoising import ModelGap
 from diticli.evaluation.swap_effects import SwapEffects
 from diticli.pictures.report import Cell
@@ -94,3 +96,12 @@ def gap_table(gap: ModelGap) -> Table:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+def composition_table(composition: Composition) -> Table:
+    """A row for each number of edits by nothing: change of the pixels and PSNR."""
+    rows: list[list[Cell]] = [
+        [str(times), change, "exact" if math.isinf(quality) else quality]
+        for times, (change, quality) in enumerate(zip(composition.change, composition.psnr, strict=True), 1)
+    ]
+    return ["edits by nothing", "mean change, grey levels", "PSNR, dB"], rows

@@ -66,14 +66,15 @@ class FrozenBase(nn.Module):
             t_B: integer timesteps [B], or [1] for all samples.
         """
         with torch.no_grad(), torch.autocast(x_BCHW.device.type, enabled=False):
-            down = run_down_path(self.unet, x_BCHW.to(self.dtype), t_B, self._weights("down"))
-            return predict_noise(self.unet, down, self._weights("up")), down
+            down = run_down_path(self.unet, x_BCHW.to(self.dtype), t_B, self.weights("down"))
+            return predict_noise(self.unet, down, self.weights("up")), down
 
     def train(self, mode: bool = True) -> Self:
         """Eval mode, whatever is asked for."""
         return super().train(False)
 
-    def _weights(self, path: str) -> PathWeights:
+    def weights(self, path: str) -> PathWeights:
+        """Of the modulations of a path, "down" or "up", as the functions of `diticli.models.unet_forward` take them."""
         return PathWeights(*(getattr(self, f"{path}_{field}") for field in PathWeights._fields))
 
 

@@ -76,20 +76,34 @@ def run_up_path(
     path: UpPath, h: torch.Tensor, skips: Sequence[torch.Tensor], modulations: Iterator[Modulation]
 ) -> torch.Tensor:
     """Middle and up blocks of `path` on the down path's output; `modulations` are those of `up_resnets(path)`."""
+    h = run_middle(path, h, modulations)
+    remaining = list(skips)
+    for level in _levels(path.up_blocks):
+        h = run_up_level(level, h, remaining, modulations)
+    return h
+
+
+def run_middle(path: UpPath, h: torch.Tensor, modulations: Iterator[Modulation]) -> torch.Tensor:
+    """The middle block of `path`, where it has one, on the down path's output."""
     if path.mid_block is not None:
         for resnet, attention in path.mid_block.layers():
             h = run_resnet(resnet, h, next(modulations))
             h = h if attention is None else run_attention(attention, h)
-    remaining = list(skips)
-    for level in _levels(path.up_blocks):
-        for resnet, attention in level.layers():
-            h = run_resnet(resnet, h, next(modulations), remaining.pop())
-            h = h if attention is None else run_attention(attention, h)
-        sampler = level.resampler()
-        if isinstance(sampler, ResnetBlock):
-            h = run_resnet(sampler, h, next(modulations))
-        elif isinstance(sampler, Upsample):
-            h = run_upsample(sampler, h)
+    return h
+
+
+def run_up_level(
+    level: Level, h: torch.Tensor, remaining: list[torch.Tensor], modulations: Iterator[Modulation]
+) -> torch.Tensor:
+    """One up block, which takes its skips from the end of `remaining`."""
+    for resnet, attention in level.layers():
+        h = run_resnet(resnet, h, next(modulations), remaining.pop())
+        h = h if attention is None else run_attention(attention, h)
+    sampler = level.resampler()
+    if isinstance(sampler, ResnetBlock):
+        h = run_resnet(sampler, h, next(modulations))
+    elif isinstance(sampler, Upsample):
+        h = run_upsample(sampler, h)
     return h
 
 
