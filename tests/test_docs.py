@@ -36,7 +36,8 @@ def test_the_reference_lists_every_option_and_no_other(name: str) -> None:
     }
     assert ["", *parts[1::2]] == list(commands)
     for command, section in zip(commands.values(), parts[::2], strict=True):
-        options = {opt for p in command.params for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")}
+        shown = [p for p in command.params if not getattr(p, "hidden", False)]
+        options = {opt for p in shown for opt in (*p.opts, *p.secondary_opts) if opt.startswith("--")}
         listed = re.findall(r"^\* `([^`]*)`", section.split("**Options**")[-1], flags=re.MULTILINE)
         found = {opt for line in listed for opt in re.findall(r"--[a-z][a-z0-9-]*", line)}
         assert found - {"--help"} == options - {"--help"}, "run `make docs`"
