@@ -194,7 +194,7 @@ def broken_gates(usage: Usage, site: Site) -> list[str]:
     # Merges and the projection are small: their programs do not fill a GPU, so that nothing is gained by more of them.
     small = "merge" in usage.kernel or site.operation == "masked_linear"
     wide = small or not _whole(site)
-    possible = 8 if usage.kernel == "bwd_dx" and site.skip else 16  # 16 would take the registers of half the warps
+    possible = 8 if usage.kernel == "bwd_dx" else 16  # 16 would take the registers of half the warps
     gates = {
         f"{usage.stack} bytes of stack": usage.stack == 0,
         f"occupancy {usage.occupancy:.0%}, least {least:.0%}": small or usage.occupancy >= least,

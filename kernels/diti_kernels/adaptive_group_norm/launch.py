@@ -19,8 +19,7 @@ ONE_PASS_POSITIONS = 1024
 _ONE_PASS_FORWARD, _ONE_PASS_BACKWARD, _STREAMED = 16384, 8192, 4096
 # Values of a warp, by what a kernel keeps of each: so many that no thread's registers spill on any chip, and half of a
 # multiprocessor's warps are in use (a quarter in one pass). `python -m benchmarks resources` says what they come to.
-_FORWARD_VALUES, _BACKWARD_VALUES, _MOMENTS_VALUES, _STREAMED_VALUES = 1024, 512, 512, 256
-_SKIP_DX_VALUES = 128  # its two inputs and two outputs have masks of their own
+_FORWARD_VALUES, _BACKWARD_VALUES, _MOMENTS_VALUES, _STREAMED_VALUES, _DX_VALUES = 1024, 512, 512, 256, 128
 _WARPS = 32
 _LANES = 64  # at least this many neighbouring channels a row where groups allow: two sectors of bf16 or more
 _MERGED_AT_ONCE = 64
@@ -140,10 +139,9 @@ def triton_backward(
             D=D, BLOCK_T=min(_MERGED_AT_ONCE, _power_of_two(T)), BLOCK_G=chosen.groups, BLOCK_D=chosen.lanes,
             **LAUNCH_OPTIONS,
         )  # fmt: skip
-        dx_values = _STREAMED_VALUES if skip is None else _SKIP_DX_VALUES
         if any(wants):
             kernels.adaptive_group_norm_bwd_dx_kernel[grid](
-                *known, means[0], means[1], dx, dskip, *sizes, T, **flags, **written, **chosen.blocks(dx_values)
+                *known, means[0], means[1], dx, dskip, *sizes, T, **flags, **written, **chosen.blocks(_DX_VALUES)
             )
     return dx, dskip, dscale, dshift
 
