@@ -1,4 +1,4 @@
-"""`python -m benchmarks train|forward|encode|edit|kernels|all`; see README.md."""
+"""`python -m benchmarks train|forward|encode|edit|kernels|resources|all`; see README.md."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ PARTS = {
     "encode": "images to features: the official encoder and ours, resident and from JPEGs",
     "edit": "counterfactuals of a pair: the official 1000 + 100 steps and ours",
     "kernels": "each operation against plain PyTorch",
+    "resources": "what the compiler says of each Triton kernel, without a GPU",
     "all": "everything, each part in a process of its own, within a time limit",
 }
+OWN_COMMAND_LINE = ("kernels", "resources")
 
 
 def main() -> int:
     """Parse, import the one part that is wanted, run it."""
-    if len(sys.argv) > 1 and sys.argv[1] == "kernels":
-        # It has a command line of its own.
-        from benchmarks import kernels
-
-        sys.argv = ["python -m benchmarks kernels", *sys.argv[2:]]
-        return kernels.main() or 0
+    if len(sys.argv) > 1 and sys.argv[1] in OWN_COMMAND_LINE:
+        return importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:]) or 0
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -20,6 +20,7 @@ from diticli.training.rundir import versions
 # Dense matrix throughput in TFLOP/s from the vendors' data sheets, by part of the device's name.
 DATASHEET = {
     "H200": {"bf16": 989.0, "tf32": 495.0, "fp32": 67.0},
+    "H100 NVL": {"bf16": 835.0, "tf32": 417.0, "fp32": 60.0},
     "H100 PCIe": {"bf16": 756.0, "tf32": 378.0, "fp32": 51.0},
     "H100": {"bf16": 989.0, "tf32": 495.0, "fp32": 67.0},
     "A100": {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
+from torch.overrides import TorchFunctionMode
 
 from diticli.config_groups import SSLConfig
 from diticli.distributed import Rank
@@ -86,6 +87,24 @@ def test_hue_is_turned_as_in_colorsys(turn: float) -> None:
         h, s, v = colorsys.rgb_to_hsv(*x[b, :, y, i].tolist())
         wanted = torch.tensor(colorsys.hsv_to_rgb((h + turn) % 1, s, v))
         torch.testing.assert_close(got[b, :, y, i], wanted, atol=1e-5, rtol=0)
+
+
+def test_no_transform_makes_a_tensor_of_numbers_of_the_host() -> None:
+    """On a GPU that is a copy which waits for all that is queued; a step drew eight."""
+
+    class NoUpload(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            assert func not in (torch.tensor, torch.as_tensor), f"{func.__name__}{args}"
+            return func(*args, **(kwargs or {}))
+
+    x, factor = images().float() / 255, torch.full((6,), 0.1)
+    box = torch.tensor([[0, 0, 4, 4]] * 6)
+    with NoUpload():
+        turn_hue(x, factor)
+        grey(x)
+        blend(x, torch.arange(6) % 3, factor)
+        gaussian_blur(x, factor + 1, 3)
+        crop_and_resize(x, box)
 
 
 def test_grey_is_pillows() -> None:

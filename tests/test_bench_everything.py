@@ -74,4 +74,4 @@ def test_help_names_every_part():
     command = [sys.executable, "-m", "benchmarks"]
     root = Path(__file__).parent.parent
     shown = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert all(part in shown for part in ("train", "forward", "encode", "edit", "kernels", "all"))
+    assert all(part in shown for part in ("train", "forward", "encode", "edit", "kernels", "resources", "all"))

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import kernels, timing
 from benchmarks.agreement import Gate, compare
 from benchmarks.comparison import Candidate, compare_sides, report, verdict
+from benchmarks.facts import datasheet_peak
 from benchmarks.limits import OutOfTimeError, time_limit
 from benchmarks.table import cell, ratio_text, render
 from benchmarks.timing import TWIN, Ratio, Side, measure, median_interval, quantile
@@ -285,6 +286,21 @@ def test_errors_of_gradients():
         compare(torch.ones(1), {}, torch.ones(1), right)
     with pytest.raises(ValueError, match="Different parameters"):
         compare(torch.ones(1), right, torch.ones(1), {"a": right["a"]})
+
+
+@pytest.mark.parametrize(("least", "shown"), [(None, None), (1 << 20, None), (100 << 20, {"ours": 0.5})])
+def test_the_share_of_a_copy_is_left_out_where_a_cache_holds_the_site(least, shown):
+    """50 MB of an H100's cache give more than memory does, past 100 %."""
+    seconds = (least or 1) / 1e12
+    record = {"least_bytes": least, "milliseconds": {"ours": seconds * 1e3}}
+    assert kernels._of_copy(record, 2e12) == shown
+    assert kernels._of_copy(record, None) is None
+
+
+def test_each_h100_has_its_own_peak(monkeypatch):
+    for name, peak in (("NVIDIA H100 NVL", 835e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12)):
+        monkeypatch.setattr("benchmarks.facts.device_name", lambda _, name=name: name)
+        assert datasheet_peak(torch.device("cuda"), "bf16") == peak
 
 
 @pytest.mark.parametrize("control_holds", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,23 @@ def test_compiled_parts_give_the_same_run(base: Path, tmp_path: Path, graphs: li
     assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
 
 
+def test_many_instances_of_one_function_are_compiled(graphs: list[Any]) -> None:
+    """Dynamo counts the graphs of a function's code, whose limit of 8 the fifth frozen pair of a process met."""
+
+    class Part:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        def step(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.factor
+
+    reporter = Recorder()
+    parts = [compiled.CompiledPart("step", Part(factor).step, reporter) for factor in range(10)]
+    assert [part(torch.ones(1)).item() for part in parts] == list(range(10))
+    assert not reporter.warnings
+    assert len(graphs) == 10
+
+
 def test_a_compiler_that_fails_is_told_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no C++ compiler")
@@ -311,7 +329,13 @@ def test_errors_of_the_function_itself_are_not_swallowed() -> None:
 def test_auto_compiles_where_it_pays() -> None:
     short, long = build_config("faces32"), build_config("celeba64")
     assert short.compile == "auto"
-    assert should_compile(short, CUDA)
+    assert not should_compile(short, CUDA)  # compiling takes minutes, the run not much longer
+    assert should_compile(build_config("faces64"), CUDA)
+    assert should_compile(long, CUDA)
+    for minutes in (10, 60):
+        planned = replace(short, minutes=minutes)
+        assert should_compile(planned, CUDA) == (minutes == 60)
+        assert not should_compile(planned, CPU)
     assert not should_compile(short, CPU)
     assert should_compile(long, CPU)
     for precision, steps in CPU_STEPS.items():

@@ -112,6 +112,17 @@ def test_a_branch_trains_on_its_features(make_unet, layout, autocast):
     assert (shift - exact.shift).float().norm() < 0.1 * exact.shift.float().norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moved_it_takes_the_layout_of_the_device(make_unet, monkeypatch, dtype):
+    """Built on the CPU and moved, as a training does: no weight is laid anew in every step."""
+    layouts = {"cpu": torch.contiguous_format, "meta": torch.channels_last}
+    monkeypatch.setattr("diticli.models.frozen.layout_for", lambda device, _: layouts[device.type])
+    moved = FrozenBase(make_unet(), dtype).to("meta")
+    weights = [m.weight for m in moved.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) and w.dtype == dtype for w in weights)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("shape", UNET_SHAPES)

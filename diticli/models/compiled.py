@@ -36,6 +36,15 @@ other work: a compiled step was 1.12 to 1.15 times as fast in fp32 and 1.01 to 1
 long as 60 to 175 steps. That is won back within 1,600 steps in fp32, and 15,000 in bf16 at the worst.
 """
 
+CUDA_STEPS, CUDA_MINUTES = 10_000, 30.0
+"""Steps, or minutes of a run that is planned by time, from which a run on a GPU is compiled.
+
+Unmeasured: compiling three graphs takes minutes, which `faces64` (15,626 steps) may win back and the demo may not.
+"""
+
+MOST_VARIANTS = 64
+"""Graphs of one function, of all its instances together: every frozen pair of a process compiles two shapes."""
+
 
 class CompiledPart:
     """A function, compiled as one graph when it is first called.
@@ -58,12 +67,13 @@ class CompiledPart:
         if self._compiled is None:
             return self.function(*arguments)
         # Imported here: these modules take a second, and only compiled runs need them.
+        from torch._dynamo import config as dynamo
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._functorch import config
 
         try:
             # Otherwise the backward pass is compiled within `backward`, where nothing could take over from it.
-            with config.patch(force_non_lazy_backward_lowering=True):
+            with config.patch(force_non_lazy_backward_lowering=True), dynamo.patch(recompile_limit=MOST_VARIANTS):
                 return self._compiled(*arguments)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             self._compiled = None
@@ -79,18 +89,17 @@ def _reason(error: Exception) -> str:
 
 
 def should_compile(config: RunConfig, device: torch.device) -> bool:
-    """What `compile = "auto"` means: yes on a GPU, on a CPU for runs of at least `CPU_STEPS` steps.
+    """What `compile = "auto"` means: yes for runs of at least `CUDA_STEPS` steps on a GPU and `CPU_STEPS` on a CPU.
 
-    The steps are those of all stages that the run trains; auto precision is that of the device. A run that is planned
-    by time (`minutes`) is not compiled on a CPU: its steps are not known yet.
+    The steps are those of all stages that the run trains; auto precision is that of the device. Where they are not
+    known yet, as the run is planned by time, it is compiled on a GPU from `CUDA_MINUTES` on, and never on a CPU.
     """
-    if device.type == "cuda":
-        return True
+    cuda = device.type == "cuda"
     if config.minutes:
-        return False
-    precision = resolve_precision(config.precision, device)
+        return cuda and config.minutes >= CUDA_MINUTES
+    least = CUDA_STEPS if cuda else CPU_STEPS[resolve_precision(config.precision, device)]
     trains_base = not config.base_model and not config.ssl.only
-    return config.features.steps + (config.base.steps if trains_base else 0) >= CPU_STEPS[precision]
+    return config.features.steps + (config.base.steps if trains_base else 0) >= least
 
 
 def compiler_for(reporter: Reporter) -> Compiler:

@@ -10,6 +10,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -72,6 +73,12 @@ class FrozenBase(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Eval mode, whatever is asked for."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> Self:
+        """Moved to another device, weights take that device's layout, which would else be made anew in every step."""
+        super()._apply(fn, recurse)
+        lay_out(self.unet, self.dtype)
+        return self
 
     def weights(self, path: str) -> PathWeights:
         """Of the modulations of a path, "down" or "up", as the functions of `diticli.models.unet_forward` take them."""
@@ -183,11 +190,16 @@ def to_inference(network: nn.Module, dtype: torch.dtype, *, merge_up_to: int = M
             module.conv = merge_upsampling(module.conv)
         elif isinstance(module, ResnetBlock) and module.up and module.in_channels <= merge_up_to:
             module.conv1 = merge_upsampling(module.conv1)
+    lay_out(network, dtype)
+    network.requires_grad_(False)
+
+
+def lay_out(network: nn.Module, dtype: torch.dtype) -> None:
+    """Convolutions in `dtype` and in the layout that maps have on their device."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             layout = layout_for(module.weight.device, dtype)
             module.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
-    network.requires_grad_(False)
 
 
 def merge_upsampling(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.ConvTranspose2d:

@@ -188,7 +188,9 @@ def turn_hue(images_BCHW: torch.Tensor, turn_B: torch.Tensor) -> torch.Tensor:
     )
     sector = sector + 6 * turn_B.view(-1, 1, 1)
     # Each channel is a trapezoid of the hue: value minus chroma * clamp(min(k, 4 - k), 0, 1), k = (n + sector) mod 6.
-    k = (torch.tensor([5, 3, 1], device=images_BCHW.device).view(1, 3, 1, 1) + sector[:, None]) % 6
+    # n = 5, 3, 1, counted on the device: a constant from the host is a copy that waits for all that is queued.
+    n = 5 - 2 * torch.arange(3, device=images_BCHW.device)
+    k = (n.view(1, 3, 1, 1) + sector[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 

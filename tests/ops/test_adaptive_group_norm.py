@@ -29,7 +29,7 @@ SHAPES = [
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small shapes take the kernels of large ones: several tiles of positions, merged in several rounds."""
     monkeypatch.setattr(launch, "ONE_PASS_POSITIONS", 0)
-    monkeypatch.setattr(launch, "_ELEMENTWISE", 64)
+    monkeypatch.setattr(launch, "_STREAMED", 64)
     monkeypatch.setattr(launch, "_MERGED_AT_ONCE", 4)
 
 

@@ -16,7 +16,11 @@ from diti_kernels.dispatch import LAUNCH_OPTIONS
 
 ONE_PASS_POSITIONS = 1024
 # Values of a tile. One pass holds one tile of values forward and two backward, in the registers of one program.
-_ONE_PASS_FORWARD, _ONE_PASS_BACKWARD, _ELEMENTWISE = 32768, 16384, 8192
+_ONE_PASS_FORWARD, _ONE_PASS_BACKWARD, _STREAMED = 16384, 8192, 4096
+# Values of a warp, by what a kernel keeps of each: so many that no thread's registers spill on any chip, and half of a
+# multiprocessor's warps are in use (a quarter in one pass). `python -m benchmarks resources` says what they come to.
+_FORWARD_VALUES, _BACKWARD_VALUES, _MOMENTS_VALUES, _STREAMED_VALUES, _DX_VALUES = 1024, 512, 512, 256, 128
+_WARPS = 32
 _LANES = 64  # at least this many neighbouring channels a row where groups allow: two sectors of bf16 or more
 _MERGED_AT_ONCE = 64
 
@@ -29,10 +33,9 @@ class Plan(NamedTuple):
     lanes: int
     tiles: int | None
 
-    @property
-    def blocks(self) -> dict[str, int]:
-        """The kernels' constants and options, with a warp for each 2048 values."""
-        warps = max(1, min(16, self.rows * self.groups * self.lanes // 2048))
+    def blocks(self, values: int) -> dict[str, int]:
+        """The kernels' constants and options, with a warp for so many values."""
+        warps = max(1, min(_WARPS, self.rows * self.groups * self.lanes // values))
         return {
             "BLOCK_N": self.rows,
             "BLOCK_G": self.groups,
@@ -49,7 +52,7 @@ def plan(positions: int, channels: int, groups: int, one_pass_values: int) -> Pl
         side = min(max(1, _LANES // lanes), one_pass_values // (rows * lanes), _power_of_two(groups))
         return Plan(rows, side, lanes, None)
     side = min(max(1, _LANES // lanes), _power_of_two(groups))
-    rows = min(rows, max(1, _ELEMENTWISE // (side * lanes)))
+    rows = min(rows, max(1, _STREAMED // (side * lanes)))
     return Plan(rows, side, lanes, -(-positions // rows))
 
 
@@ -72,13 +75,13 @@ def triton_forward(
     with _device_of(x):
         if T is None:
             kernels.adaptive_group_norm_fwd_one_pass_kernel[(B, across)](
-                x, skip, scale, shift, out, mean, rstd, *sizes, eps, **flags, **chosen.blocks
+                x, skip, scale, shift, out, mean, rstd, *sizes, eps, **flags, **chosen.blocks(_FORWARD_VALUES)
             )
             return out, mean, rstd
         partial = torch.empty((2, B, T, G), dtype=torch.float32, device=x.device)
         grid = (B * T, across)
         kernels.adaptive_group_norm_fwd_moments_kernel[grid](
-            x, skip, partial[0], partial[1], *sizes, T, HAS_SKIP=skip is not None, D=D, **chosen.blocks
+            x, skip, partial[0], partial[1], *sizes, T, HAS_SKIP=skip is not None, D=D, **chosen.blocks(_MOMENTS_VALUES)
         )
         kernels.adaptive_group_norm_fwd_merge_kernel[(B, across)](
             partial[0], partial[1], mean, rstd, N, G, T, eps,
@@ -86,7 +89,7 @@ def triton_forward(
             **LAUNCH_OPTIONS,
         )  # fmt: skip
         kernels.adaptive_group_norm_fwd_apply_kernel[grid](
-            x, skip, scale, shift, mean, rstd, out, *sizes, T, **flags, **chosen.blocks
+            x, skip, scale, shift, mean, rstd, out, *sizes, T, **flags, **chosen.blocks(_STREAMED_VALUES)
         )
     return out, mean, rstd
 
@@ -122,14 +125,14 @@ def triton_backward(
     with _device_of(x):
         if T is None:
             kernels.adaptive_group_norm_bwd_one_pass_kernel[(B, across)](
-                *known, dx, dskip, dscale, dshift, *sizes, **flags, **written, **chosen.blocks
+                *known, dx, dskip, dscale, dshift, *sizes, **flags, **written, **chosen.blocks(_BACKWARD_VALUES)
             )
             return dx, dskip, dscale, dshift
         partial = torch.empty((2, B, T, C), dtype=torch.float32, device=x.device)
         means = torch.empty((2, B, G), dtype=torch.float32, device=x.device)
         grid = (B * T, across)
         kernels.adaptive_group_norm_bwd_sums_kernel[grid](
-            *known, partial[0], partial[1], *sizes, T, **flags, **chosen.blocks
+            *known, partial[0], partial[1], *sizes, T, **flags, **chosen.blocks(_STREAMED_VALUES)
         )
         kernels.adaptive_group_norm_bwd_merge_kernel[(B, across)](
             partial[0], partial[1], scale, dscale, dshift, means[0], means[1], N, C, G, T,
@@ -138,7 +141,7 @@ def triton_backward(
         )  # fmt: skip
         if any(wants):
             kernels.adaptive_group_norm_bwd_dx_kernel[grid](
-                *known, means[0], means[1], dx, dskip, *sizes, T, **flags, **written, **chosen.blocks
+                *known, means[0], means[1], dx, dskip, *sizes, T, **flags, **written, **chosen.blocks(_DX_VALUES)
             )
     return dx, dskip, dscale, dshift
 

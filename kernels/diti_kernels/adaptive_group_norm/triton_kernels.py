@@ -236,12 +236,12 @@ def adaptive_group_norm_bwd_dx_kernel(
     C = C1 + C2
     scale = load_channels(scale_ptr, b, channel, valid, C)
     shift = load_channels(shift_ptr, b, channel, valid, C)
-    mean_grad = load_channels(mean_grad_ptr, b, group, valid, G)
-    mean_product = load_channels(mean_product_ptr, b, group, valid, G)
     normalised, rstd = load_normalised(
         x_ptr, skip_ptr, mean_ptr, rstd_ptr, b, row, group, channel, valid, mask, C1, C2, G, HAS_SKIP
     )
     grad = tl.load(grad_ptr + row * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     inner = through_silu(grad, normalised, scale, shift, SILU)
+    mean_grad = load_channels(mean_grad_ptr, b, group, valid, G)
+    mean_product = load_channels(mean_product_ptr, b, group, valid, G)
     dh = (inner * scale[None, :] - mean_grad[None, :] - normalised * mean_product[None, :]) * rstd[None, :]
     store_dx(dx_ptr, dskip_ptr, dh, row, channel[None, :], mask, C1, C2, WANTS_X, WANTS_SKIP)
