@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from diticli.commands import reporting
-from diticli.commands.reporting import LineReporter
+from diticli.commands.failure import explain_interrupt
+from diticli.commands.reporting import LineReporter, RichReporter
 
 
 @pytest.fixture
@@ -34,7 +35,10 @@ def test_the_last_line_comes_once(reporter, clock):
         reporter.advance(10)
     reporter.finish()
     reporter.finish()
-    assert lines(reporter) == ["Encoding: 10/20 images, 0/s, 0:20 left", "Encoding: 20/20 images, 0/s in 0:40"]
+    assert lines(reporter) == [
+        "Encoding: 10/20 images, 2.0 s each, 0:20 left",
+        "Encoding: 20/20 images, 2.0 s each in 0:40",
+    ]
 
 
 def test_what_came_after_the_last_line_is_told(reporter, clock):
@@ -47,7 +51,7 @@ def test_what_came_after_the_last_line_is_told(reporter, clock):
     reporter.advance(20)
     reporter.finish()
     assert lines(reporter) == [
-        "Training: 10/20 images, 0/s  loss 0.5, 0:20 left",
+        "Training: 10/20 images, 2.0 s each  loss 0.5, 0:20 left",
         "Training: 20/20 images, 1/s  loss 0.25 in 0:20",
     ]
 
@@ -58,4 +62,17 @@ def test_an_equal_task_begins_anew(reporter, clock):
         clock[0] += 20
         reporter.advance(8)
         reporter.finish()
-    assert lines(reporter) == ["Encoding: 8/8 images, 0/s in 0:20"] * 2
+    assert lines(reporter) == ["Encoding: 8/8 images, 2.5 s each in 0:20"] * 2
+
+
+def test_a_bar_on_80_columns_names_the_last_part_of_a_path_and_ends_before_the_last_word(capsys):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    bar = RichReporter(console)
+    bar.start("Reading /home/ann/data/sets/celeba/photos", 100)
+    assert explain_interrupt(KeyboardInterrupt()) == 130
+    shown = console.file.getvalue()
+    assert "Reading photos" in shown
+    assert "/home" not in shown
+    bar.finish()
+    assert console.file.getvalue() == shown, "nothing is drawn after the message"
+    assert capsys.readouterr().err.endswith("Run the same command again to go on.\n")

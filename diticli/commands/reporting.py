@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 
 from rich.console import Console
 from rich.progress import (
@@ -20,11 +21,22 @@ from rich.text import Text
 from diticli.commands.printable import printable
 
 LINE_SECONDS = 15.0
+_BAR_WIDTH = 55
+"""Columns of numbers, rate and times beside a title."""
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "", style="cyan")
+        return Text(_rate(task.speed, f" {task.fields['unit']}") if task.speed else "", style="cyan")
+
+
+_drawn: weakref.WeakSet[RichReporter] = weakref.WeakSet()
+
+
+def end_bars() -> None:
+    """Draw the live bars for the last time, so that what is written next stays the last line."""
+    for shown in list(_drawn):
+        shown.finish()
 
 
 class RichReporter:
@@ -51,8 +63,11 @@ class RichReporter:
             speed_estimate_period=60,
         )
         self._shown = ""
+        _drawn.add(self)
         self._bar.start()
-        self._bar.add_task(printable(title), total=total, completed=done, unit=unit, shown="")
+        self._bar.add_task(
+            _short(printable(title), self.console.width), total=total, completed=done, unit=unit, shown=""
+        )
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """See `Reporter.advance`."""
@@ -138,9 +153,22 @@ class LineReporter:
         left = (self._total - self._done) / rate if self._total and rate else 0.0
         ending = f", {_clock(left)} left" if left > 0 else f" in {_clock(seconds)}"
         self.console.print(
-            f"{self._title}: {self._done:,}{of} {self._unit}, {rate:,.0f}/s{self._shown}{ending}",
+            f"{self._title}: {self._done:,}{of} {self._unit}, {_rate(rate)}{self._shown}{ending}",
             markup=False,
         )
+
+
+def _rate(rate: float, unit: str = "") -> str:
+    """Units a second; below one, seconds a unit."""
+    return f"{1 / rate:.1f} s each" if 0 < rate < 0.95 else f"{rate:,.0f}{unit}/s"
+
+
+def _short(title: str, width: int) -> str:
+    """Of a path that would leave the bar no room, the last part: "Reading /data/photos" -> "Reading photos"."""
+    verb, _, path = title.partition(" ")
+    if len(title) + _BAR_WIDTH <= width or not (last := path.rstrip("/").rpartition("/")[2]):
+        return title
+    return f"{verb} {last}"
 
 
 def _fields(fields: dict[str, str | float]) -> str:
