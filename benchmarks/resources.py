@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import diti_kernels
 import torch
+from diti_kernels.dispatch import LAUNCH_OPTIONS
 
 from benchmarks.facts import collect, write
 from benchmarks.kernel_sites import GROUPS, LATENT_DIM, SITES, TIMESTEPS, Site
@@ -218,8 +219,9 @@ def source_hash() -> str:
     """Of the code that the kernels are compiled from, without comments: a result with another one is stale."""
     root = Path(diti_kernels.__path__[0])
     names = ("triton_kernels.py", "triton_tiles.py", "launch.py")
-    files = [root / "dispatch.py", root / "masked_linear" / "op.py", *(p for n in names for p in root.glob(f"*/{n}"))]
-    return hashlib.sha256("\n".join(_code(file) for file in sorted(files)).encode()).hexdigest()[:16]
+    files = [root / "masked_linear" / "op.py", *(p for n in names for p in root.glob(f"*/{n}"))]
+    code = [str(LAUNCH_OPTIONS), *(_code(file) for file in sorted(files))]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]
 
 
 def _code(file: Path) -> str:
