@@ -21,9 +21,9 @@ from diticli.data.labels import LabelColumn
 from diticli.disentanglement import measure_disentanglement
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
 from diticli.evaluation.attribute_survival import measure_survival
-from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages, evaluation_faces
 from diticli.evaluation.scores import to_json
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.models.base_files import load_base
 from diticli.models.locate import load_pipeline

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from diticli.commands.app import app
 from diticli.evaluation.composition import Composition, measure_composition
-from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.evidence_tables import composition_table
+from diticli.evaluation.settings import EvaluationSettings
 
 GREY = torch.full((5, 3, 8, 8), 100, dtype=torch.uint8)
 

@@ -19,11 +19,12 @@ from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
 from diticli.evaluation import attribute_classifier, chunk_ablation, decoding
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
-from diticli.evaluation.evaluate import EvaluationSettings, evaluate_model, reconstruction_problems
+from diticli.evaluation.evaluate import evaluate_model, reconstruction_problems
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.report import check_readable, move_table, reader_text, swap_table, write_evaluation
 from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.models import reconstruction_gap
 from diticli.progress import SilentReporter
 from diticli.targets import Target

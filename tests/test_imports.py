@@ -58,8 +58,8 @@ def test_a_circle_is_found_wherever_the_import_is(tmp_path: Path, how: str) -> N
     assert {"own.a", "own.b"} <= set(circle(root))
 
 
-OWN_COMMANDS = {"diticli.commands.app", "diticli.commands.edit"}
-"""They add commands to a `typer.Typer` of their own."""
+ALLOWED = {"diticli", "diticli.commands.app", "diticli.commands.edit"}
+"""xformers must be quiet before anything imports diffusers; the others add commands to a `typer.Typer` of their own."""
 
 
 def test_importing_a_module_calls_nothing_for_its_effect() -> None:
@@ -67,7 +67,7 @@ def test_importing_a_module_calls_nothing_for_its_effect() -> None:
     called = {
         f"{name}:{node.lineno}"
         for name, path in modules(ROOT).items()
-        if name not in OWN_COMMANDS
+        if name not in ALLOWED
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     }

@@ -12,8 +12,8 @@ from drawing_pipeline import SIDE, DrawingPipeline, oracle
 
 from diticli.data.faces import FACTORS
 from diticli.errors import ChunkError, ConfigError
-from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages, evaluation_faces
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.evaluation.swap_effects import centre_of_mass, measure_swap_effects
 from diticli.models.pixels import normalise
 from diticli.progress import SilentReporter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Annotated, Any
 
@@ -36,8 +35,6 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         # Damaged EXIF and very large pictures: what cannot be read is listed by name, the rest is noise.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        # xformers warns at import where it finds no CUDA, and diffusers imports it whenever it is installed.
-        logging.getLogger("xformers").setLevel(logging.ERROR)
         try:
             with sigterm_as_interrupt():
                 return super().invoke(ctx)

@@ -130,11 +130,12 @@ def evaluate(
     from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.commands.evaluate_view import quarters_and_all, say_reader, show_evidence, show_faithfulness
     from diticli.evaluation.attribute_classifier import train_classifier
-    from diticli.evaluation.evaluate import EvaluationSettings, check_reconstruction, evaluate_model
+    from diticli.evaluation.evaluate import check_reconstruction, evaluate_model
     from diticli.evaluation.evidence import EvidenceRequest, collect_evidence
     from diticli.evaluation.images import evaluation_faces, evaluation_folder
     from diticli.evaluation.kept import KeptArrays
     from diticli.evaluation.report import check_readable, write_evaluation
+    from diticli.evaluation.settings import EvaluationSettings
     from diticli.files import refuse_links
     from diticli.models.locate import load_model
     from diticli.sampling import DEFAULT_STEPS

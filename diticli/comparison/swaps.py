@@ -14,11 +14,12 @@ from diticli.data.decode import Crop
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
-from diticli.evaluation.evaluate import EvaluationSettings, check_reconstruction, evaluate_model
+from diticli.evaluation.evaluate import check_reconstruction, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.report import check_readable, reader_text
 from diticli.evaluation.scores import to_json
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.files import write_atomically
 from diticli.identity import cache_key, file_digest
 from diticli.progress import Reporter

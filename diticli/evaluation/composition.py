@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diticli.evaluation.evaluate import EvaluationSettings
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.models.largest_batch import on_halves
 from diticli.models.pixels import normalise
 from diticli.pictures.tiles import psnr, to_uint8

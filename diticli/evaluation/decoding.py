@@ -17,7 +17,7 @@ from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
     from diticli.evaluation.attribute_classifier import AttributeClassifier
-    from diticli.evaluation.evaluate import EvaluationSettings
+    from diticli.evaluation.settings import EvaluationSettings
     from diticli.models.model import DiTiModel
 
 

@@ -36,14 +36,14 @@ from diticli.evaluation.scores import (
     to_json,
     transfer_rates,
 )
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.models.largest_batch import on_halves
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.pictures.grids import psnr, to_uint8
-from diticli.probing.directions import DEFAULT_ALONG, Along, Directions
+from diticli.probing.directions import Directions
 from diticli.probing.probe import probe_features
 from diticli.progress import Reporter, SilentReporter
-from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, steps_run
 from diticli.statistics import Estimate
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
@@ -53,33 +53,6 @@ GOOD_ENOUGH = 35.0
 """dB from which a classifier reads a reconstruction like its original, however good others are."""
 SHOWN = 4
 """Pairs whose edits are shown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How edits are made and judged.
-
-    Attributes:
-        steps: of inversion and of decoding that are asked for; see `diticli.sampling.steps_run`.
-        solver: "dpm" or "ddim".
-        amount: of an attribute move, both ways; see `Directions.move`.
-        along: which direction of an attribute; see `Directions.vector`.
-        batch_size: images decoded together.
-        seed: of splits and bootstraps.
-        force: judge edits also where reconstructions are too bad for it; then it is only warned of.
-    """
-
-    steps: int = DEFAULT_STEPS
-    solver: Solver = DEFAULT_SOLVER
-    amount: float = 0.3
-    along: Along = DEFAULT_ALONG
-    batch_size: int = 128
-    seed: int = 0
-    force: bool = False
-
-    def steps_run(self, timesteps: int) -> int:
-        """Steps each way that run on a model with `timesteps`."""
-        return steps_run(self.solver, self.steps, timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from diticli.evaluation.attribute_survival import SurvivalCurves, measure_surviv
 from diticli.evaluation.chunk_ablation import FeatureAblation, measure_ablation
 from diticli.evaluation.composition import Composition, measure_composition
 from diticli.evaluation.denoising import ModelGap, measure_model_gap
-from diticli.evaluation.evaluate import EvaluationSettings
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.order import OrderAgreement, compare_order
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.progress import Reporter, SilentReporter
 

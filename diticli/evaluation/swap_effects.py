@@ -22,10 +22,11 @@ from diticli.editing.stages import grouped
 from diticli.errors import ConfigError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, unreadable
 from diticli.evaluation.decoding import Decoding
-from diticli.evaluation.evaluate import EvaluationSettings, blind
+from diticli.evaluation.evaluate import blind
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.scores import resampled_transfer_rates, to_json
+from diticli.evaluation.settings import EvaluationSettings
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter, SilentReporter
