@@ -112,6 +112,7 @@ ENCODE: Values = {
     "--workers": ("0", "1", "2"),
     "--no-resume": _FLAG,
     "--json": _FLAG,
+    "--features": ("base", "base:50", "base:100:mid", "encoder"),
 }
 PROBE: Values = {
     "--labels": ("labels.csv", "labels.json", "persons.txt"),
@@ -205,6 +206,7 @@ WRONG: Mapping[str, Sequence[str]] = {
     "--set": ("nothing=1", "seed=x", "unet.channels=0", "encoder.widths=16,16", "data=1", "novalue"),
     "--out": ("feats.npy/x", "photos/0000.png", "new.txt", "edit.jpg", ""),
     "--model": ("nowhere", "photos", "feats.npy"),
+    "--features": ("base:5000", "middle"),
     "--labels": ("nowhere.csv", "photos/0000.png", "photos", "pairs.csv", "folder"),
     "--groups": ("nowhere.txt", "labels.csv"),
     "--split": ("persons.txt", "labels.csv"),
