@@ -15,6 +15,7 @@ from diticli._version import __version__
 from diticli.chunks import ChunkLayout
 
 if TYPE_CHECKING:
+    from diticli.features.read import load_features
     from diticli.models.encoder import SemanticEncoder
     from diticli.models.pipeline import DiTiPipeline
     from diticli.models.shift_decoder import ShiftDecoder
@@ -25,9 +26,10 @@ _LAZY = {
     "SemanticEncoder": "diticli.models.encoder",
     "ShiftDecoder": "diticli.models.shift_decoder",
     "UNet": "diticli.models.unet",
+    "load_features": "diticli.features.read",
 }
 
-__all__ = ["ChunkLayout", "DiTiPipeline", "SemanticEncoder", "ShiftDecoder", "UNet", "__version__"]
+__all__ = ["ChunkLayout", "DiTiPipeline", "SemanticEncoder", "ShiftDecoder", "UNet", "__version__", "load_features"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_training import StopAfter, losses, same, tiny, weights
 
+from diticli.commands.plan_view import show_plan
 from diticli.config import RunConfig
 from diticli.config_groups import StageConfig
 from diticli.errors import ConfigError
 from diticli.settings import build_config
-from diticli.training import budget
+from diticli.training import budget, plan
+from diticli.training.advice import budget_warnings, learning_rate_note
 from diticli.training.budget import Speeds, TimeBudget, fit_to_minutes, within
 from diticli.training.loop import learning_rate
 from diticli.training.pace import Horizon, Pace
@@ -62,7 +65,7 @@ def test_a_run_ends_within_a_tenth_of_its_minutes(
         return plan_at({name: rate * random.uniform(0.97, 1.03) for name, rate in true.items()}, config)
 
     monkeypatch.setattr(budget, "make_plan", make_plan)
-    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 1e-4)
+    monkeypatch.setattr(budget, "seconds_to_read", lambda source: 1e-4)
     started = clock.now
     clock.now += 7.0  # imports
     fitted, _ = fit_to_minutes(config, tmp_path / "run", started=started, clock=clock)
@@ -71,7 +74,7 @@ def test_a_run_ends_within_a_tenth_of_its_minutes(
         stage = fitted.base if name == "base" else fitted.features
         clock.now += sum(stage.batch_size / rate * random.uniform(0.95, 1.05) for _ in range(stage.steps))
         pictures = -(-stage.steps // fitted.sample_every) if fitted.sample_every else 0
-        clock.now += pictures * budget._ESTIMATES[name] / rate * 0.4
+        clock.now += pictures * plan._ESTIMATES[name] / rate * 0.4
     assert (clock.now - started) / 60 == pytest.approx(minutes, rel=0.1)
 
 
@@ -199,7 +202,7 @@ def test_a_run_under_load_ends_in_time_and_goes_on_exactly(tmp_path: Path, monke
     """Planned at the speed of the beginning; the machine becomes half as fast on the way."""
     monkeypatch.setattr(budget, "CLOSING", 0.0)
     monkeypatch.setattr(budget, "make_plan", lambda config, **_: plan_at({"base": 256.0, "features": 256.0}, config))
-    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 0.0)
+    monkeypatch.setattr(budget, "seconds_to_read", lambda source: 0.0)
     config = tiny("minutes=0.03", "sample_every=0", "checkpoint_every=10", "features.decay=cosine")
     whole, run = tmp_path / "whole", tmp_path / "run"
     clock = Clock()
@@ -224,7 +227,7 @@ def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.M
     speeds = iter([{"base": 256.0, "features": 256.0}, {"base": 900.0, "features": 900.0}])
     monkeypatch.setattr(budget, "CLOSING", 0.0)
     monkeypatch.setattr(budget, "make_plan", lambda config, **_: plan_at(next(speeds), config))
-    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 0.0)
+    monkeypatch.setattr(budget, "seconds_to_read", lambda source: 0.0)
     config, clock = tiny("minutes=0.03", "sample_every=0", "checkpoint_every=10"), Clock()
     run, whole = tmp_path / "run", tmp_path / "whole"
     with pytest.raises(TrainingInterrupted):
@@ -238,3 +241,64 @@ def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.M
     train(tiny("minutes=0", "sample_every=0", *images), whole)
     assert losses(whole) == done, "at the planned speed a run of minutes is that of its images"
     assert same(weights(run), weights(whole))
+
+
+@pytest.mark.parametrize(("rate", "read"), [(55.0, 1e-4), (400.0, 5e-3), (2000.0, 1e-2)])
+def test_a_dry_run_tells_the_time_of_a_simulated_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, read: float
+) -> None:
+    """Training, sample pictures and reading together; the machine is some percent faster or slower at every step."""
+    random = np.random.default_rng(1)
+    config = tiny("sample_every=2", "base.images=4000", "features.images=4000", "data.workers=1")
+
+    def time_steps(trainer: object, seconds: float) -> tuple[float, float]:
+        usual = trainer.stage.budget.batch_size / rate * random.uniform(0.95, 1.05)
+        return usual, usual
+
+    monkeypatch.setattr(plan, "_time_steps", time_steps)
+    monkeypatch.setattr(plan, "seconds_to_read", lambda source: read)
+    clock = Clock()
+    clock.now = config.data.faces_count * read
+    for name, stage in (("base", config.base), ("features", config.features)):
+        clock.now += sum(stage.batch_size / rate * random.uniform(0.9, 1.1) for _ in range(stage.steps))
+        clock.now += -(-stage.steps // config.sample_every) * plan._ESTIMATES[name] / rate * 0.4
+    assert 1 / 1.5 < plan.make_plan(config).seconds / clock.now < 1.5
+
+
+@pytest.mark.parametrize(
+    ("source", "images", "said"),
+    [
+        ("faces", 3_000, "mean R2 was 0.66 after 25,600 images"),
+        ("faces:500", 80_000, None),
+        ("./photos", 80_000, "how many are enough was not measured"),
+        ("./photos", 38_000_000, None),
+    ],
+)
+def test_a_budget_too_small_for_usable_features_is_said(source: str, images: int, said: str | None) -> None:
+    config = build_config("faces32", options={"data.source": source, "features.images": images})
+    warnings = budget_warnings(config)
+    assert bool(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+
+
+def test_the_learning_rate_shown_is_the_one_used() -> None:
+    stage = StageConfig(images=3_000, batch_size=64, learning_rate=5e-4, warmup_images=5_000, decay="cosine")
+    used = max(learning_rate(stage, step) for step in range(stage.steps))
+    note = learning_rate_note("base", stage)
+    assert used == pytest.approx(0.001, rel=0.01)
+    assert "0.001 (0.0005 per 32 images, batch 64)" in note
+    assert "a warm-up of 301 images (a tenth of the stage instead of 5,000 images)" in note
+
+
+def test_the_plan_fits_80_columns_with_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = plan_at({"base": 1234.0, "features": 1234.0}, build_config("ffhq128"))
+    stages = tuple(
+        replace(stage, images=70_000_000, steps=546_875, trained_parameters=113_673_219) for stage in shown.stages
+    )
+    show_plan(replace(shown, stages=stages), as_json=False)
+    out = capsys.readouterr().out
+    table = [line for line in out.splitlines() if line[:1] in "┏┃┡│└"]
+    assert len(table) == 6
+    assert max(map(len, table)) <= 80
+    for number in ("113.7 M", "70,000,000", "546,875", "1,234"):
+        assert number in out

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from diticli.commands import reporting
-from diticli.commands.reporting import LineReporter
+from diticli.commands.failure import explain_interrupt
+from diticli.commands.reporting import LineReporter, RichReporter
 
 
 @pytest.fixture
@@ -75,3 +76,16 @@ def test_an_equal_task_begins_anew(reporter, clock):
 )
 def test_below_one_a_second_the_seconds_a_unit_are_said(rate, unit, said):
     assert reporting._rate(rate, unit) == said
+
+
+def test_a_bar_on_80_columns_names_the_last_part_of_a_path_and_ends_before_the_last_word(capsys):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    bar = RichReporter(console)
+    bar.start("Reading /home/ann/data/sets/celeba/photos", 100)
+    assert explain_interrupt(KeyboardInterrupt()) == 130
+    shown = console.file.getvalue()
+    assert "Reading photos" in shown
+    assert "/home" not in shown
+    bar.finish()
+    assert console.file.getvalue() == shown, "nothing is drawn after the message"
+    assert capsys.readouterr().err.endswith("Run the same command again to go on.\n")

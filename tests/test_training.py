@@ -108,7 +108,7 @@ def test_run_directory_holds_what_the_readme_says(reference: Path) -> None:
     assert saved["versions"]["torch"] == version("torch")
     assert (reference / "base" / "unet" / "config.json").is_file()
     assert (reference / "model" / "model_index.json").is_file()
-    assert not list_checkpoints(reference / "checkpoints")
+    assert [path.name for path in list_checkpoints(reference / "checkpoints")] == ["step-00000008"]
     assert list((reference / "tensorboard").iterdir())
     assert [(stage, step) for stage, step, _ in losses(reference)] == [
         *(("base", s) for s in range(1, 6)),
@@ -200,16 +200,53 @@ def test_finished_run_is_not_overwritten(reference: Path, tmp_path: Path) -> Non
     """The same command has nothing to do, and cleans up after a kill that came just when the model was published."""
     run = tmp_path / "run"
     shutil.copytree(reference, run)
-    left = run / "checkpoints" / "step-00000008"
+    left = run / "checkpoints" / "step-00000006"
     left.mkdir(parents=True)
     (left / "state.json").write_text("{}")
     before = weights(run)
     assert train(tiny(), run) == run / "model"
     assert same(weights(run), before)
     assert losses(run) == losses(reference)
-    assert not (run / "checkpoints").exists()
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-00000008"]
     with pytest.raises(ConfigError, match="holds a finished run that was started with other settings: seed was 0"):
         train(tiny("seed=1"), run)
+
+
+def test_a_finished_run_goes_on_with_more_images(tmp_path: Path) -> None:
+    """At a constant learning rate it becomes, bit for bit, the run that had these images from the beginning."""
+    constant = ("features.decay=constant", "features.warmup_images=0")
+    longer = (*constant, "features.images=112")
+    train(tiny(*longer), tmp_path / "whole")
+    run = tmp_path / "run"
+    train(tiny(*constant), run)
+    before = weights(run)
+    with pytest.raises(TrainingInterrupted):
+        train(tiny(*longer), run, reporter=StopAfter("features", 88))
+    assert same(weights(run), before), "the earlier model stays until the longer one is there"
+    assert not RunDirectory(run).finished
+    assert train(tiny(*longer), run) == run / "model"
+    assert same(weights(run), weights(tmp_path / "whole"))
+    assert losses(run) == losses(tmp_path / "whole")
+    assert RunDirectory(run).finished
+    assert json.loads((run / "config.json").read_text())["config"]["features"]["images"] == 112
+    train(tiny(*longer), run)
+    with pytest.raises(ConfigError, match=r"features\.images was 112, now 64"):
+        train(tiny(*constant), run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError, match="cannot go on to 200 images: its last checkpoint is gone"):
+        train(tiny(*constant, "features.images=200"), run)
+
+
+def test_an_extended_cosine_is_that_of_the_longer_run_from_then_on(tmp_path: Path) -> None:
+    run, longer = tmp_path / "run", tiny("features.images=128")
+    train(tiny(), run)
+    train(longer, run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in lines if line["stage"] == "features"}
+    assert list(rates) == list(range(1, 17))
+    assert [rates[step] for step in range(9, 17)] == [
+        loop.learning_rate(longer.features, step) for step in range(8, 16)
+    ]
 
 
 def test_a_run_without_a_step_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,6 +590,19 @@ def test_samples_and_charts_are_drawn(reference: Path, tmp_path: Path) -> None:
     assert names == {"features-00000008.png", "features-loss-by-timestep.png"}
     with Image.open(run / "samples" / "features-00000008.png") as picture:
         assert picture.width > 8 * 16
+
+
+def test_tensorboard_has_the_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny("sample_every=4", "features.images=32"), tmp_path / "run")
+    for stage, steps in (("base", [4, 5]), ("features", [4])):
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / stage))
+        events.Reload()
+        for name in ("samples", "loss_by_timestep"):
+            shown = events.Images(f"{stage}/{name}")
+            assert [event.step for event in shown] == steps
+            assert min(shown[0].width, shown[0].height) > 100
 
 
 def test_every_sample_picture_is_of_the_weights_of_its_step(

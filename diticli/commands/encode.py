@@ -123,7 +123,11 @@ def encode(
     if as_json:
         emit_json({"out": str(out), "model": pipeline.model_id} | result.to_dict())
         return
-    what = f"{result.rows:,} rows of {result.dim} features" if result.complete else f"{result.own:,} images, this part,"
+    what = (
+        f"{result.rows:,} {'row' if result.rows == 1 else 'rows'} of {result.dim} features"
+        if result.complete
+        else f"{result.own:,} images, this part,"
+    )
     where = f"{out}, {result.units:,} shards" if sharded and result.complete else str(out)
     say(f"Wrote {what} to {where} ({result.seconds:.1f} s, {result.images_per_second:,.0f} images/s).")
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diticli.commands.options import JsonOption
+
 
 def faces(
     out: Annotated[
@@ -24,6 +26,7 @@ def faces(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also write into a folder that holds other things.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw cartoon faces with 13 known factors, and write them with their labels.csv.
 
@@ -32,8 +35,11 @@ def faces(
 
     Example: diti faces shapes -n 1000 --size 64 --seed 0
     """
-    from diticli.commands.console import reporter, say
+    from diticli.commands.console import emit_json, reporter, say
     from diticli.data.faces import write_faces
 
     labels = write_faces(out, count, size, seed, start, overwrite, reporter())
+    if as_json:
+        emit_json({"out": str(out), "labels": str(labels), "faces": count, "size": size, "seed": seed, "start": start})
+        return
     say(f"Wrote {count:,} faces of {size}x{size} pixels to {out}, their factors to {labels}.")

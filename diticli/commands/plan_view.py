@@ -21,16 +21,14 @@ def show_plan(plan: RunPlan, *, as_json: bool) -> None:
         return
     show_table(
         f"Plan: preset {plan.preset} on {plan.device} in {plan.precision}, {_compiled(plan)}",
-        ["stage", "parameters", "frozen", "images", "steps", "batch", "learning rate", "images/s", "time"],
+        ["stage", "parameters", "images", "steps", "batch", "images/s", "time"],
         [
             [
                 stage.name,
-                f"{stage.trained_parameters:,}",
-                f"{stage.frozen_parameters:,}",
+                _short(stage.trained_parameters),
                 f"{stage.images:,}",
                 f"{stage.steps:,}",
                 f"{stage.batch_size}",
-                f"{stage.learning_rate:g}",
                 f"{stage.images_per_second:,.0f}",
                 duration(stage.seconds),
             ]
@@ -44,8 +42,21 @@ def _print_summary(plan: RunPlan) -> None:
     typer.echo(f"Data: {printable(plan.data)}, {plan.data_images:,} images at {plan.resolution} px")
     beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
+    for stage in plan.stages:
+        if stage.schedule:
+            typer.echo(stage.schedule)
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
-    typer.echo(f"Total: about {duration(plan.seconds)}, without reading images and drawing samples")
+    typer.echo(f"Total: about {duration(plan.seconds)}, of it {duration(plan.reading_seconds)} to read the images")
+    for warning in plan.warnings:
+        typer.echo(f"Warning: {warning}")
+
+
+def _short(count: int) -> str:
+    """E.g. 964, 12.3 k, 1.2 M."""
+    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
 
 
 def _compiled(plan: RunPlan) -> str:

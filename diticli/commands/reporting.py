@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +21,8 @@ from rich.text import Text
 from diticli.commands.printable import printable
 
 LINE_SECONDS = 15.0
+_BAR_WIDTH = 55
+"""Columns of numbers, rate and times beside a title."""
 
 
 class _Rate(ProgressColumn):
@@ -27,6 +30,15 @@ class _Rate(ProgressColumn):
         return Text(
             _rate(task.speed, task.fields["unit"], f" {task.fields['unit']}") if task.speed else "", style="cyan"
         )
+
+
+_drawn: weakref.WeakSet[RichReporter] = weakref.WeakSet()
+
+
+def end_bars() -> None:
+    """Draw the live bars for the last time, so that what is written next stays the last line."""
+    for shown in list(_drawn):
+        shown.finish()
 
 
 class RichReporter:
@@ -53,8 +65,11 @@ class RichReporter:
             speed_estimate_period=60,
         )
         self._shown = ""
+        _drawn.add(self)
         self._bar.start()
-        self._bar.add_task(printable(title), total=total, completed=done, unit=unit, shown="")
+        self._bar.add_task(
+            _short(printable(title), self.console.width), total=total, completed=done, unit=unit, shown=""
+        )
 
     def advance(self, amount: int = 1, **fields: str | float) -> None:
         """See `Reporter.advance`."""
@@ -150,6 +165,14 @@ def _rate(rate: float, unit: str, plural: str = "") -> str:
     if rate >= 1 or not rate:
         return f"{rate:,.0f}{plural}/s"
     return f"{1 / rate:,.{0 if rate < 0.1 else 1}f} s/{unit.removesuffix('s')}"
+
+
+def _short(title: str, width: int) -> str:
+    """Of a path that would leave the bar no room, the last part: "Reading /data/photos" -> "Reading photos"."""
+    verb, _, path = title.partition(" ")
+    if len(title) + _BAR_WIDTH <= width or not (last := path.rstrip("/").rpartition("/")[2]):
+        return title
+    return f"{verb} {last}"
 
 
 def _fields(fields: dict[str, str | float]) -> str:

@@ -15,6 +15,7 @@ from diticli.config_groups import MODULAR
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
+from diticli.training.advice import budget_warnings
 
 if TYPE_CHECKING:
     from diticli.config import RunConfig
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 TIMED_BATCH = 16
 WORTH_TIMING = 2_000
 """Images of both stages from which on a run is timed beforehand."""
+
+LEAST_LINES = 50
+"""Of metrics.jsonl and points of TensorBoard in the shorter stage, where it has as many steps."""
 
 
 def train(
@@ -118,11 +122,17 @@ def train(
         options=(MODULAR if modular else {}) | {key: value for key, value in options.items() if value is not None},
         assignments=tuple(set_ or ()),
     )
+    if "log_every" not in given and not any(text.strip().startswith("log_every") for text in set_ or ()):
+        steps = min(settings.base.steps, settings.features.steps)
+        settings = replace(settings, log_every=min(settings.log_every, max(1, steps // LEAST_LINES)))
     target = out or Path("runs") / f"{_run_name(settings.data.source)}-{settings.preset}"
     if dry_run:
         _show_plan(settings, target, started, as_json=json_)
         return
     say(f"Preset {settings.preset}, run directory {target}.")
+    if not settings.minutes and not (target / "config.json").exists():
+        for warning in budget_warnings(settings):
+            say(f"Warning: {warning}")
     _say_duration(settings, target)
     from diticli.training.run import train as run_training
 

@@ -51,6 +51,7 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         help=f"One of {', '.join(preset_names())}. Default: by device and image size.",
+        autocompletion=lambda incomplete: [name for name in preset_names() if name.startswith(incomplete)],
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from diticli.errors import FeatureFileError
 from diticli.features.formats import DAMAGE, READERS, check_suffix, sidecar_path
@@ -16,7 +19,10 @@ from diticli.features.rows import FeatureRows
 from diticli.features.shard_reader import FeatureShards, check_values
 from diticli.reading import shortened
 
-__all__ = ["FeatureMeta", "FeatureRows", "Features", "read_features"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FeatureMeta", "FeatureRows", "Features", "load_features", "read_features"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,49 @@ class Features:
 
     values: FeatureRows
     meta: FeatureMeta | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """[N] file names of the images; empty for an array without a sidecar."""
+        return tuple(self.meta.files) if self.meta else ()
+
+    def to_frame(self, labels: str | Path | None = None) -> pd.DataFrame:
+        """A pandas frame: the rows by file name, columns z0, z1, ..., and those of the labels behind them.
+
+        Args:
+            labels: a label file as `diti probe --labels` reads it. Rows that it does not know are left out.
+
+        Raises:
+            FeatureFileError: without pandas, or for labels where the rows have no names.
+            LabelError: for labels that cannot be read or belong to other images.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise FeatureFileError("to_frame needs pandas.", remedy="Run `pip install pandas`.") from error
+        names, columns = self.names, [f"z{dim}" for dim in range(self.values.shape[1])]
+        if labels is None:
+            return pd.DataFrame(
+                np.asarray(self.values), index=pd.Index(names, name="file") if names else None, columns=columns
+            )
+        if not names:
+            raise FeatureFileError(
+                "These features have no file names to join labels by.",
+                remedy="Keep the .json of the feature file beside it.",
+            )
+        from diticli.data.labels import read_labels
+        from diticli.probing.label_join import join_labels
+
+        joined = join_labels(names, read_labels(Path(labels), names))
+        index = pd.Index([names[row] for row in joined.rows], name="file")
+        features = pd.DataFrame(np.asarray(self.values[joined.rows]), index=index, columns=columns)
+        values = {name: column.values for name, column in joined.columns.items()}
+        return pd.concat([features, pd.DataFrame(values, index=index)], axis=1)
+
+
+def load_features(path: str | Path) -> Features:
+    """`read_features`, as `diticli.load_features`."""
+    return read_features(Path(path))
 
 
 def read_features(path: Path) -> Features:

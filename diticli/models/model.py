@@ -8,23 +8,26 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
-from diticli.data.decode import CROP_NOTES, Crop, to_square
-from diticli.errors import ModelError
+from diticli.data.decode import CROP_NOTES, Crop, decode_image, to_square
+from diticli.errors import ConfigError, ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import check_finite
 from diticli.models.identity import FORM, model_identity, weights_digest
 from diticli.models.largest_batch import on_halves
 from diticli.models.network import Network
 from diticli.models.noise_prediction import Prediction, predict
-from diticli.models.pixels import Images, checked, normalise
+from diticli.models.pixels import Images, Picture, checked, normalise
 from diticli.models.sampler import Sampler
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import UNet
@@ -173,20 +176,40 @@ class DiTiModel:
             return self.model_hash
         return weights_digest(self.networks, json.dumps(self.chunks.to_dict()))
 
-    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """PIL images -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training."""
+    def preprocess(self, images: Sequence[Picture]) -> torch.Tensor:
+        """PIL images and paths of image files -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training.
+
+        Raises:
+            ConfigError: for something else.
+            UnreadableImageError: for a path that is no image file.
+        """
         side = self.resolution
-        arrays = [torch.from_numpy(to_square(image, side, self.crop)) for image in images]
+        arrays = [torch.from_numpy(self._square(image)) for image in images]
         if not arrays:
             return torch.empty(0, 3, side, side)
         return normalise(torch.stack(arrays).permute(0, 3, 1, 2))
 
+    def _square(self, image: Any) -> npt.NDArray[np.uint8]:
+        if isinstance(image, str | Path):
+            return decode_image(Path(image), self.resolution, crop=self.crop)
+        if isinstance(image, Image.Image):
+            return to_square(image, self.resolution, self.crop)
+        raise ConfigError(
+            f"{type(image).__name__} is no picture.",
+            remedy="Give PIL images, paths of image files, or a float tensor or array [N, 3, R, R] in [-1, 1].",
+        )
+
+    def __call__(self, images: Images, batch_size: int = 256) -> torch.Tensor:
+        """As `encode`."""
+        return self.encode(images, batch_size)
+
     @torch.no_grad()
     def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
-        """Features [B, D], float32 on the CPU, of PIL images or a float tensor [B, 3, R, R] in [-1, 1].
+        """Features [B, D], float32 on the CPU, of PIL images, paths of image files, or floats [B, 3, R, R] in [-1, 1].
 
         Raises:
-            ConfigError: for a tensor of another shape or value range.
+            ConfigError: for a tensor of another shape or value range, or what is no picture.
+            UnreadableImageError: for a path that is no image file.
         """
         x = self.as_tensor(images)
         if not len(x):
@@ -263,7 +286,7 @@ class DiTiModel:
     def invert(
         self,
         images: Images,
-        z: torch.Tensor,
+        z: torch.Tensor | npt.NDArray[Any],
         steps: int = DEFAULT_STEPS,
         *,
         callback: StepCallback | None = None,
@@ -272,8 +295,8 @@ class DiTiModel:
         """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back.
 
         Args:
-            images: PIL images or a float tensor [B, 3, R, R] in [-1, 1].
-            z: features [B, D].
+            images: PIL images, paths of image files, or floats [B, 3, R, R] in [-1, 1].
+            z: features [B, D], a tensor or an array.
             steps: number of steps.
             callback: called as (steps done, steps in all) after each step.
             options: of a `sampler`, made anew from the weights as they are; for many calls make one yourself.
@@ -287,8 +310,8 @@ class DiTiModel:
 
     def decode(
         self,
-        x_T: torch.Tensor,
-        z: torch.Tensor,
+        x_T: torch.Tensor | npt.NDArray[Any],
+        z: torch.Tensor | npt.NDArray[Any],
         steps: int = DEFAULT_STEPS,
         *,
         callback: StepCallback | None = None,
@@ -314,11 +337,18 @@ class DiTiModel:
         return self.unet, self.shift_decoder
 
     def as_tensor(self, images: Images) -> torch.Tensor:
-        """PIL images, preprocessed, or a tensor [B, 3, R, R] in [-1, 1], checked.
+        """Pictures, preprocessed, or a tensor or array [B, 3, R, R] in [-1, 1], checked.
 
         Raises:
-            ConfigError: for a tensor of another shape or value range.
+            ConfigError: for a tensor of another shape or value range, or what is no picture.
+            UnreadableImageError: for a path that is no image file.
         """
-        if not isinstance(images, torch.Tensor):
-            return self.preprocess([images] if isinstance(images, Image.Image) else images)
-        return checked(images, self.resolution)
+        if isinstance(images, np.ndarray) and images.dtype != object:
+            images = torch.from_numpy(np.ascontiguousarray(images))
+        if isinstance(images, torch.Tensor):
+            return checked(images, self.resolution)
+        if isinstance(images, Image.Image | str | Path):
+            return self.preprocess([images])
+        if not isinstance(images, Iterable):
+            return self.preprocess([images])  # which names it
+        return self.preprocess(list(images))

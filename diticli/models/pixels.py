@@ -6,13 +6,17 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from PIL import Image
 
 from diticli.errors import ConfigError
 
-Images = torch.Tensor | Sequence[Image.Image]
+Picture = Image.Image | str | Path
+Images = torch.Tensor | npt.NDArray[Any] | Picture | Sequence[Picture]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,9 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from diticli.chunks import ChunkLayout
@@ -71,20 +73,25 @@ class Sampler:
         self._schedule, self._chunks, self._windows, self._form = schedule, chunks, windows, shift_form
         self._as_tensor, self._solver, self._clip = as_tensor, solver, clip
 
-    def noise(self, z_BD: torch.Tensor) -> ShiftedNoise:
+    def noise(self, z_BD: torch.Tensor | npt.NDArray[Any]) -> ShiftedNoise:
         """The shifted noise estimate (x_t, t) -> [B, C, H, W], float32, under features z."""
-        z_BD = z_BD.to(self.device)
-        return ShiftedNoise(self._pair, self._schedule, self._chunks, self._windows, z_BD, self._form)
+        z = torch.as_tensor(z_BD).to(self.device)
+        return ShiftedNoise(self._pair, self._schedule, self._chunks, self._windows, z, self._form)
 
     @torch.no_grad()
     def invert(
-        self, images: Images, z: torch.Tensor, steps: int = DEFAULT_STEPS, *, callback: StepCallback | None = None
+        self,
+        images: Images,
+        z: torch.Tensor | npt.NDArray[Any],
+        steps: int = DEFAULT_STEPS,
+        *,
+        callback: StepCallback | None = None,
     ) -> torch.Tensor:
         """Noise x_T [B, C, H, W] from which `decode` under the same z gives the images back.
 
         Args:
-            images: PIL images or a float tensor [B, 3, R, R] in [-1, 1].
-            z: features [B, D].
+            images: PIL images, paths of image files, or floats [B, 3, R, R] in [-1, 1].
+            z: features [B, D], a tensor or an array.
             steps: number of steps.
             callback: called as (steps done, steps in all) after each step.
 
@@ -97,11 +104,16 @@ class Sampler:
 
     @torch.no_grad()
     def decode(
-        self, x_T: torch.Tensor, z: torch.Tensor, steps: int = DEFAULT_STEPS, *, callback: StepCallback | None = None
+        self,
+        x_T: torch.Tensor | npt.NDArray[Any],
+        z: torch.Tensor | npt.NDArray[Any],
+        steps: int = DEFAULT_STEPS,
+        *,
+        callback: StepCallback | None = None,
     ) -> torch.Tensor:
         """Images [B, C, H, W], about [-1, 1] (within it where clamped), from noise x_T under features z.
 
         Arguments and errors as `invert`.
         """
-        bar, x = self._schedule.alphas_cumprod, x_T.to(self.device).float()
+        bar, x = self._schedule.alphas_cumprod, torch.as_tensor(x_T).to(self.device).float()
         return decode(self.noise(z), x, bar, steps=steps, solver=self._solver, clip=self._clip, callback=callback)

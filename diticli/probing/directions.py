@@ -158,9 +158,9 @@ class Directions:
 
     def move(
         self,
-        z_BD: torch.Tensor,
+        z_BD: torch.Tensor | npt.NDArray[Any],
         attribute: str,
-        amount: float | torch.Tensor,
+        amount: float | torch.Tensor | npt.NDArray[Any],
         *,
         dims: Dims | None = None,
         chunks: Sequence[int] | None = None,
@@ -170,7 +170,8 @@ class Directions:
         """Move features along an attribute.
 
         Args:
-            z_BD: [B, d] features as the encoder gives them (not standardised), any floating dtype and device.
+            z_BD: [B, d] features as the encoder gives them (not standardised), any floating dtype and device; or an
+                array, as a feature file holds them.
             attribute: one of `attributes`.
             amount: how far, for all rows or [B] one for each; -`MAX_AMOUNT`..`MAX_AMOUNT`. The official sampler
                 uses -0.3..0.3.
@@ -180,12 +181,13 @@ class Directions:
             along: see `vector`.
 
         Returns:
-            [B, d] of the dtype and on the device of `z_BD`; dimensions that do not move keep their bits.
+            [B, d], a tensor of the dtype and on the device of `z_BD`; dimensions that do not move keep their bits.
 
         Raises:
             LabelError, ConfigError, ChunkError: as `vector`.
             ConfigError: for features of another width, or amounts out of range or of another number.
         """
+        z_BD = z_BD if isinstance(z_BD, torch.Tensor) else torch.from_numpy(np.array(z_BD))
         if z_BD.dim() != 2 or z_BD.shape[1] != self.latent_dim:
             raise ConfigError(
                 f"Features of shape {list(z_BD.shape)} cannot move along directions of {self.latent_dim} dims.",
@@ -252,7 +254,7 @@ def load_directions(folder: Path | str) -> Directions:
     return Directions(**read_parts(Path(folder)))
 
 
-def _checked_amounts(amount: float | torch.Tensor, count: int) -> torch.Tensor:
+def _checked_amounts(amount: float | torch.Tensor | npt.NDArray[Any], count: int) -> torch.Tensor:
     amounts = torch.as_tensor(amount, dtype=torch.float32).reshape(-1)
     if len(amounts) not in (1, count):
         raise ConfigError(f"{len(amounts)} amounts for {count} rows.", remedy="Give one, or one for each row.")

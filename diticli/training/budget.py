@@ -6,7 +6,6 @@ planned anew from the speed of the last minutes (`diticli.training.pace`); its c
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -17,14 +16,11 @@ from accelerate.utils import broadcast_object_list
 
 from diticli.config import RunConfig
 from diticli.config_groups import StageConfig
-from diticli.data.decode import UnreadableImageError
-from diticli.data.images import ImageSource
 from diticli.errors import ConfigError
 from diticli.progress import Reporter, SilentReporter
-from diticli.training import samples
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.pace import Pace
-from diticli.training.plan import RunPlan, make_plan
+from diticli.training.plan import RunPlan, make_plan, seconds_of_a_picture, seconds_to_read
 from diticli.training.rundir import RunDirectory
 from diticli.training.stage_two import STAGE
 
@@ -34,10 +30,6 @@ CLOSING = 3.0
 """Seconds to save the models."""
 DRAWING_SHARE = 0.1
 """Largest share of the time that sample pictures may take."""
-_FORWARD = 1 / 3
-"""Time of a noise estimate in a sample picture, compared with that of training on an image."""
-_ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * 3 * samples.STEPS}
-"""Noise estimates in one sample picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +137,7 @@ def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
         ConfigError: when there is no time for ten steps of each stage.
     """
     rates = speeds.training
-    samples_of = {name: _FORWARD * _ESTIMATES[name] / rate for name, rate in rates.items()}
+    samples_of = {name: seconds_of_a_picture(name, rate) for name, rate in rates.items()}
     sampled = config.sample_every > 0 and sum(samples_of.values()) <= DRAWING_SHARE * seconds
     left = seconds - speeds.loading - CLOSING - sum(speeds.compiling.values()) - sampled * sum(samples_of.values())
     if speeds.drawing:
@@ -212,7 +204,7 @@ def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
 
 def _speeds(plan: RunPlan, config: RunConfig) -> Speeds:
     source = open_source(config)
-    reading = _seconds_to_read(source) / reading_workers(config)
+    reading = seconds_to_read(source) / reading_workers(config)
     training = {stage.name: stage.images_per_second for stage in plan.stages}
     loading = drawing = 0.0
     if config.data.source == "faces":
@@ -225,16 +217,3 @@ def _speeds(plan: RunPlan, config: RunConfig) -> Speeds:
         training = {name: min(rate, 1 / reading) for name, rate in training.items()}
     compiling = {stage.name: stage.compile_seconds for stage in plan.stages}
     return Speeds(training=training, compiling=compiling, loading=loading, drawing=drawing)
-
-
-def _seconds_to_read(source: ImageSource, most: int = 64, limit: float = 1.0) -> float:
-    """Seconds of one core to read and decode an image, from images spread over the source."""
-    started = time.perf_counter()
-    count = 0
-    for i in range(0, len(source), -(-len(source) // most)):
-        with contextlib.suppress(UnreadableImageError):
-            source.load(i)
-        count += 1
-        if time.perf_counter() - started > limit:
-            break
-    return (time.perf_counter() - started) / count

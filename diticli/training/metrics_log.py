@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from diticli.files import append_line, write_bytes
@@ -30,6 +32,12 @@ class MetricsLogger:
         for key in ("loss", "ssl_loss", "lr", "images_per_second"):
             if key in values and self._board is not None:
                 self._board.add_scalar(f"{stage}/{key}", values[key], step)
+
+    def show(self, stage: str, step: int, name: str, picture: Path) -> None:
+        """Put a PNG into TensorBoard."""
+        if self._board is not None:
+            with Image.open(picture) as image:
+                self._board.add_image(f"{stage}/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def truncate_after(self, stage: str, step: int) -> None:
         """Begin or resume `stage` after `step`: lines of later steps are dropped, as a resumed run writes them again.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from diticli.config import RunConfig
+from diticli.data.decode import UnreadableImageError
+from diticli.data.images import ImageSource
 from diticli.distributed import Rank
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
@@ -19,9 +23,11 @@ from diticli.models.device import global_generators_kept
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
+from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
+from diticli.training.advice import budget_warnings, learning_rate_note
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
-from diticli.training.images import open_source
+from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, fitting
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.stage_two import STAGE, build_objective, step_views
@@ -29,6 +35,10 @@ from diticli.training.stage_two import STAGE, build_objective, step_views
 TIMED_STEPS = 4
 WARM_STEPS = 2
 MOST_STEPS = 1000
+_FORWARD = 1 / 3
+"""Time of a noise estimate in a sample picture, compared with that of training on an image."""
+_ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * 3 * samples.STEPS}
+"""Noise estimates in one sample picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +50,22 @@ class StagePlan:
     steps: int
     batch_size: int
     learning_rate: float
+    """Of the optimizer at its peak."""
     trained_parameters: int
     frozen_parameters: int
     images_per_second: float
     """Measured on random images, without reading."""
     compile_seconds: float
     """What the first step took beyond the others, where it is compiled; else 0."""
+    drawing_seconds: float = 0.0
+    """Estimated time of the sample pictures."""
+    schedule: str = ""
+    """The learning rate over the stage, in words."""
 
     @property
     def seconds(self) -> float:
         """Estimated duration."""
-        return self.images / self.images_per_second + self.compile_seconds
+        return self.images / self.images_per_second + self.compile_seconds + self.drawing_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +87,15 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     peak_memory_mb: float
     """Largest use seen in the timed steps: of the GPU, or of the whole process on the CPU."""
+    reading_seconds: float = 0.0
+    """Estimated time that reading the images adds; 0 where it was not measured."""
+    warnings: tuple[str, ...] = ()
+    """What makes it likely that the features will be of no use."""
 
     @property
     def seconds(self) -> float:
-        """Estimated duration of all stages."""
-        return sum(stage.seconds for stage in self.stages)
+        """Estimated duration of all stages, with reading."""
+        return sum(stage.seconds for stage in self.stages) + self.reading_seconds
 
 
 def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | None = None) -> RunPlan:
@@ -84,7 +103,8 @@ def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | N
 
     Args:
         config: settings.
-        seconds: to time each stage for, where the first steps are done sooner; longer is more exact.
+        seconds: to time each stage for, where the first steps are done sooner; longer is more exact. Reading is
+            measured where this is 0.
         reporter: told where the step cannot be compiled.
 
     Raises:
@@ -124,7 +144,31 @@ def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter:
         ssl=config.ssl.method if config.ssl.active else "none",
         stages=tuple(stages),
         peak_memory_mb=_peak_memory_mb(accelerator.device),
+        reading_seconds=0.0 if seconds else _reading_seconds(config, source, stages),
+        warnings=budget_warnings(config),
     )
+
+
+def _reading_seconds(config: RunConfig, source: ImageSource, stages: Sequence[StagePlan]) -> float:
+    """What reading adds: once where the images are held in memory; on a CPU training and reading share the cores."""
+    each = seconds_to_read(source) / reading_workers(config)
+    if fits_in_memory(config, source):
+        return each * len(source)
+    own = 0.0 if config.device == "cpu" else 1.0
+    return sum(max(0.0, stage.images * (each - own / stage.images_per_second)) for stage in stages)
+
+
+def seconds_to_read(source: ImageSource, most: int = 64, limit: float = 1.0) -> float:
+    """Seconds of one core to read and decode an image, from images spread over the source."""
+    started = time.perf_counter()
+    count = 0
+    for i in range(0, len(source), -(-len(source) // most)):
+        with contextlib.suppress(UnreadableImageError):
+            source.load(i)
+        count += 1
+        if time.perf_counter() - started > limit:
+            break
+    return (time.perf_counter() - started) / count
 
 
 def _measured(config: RunConfig) -> RunConfig:
@@ -148,6 +192,8 @@ def _plan_stage(
         stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution))
         trainer = StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
         first, usual = _time_steps(trainer, seconds)
+    rate = budget.batch_size / usual
+    pictures = -(-budget.steps // config.sample_every) if config.sample_every and not config.ssl.only else 0
     return StagePlan(
         name=name,
         images=budget.steps * budget.batch_size,
@@ -156,9 +202,16 @@ def _plan_stage(
         learning_rate=budget.peak_learning_rate,
         trained_parameters=sum(p.numel() for p in trainer.parameters),
         frozen_parameters=0 if frozen is None else sum(p.numel() for p in frozen.parameters()),
-        images_per_second=budget.batch_size / usual,
+        images_per_second=rate,
         compile_seconds=max(0.0, first - usual) if config.compile is True else 0.0,
+        drawing_seconds=pictures * seconds_of_a_picture(name, rate),
+        schedule=learning_rate_note(name, budget),
     )
+
+
+def seconds_of_a_picture(stage: str, images_per_second: float) -> float:
+    """Seconds to draw one sample picture of a stage that trains at this speed."""
+    return _FORWARD * _ESTIMATES[stage] / images_per_second
 
 
 def _random_feed(images: int, resolution: int) -> MemoryFeed:

@@ -27,6 +27,7 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
+from diticli.training.advice import budget_warnings
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batches import fold_seed
 from diticli.training.budget import TimeBudget, fit_to_minutes
@@ -71,6 +72,8 @@ def train(
     config, budget = resolve(config), None
     if config.minutes:
         config, budget = fit_to_minutes(config, out, started=started, reporter=reporter, clock=clock)
+        for warning in () if RunDirectory(out).begun else budget_warnings(config):
+            reporter.warn(warning)
     accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     check_attention(accelerator.device, dtype)
@@ -109,8 +112,10 @@ def _train(
         if main:
             run.refuse_other_files()
             held.enter_context(FolderLock(run.root))
+            was_finished = run.finished
             if run.open(config, fingerprint):
                 begin = "Already finished:" if run.finished else "Going on with"
+                begin = "Extending" if was_finished and not run.finished else begin
                 reporter.note(f"{begin} the run in {run.root}.")
         accelerator.wait_for_everyone()
         if run.finished:
@@ -155,9 +160,10 @@ class _Worker:
 
         def save_samples(step: int, losses: torch.Tensor) -> None:
             path = self.run.samples / f"base-{step:08d}.png"
-            samples.base_samples(unet, objective.schedule, seed=self.config.seed, path=path)
+            samples.base_samples(unet, objective.schedule, seed=self.config.seed, step=step, path=path)
             chart = self.run.samples / "base-loss-by-timestep.png"
             samples.loss_chart(losses, layout=None, title=f"Base, step {step:,}", path=chart)
+            self._show("base", step, path, chart)
 
         self._run("base", objective, stop, save_samples)
 
@@ -190,14 +196,19 @@ class _Worker:
                 return
             pipeline.to(self.accelerator.device)
             path = self.run.samples / f"features-{step:08d}.png"
-            quality = samples.reconstructions(pipeline, self.images.preview, seed=config.seed, path=path)
+            quality = samples.reconstructions(pipeline, self.images.preview, seed=config.seed, step=step, path=path)
             write_json(self.run.quality, {"reconstruction_psnr_db": quality, "step": step})
             chart = self.run.samples / "features-loss-by-timestep.png"
             samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
+            self._show(STAGE, step, path, chart)
 
         self._run(STAGE, objective, stop, save_samples)
         pipeline.to("cpu")
         self._publish(self.run.model, lambda folder: pipeline.save_pretrained(str(folder)))
+
+    def _show(self, stage: str, step: int, pictures: Path, chart: Path) -> None:
+        self.metrics.show(stage, step, "samples", pictures)
+        self.metrics.show(stage, step, "loss_by_timestep", chart)
 
     def _gap(self, unet: UNet | None, scheduler: DDPMScheduler) -> GapCurve | None:
         """What the base loses on the run's images, where the settings need to know."""

@@ -5,7 +5,8 @@ runs/NAME/config.json      everything resolved, with versions
           gap.json         what the base loses by timestep, where the run needs to know
           quality.json     PSNR of reconstructions, when the last picture was drawn
           model/           the finished `DiTiPipeline`
-          checkpoints/     exact resume
+          checkpoints/     exact resume; the last one stays, for a run that is extended
+          extending.json   only while a finished run is extended
           metrics.jsonl    one line per log interval
           tensorboard/
           samples/*.png
@@ -30,9 +31,10 @@ from diticli.config import RunConfig
 from diticli.errors import ConfigError, DataError
 from diticli.files import LOCK_NAME, is_leftover, publish_folder, refuse_links, remove_leftovers, write_json
 from diticli.settings import to_dict
+from diticli.training.checkpoint import list_checkpoints
 from diticli.training.failures import write_error
 
-_FILES = ("config.json", "gap.json", "metrics.jsonl", "skipped.txt")
+_FILES = ("config.json", "extending.json", "gap.json", "metrics.jsonl", "skipped.txt")
 _PUBLISHED = ("base", "model")
 _FILLED = ("checkpoints", "samples", "tensorboard", "probe")
 """Folders whose files are written one by one; the last by `diti demo`."""
@@ -42,6 +44,8 @@ _BEGINNING = {LOCK_NAME, ".config.json.partial"}
 _FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb", "minutes"}
 
 _DIGESTS = ("sha256", "content")
+_EXTENSIBLE = "features.images"
+"""The setting that may grow when a run is finished."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,16 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its model."""
+        """Whether the run has its model, and is not being extended."""
+        return self._has_model and not self._extending.exists()
+
+    @property
+    def _has_model(self) -> bool:
         return (self.model / "model_index.json").is_file()
+
+    @property
+    def _extending(self) -> Path:
+        return self.root / "extending.json"
 
     @property
     def begun(self) -> bool:
@@ -99,11 +111,11 @@ class RunDirectory:
         """
         self.refuse_other_files()
         path = self.root / "config.json"
-        resumed = path.is_file()
+        resumed, longer = path.is_file(), False
         if resumed:
             saved = _read_config(path)  # one that is damaged, or no run's at all, is never written over
             try:
-                self._compare(saved, config, fingerprint)
+                longer = self._compare(saved, config, fingerprint)
             except (ConfigError, DataError):
                 if self.begun:
                     raise
@@ -115,6 +127,9 @@ class RunDirectory:
             remove_leftovers(self.checkpoints)
             if not resumed:
                 write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
+            if longer:  # the mark first: with it alone, the earlier command makes the run what it was
+                write_json(self._extending, {_EXTENSIBLE: config.features.images})
+                write_json(path, _extended(saved, config))
             self.samples.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(
@@ -153,19 +168,31 @@ class RunDirectory:
         for path in (self.gap, self.quality, self.root / "metrics.jsonl", *self.root.glob("skipped*.txt")):
             path.unlink(missing_ok=True)
 
-    def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> None:
+    def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> bool:
+        """Make sure that the settings and images are those of the run; returns whether only its end lies further on.
+
+        Raises:
+            ConfigError, DataError: as `open`.
+        """
         old, new = _settings(saved["config"]), _settings(to_dict(config))
         data = json.loads(json.dumps(fingerprint))
         same_images = not _differences(saved["data"], data)
         if same_images and data.get("kind") != "faces":  # the same images may lie elsewhere
             old["data.source"] = new.get("data.source")
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if changed:
+        longer = changed == [_EXTENSIBLE] and self._has_model and old[_EXTENSIBLE] < new[_EXTENSIBLE]
+        if longer and not any(self.checkpoints.glob("step-*")):
+            raise ConfigError(
+                f"{self.root} is finished and cannot go on to {new[_EXTENSIBLE]:,} images: its last checkpoint is "
+                "gone; runs of earlier versions kept none.",
+                remedy=f"Choose another --out for a new run; --base BASE saves its stage 1, with {self.base} for BASE.",
+            )
+        if changed and not longer:
             listed = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
             finished = "holds a finished run that" if self.finished else ""
             raise ConfigError(
                 f"{self.root} {finished} was started with other settings: {listed}.".replace("  ", " "),
-                remedy="Choose another --out, or remove that folder."
+                remedy="Choose another --out. A finished run goes on only with more --images, all else the same."
                 if self.finished
                 else "Give the same settings to go on, or another --out for a new run.",
             )
@@ -175,6 +202,7 @@ class RunDirectory:
                 f"The {what} changed since {self.root} was started: {facts}.",
                 remedy=f"Restore the {what} to go on, or choose another --out.",
             )
+        return longer
 
     def publish(self, target: Path, save: Callable[[Path], None]) -> None:
         """Let `save` fill a folder beside `target`, then rename it into place.
@@ -188,8 +216,13 @@ class RunDirectory:
             raise write_error(target, error) from error
 
     def discard_checkpoints(self) -> None:
-        """Remove the checkpoints of a stage whose result is published."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        """Remove the checkpoints of a stage whose result is published; of the last stage one stays, to be extended."""
+        if not self._has_model:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            return
+        self._extending.unlink(missing_ok=True)
+        for path in list_checkpoints(self.checkpoints)[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def identity(config: RunConfig, fingerprint: dict[str, Any], stage: str, images: int) -> str:
@@ -223,8 +256,26 @@ def _read_config(path: Path) -> dict[str, Any]:
 def identity_of_run(run: RunDirectory, config: RunConfig, stage: str, images: int) -> str:
     """`identity` with the images as they were where and when the run began: they may have been copied since."""
     saved = _read_config(run.root / "config.json")
-    began = replace(config, data=replace(config.data, source=saved["config"]["data"]["source"]))
+    first = saved.get("began_with", {}).get(_EXTENSIBLE, config.features.images)
+    began = replace(
+        config,
+        data=replace(config.data, source=saved["config"]["data"]["source"]),
+        features=replace(config.features, images=first),
+    )
     return identity(began, saved["data"], stage, images)
+
+
+def _extended(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """config.json with the new end; checkpoints stay those of the run as it began."""
+    earlier = saved["config"]["features"]["images"]
+    return {
+        **saved,
+        "config": {
+            **saved["config"],
+            "features": {**saved["config"]["features"], "images": config.features.images},
+        },
+        "began_with": saved.get("began_with", {_EXTENSIBLE: earlier}),
+    }
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

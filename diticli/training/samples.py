@@ -12,7 +12,7 @@ from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.models.unet import UNet
 from diticli.models.unet_forward import estimate_noise
 from diticli.pictures.charts import loss_by_timestep_chart
-from diticli.pictures.grids import captioned_strip, image_grid, psnr, save_png
+from diticli.pictures.grids import captioned_strip, psnr, save_png
 from diticli.sampling import ddim_decode
 from diticli.schedule import NoiseSchedule
 
@@ -21,7 +21,7 @@ STEPS = 50
 
 
 @torch.no_grad()
-def base_samples(unet: UNet, schedule: NoiseSchedule, *, seed: int, path: Path) -> None:
+def base_samples(unet: UNet, schedule: NoiseSchedule, *, seed: int, step: int, path: Path) -> None:
     """Images drawn from the base by DDIM, always from the same noise."""
     device = schedule.alphas_cumprod.device
     size = int(unet.config.sample_size)
@@ -30,12 +30,23 @@ def base_samples(unet: UNet, schedule: NoiseSchedule, *, seed: int, path: Path) 
     def noise_estimate(x: torch.Tensor, t: int) -> torch.Tensor:
         return estimate_noise(unet, x, torch.tensor([t], device=device)).float()
 
-    images = ddim_decode(noise_estimate, noise, schedule.alphas_cumprod, steps=_steps(len(schedule.alphas_cumprod)))
-    save_png(image_grid(images.cpu(), columns=COUNT), path)
+    steps = _steps(len(schedule.alphas_cumprod))
+    images = list(ddim_decode(noise_estimate, noise, schedule.alphas_cumprod, steps=steps).cpu())
+    strip = captioned_strip(
+        [images[:COUNT], images[COUNT:]],
+        row_captions=["", ""],
+        column_captions=[""] * COUNT,
+        title=f"Base, step {step:,}: pictures drawn from noise (the same at every step), DDIM, {steps} steps",
+    )
+    save_png(strip, path)
 
 
-def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: int, path: Path) -> float | None:
+def reconstructions(
+    pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: int, step: int, path: Path
+) -> float | None:
     """Originals (uint8), what their features alone give back (random x_T), and features with inferred x_T.
+
+    The first of these shows what the features have learned; the second is good from the first step on.
 
     Returns:
         PSNR of the last in dB, over all pixels; None where it is no finite number.
@@ -50,13 +61,18 @@ def reconstructions(pipeline: DiTiPipeline, images_BCHW: torch.Tensor, *, seed: 
         sampler.decode(noise, z, steps=steps).cpu(),
         sampler.decode(sampler.invert(x0, z, steps=steps), z, steps=steps).cpu(),
     ]
+    alone, quality = (psnr(row, x0) for row in rows[1:])
     strip = captioned_strip(
         [list(row) for row in rows],
-        row_captions=["original", "features, random x_T", "features, own x_T"],
+        row_captions=[
+            "original",
+            f"features, random x_T: {alone:.1f} dB. What the features have learned.",
+            f"features, inferred x_T: {quality:.1f} dB. x_T holds the picture, before any training too.",
+        ],
         column_captions=[""] * len(x0),
+        title=f"Features, step {step:,}",
     )
     save_png(strip, path)
-    quality = psnr(rows[-1], x0)
     return round(quality, 2) if math.isfinite(quality) else None
 
 

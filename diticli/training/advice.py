@@ -1,0 +1,45 @@
+"""What a budget leads to expect of the features, from measurements (docs/results.md). Pure Python."""
+
+from __future__ import annotations
+
+from diticli.config import RunConfig
+from diticli.config_groups import StageConfig
+from diticli.data.faces_word import is_faces
+
+USABLE_FACES = 80_000
+"""Images of stage 2 from which features of the built-in faces were clearly better than an untrained encoder's."""
+TRIED_PHOTOS = 80_000
+"""Images of stage 2 up to which features of photographs at 32 px were not."""
+
+
+def budget_warnings(config: RunConfig) -> tuple[str, ...]:
+    """Sentences on a stage 2 too short for usable features; none where it is long enough or nothing was measured."""
+    images = config.features.steps * config.features.batch_size
+    if config.ssl.only:
+        return ()
+    if is_faces(config.data.source):
+        if images >= USABLE_FACES:
+            return ()
+        return (
+            f"{images:,} images in stage features are too few for usable features: on the built-in faces the mean R2 "
+            f"was 0.66 after 25,600 images, where an untrained encoder has 0.64, 0.76 after {USABLE_FACES:,} and 0.88 "
+            "after 128,000.",
+        )
+    if images > TRIED_PHOTOS:
+        return ()
+    return (
+        f"{images:,} images in stage features are too few for usable features of photographs: after {TRIED_PHOTOS:,} "
+        "at 32 px they were no better than an untrained encoder's on CelebA and hardly better on LFW. The paper trains "
+        "on 38 million at 64 px; how many are enough was not measured.",
+    )
+
+
+def learning_rate_note(name: str, stage: StageConfig) -> str:
+    """What the optimizer gets in a stage, and how it comes to it."""
+    per_32 = "" if stage.batch_size == 32 else f" ({stage.learning_rate:g} per 32 images, batch {stage.batch_size})"
+    wanted, warmup = stage.warmup_images, round(stage.warmup_steps * stage.batch_size)
+    rise = f", after a warm-up of {warmup:,} images" if warmup else ""
+    if warmup < wanted:
+        rise += f" (a tenth of the stage instead of {wanted:,} images)"
+    then = ", then down to 1 % along a cosine" if stage.decay == "cosine" else ""
+    return f"Learning rate, stage {name}: {stage.peak_learning_rate:g}{per_32}{rise}{then}"
