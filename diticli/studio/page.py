@@ -38,7 +38,6 @@ from diticli.studio.workbench import Picture, SupersededError, Workbench
 
 STRIP_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ANIMATION_ALPHAS = tuple(round(step / 8, 3) for step in range(9))
-MAX_UPLOAD = "50mb"
 EXAMPLES = (("faces:3", "faces:8"), ("faces:0:1", "faces:5:1"), ("faces:11", "faces:42"))
 
 _SIDE = 288

@@ -92,10 +92,13 @@ def delete_once_listed(path: Path) -> None:
     """A file vanishes after the images were listed and before any is encoded."""
     from diticli.encoding import encode
 
-    def announce(*arguments: Any) -> None:
-        path.unlink()
+    begin = encode._begin
 
-    encode._announce = announce
+    def vanished(*arguments: Any) -> None:
+        path.unlink()
+        begin(*arguments)
+
+    encode._begin = vanished
 
 
 def save_every_batch() -> None:
