@@ -106,7 +106,7 @@ def test_a_small_disk_fills_up(bench: Bench, small_disk: Callable[[int], Path], 
         out = small_disk(kilobytes) / "run"
         ended = run(train_command(out), tmp_path / f"{kilobytes}.log")
         assert ended.status == (74 if kept else 0), ended.text
-        assert len(list((out / "checkpoints").glob("*"))) == kept
+        assert len(list((out / "checkpoints").glob("*"))) == (kept or 1), "of a finished run the last one"
         assert ("No space left on device" in ended.text) == bool(kept)
     check_run(bench, out)
     for kilobytes in (4, 16, 10_000):

@@ -188,7 +188,7 @@ def finish(bench: Bench, folder: Path, *more: str, inject: injections.Injection 
     """Run to the end, and check that the result is that of the undisturbed run."""
     ended = train(folder, *more, inject=inject)
     assert ended.status == 0, ended.text  # also where the model was already there
-    assert not (folder / "run" / "checkpoints").exists()
+    assert len({name.split("/")[1] for name in checkpoints(folder / "run")}) == 1, "of a finished run the last one"
     check_run(bench, folder / "run")
 
 
