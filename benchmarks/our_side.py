@@ -23,6 +23,7 @@ from diticli.training.batches import MemoryFeed, StepNoise
 from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import FeatureObjective, StepLosses
+from diticli.training.pace import Horizon
 from diticli.training.stage_two import STAGE, build_objective
 from diticli.training.stopping import StopRequest
 
@@ -153,6 +154,7 @@ class OurTrainer:
         images = (trainer.step + steps) * self.batch_size
         stage = replace(trainer.stage, budget=replace(trainer.stage.budget, images=images))
         trainer.stage = stage
+        trainer.whole = trainer.decay = Horizon(stage.budget.steps)
         trainer.save = lambda: None  # type: ignore[method-assign]  # a checkpoint is no part of the rate
         trainer.ema.copy_to = lambda parameters: None
         with tempfile.TemporaryDirectory() as folder, self.active():
