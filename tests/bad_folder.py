@@ -125,7 +125,7 @@ def wrong_suffix() -> Iterator[Variant]:
 
 def bomb() -> Iterator[Variant]:
     for data in BOMBS.values():
-        yield Variant(data=data, suffix=".png", reason="pixels")
+        yield Variant(data=data, suffix=".png", reason="pixels|could not create decoder object")
 
 
 def palette() -> Iterator[Variant]:

@@ -307,7 +307,8 @@ def test_hostile_names_stay_text(models: Path, tmp_path: Path) -> None:
     }
 
 
-def test_the_command(models: Path, tmp_path: Path) -> None:
+def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     cli = CliRunner()
     arguments = [
         "compare",

@@ -67,8 +67,8 @@ def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
     assert f"diti probe {folder / 'good.npy'}" in script
     assert "--groups" in script
     page = (folder / "out" / "report.html").read_text()
-    assert "good: what each chunk knows" in page
-    assert "poor: what each chunk knows" not in page
+    assert "good: probes of each chunk" in page
+    assert "poor: probes of each chunk" not in page
     measured = result.probed["good"].report
     assert measured["statistics"]["dims"] == 5
     first, second = (measured["atlas"]["attributes"][0]["alone"]["value"][k] for k in (0, 1))

@@ -46,7 +46,7 @@ def test_a_perfect_editor_gives_the_image_back() -> None:
 def test_the_first_edit_is_the_reconstruction(make_pipeline: Any, tmp_path: Path) -> None:
     make_pipeline().save_pretrained(str(tmp_path / "a"))
     arguments = ["evaluate", str(tmp_path / "a"), "--pairs", "4", "--learn", "200", "--epochs", "1", "--steps", "2"]
-    arguments += ["--no-moves", "--chunks", "0", "--composition", "2", "-o", str(tmp_path / "out")]
+    arguments += ["--no-moves", "--chunks", "0", "--composition", "2", "--force", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "edits by nothing" in result.output

@@ -49,7 +49,7 @@ class Notes(SilentReporter):
 
 def test_the_demo_edits_trains_and_reports(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "make_plan", lambda config, **_: plan_at({"features": 12.0}, config))
-    monkeypatch.setattr(budget, "_seconds_to_read", lambda source: 0.0)
+    monkeypatch.setattr(budget, "seconds_to_read", lambda source: 0.0)
     clock, out = Clock(), Path("runs/demo")
     notes = Notes(clock)
     config = tiny("minutes=0.5", "log_every=5", "checkpoint_every=1000")

@@ -244,7 +244,8 @@ def assert_tame(shown):
     assert not set(shown) & set("\x1b\x07\r\x08\x9b\u202e\udcff\x7f")
 
 
-def test_tables_show_names_as_they_are(capsys):
+def test_tables_show_names_as_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     show_table(MARKUP, [MARKUP, "n"], [[MARKUP, "1"], [ESCAPES, "2"]])
     shown = capsys.readouterr().out
     assert shown.count(MARKUP) == 3

@@ -73,8 +73,11 @@ def test_lists_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             open_images(f"@{tmp_path}/{name}", 8)
         assert caught.value.remedy
     monkeypatch.setattr(name_lists, "MAX_BYTES", 1000)
-    with pytest.raises(DataError, match="more than 1,000 bytes"):
+    with pytest.raises(DataError, match="not a regular file"):
         open_images("@/dev/zero", 8)
+    (tmp_path / "long").write_bytes(b"a" * 1001)
+    with pytest.raises(DataError, match="more than 1,000 bytes"):
+        open_images(f"@{tmp_path / 'long'}", 8)
 
 
 def test_a_file_called_like_a_list_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

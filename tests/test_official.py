@@ -224,7 +224,7 @@ def test_what_is_saved_shares_no_memory_and_half_precision_becomes_float(setting
     [
         ({"learn_sigma": True}, "learn_sigma"),
         ({"num_class": 10}, "class-conditional"),
-        ({"dims": 3}, "3-dimensional"),
+        ({"dims": 3}, "data of 3 dimensions"),
         ({"channel_multiplier": [2, 4]}, r"\[64, 128\] channels wide \(base_channel 32\)"),
         ({"base_channel": 40}, "multiples of 32"),
         ({"base_channel": None}, "base_channel as a whole number, got None"),

@@ -68,7 +68,10 @@ def test_plain_probe_shows_intervals_and_draws_nothing(run: Callable[..., Any], 
     assert not list((folder / "out").glob("*.png"))
 
 
-def test_atlas_goes_into_table_report_and_heatmaps(run: Callable[..., Any], folder: Path) -> None:
+def test_atlas_goes_into_table_report_and_heatmaps(
+    run: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     result = run("--atlas")
     assert result.exit_code == 0, result.output
     atlas = report_of(folder)["atlas"]

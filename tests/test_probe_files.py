@@ -193,6 +193,7 @@ def test_command_says_which_fits_have_not_converged(files: Path, monkeypatch: py
     assert "converged" not in run_command(files).output
     assert all(item["converged"] for item in shown_attributes(files))
     monkeypatch.setattr("diticli.probing.linear.MAX_ITERATIONS", 1)
+    monkeypatch.setenv("COLUMNS", "200")
     result = run_command(files, "--mask-dims", "3", "--mask-steps", "10", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "not converged" in result.stdout

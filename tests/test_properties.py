@@ -165,8 +165,8 @@ any_text = st.text(st.characters(), max_size=12)  # also halves of surrogate pai
 metas = st.builds(
     FeatureMeta,
     files=st.lists(any_text, max_size=4).map(tuple),
-    chunk_ends=st.lists(st.integers(1, 2**40), max_size=3).map(tuple),
-    timestep_ends=st.lists(st.integers(1, 2**40), max_size=3).map(tuple),
+    chunk_ends=st.sets(st.integers(1, 2**40), max_size=3).map(sorted).map(tuple),
+    timestep_ends=st.sets(st.integers(1, 2**40), max_size=3).map(sorted).map(tuple),
     model=any_text,
     model_hash=any_text,
     preprocessing=st.dictionaries(any_text, any_text | st.integers() | st.booleans() | st.none(), max_size=3),

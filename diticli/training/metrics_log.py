@@ -36,7 +36,7 @@ class MetricsLogger:
     def show(self, stage: str, step: int, name: str, picture: Path) -> None:
         """Put a PNG into TensorBoard."""
         if self._board is not None:
-            with Image.open(picture) as image:
+            with Image.open(picture, formats=("PNG",)) as image:
                 self._board.add_image(f"{stage}/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def truncate_after(self, stage: str, step: int) -> None:
