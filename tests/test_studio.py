@@ -216,7 +216,9 @@ def test_commands_repeat_what_is_shown(page_module, bench, model):
     import shlex
 
     a, b = bench.picture("faces:3"), bench.picture("faces:8", name="-my photo.png")
-    line = page_module.pair_command(a, b, "10-20", [0.25, 1.0], "slerp", "shipped")
+    from diticli.studio import pair_tab
+
+    line = pair_tab.pair_command(a, b, "10-20", [0.25, 1.0], "slerp", "shipped")
     assert shlex.split(line) == [
         *("diti", "edit", "faces:3", "./-my photo.png", "--chunks", "10-20", "--alphas", "0.25,1.00"),
         *("--noise", "slerp", "--model", "shipped"),
@@ -224,7 +226,9 @@ def test_commands_repeat_what_is_shown(page_module, bench, model):
 
 
 def test_older_changes_are_stale_in_whatever_order_they_arrive(page_module):
-    changes = page_module.Changes()
+    from diticli.studio import parts
+
+    changes = parts.Changes()
     changes.note("visitor", "pair", 2.0)
     changes.note("visitor", "pair", 1.0)  # sent before, arrived after
     assert changes.is_stale("visitor", "pair", 1.5)
@@ -236,12 +240,16 @@ def test_older_changes_are_stale_in_whatever_order_they_arrive(page_module):
 
 def test_words_open_no_files_of_this_machine(page_module, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"")
+    from diticli.studio import parts
+
     with pytest.raises(DataError, match="no built-in face"):
-        page_module._face(str(tmp_path / "secret.png"))
+        parts.face_word(str(tmp_path / "secret.png"))
 
 
 def test_names_are_escaped_in_the_bar(page_module, model):
-    bar = page_module.chunk_bar(model.chunks, "1-2", options_of(page_module, model))
+    from diticli.studio import pair_tab
+
+    bar = pair_tab.chunk_bar(model.chunks, "1-2", options_of(page_module, model))
     assert "<b>odd" not in bar.html_template + "".join(bar.props["cells"])
     assert "hat 0.84" in bar.props["cells"][0]
     assert len(bar.props["cells"]) == model.chunks.chunks
