@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import gzip
 import io
 import os
@@ -283,6 +284,7 @@ def test_threads_copies_and_more_tars_than_are_kept_open(tmp_path: Path, monkeyp
     for shard in range(5):
         write_tar(tmp_path / f"{shard}.tar", {f"{shard}.png": picture(shard)})
     monkeypatch.setattr(tar_images, "_KEPT_OPEN", 2)
+    gc.collect()  # what earlier tests left open is closed now, not in between
     before = len(os.listdir("/proc/self/fd"))
     source = open_images(str(tmp_path), 8)
     assert isinstance(source, TarImages)
@@ -292,7 +294,7 @@ def test_threads_copies_and_more_tars_than_are_kept_open(tmp_path: Path, monkeyp
         assert found == list(range(5)) * 40
         assert len(one._files._open) == 2
     del source, one
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_tar_that_shrinks_or_vanishes_later(tmp_path: Path) -> None:
