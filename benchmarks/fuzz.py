@@ -74,7 +74,7 @@ TRAIN: Values = {
     "--base": ("run/base", "run/model/unet"),
     "--chunks": ("1", "2", "4", "16"),
     "--latent-dim": ("4", "16", "17"),
-    "--partition": ("uniform", "staged", "auto"),
+    "--partition": ("uniform", "staged", "quadratic", "auto"),
     "--stage-ends": ("500,1000", "50,100,300,500,1000"),
     "--stage-dims": ("8,8", "1,2,10,2,1"),
     "--modular": _FLAG,

@@ -147,6 +147,24 @@ class ChunkLayout:
         return cls(timestep_ends=timestep_ends, ends=tuple(accumulate(sizes)))
 
     @classmethod
+    def quadratic(cls, *, chunks: int, latent_dim: int, timesteps: int = 1000) -> ChunkLayout:
+        """Chunks equal in dimensions, their timesteps growing as the square: chunk k ends at ((k + 1) / K)^2 T.
+
+        Small pictures lose their attributes at small timesteps, where chunks equal in time are few. The same spacing
+        as the quadratic timesteps of DDIM (Song et al., ICLR 2021, appendix D.2). Every chunk has a timestep at least.
+
+        Raises:
+            ChunkError: when there are more chunks than dimensions or timesteps.
+        """
+        equal = cls.uniform(chunks=chunks, latent_dim=latent_dim, timesteps=timesteps)
+        squares = (-(-((k + 1) ** 2) * timesteps // chunks**2) for k in range(chunks))
+        late_enough = accumulate(squares, lambda end, square: max(end + 1, square))
+        return cls(
+            timestep_ends=tuple(min(end, timesteps - (chunks - 1 - k)) for k, end in enumerate(late_enough)),
+            ends=equal.ends,
+        )
+
+    @classmethod
     def in_proportion(cls, amounts: Sequence[float], *, latent_dim: int, timesteps: int = 1000) -> ChunkLayout:
         """Chunks equal in time, their dimensions in proportion to `amounts`; every chunk has at least one.
 

@@ -14,7 +14,7 @@ from diticli.errors import ChunkError, ConfigError
 
 Crop = Literal["center", "celeba"]
 """Which square of a picture is kept: the central one, or that of Diff-AE, PDAE and DiTi for aligned CelebA."""
-Partition = Literal["uniform", "staged", "auto"]
+Partition = Literal["uniform", "staged", "quadratic", "auto"]
 Weighting = Literal["pdae", "uniform", "gap"]
 SSLMethod = Literal["none", "simclr", "simsiam"]
 
@@ -90,8 +90,8 @@ class ChunksConfig:
     latent_dim: int = 512
     """d, length of the feature vector."""
     partition: Partition = "staged"
-    """Equal slices, a number of dimensions per stage of timesteps, or in proportion to what the base loses in each
-    chunk's timesteps, measured once it is trained."""
+    """Equal slices; a number of dimensions per stage of timesteps; equal slices of timesteps that grow as the square;
+    or dimensions in proportion to what the base loses in each chunk's timesteps, measured once it is trained."""
     stage_ends: tuple[int, ...] = PAPER_STAGE_ENDS
     """Exclusive ends of the stages in timesteps."""
     stage_dims: tuple[int, ...] = PAPER_STAGE_DIMS
@@ -116,6 +116,8 @@ class ChunksConfig:
         uniform = ChunkLayout.uniform(chunks=self.count, latent_dim=self.latent_dim, timesteps=timesteps)
         if self.partition == "uniform":
             return uniform
+        if self.partition == "quadratic":
+            return ChunkLayout.quadratic(chunks=self.count, latent_dim=self.latent_dim, timesteps=timesteps)
         if self.partition == "auto":
             if gap is None:
                 raise ChunkError(

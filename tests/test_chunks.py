@@ -165,6 +165,21 @@ def test_rescaling_that_needs_no_borrowing_is_exact_to_one_dim():
     assert got == [2 * dims for dims in PAPER_STAGE_DIMS]
 
 
+def test_quadratic_chunks_are_finer_at_small_timesteps():
+    layout = ChunkLayout.quadratic(chunks=64, latent_dim=256)
+    assert layout.timestep_ends[:12] == (1, 2, 3, 4, 7, 9, 12, 16, 20, 25, 30, 36)  # (11 / 64)^2 1000 = 29.5
+    assert layout.timestep_ends[-3:] == (939, 969, 1000)
+    assert layout.describe(range(10, 21)) == "chunks 10-20 (t 25-107)"
+    assert set(np.diff([0, *layout.ends])) == {4}
+
+
+@pytest.mark.parametrize(("chunks", "timesteps"), [(1, 1000), (10, 10), (9, 10), (64, 100), (64, 1000), (1000, 1000)])
+def test_quadratic_chunks_all_have_a_timestep_and_end_at_the_last(chunks, timesteps):
+    layout = ChunkLayout.quadratic(chunks=chunks, latent_dim=1024, timesteps=timesteps)
+    assert layout.timesteps == timesteps
+    assert np.bincount(layout.timestep_to_chunk(), minlength=chunks).min() >= 1
+
+
 def test_a_stages_remainder_goes_to_its_last_chunk():
     layout = ChunkLayout.staged(chunks=4, stage_ends=(50, 100), stage_dims=(5, 7), timesteps=100)
     assert layout.ends == (2, 5, 8, 12)

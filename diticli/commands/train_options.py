@@ -75,8 +75,9 @@ LatentDimOption = Annotated[
 PartitionOption = Annotated[
     Partition | None,
     typer.Option(
-        help="How dims are spread over chunks: evenly, by stages of timesteps, or auto: in proportion to what the base "
-        "misses in each chunk's timesteps.",
+        help="How timesteps and dims are cut into chunks: both evenly; staged, with a number of dims per stage of "
+        "timesteps; quadratic, finer at small timesteps, for small pictures; or auto, dims in proportion to what the "
+        "base misses in each chunk's timesteps.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
