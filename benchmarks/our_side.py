@@ -43,7 +43,7 @@ class OurTrainer:
         frozen_copy: False computes the base by the UNet itself instead of its inference copy.
         merge: False keeps repetition and convolution apart in the base's copy.
         environment: variables (DITI_KERNELS, ...) that hold while it is built and while it runs.
-        reporter: told where compiling fails, which makes the side another one than its name says.
+        reporter: warned where compiling fails, which makes the side another one than its name says.
     """
 
     def __init__(

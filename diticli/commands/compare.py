@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, SeedOption, WorkersOption
+from diticli.commands.options import (
+    DEFAULT_BATCH,
+    BatchSizeOption,
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    WorkersOption,
+)
 from diticli.comparison.settings import DEFAULT_DATA
 from diticli.config import Precision
 
@@ -16,8 +23,6 @@ if TYPE_CHECKING:
     from diticli.comparison.entry_specs import EntrySpec
     from diticli.comparison.run import Comparison
     from diticli.comparison.settings import CompareSettings
-
-DEFAULT_BATCH = 128
 
 
 def compare(

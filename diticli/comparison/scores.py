@@ -127,7 +127,7 @@ def _measure(probed: Probed, targets: Sequence[Target], protocol: Protocol, seed
     for target in targets:
         found = score(target, test, outputs[target.name])
         values[target.name] = {found.metric: found.value} | found.extras
-    draws = Bootstrap.of(len(test), groups, seed=seed)
+    draws = Bootstrap.over_rows(len(test), groups, seed=seed)
     return _Measured(values=values, draws=resample_scores(targets, test, outputs, draws))
 
 
@@ -143,8 +143,8 @@ def _scores(own: _Measured, kinds: Mapping[Kind, Sequence[str]]) -> EntryScores:
     for kind, names in kinds.items():
         for name in names:
             drawn = own.draws.get(name, {})
-            attributes[name] = {m: Estimate.of(own.values[name][m], drawn.get(m)) for m in METRICS[kind]}
-        means[kind] = {m: Estimate.of(own.mean(names, m), own.mean_draws(names, m)) for m in METRICS[kind]}
+            attributes[name] = {m: Estimate.from_resamples(own.values[name][m], drawn.get(m)) for m in METRICS[kind]}
+        means[kind] = {m: Estimate.from_resamples(own.mean(names, m), own.mean_draws(names, m)) for m in METRICS[kind]}
     return EntryScores(attributes=attributes, means=means, differences={}, by_attribute={})
 
 

@@ -12,6 +12,9 @@ from diticli.errors import ConfigError
 DEFAULT_DATA = "faces:4000:1"
 """Built-in faces of the seed that `diti demo` probes with: training draws those of seed 0."""
 FOLDER_LABELS = "folder"
+"""What `--labels` says where the folders are the labels."""
+QUARTERS = 4
+"""Parts of the chunks whose exchange is shown and measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

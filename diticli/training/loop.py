@@ -92,7 +92,7 @@ class StageTrainer:
         stage: what is trained.
         accelerator: device, precision and processes.
         compile: compile the parts of the objective; their weights keep their names.
-        reporter: told where that fails.
+        reporter: warned where that fails.
     """
 
     def __init__(
@@ -419,7 +419,7 @@ def _trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
         flip=stage.flip,
         rank=Rank(),
     )
-    views = None if stage.views is None else stage.views.of(count)
+    views = None if stage.views is None else stage.views.with_batch_size(count)
     with accelerator.autocast():
         losses = StepLosses.coerce(objective(**draw_inputs(stage, noise, views, 0, images)))
     losses.total_B.mean().backward()

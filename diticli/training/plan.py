@@ -105,7 +105,7 @@ def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | N
         config: settings.
         seconds: to time each stage for, where the first steps are done sooner; longer is more exact. Reading is
             measured where this is 0.
-        reporter: told where the step cannot be compiled.
+        reporter: warned where the step cannot be compiled.
 
     Raises:
         DiTiError: as `train` would.
