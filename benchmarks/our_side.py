@@ -20,10 +20,11 @@ from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.accelerator import make_accelerator
 from diticli.training.batches import MemoryFeed, StepNoise
-from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
+from diticli.training.loop import StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import FeatureObjective, StepLosses
 from diticli.training.pace import Horizon
+from diticli.training.stage import Stage, draw_inputs
 from diticli.training.stage_two import STAGE, build_objective
 from diticli.training.stopping import StopRequest
 

@@ -28,8 +28,9 @@ from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.advice import budget_warnings, learning_rate_note
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import fits_in_memory, open_source, reading_workers
-from diticli.training.loop import Stage, StageTrainer, draw_inputs, fitting
+from diticli.training.loop import StageTrainer
 from diticli.training.objectives import NoiseObjective, Objective
+from diticli.training.stage import Stage, draw_inputs, fitting
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
