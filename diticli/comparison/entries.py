@@ -63,7 +63,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of the contender."""
+        """Of the entry."""
         return self.spec.name
 
     def describe(self) -> str:
@@ -94,7 +94,7 @@ class Entries:
         device: where models go.
 
     Attributes:
-        all: the contenders with their facts.
+        all: the entries with their facts.
 
     Raises:
         ModelError: for a run that does not exist, has not finished, or is damaged.

@@ -22,7 +22,7 @@ class CompareSettings:
     """One protocol for all entries.
 
     Attributes:
-        data: images as `diticli.data.sources.open_images` takes them; empty when all contenders are feature files,
+        data: images as `diticli.data.sources.open_images` takes them; empty when all entries are feature files,
             whose names of rows then say which labels belong to them.
         labels: a label file, "folder", or None for the truth of the built-in faces.
         groups: file of groups (identities) that no part of the split shares.
