@@ -26,7 +26,7 @@ from diticli.evaluation.scores import to_json
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.models.base_files import load_base
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.pixels import normalise
 from diticli.probing.probe import probe_features

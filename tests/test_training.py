@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from diticli.config import RunConfig
 from diticli.errors import CheckpointError, ConfigError, DataError, DeviceError, ModelError, TrainingDivergedError
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import SilentReporter
 from diticli.settings import build_config

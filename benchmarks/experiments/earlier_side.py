@@ -131,7 +131,7 @@ def trainers(config: Any) -> dict[str, Any]:
 def load(model: str) -> Any:
     """The saved model, as commands read it."""
     try:
-        from diticli.models.loading import load_model
+        from diticli.models.load import load_model
     except ModuleNotFoundError:
         from diticli.models.locate import load_model  # type: ignore[import-not-found,no-redef]
     return load_model(model)

@@ -180,7 +180,7 @@ def compare(
 def _default_model() -> str:
     """The model that is compared with the baselines where none is named, said on stderr."""
     from diticli.commands.console import say
-    from diticli.models.locate import locate
+    from diticli.models.load import locate
 
     located = locate(None)
     say(f"Model: {located.describe()}.")

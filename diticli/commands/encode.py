@@ -101,7 +101,7 @@ def encode(
     from diticli.distributed import Rank
     from diticli.encoding.encode import DEFAULT_SHARD, encode_with
     from diticli.models.base_features import parse_base
-    from diticli.models.locate import load_model
+    from diticli.models.load import load_model
     from diticli.progress import SilentReporter
 
     rank = Rank.from_environment()

@@ -32,7 +32,7 @@ from diticli.models.base_features import (
 from diticli.models.device import global_generators_kept
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.identity import weights_digest
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter
 

@@ -1,6 +1,6 @@
 """The one file that imports diffusers: its folders, its schedulers, and `DiTiPipeline`, a model as its pipeline.
 
-Nothing that only runs a model imports it: `diticli.models.locate.load_model` reads models without diffusers.
+Nothing that only runs a model imports it: `diticli.models.load.load_model` reads models without diffusers.
 """
 
 from __future__ import annotations
