@@ -37,7 +37,7 @@ from diticli.data.images import FaceImages
 from diticli.editing.pair import edit_pair
 from diticli.editing.settings import EditSettings
 from diticli.models.device import resolve_device
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.official.convert import pipeline_from_official
 from diticli.pictures.grids import psnr

@@ -26,7 +26,7 @@ from diticli.evaluation.scores import to_json
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.models.base_files import load_base
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.models.pixels import normalise
 from diticli.probing.probe import probe_features
@@ -82,7 +82,7 @@ class Judges:
             "average_precision": float(np.mean([a.value for a in report.attributes if a.kind == "binary"])),
             "probe": {a.name: a.extras.get("r2", a.value) for a in report.attributes},
             "chunk_disentanglement": chunks.get("disentanglement"),
-            **told(z, faces.factors(), pipeline.chunks),
+            **chunk_scores(z, faces.factors(), pipeline.chunks),
             "mig": found["dims"]["mig"],
             "disentanglement": found,
             "chunk_power": [
@@ -112,13 +112,15 @@ class Judges:
         }
 
 
-def told(z_ND: npt.NDArray[np.float32], factors_NF: npt.NDArray[np.float32], layout: ChunkLayout) -> dict[str, Any]:
-    """What single chunks tell by ridge regression: R2 by factor and chunk, and how many chunks tell a factor.
+def chunk_scores(
+    z_ND: npt.NDArray[np.float32], factors_NF: npt.NDArray[np.float32], layout: ChunkLayout
+) -> dict[str, Any]:
+    """Ridge regression on single chunks: R2 by factor and chunk, and how many chunks predict a factor.
 
     Returns:
         told_by_chunk: factor -> R2 of each chunk alone on the last faces, at least 0.
         told_in: mean number of chunks that alone reach half of the R2 of the whole features, over the factors of which
-            these tell more than half.
+            these explain more than half.
     """
     z_ND = (z_ND - z_ND.mean(axis=0)) / (z_ND.std(axis=0) + 1e-6)
     slices = [layout.dims_of(chunk) for chunk in range(layout.chunks)]

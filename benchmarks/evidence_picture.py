@@ -13,7 +13,7 @@ from diticli.pictures.heatmaps import chunk_heatmap
 
 def atlas_picture(path: Path, row: dict[str, Any], lost: dict[str, float]) -> Path:
     """Write a PNG of factors by chunks, the factor that noise hides first on top: where dots and colour meet, a chunk
-    moves what is lost in its own timesteps.
+    acts at the timesteps at which noise hides the factor.
 
     Args:
         path: where to.
@@ -27,7 +27,7 @@ def atlas_picture(path: Path, row: dict[str, Any], lost: dict[str, float]) -> Pa
         np.array([[share["value"] for share in shares[name]] for name in names]),
         rows=names,
         layout=ChunkLayout.from_dict(row["layout"]),
-        title=f"{row['arm']}, {row['images']:,} images: what each chunk alone carries over",
+        title=f"{row['arm']}, {row['images']:,} images: what each chunk alone transfers",
         limit=1.0,
         totals=[row["atlas"]["together"][name]["value"] for name in names],
         marks=[(lost[name],) * 3 if name in lost else None for name in names],

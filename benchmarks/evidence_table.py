@@ -20,7 +20,7 @@ COLUMNS = {
     "concentration": "concentration",
     "selectivity": "selectivity",
     "chunk_disentanglement": "DCI chunks",
-    "told_in": "told in",
+    "told_in": "predicting chunks",
     "mig": "MIG",
 }
 """Scores of a row that the table shows."""
@@ -28,7 +28,7 @@ _DIGITS = {"r2": 3, "average_precision": 3, "told_in": 1, "mean_t": 0, "off_by":
 
 
 def when(atlas: dict[str, Any], lost: dict[str, float]) -> dict[str, float | None]:
-    """Where the effects of single chunks lie, each weighted by the share that it carries over.
+    """Where the effects of single chunks lie, each weighted by the share that it transfers.
 
     Args:
         atlas: `SwapEffects.to_dict`.

@@ -29,7 +29,7 @@ from diticli.editing.reconstruct import reconstruct
 from diticli.editing.settings import EditSettings
 from diticli.models.base_files import load_base
 from diticli.models.hub import SHIPPED_FOLDER
-from diticli.models.locate import TRAINING, load_model, load_pipeline
+from diticli.models.load import TRAINING, load_model, load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.settings import from_dict
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint

@@ -20,10 +20,11 @@ from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.accelerator import make_accelerator
 from diticli.training.batches import MemoryFeed, StepNoise
-from diticli.training.loop import Stage, StageTrainer, draw_inputs, run_stage
+from diticli.training.loop import StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import FeatureObjective, StepLosses
 from diticli.training.pace import Horizon
+from diticli.training.stage import Stage, draw_inputs
 from diticli.training.stage_two import STAGE, build_objective
 from diticli.training.stopping import StopRequest
 
@@ -43,7 +44,7 @@ class OurTrainer:
         frozen_copy: False computes the base by the UNet itself instead of its inference copy.
         merge: False keeps repetition and convolution apart in the base's copy.
         environment: variables (DITI_KERNELS, ...) that hold while it is built and while it runs.
-        reporter: told where compiling fails, which makes the side another one than its name says.
+        reporter: warned where compiling fails, which makes the side another one than its name says.
     """
 
     def __init__(

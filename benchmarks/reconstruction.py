@@ -33,7 +33,7 @@ from benchmarks.reconstruction_curve import draw
 from diticli.data.images import FaceImages
 from diticli.editing.mixing import mix_chunks
 from diticli.evaluation.image_metrics import ssim
-from diticli.models.locate import load_model, load_pipeline
+from diticli.models.load import load_model, load_pipeline
 from diticli.models.model import DiTiModel
 from diticli.models.pipeline import DiTiPipeline, normalise
 from diticli.pictures.grids import psnr

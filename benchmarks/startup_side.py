@@ -51,7 +51,7 @@ def run(way: str, model: str, began: float) -> dict[str, tuple[float, float]]:
         from diticli.editing.inputs import read_source
         from diticli.editing.pair import edit_pair
         from diticli.editing.stages import OVERVIEW_ROWS, grouped
-        from diticli.models.locate import load_model, load_pipeline
+        from diticli.models.load import load_model, load_pipeline
     with phases.phase("model"):
         pipeline = (load_pipeline if way == "diffusers" else load_model)(model)
         images = [read_source(name, pipeline.resolution, pipeline.crop) for name in ("faces:3", "faces:8")]

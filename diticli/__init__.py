@@ -9,7 +9,6 @@ Heavy names are resolved on first use, so that `import diticli` and `diti --help
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 from diticli._version import __version__
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from diticli.models.pipeline import DiTiPipeline
     from diticli.models.shift_decoder import ShiftDecoder
     from diticli.models.unet import UNet
-
-# xformers warns at import where it finds no CUDA, and diffusers imports it whenever it is installed.
-logging.getLogger("xformers").setLevel(logging.ERROR)
 
 _LAZY = {
     "DiTiPipeline": "diticli.models.pipeline",

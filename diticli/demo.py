@@ -45,7 +45,7 @@ from diticli.models.build import build_encoder
 from diticli.models.device import global_generators_kept
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.hub import SHIPPED, has_shipped
-from diticli.models.locate import load_model
+from diticli.models.load import load_model
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.pictures.grids import psnr, save_png

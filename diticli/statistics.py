@@ -45,7 +45,7 @@ class Estimate:
     high: float | None
 
     @classmethod
-    def of(cls, value: float, values_B: DoubleArray | None) -> Self:
+    def from_resamples(cls, value: float, values_B: DoubleArray | None) -> Self:
         """An estimate from what the resamples gave."""
         low, high = (None, None) if values_B is None else interval(values_B) or (None, None)
         return cls(value=float(value), low=low, high=high)
@@ -75,7 +75,7 @@ class Bootstrap:
     seed: int = 0
 
     @classmethod
-    def of(
+    def over_rows(
         cls, rows: int, groups: Sequence[str] | None = None, *, seed: int = 0, resamples: int = RESAMPLES
     ) -> Bootstrap:
         """Resamples of `rows` rows, or of their groups ([rows], the group of each)."""

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.evidence_judges import FITTED, told
+from benchmarks.evidence_judges import FITTED, chunk_scores
 from benchmarks.evidence_table import COLUMNS, perfect, table, when
 from benchmarks.experiments.gain_peaks import ends, peaks
 from diticli.chunks import ChunkLayout
@@ -104,7 +104,7 @@ def test_a_factor_is_told_in_the_chunks_that_alone_reach_half_of_what_all_tell()
     z = np.stack(
         [factors[:, 0], factors[:, 1], factors[:, 1], noise[:, 0], factors[:, 2] + 1.4 * noise[:, 1], noise[:, 2]], 1
     )
-    found = told(z, factors, ChunkLayout(timestep_ends=(10, 20, 30), ends=(2, 4, 6)))
+    found = chunk_scores(z, factors, ChunkLayout(timestep_ends=(10, 20, 30), ends=(2, 4, 6)))
     assert found["told_in"] == (1 + 2) / 2
     rows = list(found["told_by_chunk"].values())
     assert rows[0] == pytest.approx([1, 0, 0], abs=0.01)

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.export_model import export, write_card
-from diticli.models.locate import load_model, load_pipeline
+from diticli.models.load import load_model, load_pipeline
 from diticli.settings import build_config, to_dict
 from diticli.training.rundir import versions
 

@@ -19,10 +19,10 @@ from diticli.settings import build_config
 from diticli.training import budget, plan
 from diticli.training.advice import budget_warnings, learning_rate_note
 from diticli.training.budget import Speeds, TimeBudget, fit_to_minutes, within
-from diticli.training.loop import learning_rate
 from diticli.training.pace import Horizon, Pace
 from diticli.training.plan import RunPlan, StagePlan
 from diticli.training.run import train
+from diticli.training.stage import learning_rate
 from diticli.training.stopping import TrainingInterrupted
 
 

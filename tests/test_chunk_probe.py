@@ -191,7 +191,7 @@ def test_first_order_resamples_are_close_to_real_ones(kind: Kind) -> None:
     target = Target(name="x", kind=kind, values=truth, classes=names)
     skill = skill_of(target, np.arange(500), outputs)
     assert (skill.influence[:20] == 0).all()
-    draws = Bootstrap.of(500)
+    draws = Bootstrap.over_rows(500)
     first_order = skill.value + np.concatenate(list(draws.blocks())) @ skill.influence
     metric = {"number": "r2", "binary": "average_precision", "category": "accuracy"}[kind]
     real = resample_scores([target], np.arange(500), {"x": outputs}, draws)["x"][metric]

@@ -68,7 +68,7 @@ class Notes(SilentReporter):
 # who is compared
 
 
-def test_contenders_are_named_after_their_folders(tmp_path: Path) -> None:
+def test_entries_are_named_after_their_folders(tmp_path: Path) -> None:
     named = parse_entries(["runs/demo", "runs/pdae/model", "b=runs/x", "runs/y/feats.npy", "hub/id"], ())
     assert [c.name for c in named] == ["demo", "pdae", "b", "y", "id"]
     assert [c.kind for c in named] == ["model", "model", "model", "features", "model"]
@@ -83,7 +83,7 @@ def test_contenders_are_named_after_their_folders(tmp_path: Path) -> None:
 def test_equal_names_take_the_whole_path_or_are_refused() -> None:
     assert [c.name for c in parse_entries(["x/run", "y/run"], ())] == ["x/run", "y/run"]
     for runs in (["runs/a", "runs/a"], ["b=runs/a", "b=runs/c"], ["raw pixels=runs/a"]):
-        with pytest.raises(ConfigError, match="2 contenders are called") as caught:
+        with pytest.raises(ConfigError, match="2 entries are called") as caught:
             parse_entries(runs, ("pixels",))
         assert "first=runs/a" in caught.value.remedy
 
@@ -283,7 +283,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
     assert page.count('class="sortable"') >= 3
     assert json.loads((tmp_path / "compare.json").read_text()) == data
     assert data["compared_with"] == "diti"
-    assert data["contenders"][1]["differences"]["number"]["r2"]["verdict"] == "no clear difference"
+    assert data["entries"][1]["differences"]["number"]["r2"]["verdict"] == "no clear difference"
     assert data["versions"]["torch"]
     script = (tmp_path / "commands.sh").read_text()
     assert "diti compare 'a b'" in script
@@ -323,7 +323,7 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arguments += ["--steps", "2", "--shown", "1", "--device", "cpu", "-o", str(tmp_path / "out")]
     planned = cli.invoke(app, [*arguments, "--dry-run", "--json"])
     assert planned.exit_code == 0, planned.output
-    assert [c["to_encode"] for c in json.loads(planned.stdout)["contenders"]] == [160, 160, 160]
+    assert [c["to_encode"] for c in json.loads(planned.stdout)["entries"]] == [160, 160, 160]
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"
     assert "160 images to encode" in cli.invoke(app, [*arguments, "--dry-run"]).output
     edits = ["--edits", "--pairs", "4", "--learn", "200", "--epochs", "1"]
@@ -335,9 +335,9 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told == json.loads((tmp_path / "out" / "compare.json").read_text())
-    swaps = told["contenders"][0]["swaps"]["swaps"]
+    swaps = told["entries"][0]["swaps"]["swaps"]
     assert [swap["chunks"] for swap in swaps] == [[0], [1], [2], [3], [0, 1, 2, 3]]
-    assert told["contenders"][1]["swaps"] is None, "an encoder alone cannot edit"
+    assert told["entries"][1]["swaps"] is None, "an encoder alone cannot edit"
     shown = cli.invoke(app, [*arguments, *edits])
     assert "no clear difference" in shown.output
     assert "PCA of pixels" in shown.output
@@ -365,7 +365,7 @@ def test_errors_of_the_command(models: Path, tmp_path: Path) -> None:
     cli = CliRunner()
     run_twice = cli.invoke(app, ["compare", str(models / "diti"), str(models / "diti"), "--dry-run"])
     assert run_twice.exit_code == 2
-    assert "contenders are called" in run_twice.output
+    assert "entries are called" in run_twice.output
     assert cli.invoke(app, ["compare", str(models / "diti"), "--data", str(tmp_path)]).exit_code == 2
     assert cli.invoke(app, ["compare", str(models / "diti"), "--baselines", "x", "--dry-run"]).exit_code == 2
     assert issubclass(ConfigError, DiTiError)

@@ -20,7 +20,7 @@ def model(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, out: Path, *more: str) -> list[str]:
-    """600 images are two units of work; the contenders three."""
+    """600 images are two units of work; the entries three."""
     given = ["compare", str(model), "--data", FACES, "--baselines", "pca,untrained", "--json"]
     given += ["--device", "cpu", "--precision", "fp32", "--shown", "1", "--steps", "2", "--workers", "0"]
     return [*given, "--no-metrics", "-o", str(out), *more]
@@ -31,8 +31,8 @@ def test_two_processes_compare_as_one(model: Path, tmp_path: Path) -> None:
     assert (first.status, second.status) == (0, 0), first.text + second.text
     assert run(command(model, tmp_path / "one"), tmp_path / "one.log").status == 0
     told = [json.loads((tmp_path / name / "compare.json").read_text()) for name in ("one", "two")]
-    assert [c["means"] for c in told[0]["contenders"]] == [c["means"] for c in told[1]["contenders"]]
-    assert [c["differences"] for c in told[0]["contenders"]] == [c["differences"] for c in told[1]["contenders"]]
+    assert [c["means"] for c in told[0]["entries"]] == [c["means"] for c in told[1]["entries"]]
+    assert [c["differences"] for c in told[0]["entries"]] == [c["differences"] for c in told[1]["entries"]]
     names = [{str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")} for name in ("one", "two")]
     assert names[0] == names[1], "nothing but the files of one process"
     assert second.text == "", "only the first process speaks"

@@ -66,7 +66,7 @@ def standard(directions: Directions, z: torch.Tensor) -> np.ndarray:
 
 
 def test_move_follows_the_formula(directions: Directions, z: torch.Tensor) -> None:
-    w = directions.full.direction("Smiling")
+    w = directions.full.weights[directions.full.row_of("Smiling")]
     moved = directions.move(z, "Smiling", -0.4, along="weight")
     expected = standard(directions, z) - 0.4 * np.sqrt(D) * w / np.linalg.norm(w)
     np.testing.assert_allclose(standard(directions, moved), expected, atol=1e-4)

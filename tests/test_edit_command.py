@@ -21,9 +21,9 @@ def command(monkeypatch):
     from diticli.commands.edit import app
 
     loaded = []
-    locate = ModuleType("diticli.models.locate")
+    locate = ModuleType("diticli.models.load")
     locate.load_model = lambda model, device: loaded.append((model, device)) or ReadablePipeline()
-    monkeypatch.setitem(sys.modules, "diticli.models.locate", locate)
+    monkeypatch.setitem(sys.modules, "diticli.models.load", locate)
 
     def call(*arguments):
         result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -46,7 +46,7 @@ def test_a_command_that_fails_leaves_no_folder(command, photos, tmp_path, monkey
     def missing(model, device):
         raise ModelError("There is no model 'nowhere'.")
 
-    monkeypatch.setattr(sys.modules["diticli.models.locate"], "load_model", missing)
+    monkeypatch.setattr(sys.modules["diticli.models.load"], "load_model", missing)
     places = ("-o", tmp_path / "new" / "deep" / "out.png", "--separate", tmp_path / "singles")
     result = command(*photos, *places, "--animate", tmp_path / "moving" / "a.webp", "--model", "nowhere")
     assert isinstance(result.exception, ModelError)

@@ -242,7 +242,7 @@ def command(make_pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
         asked.append((model, device))
         return invoke.pipeline  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("diticli.models.locate.load_model", load)
+    monkeypatch.setattr("diticli.models.load.load_model", load)
     app = typer.Typer()
     app.command()(encode)
 

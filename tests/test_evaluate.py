@@ -22,7 +22,7 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, train_c
 from diticli.evaluation.evaluate import evaluate_model, reconstruction_problems
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.kept import KeptArrays
-from diticli.evaluation.report import check_readable, move_table, reader_text, swap_table, write_evaluation
+from diticli.evaluation.report import check_readable, classifier_text, move_table, swap_table, write_evaluation
 from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.models import reconstruction_gap
@@ -391,7 +391,7 @@ def test_a_classifier_that_reads_nothing_judges_nothing() -> None:
     with pytest.raises(ConfigError, match="none of the attributes"):
         check_readable(classifier, force=False)
     check_readable(classifier, force=True)
-    assert reader_text(classifier).startswith("The attribute classifier reads 0 of 2 attributes")
+    assert classifier_text(classifier).startswith("The attribute classifier reads 0 of 2 attributes")
 
 
 def test_the_old_name_of_chunk_groups_still_works(tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ from diticli.training import stage_two
 from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.checkpoint import flatten_optimizer, restore_optimizer
-from diticli.training.loop import Stage, StageTrainer, draw_inputs
+from diticli.training.loop import StageTrainer
 from diticli.training.plan import make_plan
 from diticli.training.run import train
+from diticli.training.stage import Stage, draw_inputs
 from diticli.training.stopping import TrainingInterrupted
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

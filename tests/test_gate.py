@@ -9,7 +9,7 @@ from tiny_models import LATENT_DIM, SIZE, UNET_SHAPES, perturb, tiny_unet_config
 
 from diticli.errors import ConfigError, ModelError
 from diticli.models.gate import DEFAULTS, check_base_config, check_finite
-from diticli.models.locate import load_model
+from diticli.models.load import load_model
 from diticli.models.model_files import read_model
 from diticli.models.pipeline import DiTiPipeline, unet_from_diffusers
 from diticli.models.shift_decoder import ShiftDecoder

@@ -14,7 +14,7 @@ from diticli.comparison.settings import CompareSettings
 from diticli.comparison.swaps import SwapStore
 from diticli.errors import DataError, ModelError
 from diticli.models.identity import FORM, weights_digest
-from diticli.models.locate import load_model
+from diticli.models.load import load_model
 from diticli.models.pipeline import DiTiPipeline
 from diticli.probing.directions import Directions
 

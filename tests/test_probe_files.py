@@ -77,16 +77,16 @@ def test_probe_round_trip_and_directions(report: ProbeReport, tmp_path: Path) ->
         report.probe.kinds,
         report.probe.classes,
     )
-    direction = loaded.direction("hat")
+    direction = loaded.weights[loaded.row_of("hat")]
     assert direction.shape == (D,)
     moved = (values - loaded.mean) / loaded.std + 2 * math.sqrt(D) * direction / np.linalg.norm(direction)
     row = loaded.names.index("hat")
     assert (loaded.predict(moved * loaded.std + loaded.mean)[:, row] > loaded.predict(values)[:, row]).all()
-    assert loaded.direction("colour", "red").shape == (D,)
+    assert loaded.row_of("colour=red") != row
     with pytest.raises(LabelError, match="colour=violet"):
-        loaded.direction("colour", "violet")
+        loaded.row_of("colour=violet")
     with pytest.raises(LabelError, match="no attribute 'beard'"):
-        loaded.direction("beard")
+        loaded.row_of("beard")
 
 
 def test_damaged_probes(report: ProbeReport, tmp_path: Path) -> None:

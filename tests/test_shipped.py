@@ -16,7 +16,7 @@ from diticli.data.faces import write_labels_csv
 from diticli.data.images import FaceImages, load_images
 from diticli.data.labels import read_labels
 from diticli.models.hub import SHIPPED_FOLDER
-from diticli.models.locate import load_model
+from diticli.models.load import load_model
 from diticli.models.model import DiTiModel
 from diticli.models.pixels import normalise
 from diticli.pictures.grids import psnr

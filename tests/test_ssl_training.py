@@ -13,7 +13,7 @@ from test_ssl import launch
 from test_training import StopAfter, losses, same, tiny
 
 from diticli.errors import ModelError
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.settings import to_dict
 from diticli.training import augment as augment_module

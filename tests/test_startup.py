@@ -16,7 +16,7 @@ from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ModelError
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import DEFAULTS
-from diticli.models.locate import load_model
+from diticli.models.load import load_model
 from diticli.models.model import DiTiModel
 from diticli.models.model_files import read_model
 from diticli.models.modules import SelfAttention

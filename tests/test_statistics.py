@@ -67,13 +67,13 @@ def test_number_and_category_scores_of_resamples_are_those_of_scikit_learn() -> 
 
 def test_draws_take_whole_groups_and_repeat_themselves() -> None:
     groups = [f"person{i // 4}" for i in range(40)]
-    draws = Bootstrap.of(40, groups, seed=5)
+    draws = Bootstrap.over_rows(40, groups, seed=5)
     counts = np.concatenate(list(draws.blocks()))
     assert counts.shape == (1000, 40)
     assert (counts.reshape(1000, 10, 4) == counts[:, ::4, None]).all()
     assert (counts[:, ::4].sum(axis=1) == 10).all()
-    np.testing.assert_array_equal(counts, np.concatenate(list(Bootstrap.of(40, groups, seed=5).blocks())))
-    assert (counts != np.concatenate(list(Bootstrap.of(40, groups, seed=6).blocks()))).any()
+    np.testing.assert_array_equal(counts, np.concatenate(list(Bootstrap.over_rows(40, groups, seed=5).blocks())))
+    assert (counts != np.concatenate(list(Bootstrap.over_rows(40, groups, seed=6).blocks()))).any()
 
 
 @pytest.mark.parametrize("kind", ["number", "binary"])
@@ -107,9 +107,9 @@ def test_groups_make_intervals_as_wide_as_their_number_warrants() -> None:
         low, high = intervals_of(resampled(target("number", values), predicted, draws))["pearson_r"]
         return high - low
 
-    own = width(truth, outputs, Bootstrap.of(40))
-    assert width(many, copies, Bootstrap.of(400, groups)) == pytest.approx(own, rel=0.15)
-    assert width(many, copies, Bootstrap.of(400)) < 0.5 * own
+    own = width(truth, outputs, Bootstrap.over_rows(40))
+    assert width(many, copies, Bootstrap.over_rows(400, groups)) == pytest.approx(own, rel=0.15)
+    assert width(many, copies, Bootstrap.over_rows(400)) < 0.5 * own
 
 
 def test_means_see_the_same_rows() -> None:
@@ -118,7 +118,7 @@ def test_means_see_the_same_rows() -> None:
     right = (rng.random(200) < 0.6).astype(float)
     logits = np.stack([np.zeros(200), np.ones(200)], axis=1)
     targets = [target("category", values, name=str(i), classes=2) for i, values in enumerate((right, right, 1 - right))]
-    found = resample_scores(targets, np.arange(200), {t.name: logits for t in targets}, Bootstrap.of(200))
+    found = resample_scores(targets, np.arange(200), {t.name: logits for t in targets}, Bootstrap.over_rows(200))
     alone = intervals_of(found["0"])["accuracy"]
     assert mean_intervals_of([found["0"], found["1"]])["accuracy"] == pytest.approx(alone)
     assert mean_intervals_of([found["0"], found["2"]])["accuracy"] == pytest.approx((0.5, 0.5))
@@ -131,7 +131,7 @@ def test_resamples_without_a_score_are_left_out() -> None:
     np.testing.assert_allclose(mean_of([values, np.array([0.0, 1.0, 2.0, 3.0])]), [1.0, 1.0, 2.0, 3.0])
     rare = np.zeros(12)
     rare[0] = 1
-    found = resampled(target("binary", rare), np.arange(12.0)[::-1, None], Bootstrap.of(12))
+    found = resampled(target("binary", rare), np.arange(12.0)[::-1, None], Bootstrap.over_rows(12))
     assert np.isnan(found["average_precision"]).any()
     assert intervals_of(found)["average_precision"] == pytest.approx((1, 1))
 

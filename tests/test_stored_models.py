@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from diticli.models.base_files import load_base
-from diticli.models.locate import load_model, load_pipeline
+from diticli.models.load import load_model, load_pipeline
 from diticli.models.unet_forward import estimate_noise
 
 FOLDER = Path(__file__).parent / "data" / "stored_run"

@@ -24,7 +24,7 @@ from diticli.editing.inputs import read_source
 from diticli.editing.pair import edit_pair
 from diticli.editing.settings import EditSettings
 from diticli.errors import ConfigError, DataError, DiTiError
-from diticli.models.locate import load_model
+from diticli.models.load import load_model
 from diticli.studio import serve
 from diticli.studio.space import export_space
 from diticli.studio.workbench import PREVIEW_STEPS, SupersededError, Workbench

@@ -21,16 +21,17 @@ from torch.overrides import TorchFunctionMode
 
 from diticli.config import RunConfig
 from diticli.errors import CheckpointError, ConfigError, DataError, DeviceError, ModelError, TrainingDivergedError
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import SilentReporter
 from diticli.settings import build_config
 from diticli.training import loop, samples
 from diticli.training.checkpoint import list_checkpoints, load_checkpoint, not_finite, sealed
-from diticli.training.loop import Stage, StageTrainer
+from diticli.training.loop import StageTrainer
 from diticli.training.plan import make_plan
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
+from diticli.training.stage import Stage, learning_rate
 from diticli.training.stopping import TrainingInterrupted
 
 TINY = (
@@ -244,9 +245,7 @@ def test_an_extended_cosine_is_that_of_the_longer_run_from_then_on(tmp_path: Pat
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["lr"] for line in lines if line["stage"] == "features"}
     assert list(rates) == list(range(1, 17))
-    assert [rates[step] for step in range(9, 17)] == [
-        loop.learning_rate(longer.features, step) for step in range(8, 16)
-    ]
+    assert [rates[step] for step in range(9, 17)] == [learning_rate(longer.features, step) for step in range(8, 16)]
 
 
 def test_a_run_without_a_step_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

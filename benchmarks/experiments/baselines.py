@@ -36,7 +36,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 }
 """What differs from the demo's settings."""
 KEPT = ("name", "about", "dims", "chunks", "model_hash", "means", "differences", "attributes", "by_attribute", "swaps")
-"""Of each contender in `compare.json`."""
+"""Of each entry in `compare.json`."""
 
 
 def settings(rival: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -84,9 +84,9 @@ def main() -> None:
     try:
         runs = [str(options.demo), *train_missing(options)]
         chosen = CompareSettings(edits=True, pairs=options.pairs, learn=options.learn, seed=options.seed)
-        contenders = parse_entries(runs, BASELINES, seed=options.seed)
+        entries = parse_entries(runs, BASELINES, seed=options.seed)
         device = None if options.device == "auto" else options.device
-        result = compare(contenders, chosen, options.folder / "comparison", device=device)
+        result = compare(entries, chosen, options.folder / "comparison", device=device)
     except DiTiError as error:
         parser.exit(1, f"{error}\n")
     if result is None:
@@ -97,9 +97,9 @@ def main() -> None:
         print(markdown(table), end="\n\n")
     if options.out is not None:
         facts = collect(torch.device(device or "cpu")) | {"command": " ".join(own)}
-        kept = [{key: found[key] for key in KEPT} for found in written["contenders"]]
+        kept = [{key: found[key] for key in KEPT} for found in written["entries"]]
         protocol = {key: written[key] for key in ("data", "protocol", "notes", "compared_with")}
-        write(options.out, {**facts, "what": "the demo and its rivals, built-in faces", **protocol, "contenders": kept})
+        write(options.out, {**facts, "what": "the demo and its rivals, built-in faces", **protocol, "entries": kept})
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 """What differs from the preset."""
 PARTS = ("train", "val", "test")
 KEPT = ("name", "about", "dims", "chunks", "means", "differences")
-"""Of each contender in `compare.json`, beside what `kept` adds."""
+"""Of each entry in `compare.json`, beside what `kept` adds."""
 
 
 @dataclass(frozen=True)
@@ -125,20 +125,20 @@ def judge(photographs: Photographs, runs: list[str], options: argparse.Namespace
         metrics=photographs.metrics,
         seed=options.seed,
     )
-    contenders = parse_entries(runs, BASELINES, seed=options.seed)
+    entries = parse_entries(runs, BASELINES, seed=options.seed)
     out = options.folder / photographs.name
-    result = compare(contenders, chosen, out, device=None if options.device == "auto" else options.device)
+    result = compare(entries, chosen, out, device=None if options.device == "auto" else options.device)
     if result is None:
         return {}
     written = write_comparison(result, out, ["python", "-m", "benchmarks.experiments.real_data"])
     print(f"\n{photographs.name}: {result.protocol.describe()}")
     for table in (score_table(result), difference_table(result), *([metric_table(result)] if chosen.metrics else [])):
         print(markdown(table), end="\n\n")
-    return {"protocol": written["protocol"], "contenders": [kept(found) for found in written["contenders"]]}
+    return {"protocol": written["protocol"], "entries": [kept(found) for found in written["entries"]]}
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """A contender of `compare.json` without the intervals of single attributes and the scores of single factors."""
+    """An entry of `compare.json` without the intervals of single attributes and the scores of single factors."""
     attributes = {
         name: {metric: score["value"] for metric, score in metrics.items()}
         for name, metrics in found["attributes"].items()

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, SeedOption, WorkersOption
+from diticli.commands.options import (
+    DEFAULT_BATCH,
+    BatchSizeOption,
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    WorkersOption,
+)
 from diticli.comparison.settings import DEFAULT_DATA
 from diticli.config import Precision
 
@@ -16,8 +23,6 @@ if TYPE_CHECKING:
     from diticli.comparison.entry_specs import EntrySpec
     from diticli.comparison.run import Comparison
     from diticli.comparison.settings import CompareSettings
-
-DEFAULT_BATCH = 128
 
 
 def compare(
@@ -58,7 +63,7 @@ def compare(
     baselines: Annotated[
         str,
         typer.Option(
-            help="Built-in contenders: some of pixels,pca,untrained,base[:T[:BLOCK]], or none. base: features of the "
+            help="Built-in entries: some of pixels,pca,untrained,base[:T[:BLOCK]], or none. base: features of the "
             "frozen base of the first RUN that has one, as `diti encode --features`; without T validation images "
             "choose it.",
         ),
@@ -107,8 +112,8 @@ def compare(
 
     The same images, the same split, the same linear probe and the same seed for all: DiTi, PDAE and
     self-supervised runs, features made by anyone, raw pixels, PCA of them (fitted on training images only, with
-    as many dims as the first contender) and an untrained encoder. One table with 95 % intervals, paired
-    differences to the first contender, and one page with pictures and the commands that repeat it.
+    as many dims as the first entry) and an untrained encoder. One table with 95 % intervals, paired
+    differences to the first entry, and one page with pictures and the commands that repeat it.
 
     Features and results are kept in OUT by the hash of weights, images and settings: after an interruption, or
     with one more RUN, only what is missing is made. Several processes share the work (torchrun, accelerate
@@ -152,7 +157,7 @@ def compare(
         force=force,
     )
     if not images:
-        say("No images are named (--data), so there are no built-in contenders.")
+        say("No images are named (--data), so there are no built-in entries.")
     chosen = parse_baselines(baselines) if images else ()
     specs = parse_entries(runs or taken, chosen, untrained=untrained, seed=seed)
     if all(spec.kind != "model" for spec in specs) and "untrained" in chosen:
@@ -175,7 +180,7 @@ def compare(
 def _default_model() -> str:
     """The model that is compared with the baselines where none is named, said on stderr."""
     from diticli.commands.console import say
-    from diticli.models.locate import locate
+    from diticli.models.load import locate
 
     located = locate(None)
     say(f"Model: {located.describe()}.")
@@ -197,10 +202,10 @@ def _print_plan(
             {"name": p.entry.name, "about": p.entry.describe(), "dims": p.entry.dims, "to_encode": p.images}
             for p in planned
         ]
-        emit_json({"out": str(out), "contenders": facts})
+        emit_json({"out": str(out), "entries": facts})
         return
     rows = [[p.entry.name, p.entry.describe(), str(p.entry.dims), _state(p.images)] for p in planned]
-    show_table("Would be compared", ["contender", "what it is", "dims", "features"], rows)
+    show_table("Would be compared", ["entry", "what it is", "dims", "features"], rows)
 
 
 def _state(images: int) -> str:

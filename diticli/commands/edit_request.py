@@ -164,7 +164,7 @@ def settings_of(options: Options) -> EditSettings:
 def load(options: Options, settings: EditSettings) -> DiTiModel:
     """The model; on stderr which one it is, and how many steps will run where they are not those asked for."""
     from diticli.commands.console import say, say_model
-    from diticli.models.locate import load_model
+    from diticli.models.load import load_model
 
     model = load_model(options.model, options.device)
     say_model(model)

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from diticli.commands.options import BatchSizeOption, CropOption, DeviceOption, JsonOption, ModelOption, WorkersOption
+from diticli.commands.options import (
+    DEFAULT_BATCH,
+    BatchSizeOption,
+    CropOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    WorkersOption,
+)
 from diticli.config import Precision
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
     from diticli.distributed import Rank
-
-DEFAULT_BATCH = 128
 
 
 def encode(
@@ -95,7 +101,7 @@ def encode(
     from diticli.distributed import Rank
     from diticli.encoding.encode import DEFAULT_SHARD, encode_with
     from diticli.models.base_features import parse_base
-    from diticli.models.locate import load_model
+    from diticli.models.load import load_model
     from diticli.progress import SilentReporter
 
     rank = Rank.from_environment()

@@ -137,7 +137,7 @@ def evaluate(
     from diticli.evaluation.report import check_readable, write_evaluation
     from diticli.evaluation.settings import EvaluationSettings
     from diticli.files import refuse_links
-    from diticli.models.locate import load_model
+    from diticli.models.load import load_model
     from diticli.sampling import DEFAULT_STEPS
 
     if is_faces(data) and data != WORD:

@@ -22,9 +22,9 @@ def quarters_and_all(layout: ChunkLayout) -> list[tuple[int, ...]]:
 def say_reader(classifier: AttributeClassifier) -> None:
     """How many attributes can be judged, before any of them is."""
     from diticli.commands.console import say
-    from diticli.evaluation.report import reader_text
+    from diticli.evaluation.report import classifier_text
 
-    say(reader_text(classifier))
+    say(classifier_text(classifier))
 
 
 def show_faithfulness(result: Faithfulness) -> None:

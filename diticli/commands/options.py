@@ -35,6 +35,7 @@ DeviceOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DEFAULT_BATCH = 128
 BatchSizeOption = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Images at a time.", show_default=False)
 ]

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
+from diticli.comparison.settings import FOLDER_LABELS
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
     from diticli.features.read import FeatureMeta, Features
     from diticli.probing.promask import MaskSettings
     from diticli.probing.report import ProbeReport
-
-FOLDER_LABELS = "folder"
 
 
 def probe(

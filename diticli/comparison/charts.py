@@ -25,12 +25,12 @@ METRIC_NAMES = {
 
 
 def score_chart(path: Path | str, scores: Mapping[str, EntryScores], baselines: Collection[str] = ()) -> Path:
-    """Write a PNG of the mean of each kind's main metric, a group of bars for each contender.
+    """Write a PNG of the mean of each kind's main metric, a group of bars for each entry.
 
     Args:
         path: where to.
-        scores: by contender, from top to bottom.
-        baselines: contenders that are drawn in grey.
+        scores: by entry, from top to bottom.
+        baselines: entries that are drawn in grey.
 
     Raises:
         DataError: when the file cannot be written.

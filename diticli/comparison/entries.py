@@ -32,7 +32,7 @@ from diticli.models.base_features import (
 from diticli.models.device import global_generators_kept
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.identity import weights_digest
-from diticli.models.locate import load_pipeline
+from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter
 
@@ -63,7 +63,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of the contender."""
+        """Of the entry."""
         return self.spec.name
 
     def describe(self) -> str:
@@ -94,7 +94,7 @@ class Entries:
         device: where models go.
 
     Attributes:
-        all: the contenders with their facts.
+        all: the entries with their facts.
 
     Raises:
         ModelError: for a run that does not exist, has not finished, or is damaged.

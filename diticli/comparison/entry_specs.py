@@ -1,6 +1,6 @@
 """What is compared: the models and feature files that the user named, and built-in baselines.
 
-contenders = parse_entries(["runs/demo", "pdae=runs/b", "features.npy"], ("pixels", "pca", "untrained"))
+entries = parse_entries(["runs/demo", "pdae=runs/b", "features.npy"], ("pixels", "pca", "untrained"))
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EntrySpec:
 def parse_entries(
     runs: Sequence[str], baselines: Sequence[str] = BASELINES, *, untrained: int = 1, seed: int = 0
 ) -> tuple[EntrySpec, ...]:
-    """The contenders in the order of the table: those named, then the built-in ones.
+    """The entries in the order of the table: those named, then the built-in ones.
 
     Args:
         runs: run directories, pipeline folders, Hub ids, feature files or folders of shards; NAME=RUN gives one a
@@ -58,7 +58,7 @@ def parse_entries(
         seed: of the first of these.
 
     Raises:
-        ConfigError: without a run, for two contenders of one name, or for features that no base has.
+        ConfigError: without a run, for two entries of one name, or for features that no base has.
     """
     if not runs:
         raise ConfigError("Nothing is named to compare.", remedy="Name runs, e.g. diti compare runs/demo runs/pdae.")
@@ -71,7 +71,7 @@ def parse_entries(
 
 
 def parse_baselines(text: str) -> tuple[str, ...]:
-    """Built-in contenders from "pixels,pca,untrained,base", or "none"; base[:T[:BLOCK]] may stand several times.
+    """Built-in entries from "pixels,pca,untrained,base", or "none"; base[:T[:BLOCK]] may stand several times.
 
     Raises:
         ConfigError: for an unknown one.
@@ -139,5 +139,5 @@ def _check_names(specs: Sequence[EntrySpec]) -> None:
     for name, count in Counter(spec.name for spec in specs).items():
         if count > 1:
             raise ConfigError(
-                f"{count} contenders are called {name!r}.", remedy="Give each a name of its own, e.g. first=runs/a."
+                f"{count} entries are called {name!r}.", remedy="Give each a name of its own, e.g. first=runs/a."
             )

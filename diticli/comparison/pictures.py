@@ -14,6 +14,7 @@ from PIL import Image
 
 from diticli.comparison.entries import Entries, Entry
 from diticli.comparison.images import ComparedImages
+from diticli.comparison.settings import QUARTERS
 from diticli.editing.engine import ImageSampler
 from diticli.editing.pair import Edit, edit_pair
 from diticli.editing.reconstruct import reconstruct
@@ -26,8 +27,7 @@ from diticli.pictures.grids import captioned_strip
 from diticli.progress import Reporter
 
 Pixels = npt.NDArray[np.uint8]
-PARTS = 4
-COLUMNS = ("A", "A again", "A from its features alone", *("",) * PARTS, "A with all of B's features", "B")
+COLUMNS = ("A", "A again", "A from its features alone", *("",) * QUARTERS, "A with all of B's features", "B")
 """The columns between are quarters of the chunks, from fine to coarse."""
 
 
@@ -143,14 +143,14 @@ def _pair_row(
     alone = reconstruct(pipeline, [first], noises=("mean",), **given)
     layout = pipeline.chunks
     every = tuple(range(layout.chunks))
-    quarters = grouped(layout, PARTS) if layout.chunks >= PARTS else []
+    quarters = grouped(layout, QUARTERS) if layout.chunks >= QUARTERS else []
     result = edit_pair(pipeline, first, second, [*quarters, every], (1.0,), **given)
 
     def edit(chunks: tuple[int, ...]) -> Pixels:
         return result.edits[Edit("a", chunks, 1.0)]
 
     swapped: list[tuple[Pixels | None, str]] = [(edit(part), _steps(layout, part)) for part in quarters]
-    swapped += [(None, "")] * (PARTS - len(swapped))
+    swapped += [(None, "")] * (QUARTERS - len(swapped))
     cells: list[tuple[Pixels | None, str]] = [
         (result.originals[0], ""),
         (result.reconstructions[0], decibels(result.psnr[0])),

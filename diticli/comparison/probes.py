@@ -135,7 +135,7 @@ class ProbeStore:
     def _write(self, entry: Entry, report: ProbeReport, outputs: FloatArray, note: str) -> None:
         probe = report.probe
         data = {
-            "contender": entry.name,
+            "entry": entry.name,
             "note": note,
             "probe": to_json(report.to_dict()),
             "outputs": {"names": probe.names, "classes": probe.classes},

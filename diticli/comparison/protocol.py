@@ -23,7 +23,7 @@ from diticli.types import Rows
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The M labelled images that every contender has, in the order of the data.
+    """The M labelled images that every entry has, in the order of the data.
 
     Attributes:
         images: [M] indices into the names of the data.
@@ -31,8 +31,8 @@ class Protocol:
         groups: [M] group of each, or None.
         split: of 0..M-1; the same rows train, choose and are scored for all.
         seed: of the split; None for a given one.
-        rows: [M] rows of each contender's features, by name.
-        counts: images of the data, labelled ones, and those that some contender lacks.
+        rows: [M] rows of each entry's features, by name.
+        counts: images of the data, labelled ones, and those that some entry lacks.
         notes: how the label file was understood where that is not plain, in words.
     """
 
@@ -69,7 +69,7 @@ class Protocol:
         kept = f", {len(set(self.groups)):,} groups kept together" if self.groups is not None else ""
         origin = "as given" if self.seed is None else f"seed {self.seed}"
         lost = self.counts["left_out"]
-        missing = f" {lost:,} labelled images are left out, since not every contender has them." if lost else ""
+        missing = f" {lost:,} labelled images are left out, since not every entry has them." if lost else ""
         return f"Train / val / test: {sizes} images, {origin}{kept}, the same for all.{missing}"
 
 
@@ -79,20 +79,20 @@ def make_protocol(
     """Match features, labels, groups and split by file name, and draw the split once.
 
     Args:
-        features: of the contenders that have some, by name.
-        entries: these contenders.
+        features: of the entries that have some, by name.
+        entries: these entries.
         images: the data and its labels.
         seed: of the split.
 
     Raises:
-        FeatureFileError: when contenders share no image.
+        FeatureFileError: when entries share no image.
         LabelError: when no shared image has a label, or the split cannot be drawn.
     """
     names = images.names if images.settings.data else _names_of_first(features)
     pairs = {name: rows_by_name(entries[name], found, names) for name, found in features.items()}
     common = reduce(np.intersect1d, (wanted for wanted, _ in pairs.values()))
     if not len(common):
-        raise FeatureFileError("The contenders share no image.", remedy="Encode the same images by all of them.")
+        raise FeatureFileError("The entries share no image.", remedy="Encode the same images by all of them.")
     table = images.labels(names)
     shared = [names[i] for i in common]
     joined = join_labels(shared, table, images.groups(names), images.parts(names))

@@ -1,4 +1,4 @@
-"""Commands that repeat a comparison, whole or contender by contender."""
+"""Commands that repeat a comparison, whole or entry by entry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def commands(result: Comparison, own: Sequence[str]) -> str:
     models = [s for s in result.entries if s.spec.kind in ("model", "features")]
     if not settings.data and settings.labels is None:
         return "\n".join(lines) + "\n"
-    lines += ["", "# One contender at a time (the same rows, split and probe, unless a contender lacks images)"]
+    lines += ["", "# One entry at a time (the same rows, split and probe, unless an entry lacks images)"]
     labels = settings.labels or "compared-faces/labels.csv"
     if settings.labels is None:
         lines.append(_faces(settings.data[0], max(s.resolution for s in result.entries) or 32))

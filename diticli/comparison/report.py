@@ -19,8 +19,8 @@ from diticli.comparison.tables import (
     Table,
     attribute_table,
     centre_table,
-    contender_table,
     difference_table,
+    entry_table,
     metric_table,
     readable,
     score_table,
@@ -58,14 +58,14 @@ def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[
         *_differences(result),
         _scores(result, out / "scores.png"),
         *_pictures(result, out),
-        _contenders(result),
+        _entries(result),
         _attributes(result),
         *_measured(result),
         *_atlases(result, out),
         *_swaps(result, out),
         _repeat(result, script),
     ]
-    write_report(out / REPORT, title=f"{len(result.entries)} contenders, one protocol", sections=sections)
+    write_report(out / REPORT, title=f"{len(result.entries)} entries, one protocol", sections=sections)
     return data
 
 
@@ -78,11 +78,11 @@ def _facts(result: Comparison) -> dict[str, Any]:
         "settings": {key: str(v) if isinstance(v, Path) else v for key, v in vars(result.settings).items()},
         "notes": list(result.notes),
         "compared_with": first,
-        "contenders": [_contender_facts(result, index) for index in range(len(result.entries))],
+        "entries": [_entry_facts(result, index) for index in range(len(result.entries))],
     }
 
 
-def _contender_facts(result: Comparison, index: int) -> dict[str, Any]:
+def _entry_facts(result: Comparison, index: int) -> dict[str, Any]:
     entry = result.entries[index]
     scores = result.scores[entry.name]
     return {
@@ -103,16 +103,16 @@ def _contender_facts(result: Comparison, index: int) -> dict[str, Any]:
     }
 
 
-def _contenders(result: Comparison) -> Section:
+def _entries(result: Comparison) -> Section:
     counts = result.protocol.counts
     text = (
         f"{counts['rows']:,} labelled images of {result.data['name'] or 'the feature files'}. "
-        f"{result.protocol.describe()} Every contender is frozen; a linear probe on its standardised features is "
+        f"{result.protocol.describe()} Every entry is frozen; a linear probe on its standardised features is "
         "fitted on the training images, the validation images choose its regularisation, and only the test images "
         "are scored."
     )
     text += "".join(f"\n\n{note}" for note in result.notes)
-    return Section(title="What is compared", text=text, table=contender_table(result))
+    return Section(title="What is compared", text=text, table=entry_table(result))
 
 
 def _scores(result: Comparison, picture: Path) -> Section:
@@ -133,9 +133,9 @@ def _differences(result: Comparison) -> list[Section]:
         return []
     first = result.entries[0].name
     text = (
-        f"Score of each contender minus that of {first}, on the same resamples of the test images (paired bootstrap). "
+        f"Score of each entry minus that of {first}, on the same resamples of the test images (paired bootstrap). "
         "p is how often resamples fall on the other side of 0, doubled; adjusted for being several "
-        "contenders (Holm). Below 0.05 the verdict names the direction. One trained model stands for each "
+        "entries (Holm). Below 0.05 the verdict names the direction. One trained model stands for each "
         "method: whether a method is better takes several seeds of each."
     )
     return [Section(title="The verdict: are the differences real?", text=text, table=table, sortable=True)]
@@ -177,7 +177,7 @@ def _measured(result: Comparison) -> list[Section]:
 
 
 def _atlases(result: Comparison, out: Path) -> list[Section]:
-    """Probes of each chunk, for contenders with chunks."""
+    """Probes of each chunk, for entries with chunks."""
     sections = []
     for index, (name, probed) in enumerate(result.probed.items()):
         if not (found := probed.report.get("atlas")):

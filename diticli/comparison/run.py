@@ -42,12 +42,12 @@ class Comparison:
         entries: in the order of the table; the first is what the others are compared with.
         settings: of the comparison.
         protocol: images, labels and split, the same for all.
-        scores: of each contender, by name.
+        scores: of each entry, by name.
         probed: their probes, by name.
         swaps: transfer rates of exchanged chunks, by name; `diticli.evaluation.scores.to_json` of a `Faithfulness`.
         pictures: by name, one row a pair.
         pairs: names of the images of each pair.
-        features: where each contender's features are.
+        features: where each entry's features are.
         notes: what a reader of the table should know.
         data: what the images are, and their fingerprint.
     """
@@ -70,7 +70,7 @@ class PlannedEntry:
     """What one entry would take.
 
     Attributes:
-        entry: the contender.
+        entry: what is compared.
         images: to be encoded; 0 when its features are here.
     """
 
@@ -102,9 +102,9 @@ def compare(
     device: str | None = None,
     reporter: Reporter | None = None,
 ) -> Comparison | None:
-    """Encode, probe and score all contenders; what is done already is taken from `out`.
+    """Encode, probe and score all entries; what is done already is taken from `out`.
 
-    Started by `torchrun` or `accelerate launch`, the processes share the images to encode, and then the contenders.
+    Started by `torchrun` or `accelerate launch`, the processes share the images to encode, and then the entries.
 
     Args:
         specs: of `parse_entries`.

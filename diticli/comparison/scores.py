@@ -1,4 +1,4 @@
-"""Scores of all contenders with intervals, and their differences to the first one: are they real?
+"""Scores of all entries with intervals, and their differences to the first one: are they real?
 
 Differences are of scores on the same resamples of the test images: the paired percentile bootstrap (Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It covers other test images of the same kind, not other
@@ -41,7 +41,7 @@ class Difference:
         low: of its 95 % interval.
         high: likewise.
         p: two-sided: how often resamples lie on the other side of 0, doubled.
-        adjusted_p: for being one of several contenders (Holm).
+        adjusted_p: for being one of several entries (Holm).
         verdict: "better", "worse", or "no clear difference" where `adjusted_p` is above `ALPHA`.
     """
 
@@ -60,8 +60,8 @@ class EntryScores:
     Attributes:
         attributes: attribute -> metric -> score.
         means: kind -> metric -> mean over the attributes of that kind, images resampled jointly.
-        differences: kind -> metric -> difference of means to the first contender; empty for that one.
-        by_attribute: attribute -> difference of its main metric; empty for the first contender.
+        differences: kind -> metric -> difference of means to the first entry; empty for that one.
+        by_attribute: attribute -> difference of its main metric; empty for the first entry.
     """
 
     attributes: dict[str, dict[str, Estimate]]
@@ -72,7 +72,7 @@ class EntryScores:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """One contender's scores on the test images and on all resamples."""
+    """One entry's scores on the test images and on all resamples."""
 
     values: dict[str, dict[str, float]]
     draws: dict[str, Resampled]
@@ -87,7 +87,7 @@ class _Measured:
 
 
 def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0) -> dict[str, EntryScores]:
-    """Scores by contender; the first one is what the others are compared with.
+    """Scores by entry; the first one is what the others are compared with.
 
     Args:
         probed: in the order of the table.
@@ -127,7 +127,7 @@ def _measure(probed: Probed, targets: Sequence[Target], protocol: Protocol, seed
     for target in targets:
         found = score(target, test, outputs[target.name])
         values[target.name] = {found.metric: found.value} | found.extras
-    draws = Bootstrap.of(len(test), groups, seed=seed)
+    draws = Bootstrap.over_rows(len(test), groups, seed=seed)
     return _Measured(values=values, draws=resample_scores(targets, test, outputs, draws))
 
 
@@ -143,8 +143,8 @@ def _scores(own: _Measured, kinds: Mapping[Kind, Sequence[str]]) -> EntryScores:
     for kind, names in kinds.items():
         for name in names:
             drawn = own.draws.get(name, {})
-            attributes[name] = {m: Estimate.of(own.values[name][m], drawn.get(m)) for m in METRICS[kind]}
-        means[kind] = {m: Estimate.of(own.mean(names, m), own.mean_draws(names, m)) for m in METRICS[kind]}
+            attributes[name] = {m: Estimate.from_resamples(own.values[name][m], drawn.get(m)) for m in METRICS[kind]}
+        means[kind] = {m: Estimate.from_resamples(own.mean(names, m), own.mean_draws(names, m)) for m in METRICS[kind]}
     return EntryScores(attributes=attributes, means=means, differences={}, by_attribute={})
 
 
@@ -165,7 +165,7 @@ def difference(value: float, own_B: DoubleArray, first_B: DoubleArray) -> Differ
 
     Args:
         value: the difference on the test images themselves.
-        own_B: of the contender.
+        own_B: of the entry.
         first_B: of the first one.
     """
     drawn = own_B - first_B
@@ -179,10 +179,10 @@ def difference(value: float, own_B: DoubleArray, first_B: DoubleArray) -> Differ
 
 
 def with_verdicts(found: Sequence[Difference | None], metric: str) -> list[Difference | None]:
-    """The differences of several contenders to the first with adjusted p and verdict.
+    """The differences of several entries to the first with adjusted p and verdict.
 
     Args:
-        found: one a contender, None for unknown.
+        found: one an entry, None for unknown.
         metric: which decides whether higher is better.
     """
     known = [item for item in found if item is not None]

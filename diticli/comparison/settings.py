@@ -12,6 +12,9 @@ from diticli.errors import ConfigError
 DEFAULT_DATA = "faces:4000:1"
 """Built-in faces of the seed that `diti demo` probes with: training draws those of seed 0."""
 FOLDER_LABELS = "folder"
+"""What `--labels` says where the folders are the labels."""
+QUARTERS = 4
+"""Parts of the chunks whose exchange is shown and measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class CompareSettings:
     """One protocol for all entries.
 
     Attributes:
-        data: images as `diticli.data.sources.open_images` takes them; empty when all contenders are feature files,
+        data: images as `diticli.data.sources.open_images` takes them; empty when all entries are feature files,
             whose names of rows then say which labels belong to them.
         labels: a label file, "folder", or None for the truth of the built-in faces.
         groups: file of groups (identities) that no part of the split shares.

@@ -9,7 +9,7 @@ from typing import Any
 from diticli.chunks import ChunkLayout
 from diticli.comparison.entries import Entries, Entry
 from diticli.comparison.images import ComparedImages
-from diticli.comparison.settings import FOLDER_LABELS, CompareSettings
+from diticli.comparison.settings import FOLDER_LABELS, QUARTERS, CompareSettings
 from diticli.data.decode import Crop
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
@@ -17,14 +17,12 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, train_c
 from diticli.evaluation.evaluate import check_reconstruction, evaluate_model
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.kept import KeptArrays
-from diticli.evaluation.report import check_readable, reader_text
+from diticli.evaluation.report import check_readable, classifier_text
 from diticli.evaluation.scores import to_json
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.files import write_atomically
 from diticli.identity import cache_key, file_digest
 from diticli.progress import Reporter
-
-PARTS = 4
 
 
 class SwapStore:
@@ -105,7 +103,7 @@ class SwapStore:
                 reporter=reporter,
                 kept=self._kept(),
             )
-            reporter.note(reader_text(classifier))
+            reporter.note(classifier_text(classifier))
             self._classifiers[key] = images, classifier
         return self._classifiers[key]
 
@@ -137,4 +135,4 @@ class SwapStore:
 
 def chunk_sets(layout: ChunkLayout) -> list[tuple[int, ...]]:
     """Each quarter of the chunks, and all of them."""
-    return list(dict.fromkeys([*grouped(layout, PARTS), tuple(range(layout.chunks))]))
+    return list(dict.fromkeys([*grouped(layout, QUARTERS), tuple(range(layout.chunks))]))

@@ -39,9 +39,9 @@ MARKS = {"better": " +", "worse": " -", "no clear difference": ""}
 
 
 def score_table(result: Comparison) -> Table:
-    """A row for each contender: dims, and means with 95 % intervals."""
+    """A row for each entry: dims, and means with 95 % intervals."""
     kinds = list(next(iter(result.scores.values())).means)
-    columns = ["contender", "dims"]
+    columns = ["entry", "dims"]
     columns += [f"{METRIC_NAMES[m]}" for kind in kinds for m in shown(kind)]
     rows: list[list[Cell]] = []
     for entry in result.entries:
@@ -57,8 +57,8 @@ def shown(kind: Any) -> Sequence[str]:
 
 
 def difference_table(result: Comparison) -> Table:
-    """A row for each contender and metric: its difference to the first contender, and whether that is real."""
-    columns = ["contender", "metric", "difference", "95 % interval", "p", "p, adjusted", "verdict"]
+    """A row for each entry and metric: its difference to the first entry, and whether that is real."""
+    columns = ["entry", "metric", "difference", "95 % interval", "p", "p, adjusted", "verdict"]
     rows: list[list[Cell]] = []
     for name, own in result.scores.items():
         for kind, found in own.differences.items():
@@ -69,7 +69,7 @@ def difference_table(result: Comparison) -> Table:
 
 
 def attribute_table(result: Comparison) -> Table:
-    """A row for each attribute, a column for each contender; + and - mark what differs from the first contender."""
+    """A row for each attribute, a column for each entry; + and - mark what differs from the first entry."""
     columns = ["attribute", "metric", *result.scores]
     first = next(iter(result.scores.values()))
     rows: list[list[Cell]] = []
@@ -80,9 +80,9 @@ def attribute_table(result: Comparison) -> Table:
     return columns, rows
 
 
-def contender_table(result: Comparison) -> Table:
-    """What each contender is."""
-    columns = ["contender", "what it is", "dims", "weights", "source"]
+def entry_table(result: Comparison) -> Table:
+    """What each entry is."""
+    columns = ["entry", "what it is", "dims", "weights", "source"]
     rows: list[list[Cell]] = []
     for entry in result.entries:
         dims = result.probed[entry.name].report["latent_dim"]
@@ -92,8 +92,8 @@ def contender_table(result: Comparison) -> Table:
 
 
 def metric_table(result: Comparison) -> Table:
-    """Disentanglement, a row for each contender that has been measured, and one more where chunks are units."""
-    columns = ["contender", "units", *METRIC_COLUMNS]
+    """Disentanglement, a row for each entry that has been measured, and one more where chunks are units."""
+    columns = ["entry", "units", *METRIC_COLUMNS]
     rows: list[list[Cell]] = []
     for name, probed in result.probed.items():
         found = probed.report.get("disentanglement") or {}
@@ -106,16 +106,16 @@ def metric_table(result: Comparison) -> Table:
 
 
 def statistics_table(result: Comparison) -> Table:
-    """How the features vary, without labels, a row for each contender."""
+    """How the features vary, without labels, a row for each entry."""
     rows: list[list[Cell]] = []
     for name, probed in result.probed.items():
         if found := probed.report.get("statistics"):
             rows.append([name, *(found.get(key) for key in STATISTIC_COLUMNS.values())])
-    return ["contender", *STATISTIC_COLUMNS], rows
+    return ["entry", *STATISTIC_COLUMNS], rows
 
 
 def centre_table(found: Mapping[str, Any]) -> Table:
-    """Centres, in timesteps, of what one contender's chunks predict of each attribute.
+    """Centres, in timesteps, of what one entry's chunks predict of each attribute.
 
     Args:
         found: `ChunkProbe.to_dict()`.
@@ -145,7 +145,7 @@ def centre_table(found: Mapping[str, Any]) -> Table:
 
 def swap_table(result: Comparison) -> Table:
     """A row for each model: mean transfer rate of each quarter of its chunks, and of all."""
-    columns = ["contender", "chunks", "timesteps", "mean transfer rate", "most", "least", "other change"]
+    columns = ["entry", "chunks", "timesteps", "mean transfer rate", "most", "least", "other change"]
     rows: list[list[Cell]] = []
     for name, found in result.swaps.items():
         for swap in found["swaps"]:

@@ -55,7 +55,7 @@ def open_arrays(path: Path, reporter: Reporter | None = None) -> Mapping[str, Im
 
     Args:
         path: an `.npz` or an HDF5 file.
-        reporter: told when a large member is unpacked.
+        reporter: warned when a large member is unpacked.
 
     Raises:
         DataError: when the file is missing, damaged or of another kind, or `h5py` is not installed. Also when one

@@ -33,7 +33,7 @@ class ArrayImages:
         path: `.npz`, `.h5` or `.hdf5`, see `diticli.data.array_sets`.
         resolution: R, side of the images in pixels.
         crop: which square of each picture.
-        reporter: told when a large compressed array is unpacked.
+        reporter: warned when a large compressed array is unpacked.
 
     Attributes:
         notes: how the values were understood, where that is not plain.

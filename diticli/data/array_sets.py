@@ -75,7 +75,7 @@ def read_array_set(path: Path, reporter: Reporter | None = None) -> ArraySet:
 
     Args:
         path: `.npz` or HDF5.
-        reporter: told when a large array is unpacked.
+        reporter: warned when a large array is unpacked.
 
     Raises:
         DataError: when the file is damaged, holds features, no pictures, or labels of another number.

@@ -63,7 +63,7 @@ class Codes:
     groups: tuple[Rows, ...]
     chunks: tuple[int, ...]
 
-    def of(self, factor: Target) -> FactorRows:
+    def known_rows(self, factor: Target) -> FactorRows:
         """The rows where `factor` is known."""
         parts = []
         for codes, rows in ((self.train, self.train_rows), (self.test, self.test_rows)):

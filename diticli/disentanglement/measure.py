@@ -181,11 +181,11 @@ class FactorColumn:
 
 def measure_factor(factor: Target, codes: Codes, seed: int) -> FactorColumn:
     """Everything that is measured factor by factor."""
-    rows = codes.of(factor)
+    rows = codes.known_rows(factor)
     importance, informativeness = tree_importance(rows, seed)
     attribute = None if factor.kind == "category" else _attribute(factor, codes)
     lasso, lasso_converged = lasso_importance(rows, seed)
-    auroc, auroc_converged = explicitness(codes.of(discrete(factor, PARTS, codes.train_rows)), seed)
+    auroc, auroc_converged = explicitness(codes.known_rows(discrete(factor, PARTS, codes.train_rows)), seed)
     fits = {"lasso": lasso_converged, "explicitness": auroc_converged}
     return FactorColumn(
         importance=importance,
@@ -199,7 +199,7 @@ def measure_factor(factor: Target, codes: Codes, seed: int) -> FactorColumn:
 
 
 def _attribute(factor: Target, codes: Codes) -> FactorRows:
-    return codes.of(discrete(factor, 2, codes.train_rows))
+    return codes.known_rows(discrete(factor, 2, codes.train_rows))
 
 
 def _dims_column(rows: FactorRows, attribute: FactorRows | None) -> UnitColumn:

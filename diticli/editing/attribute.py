@@ -73,7 +73,7 @@ def edit_attribute(
         along: "weight" (the classifier's, as published) or "pattern" (how features change where the attribute does).
         settings: solver, steps, noise ("keep", "random" or "mean"), batch size.
         names: what to call the images.
-        reporter: told of every solver step.
+        reporter: receives every solver step.
 
     Raises:
         ChunkError: for an empty set or a chunk that the model lacks.
@@ -99,7 +99,9 @@ def edit_attribute(
             yield Job(move, own if drawn is None else drawn, shift(move, latents.z[move.image : move.image + 1]))
 
     x0 = pipeline.preprocess(images)
-    outcome = Outcome.of(x0, *run_jobs(pipeline, x0, plan, len(x0) + len(changed), settings, reporter=reporter))
+    outcome = Outcome.from_tensors(
+        x0, *run_jobs(pipeline, x0, plan, len(x0) + len(changed), settings, reporter=reporter)
+    )
     back = outcome.reconstructions["keep"]
     return AttributeResult(
         names=tuple(names or (f"image {i}" for i in range(len(images)))),

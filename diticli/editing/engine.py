@@ -97,7 +97,7 @@ class Outcome:
     pictures: Mapping[Label, Pixels]
 
     @classmethod
-    def of(cls, x0: torch.Tensor, z: torch.Tensor, decoded: Mapping[Label, torch.Tensor]) -> Outcome:
+    def from_tensors(cls, x0: torch.Tensor, z: torch.Tensor, decoded: Mapping[Label, torch.Tensor]) -> Outcome:
         """From images [N, 3, R, R] in [-1, 1], their features, and what was decoded, [3, R, R] each."""
         pictures = to_uint8(torch.stack(list(decoded.values())))
         return cls(originals=to_uint8(x0), z=z, pictures=dict(zip(decoded, pictures, strict=True)))
@@ -136,7 +136,7 @@ def run_jobs(
         count: how many jobs there will be.
         settings: solver, steps, batch size.
         sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many edits; made here otherwise.
-        reporter: told of every solver step.
+        reporter: receives every solver step.
         inverted: whether any job needs the images' own noise.
 
     Returns:

@@ -107,7 +107,7 @@ def edit_many(
         rows: the pairs, of `read_pairs`.
         out: folder, made when missing.
         options: chunk sets, alphas, settings and outputs of the pairs that name none.
-        reporter: told of every picture inverted or decoded.
+        reporter: receives every picture inverted or decoded.
 
     Raises:
         ChunkError, ConfigError: for options that suit no pair, e.g. more steps than the model has timesteps.
@@ -179,7 +179,7 @@ def _edit_window(
         pictures = dict(islice(decoded, pair.pictures))
         result = pair_result(
             pair.edits,
-            Outcome.of(latents.x0[list(at)], latents.z[list(at)], pictures),
+            Outcome.from_tensors(latents.x0[list(at)], latents.z[list(at)], pictures),
             names=(source_name(pair.row.a), source_name(pair.row.b)),
             layout=pipeline.chunks,
             model_hash=plan.model_hash,

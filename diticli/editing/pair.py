@@ -59,7 +59,7 @@ def edit_pair(
         settings: solver, steps, noise, batch size.
         names: what to call A and B.
         sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many edits; made here otherwise.
-        reporter: told of every solver step.
+        reporter: receives every solver step.
 
     Raises:
         ChunkError: for an empty set or a chunk that the model lacks.
@@ -71,7 +71,7 @@ def edit_pair(
     z, decoded = _decoded(pipeline, x0, to_decode(edits, settings), settings, sampler, reporter)
     return pair_result(
         edits,
-        Outcome.of(x0, z, decoded),
+        Outcome.from_tensors(x0, z, decoded),
         names=names,
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
@@ -97,7 +97,7 @@ def counterfactuals(
         edits: what to decode beside both reconstructions.
         settings: solver, steps, noise, batch size.
         sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many edits; made here otherwise.
-        reporter: told of every solver step.
+        reporter: receives every solver step.
 
     Returns:
         Features [2, D], and images [2 + len(edits), 3, R, R] on the CPU: both reconstructions, then the edits.

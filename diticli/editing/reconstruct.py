@@ -49,7 +49,7 @@ def reconstruct(
         settings: solver, steps, seed, batch size.
         names: what to call the images.
         sampler: of `pipeline.sampler(**settings.sampler_kwargs())`, for many calls; made here otherwise.
-        reporter: told of every solver step.
+        reporter: receives every solver step.
 
     Raises:
         ConfigError: without images or noises, for a noise that needs a second image, or for more steps than the
@@ -72,7 +72,7 @@ def reconstruct(
 
     x0 = pipeline.preprocess(images)
     given: dict[str, Any] = {"sampler": sampler, "reporter": reporter, "inverted": "keep" in kinds}
-    outcome = Outcome.of(x0, *run_jobs(pipeline, x0, plan, len(x0) * len(kinds), settings, **given))
+    outcome = Outcome.from_tensors(x0, *run_jobs(pipeline, x0, plan, len(x0) * len(kinds), settings, **given))
     return ReconstructionResult(
         names=tuple(names or (f"image {i}" for i in range(len(images)))),
         originals=outcome.originals,

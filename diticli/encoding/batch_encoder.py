@@ -30,7 +30,7 @@ class BatchEncoder:
         encoder: left as it is; later changes of its weights are not seen.
         precision: auto takes bf16 where the hardware computes in it.
         compile: with torch.compile, for batches of the first one's size.
-        reporter: told where that fails.
+        reporter: warned where that fails.
 
     Attributes:
         device: of the encoder.

@@ -126,7 +126,7 @@ def measure_survival(
     names = [attribute.name for attribute in attributes]
     explained_GA = explained_variance(truth_NA, predictions_GNA, np.ones((1, len(test))))[0]
     draws_SGA = explained_variance(
-        truth_NA, predictions_GNA, Bootstrap.of(len(test), seed=seed, resamples=resamples).counts()
+        truth_NA, predictions_GNA, Bootstrap.over_rows(len(test), seed=seed, resamples=resamples).counts()
     )
     halves_SA = np.array([[_half(curve, timesteps) for curve in draw_GA.T] for draw_GA in draws_SGA])
     return SurvivalCurves(
@@ -179,7 +179,7 @@ def _half(explained_G: DoubleArray, timesteps: tuple[int, ...]) -> float:
 
 def _estimate(explained_G: DoubleArray, timesteps: tuple[int, ...], draws_S: DoubleArray) -> Estimate | None:
     value = _half(explained_G, timesteps)
-    return None if np.isnan(value) else Estimate.of(value, draws_S)
+    return None if np.isnan(value) else Estimate.from_resamples(value, draws_S)
 
 
 def _say(

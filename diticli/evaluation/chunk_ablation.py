@@ -221,7 +221,7 @@ def _summary(
 ) -> FeatureAblation:
     """Sums over timesteps, of all images (the first sample) and of resampled ones."""
     images = losses.base_KN.shape[1]
-    samples_SN = np.vstack([np.ones(images), Bootstrap.of(images, seed=seed).counts()])
+    samples_SN = np.vstack([np.ones(images), Bootstrap.over_rows(images, seed=seed).counts()])
     owner_K, weights_K = np.array(grid.owners), grid.weights_K
     base_SK = samples_SN @ (losses.base_KN * weights_K[:, None]).T
     rise_GSK = np.stack([samples_SN @ (rise_KN * weights_K[:, None]).T for rise_KN in losses.rise_GKN])
@@ -256,7 +256,7 @@ def _summary(
 
 
 def _estimate(samples_S: DoubleArray) -> Estimate:
-    return Estimate.of(samples_S[0], samples_S[1:])
+    return Estimate.from_resamples(samples_S[0], samples_S[1:])
 
 
 def _over(top: DoubleArray, bottom: DoubleArray) -> DoubleArray:

@@ -41,7 +41,7 @@ class Decoding:
         pipeline: the model.
         classifier: of its images.
         settings: solver, steps, batch size.
-        reporter: told of every image.
+        reporter: receives every image.
         kept: where earlier results are.
     """
 

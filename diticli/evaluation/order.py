@@ -72,7 +72,7 @@ def compare_order(atlas: SwapEffects, lost: SurvivalCurves, *, seed: int = 0) ->
     order_RA = np.argsort(np.random.default_rng(seed).random((PERMUTATIONS, len(names))), axis=1)
     chance_R = spearman(centres_A[order_RA], halves_A)
     return OrderAgreement(
-        spearman=Estimate.of(rho, spearman(centre_draws_RA, half_draws_RA)),
+        spearman=Estimate.from_resamples(rho, spearman(centre_draws_RA, half_draws_RA)),
         p_value=float((1 + np.sum(chance_R >= rho - 1e-12)) / (1 + PERMUTATIONS)),
         attributes=names,
         atlas=tuple(centres_A.tolist()),

@@ -39,7 +39,7 @@ def check_readable(classifier: AttributeClassifier, *, force: bool) -> None:
         )
 
 
-def reader_text(classifier: AttributeClassifier) -> str:
+def classifier_text(classifier: AttributeClassifier) -> str:
     """How many attributes can be judged, and which cannot."""
     names, poor = list(classifier.reliability), unreadable(classifier)
     text = f"The attribute classifier reads {len(names) - len(poor)} of {len(names)} attributes well enough to judge."
@@ -150,7 +150,7 @@ def _verdict(results: Sequence[Faithfulness], classifier: AttributeClassifier) -
     """What is found, in a sentence a model, after whatever makes it worthless."""
     lines = [f"Warning, {result.model}: {text}" for result in results for text in result.warnings]
     lines += [verdict_text(result) for result in results]
-    return Section(title="The verdict", text="\n\n".join([*lines, reader_text(classifier)]))
+    return Section(title="The verdict", text="\n\n".join([*lines, classifier_text(classifier)]))
 
 
 def verdict_text(result: Faithfulness) -> str:

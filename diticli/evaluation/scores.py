@@ -40,7 +40,9 @@ def transfer_rates(
         seed: of the bootstrap.
     """
     values_1A, draws_R1A = resampled_transfer_rates(before_NA, after_NA[None], other_NA, seed=seed)
-    return [Estimate.of(value, draws_R) for value, draws_R in zip(values_1A[0], draws_R1A[:, 0].T, strict=True)]
+    return [
+        Estimate.from_resamples(value, draws_R) for value, draws_R in zip(values_1A[0], draws_R1A[:, 0].T, strict=True)
+    ]
 
 
 def resampled_transfer_rates(
@@ -51,7 +53,7 @@ def resampled_transfer_rates(
     A draw holds the same pairs for all edits, so that what is computed from several of them can be resampled too.
     """
     counts_RP = np.concatenate(
-        [np.ones((1, len(before_NA) // 2)), Bootstrap.of(len(before_NA) // 2, seed=seed).counts()]
+        [np.ones((1, len(before_NA) // 2)), Bootstrap.over_rows(len(before_NA) // 2, seed=seed).counts()]
     )
 
     def drawn(values_GNA: DoubleArray) -> DoubleArray:

@@ -193,7 +193,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Shares with intervals and what follows from them; the last row of `values` is all groups together."""
     shares = [
-        blind([Estimate.of(value, draws[:, g, a]) for a, value in enumerate(row)], names, poor)
+        blind([Estimate.from_resamples(value, draws[:, g, a]) for a, value in enumerate(row)], names, poor)
         for g, row in enumerate(values.tolist())
     ]
     moves_GA = np.array([[share.differs and share.value >= MIN_EFFECT for share in row] for row in shares[:-1]])
@@ -206,7 +206,7 @@ def _summary(
         "shares": {name: tuple(row[a] for row in shares[:-1]) for a, name in enumerate(names)},
         "together": dict(zip(names, shares[-1], strict=True)),
         "centres": {
-            name: None if np.isnan(centre_S[0]) else Estimate.of(centre_S[0], centre_S[1:])
+            name: None if np.isnan(centre_S[0]) else Estimate.from_resamples(centre_S[0], centre_S[1:])
             for name, centre_S in zip(names, centres_SA.T, strict=True)
         },
         "centre_draws": centres_SA[1:],
@@ -225,6 +225,6 @@ def _modularity(
     return {
         "concentration": dict(zip(names, map(none_if_nan, scores_A), strict=True)),
         "selectivity": tuple(map(none_if_nan, scores_G)),
-        "completeness": Estimate.of(complete_S[0], complete_S[1:]),
-        "disentanglement": Estimate.of(disentangled_S[0], disentangled_S[1:]),
+        "completeness": Estimate.from_resamples(complete_S[0], complete_S[1:]),
+        "disentanglement": Estimate.from_resamples(disentangled_S[0], disentangled_S[1:]),
     }

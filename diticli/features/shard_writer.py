@@ -43,7 +43,7 @@ class UnitRecord:
     mtimes: tuple[int, int]
 
     @classmethod
-    def of_files(cls, shard_path: Path, *, identity: str, images: int, rows: int, dim: int) -> UnitRecord:
+    def from_files(cls, shard_path: Path, *, identity: str, images: int, rows: int, dim: int) -> UnitRecord:
         """The record of a shard and a sidecar that are in place; without rows of a sidecar alone.
 
         Raises:
@@ -165,7 +165,7 @@ class ShardFolder:
                 empty = FeatureMeta(files=(), skipped=tuple(skipped))
                 write_bytes(path.with_suffix(".json"), empty.to_json().encode())
             images = len(self.images(unit))
-            record = UnitRecord.of_files(path, identity=self._identity, images=images, rows=rows, dim=dim)
+            record = UnitRecord.from_files(path, identity=self._identity, images=images, rows=rows, dim=dim)
             write_bytes(self._record_path(unit), record.to_json().encode())
 
     def missing(self) -> list[int]:

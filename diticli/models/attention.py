@@ -9,10 +9,11 @@ Legend of shape suffixes: B batch, M query tokens, N key tokens, H heads, K chan
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from operator import index
 from typing import Any, Literal, NamedTuple
@@ -170,6 +171,18 @@ def _log_once(
     logger.info("Attention on %s (%s): %s (%s)", device, shape, *choice)
 
 
+@contextlib.contextmanager
+def quiet_xformers() -> Iterator[None]:
+    """Without the warnings that xformers logs when it is imported where it finds no CUDA; diffusers imports it, too."""
+    log = logging.getLogger("xformers")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 @lru_cache(maxsize=256)
 def _why_not_xformers(device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int) -> str | None:
     """None where xformers computes attention of this shape and its gradient, which is tried once.
@@ -179,7 +192,8 @@ def _why_not_xformers(device: torch.device, dtype: torch.dtype, tokens: int, hea
     if device.type != "cuda":
         return "xformers has no operator for this device"
     try:
-        from xformers.ops import memory_efficient_attention
+        with quiet_xformers():
+            from xformers.ops import memory_efficient_attention
     except Exception as error:  # a build for another PyTorch raises RuntimeError, AttributeError, ...
         return f"xformers cannot be imported: {error}"
     try:

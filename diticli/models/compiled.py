@@ -49,8 +49,8 @@ MOST_VARIANTS = 64
 class CompiledPart:
     """A function, compiled as one graph when it is first called.
 
-    Where that fails, the reporter is told why, once, and the function runs uncompiled from then on: the result is
-    the same.
+    Where that fails, the reporter is warned once, with the reason, and the function runs uncompiled from then on: the
+    result is the same.
 
     Args:
         name: what it is, for the message.

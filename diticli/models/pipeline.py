@@ -1,6 +1,6 @@
 """The one file that imports diffusers: its folders, its schedulers, and `DiTiPipeline`, a model as its pipeline.
 
-Nothing that only runs a model imports it: `diticli.models.locate.load_model` reads models without diffusers.
+Nothing that only runs a model imports it: `diticli.models.load.load_model` reads models without diffusers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from diffusers.pipelines import pipeline_loading_utils
-from diffusers.training_utils import EMAModel
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from diticli.errors import ConfigError, ModelError
+from diticli.models.attention import quiet_xformers
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import BASE_REMEDY, HEADS, check_base_config, check_scheduler
 from diticli.models.hub import first_line, pipeline_folder
@@ -29,6 +26,12 @@ from diticli.models.pixels import normalise
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import UNet
 from diticli.schedule import NoiseSchedule
+
+with quiet_xformers():
+    from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
+    from diffusers.pipelines import pipeline_loading_utils
+    from diffusers.training_utils import EMAModel
+    from diffusers.utils import logging as diffusers_logging
 
 __all__ = [
     "DDIMScheduler",

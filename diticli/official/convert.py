@@ -54,7 +54,7 @@ def convert(
         out: folder to write, which must not exist; it appears only when it is complete.
         ddpm_config: the pre-trained DPM's config, when it is not where the run's config says.
         ema: take the moving average of the weights.
-        reporter: told what is being done.
+        reporter: receives what is being done.
 
     Raises:
         ModelError: for what cannot be read, understood or converted, and when `out` exists or cannot be written.

@@ -107,7 +107,7 @@ def probe_chunks(
         rows: features of the parts of the split.
         layout: chunks of the features' dimensions.
         draws: resamples of the test rows.
-        reporter: told of every fitted subset.
+        reporter: receives every fitted subset.
     """
     subsets = _subsets(layout)
     fits = [SubsetFits(together, rows) for together in same_rows(targets, rows.split.train)]
@@ -173,7 +173,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     values = np.array([skill.value for skill in skills])
     resampled_SB = np.stack([skill.resampled for skill in skills])
     alone, others, prefix = (slice(1 + i * layout.chunks, 1 + (i + 1) * layout.chunks) for i in range(3))
-    estimates = [Estimate.of(value, many) for value, many in zip(values, resampled_SB, strict=True)]
+    estimates = [Estimate.from_resamples(value, many) for value, many in zip(values, resampled_SB, strict=True)]
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
     found = np.array([_above_zero(one) for one in estimates])
@@ -186,7 +186,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         n_test=len(target.known(rows.split.test)),
         all=estimates[0],
         alone=tuple(estimates[alone]),
-        unique=tuple(Estimate.of(value, many) for value, many in lost),
+        unique=tuple(Estimate.from_resamples(value, many) for value, many in lost),
         prefix=tuple(estimates[prefix]),
         flat=flat,
         centre_alone=None
@@ -219,7 +219,7 @@ def _centre(middles_K: DoubleArray, weights_K: DoubleArray, resampled_KB: Double
     totals = resampled_KB.sum(axis=0)
     many = (middles_K @ resampled_KB) / np.where(totals > 0, totals, np.nan)
     ends = middles_K[0], middles_K[-1]
-    return Estimate.of(np.clip(middles_K @ weights_K / weights_K.sum(), *ends), np.clip(many, *ends))
+    return Estimate.from_resamples(np.clip(middles_K @ weights_K / weights_K.sum(), *ends), np.clip(many, *ends))
 
 
 def _attribute_dict(item: AttributeChunks) -> dict[str, Any]:

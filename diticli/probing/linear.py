@@ -165,7 +165,7 @@ class Moments:
     rates: DoubleArray
 
     @classmethod
-    def of(cls, z_NR: FloatArray, rows: Rows, outcomes_NC: DoubleArray) -> Moments:
+    def from_rows(cls, z_NR: FloatArray, rows: Rows, outcomes_NC: DoubleArray) -> Moments:
         """Of the rows `rows` of `z_NR`, whose outcomes are given."""
         width = z_NR.shape[1]
         total, gram, cross = np.zeros(width), np.zeros((width, width)), np.zeros((width, outcomes_NC.shape[1]))
@@ -200,7 +200,7 @@ def ridge_path(z_NR: FloatArray, targets_NC: DoubleArray, regs: Sequence[float])
         One fit per regularisation.
     """
     known = np.flatnonzero(~np.isnan(targets_NC[:, 0]))
-    moments = Moments.of(z_NR, known, targets_NC[known])
+    moments = Moments.from_rows(z_NR, known, targets_NC[known])
     axes_RS, variances = moments.axes()
     cross_SC = axes_RS.T @ moments.cross
     for reg in regs:

@@ -76,17 +76,6 @@ class LinearProbe:
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise LabelError(f"The probe has no attribute {label!r}.", remedy=f"{hint}Choose one of {', '.join(labels)}.")
 
-    def direction(self, name: str, class_name: str = "") -> FloatArray:
-        """[d] direction of an attribute (of one class, for a category) in standardised feature space.
-
-        For attribute editing (arXiv 2401.11430, section 5): z' + s * sqrt(d) * w / ||w||, then denormalise;
-        `diticli.probing.directions.Directions` does that.
-
-        Raises:
-            LabelError: when the probe has no such row.
-        """
-        return self.weights[self.row_of(f"{name}={class_name}" if class_name else name)]
-
 
 def _similar(label: str, labels: Sequence[str]) -> list[str]:
     by_lower = {other.lower(): other for other in labels}

@@ -111,7 +111,9 @@ def probe_features(
     if mask is not None:
         few = fit_masked(targets, choices, table, mask, seed=seed, device=device, reporter=reporter)
     directions = _fitted_directions(targets, choices, few, space, meta or FeatureMeta(files=()), layout)
-    draws = Bootstrap.of(len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed)
+    draws = Bootstrap.over_rows(
+        len(split.test), None if groups is None else [groups[row] for row in split.test], seed=seed
+    )
     outputs = {target.name: choices[target.name].outputs(table.parts["test"]) for target in targets}
     resampled = resample_scores(targets, split.test, outputs, draws, reporter)
     attributes = tuple(

@@ -39,7 +39,7 @@ class SubsetFits:
         outcomes_NC = np.concatenate(
             [np.stack(columns, axis=1) if columns else np.empty((len(train), 0)), *codes], axis=1
         )
-        self._moments = Moments.of(rows.parts["train"], train, outcomes_NC)
+        self._moments = Moments.from_rows(rows.parts["train"], train, outcomes_NC)
         ends = np.cumsum([len(self.linear), *(target.width for target in self.categories)])
         self._cross, *self._class_cross = np.split(self._moments.cross, ends[:-1], axis=1)
         self._linear_rates, *self._class_rates = np.split(self._moments.rates, ends[:-1])

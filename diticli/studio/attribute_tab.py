@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,16 +15,18 @@ from diticli.pictures.grids import save_png
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
 from diticli.studio.parts import (
+    AT_ONCE,
     CLICK,
     EXAMPLES,
-    NOW,
+    ON_MODEL,
+    PRIVATE,
     Changes,
     PageOptions,
     as_argument,
     chooser,
     download_button,
     enlarged,
-    kept_running,
+    follow_changes,
     picture_out,
     provenance,
     safe,
@@ -72,25 +73,18 @@ def attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, c
             )
             reset = gr.Button("Reset", elem_id="attribute-reset")
             png, png_file = download_button("Download PNG", "attribute-download")
-    stamp = gr.Number(0, visible=False)
-    inputs = [image, word, chunks, learned, *sliders, stamp]
+    inputs = [image, word, chunks, learned, *sliders]
     outputs = [before, after, changed, command]
 
     def read(values: Sequence[Any], **how: Any) -> tuple[Picture, Pixels, dict[str, float], str]:
-        file, text, spec, only, *amounts, _ = values
+        file, text, spec, only, *amounts = values
         picture = bench.picture(*source_of(file, text), stale=how.get("stale"))
         wanted = {name: float(amount) for name, amount in zip(ranked, amounts, strict=True) if amount}
         chosen = layout.parse(spec) if spec.strip() else None
         moved = bench.move(picture, wanted, chosen, learned=only, **how)
         return picture, moved, wanted, attribute_command(picture, wanted, spec, options)
 
-    def note(request: gr.Request, *asked: Any) -> None:
-        changes.note(str(request.session_hash), "attribute", asked[-1])
-
-    def show(session: str, *asked: Any) -> Iterator[list[Any]]:
-        stale = partial(changes.is_stale, session, "attribute", asked[-1])
-        if stale():
-            return
+    def show(stale: Callable[[], bool], *asked: Any) -> Iterator[list[Any]]:
         for preview in (True, False):
             picture, moved, wanted, line = read(asked, preview=preview, stale=stale)
             words = _also_changed(bench, moved, picture, ranked, wanted)
@@ -109,33 +103,9 @@ def attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, c
         save_png(strip, path, provenance(bench, line))
         return str(path)
 
-    show_, note_ = kept_running(show, len(outputs)), note
-    for component in inputs[:-1]:
-        component.change(note_, inputs, None, js=NOW, queue=False, show_progress="hidden", api_visibility="private")
-        component.change(
-            show_,
-            inputs,
-            outputs,
-            js=NOW,
-            show_progress="minimal",
-            concurrency_id="model",
-            concurrency_limit=1,
-            trigger_mode="multiple",
-            api_visibility="private",
-        )
-    tab.select(
-        show_,
-        inputs,
-        outputs,
-        show_progress="minimal",
-        concurrency_id="model",
-        concurrency_limit=1,
-        api_visibility="private",
-    )
-    reset.click(lambda: [0.0] * len(sliders), None, sliders, queue=False, api_visibility="private")
-    done = png.click(
-        said_in_words(make_png), inputs, png_file, concurrency_id="model", concurrency_limit=1, api_visibility="private"
-    )
+    follow_changes("attribute", changes, inputs, outputs, show, tab.select)
+    reset.click(lambda: [0.0] * len(sliders), None, sliders, **AT_ONCE)
+    done = png.click(said_in_words(make_png), inputs, png_file, **ON_MODEL, **PRIVATE)
     done.success(js=CLICK.format("attribute-download-file"))
 
 

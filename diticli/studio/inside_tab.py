@@ -10,6 +10,8 @@ import numpy as np
 from diticli.chunks import ChunkLayout
 from diticli.studio.parts import (
     EXAMPLES,
+    ON_MODEL,
+    PRIVATE,
     PageOptions,
     chooser,
     decibel_text,
@@ -67,9 +69,8 @@ def inside_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, tab:
         said_in_words(show),
         inputs,
         outputs,
-        concurrency_id="model",
-        concurrency_limit=1,
-        api_visibility="private",
+        **ON_MODEL,
+        **PRIVATE,
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,9 +18,11 @@ from diticli.pictures.grids import save_png
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
 from diticli.studio.parts import (
+    AT_ONCE,
     CLICK,
     EXAMPLES,
-    NOW,
+    ON_MODEL,
+    PRIVATE,
     Changes,
     PageOptions,
     as_argument,
@@ -29,7 +30,7 @@ from diticli.studio.parts import (
     decibel_text,
     download_button,
     enlarged,
-    kept_running,
+    follow_changes,
     picture_out,
     provenance,
     quality_text,
@@ -92,18 +93,11 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
         buttons=["download", "fullscreen"],
     )
 
-    stamp = gr.Number(0, visible=False)
-    inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference, stamp]
+    inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference]
     outputs = [*shown.values(), status, command]
 
-    def note(request: gr.Request, *asked: Any) -> None:
-        changes.note(str(request.session_hash), "pair", asked[-1])
-
-    def show(session: str, *asked: Any) -> Iterator[list[Any]]:
-        stale = partial(changes.is_stale, session, "pair", asked[-1])
-        if stale():
-            return
-        file_a, word_a, file_b, word_b, spec, strength, mode, differ, _ = asked
+    def show(stale: Callable[[], bool], *asked: Any) -> Iterator[list[Any]]:
+        file_a, word_a, file_b, word_b, spec, strength, mode, differ = asked
         one = bench.picture(*source_of(file_a, word_a), stale=stale)
         two = bench.picture(*source_of(file_b, word_b), stale=stale)
         chosen = layout.parse(spec)
@@ -118,79 +112,15 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
             quality = f"Reconstructions: A {decibel_text(one.psnr)}, B {decibel_text(two.psnr)}."
             yield [*map(enlarged, pictures), quality_text(quality, one, two, preview), line]
 
-    show_, note_ = kept_running(show, len(outputs)), note
-    for component, event in (
-        (a, "change"),
-        (a_word, "change"),
-        (b, "change"),
-        (b_word, "change"),
-        (chunks, "change"),
-        (alpha, "change"),
-        (noise, "change"),
-        (difference, "change"),
-    ):
-        trigger = getattr(component, event)
-        trigger(note_, inputs, None, js=NOW, queue=False, show_progress="hidden", api_visibility="private")
-        trigger(
-            show_,
-            inputs,
-            outputs,
-            js=NOW,
-            show_progress="minimal",
-            concurrency_id="model",
-            concurrency_limit=1,
-            trigger_mode="multiple",
-            api_visibility="private",
-        )
-    page.load(
-        show_,
-        inputs,
-        outputs,
-        show_progress="minimal",
-        concurrency_id="model",
-        concurrency_limit=1,
-        api_name="exchange",
-    )
-    bar.input(
-        lambda text: text,
-        bar,
-        chunks,
-        queue=False,
-        trigger_mode="always_last",
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    presets.input(
-        lambda text: (text, text),
-        presets,
-        [chunks, bar],
-        queue=False,
-        trigger_mode="always_last",
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    chunks.submit(
-        lambda text: text,
-        chunks,
-        bar,
-        queue=False,
-        trigger_mode="always_last",
-        show_progress="hidden",
-        api_visibility="private",
-    )
-
-    pairs.input(
-        lambda text: [*text.split(" and "), None, None],
-        pairs,
-        [a_word, b_word, a, b],
-        queue=False,
-        trigger_mode="always_last",
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    follow_changes("pair", changes, inputs, outputs, show, page.load, api_name="exchange")
+    last = {"trigger_mode": "always_last", **AT_ONCE}
+    bar.input(lambda text: text, bar, chunks, **last)
+    presets.input(lambda text: (text, text), presets, [chunks, bar], **last)
+    chunks.submit(lambda text: text, chunks, bar, **last)
+    pairs.input(lambda text: [*text.split(" and "), None, None], pairs, [a_word, b_word, a, b], **last)
 
     def made(alphas: Sequence[float], *values: Any) -> tuple[Picture, Picture, str, Any, Any, dict[str, str]]:
-        file_a, word_a, file_b, word_b, spec, _, mode, _, _ = values
+        file_a, word_a, file_b, word_b, spec, _, mode, _ = values
         one, two = bench.picture(*source_of(file_a, word_a)), bench.picture(*source_of(file_b, word_b))
         chosen = layout.parse(spec)
         left, right = bench.exchange(one, two, chosen, alphas, mode)
@@ -251,7 +181,7 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
                 archive.write(save_png(pixels, folder / f"{name}.png", metadata), f"{name}.png")
         return str(folder / "singles.zip")
 
-    work = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal", "api_visibility": "private"}
+    work = {**ON_MODEL, **PRIVATE}
     strip.click(said_in_words(make_strip), inputs, wide, **work)
     animation.click(said_in_words(make_animation), inputs, wide, **work)
     png.click(said_in_words(make_png), inputs, png_file, **work).success(js=CLICK.format("download-png-file"))

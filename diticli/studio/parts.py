@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,11 @@ EXAMPLES = (("faces:3", "faces:8"), ("faces:0:1", "faces:5:1"), ("faces:11", "fa
 _SIDE = 288
 _MAX_NAME = 60
 NOW = "(...values) => [...values.slice(0, -1), performance.now()]"
+PRIVATE = {"api_visibility": "private"}
+ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
+"""Of an event that runs the model: one at a time."""
+AT_ONCE = {"queue": False, "show_progress": "hidden", **PRIVATE}
+"""Of an event that only changes the page."""
 CLICK = "() => setTimeout(() => document.querySelector('#{0}').click(), 100)"
 
 T = TypeVar("T")
@@ -212,15 +217,43 @@ def said_in_words(work: Callable[..., T]) -> Callable[..., T]:
     return run
 
 
-def kept_running(work: Callable[..., Iterator[list[Any]]], outputs: int) -> Callable[..., Iterator[list[Any]]]:
-    """As `said_in_words`, of a generator; superseded work ends without a word and leaves the page as it is."""
+def follow_changes(
+    place: str,
+    changes: Changes,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    show: Callable[..., Iterator[list[Any]]],
+    first: Callable[..., Any],
+    **options: Any,
+) -> None:
+    """Show anew whenever an input changes; work that a later change of the same visitor overtakes ends early.
+
+    Args:
+        place: where, among the visitor's changes.
+        changes: of all visitors.
+        inputs: components whose values `show` gets.
+        outputs: components that take each list that `show` yields.
+        show: called with a function that tells whether the work is overtaken, and the values.
+        first: the event by which they are first shown.
+        options: of that event.
+    """
+    stamped = [*inputs, gr.Number(0, visible=False)]
+
+    def note(request: gr.Request, *values: Any) -> None:
+        changes.note(str(request.session_hash), place, values[-1])
 
     def run(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        stale = partial(changes.is_stale, str(request.session_hash), place, values[-1])
+        if stale():
+            return
         try:
-            yield from work(str(request.session_hash), *values)
+            yield from show(stale, *values[:-1])
         except SupersededError:
-            yield [gr.skip()] * outputs
+            yield [gr.skip()] * len(outputs)
         except DiTiError as error:
             raise _message(error) from None
 
-    return run
+    for component in inputs:
+        component.change(note, stamped, None, js=NOW, **AT_ONCE)
+        component.change(run, stamped, outputs, js=NOW, trigger_mode="multiple", **ON_MODEL, **PRIVATE)
+    first(run, stamped, outputs, **ON_MODEL, **(options or PRIVATE))

@@ -69,7 +69,7 @@ def open_bench(model: str | None, device: str | None, probe: Path | None) -> Wor
         ModelError: when there is no such model.
         LabelError: when the probe is of another model.
     """
-    from diticli.models.locate import load_model
+    from diticli.models.load import load_model
     from diticli.studio.workbench import Workbench
 
     loaded = load_model(model, device)

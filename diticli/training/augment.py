@@ -216,7 +216,7 @@ class StepViews:
         self.augmentation, self.seed, self.stage = augmentation, seed, stage
         self.batch_size, self.rank = batch_size, rank
 
-    def of(self, images: int) -> StepViews:
+    def with_batch_size(self, images: int) -> StepViews:
         """The same for batches of so many images, all of them this process's."""
         return StepViews(
             augmentation=self.augmentation, seed=self.seed, stage=self.stage, batch_size=images, rank=Rank()

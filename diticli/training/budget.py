@@ -97,7 +97,7 @@ def fit_to_minutes(
         config: resolved settings with `minutes`.
         out: run directory.
         started: when the budget began, by `clock`.
-        reporter: is told the plan.
+        reporter: receives the plan.
         clock: seconds.
 
     Raises:

@@ -28,8 +28,9 @@ from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.advice import budget_warnings, learning_rate_note
 from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import fits_in_memory, open_source, reading_workers
-from diticli.training.loop import Stage, StageTrainer, draw_inputs, fitting
+from diticli.training.loop import StageTrainer
 from diticli.training.objectives import NoiseObjective, Objective
+from diticli.training.stage import Stage, draw_inputs, fitting
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
@@ -105,7 +106,7 @@ def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | N
         config: settings.
         seconds: to time each stage for, where the first steps are done sooner; longer is more exact. Reading is
             measured where this is 0.
-        reporter: told where the step cannot be compiled.
+        reporter: warned where the step cannot be compiled.
 
     Raises:
         DiTiError: as `train` would.

@@ -35,10 +35,11 @@ from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
 from diticli.training.failures import os_errors_as_typed
 from diticli.training.images import RunImages, compare_skipped, open_source, prepare_images
-from diticli.training.loop import Stage, StageTrainer, run_stage
+from diticli.training.loop import StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import NoiseObjective, Objective
 from diticli.training.rundir import RunDirectory, identity_of_run
+from diticli.training.stage import Stage
 from diticli.training.stage_two import STAGE, build_objective, step_views
 from diticli.training.stopping import StopRequest
 

@@ -151,9 +151,7 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
     """The located model on a device, as a diffusers pipeline.
 
     Raises:
-        ModelError: when there is no such model.
-        DeviceError: when there is no such device, or no xformers there although DITI_ATTENTION asks for it.
-        ConfigError: when DITI_ATTENTION is unknown.
+        DiTiError: as `load_model`.
     """
     target = resolve_device(device)
     check_attention(target)

@@ -11,7 +11,7 @@ from diticli.models import device as device_module
 from diticli.models import hub
 from diticli.models.base_files import load_base
 from diticli.models.device import resolve_device, resolve_precision
-from diticli.models.locate import load_model, load_pipeline, locate
+from diticli.models.load import load_model, load_pipeline, locate
 from diticli.models.model import DiTiModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
