@@ -137,7 +137,10 @@ def test_order_and_scale_of_dims_do_not_matter() -> None:
     order = [2, 0, 3, 1]
     second = measure(codes[:, order] * np.array([100.0, 0.01, 1.0, -7.0]) + 3, columns)
     exact = ("units", "captured", "considered", "factor_vae", "factor_vae_chance")
+    by_range = ("info_modularity", "info_compactness")  # dims of a small range do not count there
     for name, value in vars(first.dims).items():
+        if name in by_range:
+            continue
         expected = value if name in exact else pytest.approx(value, abs=0.02)
         assert getattr(second.dims, name) == expected, name
     assert [order[f.best_dim] for f in second.factors] == [f.best_dim for f in first.factors]

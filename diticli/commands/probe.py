@@ -67,7 +67,7 @@ def probe(
         typer.Option(
             "--metrics",
             help="Also score disentanglement, attributes as factors, dims and chunks as units: DCI, MIG, SAP, "
-            "FactorVAE, modularity, explicitness, TAD.",
+            "FactorVAE, modularity, explicitness, TAD, InfoMEC.",
         ),
     ] = False,
     atlas: Annotated[

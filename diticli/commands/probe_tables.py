@@ -26,6 +26,8 @@ UNITS = (
     ("SAP", "sap"),
     ("FactorVAE score", "factor_vae"),
     ("modularity", "modularity"),
+    ("InfoM", "info_modularity"),
+    ("InfoC", "info_compactness"),
     ("TAD", "tad"),
 )
 
@@ -106,11 +108,12 @@ def show_disentanglement(report: DisentanglementReport) -> None:
         ["attributes captured (TAD)", *(f"{len(unit.captured)} of {unit.considered}" for unit in units)],
         ["DCI informativeness", *[f"{report.informativeness:.3f}"] * len(units)],
         ["explicitness", *[f"{report.explicitness:.3f}"] * len(units)],
+        ["InfoE", *[f"{report.info_explicitness:.3f}"] * len(units)],
         ["units that vary", *(f"{unit.units}" for unit in units)],
     ]
     title = f"Disentanglement of {len(report.factors)} factors"
     show_table(title, ["metric", "dims", "chunks"][: 1 + len(units)], rows)
-    for part in ("lasso", "explicitness"):
+    for part in ("lasso", "explicitness", "InfoE"):
         if names := [factor.name for factor in report.factors if part in factor.not_converged]:
             say(f"Not converged: {part} of {', '.join(names)}. These scores may be off.")
     for skipped in report.skipped:

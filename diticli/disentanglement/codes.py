@@ -51,6 +51,7 @@ class Codes:
         train: [N, D] standardised.
         test: [M, D] standardised by the training rows.
         dims: [D] the dims that vary over the training rows, by their number in the whole code.
+        ranges: [D] largest less least value of these dims over the training rows, not standardised.
         groups: for every chunk with such a dim, the positions of its dims among `dims`.
         chunks: the numbers of these chunks.
     """
@@ -60,6 +61,7 @@ class Codes:
     train: DoubleArray
     test: DoubleArray
     dims: Rows
+    ranges: DoubleArray
     groups: tuple[Rows, ...]
     chunks: tuple[int, ...]
 
@@ -99,6 +101,7 @@ def make_codes(codes: FeatureRows, train: Rows, test: Rows, layout: ChunkLayout 
         train=standard[0],
         test=standard[1],
         dims=dims,
+        ranges=np.ptp(raw[0][:, dims], axis=0),
         groups=tuple(np.flatnonzero(chunk_of == chunk) for chunk in chunks),
         chunks=tuple(chunks.tolist()),
     )

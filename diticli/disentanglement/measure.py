@@ -18,7 +18,16 @@ from diticli.disentanglement.auroc import captured_attributes, column_aurocs, en
 from diticli.disentanglement.codes import Codes, FactorRows, discrete, make_codes
 from diticli.disentanglement.factor_vae import VoteScore, cast_votes
 from diticli.disentanglement.feature_statistics import check_width
-from diticli.disentanglement.importance import lasso_importance, tree_importance
+from diticli.disentanglement.importance import balanced_rows, lasso_importance, tree_importance
+from diticli.disentanglement.infomec import (
+    CLASSES,
+    ROWS,
+    active_dims,
+    info_compactness,
+    info_explicitness,
+    info_modularity,
+    neighbour_information,
+)
 from diticli.disentanglement.information import (
     bin_columns,
     bin_count,
@@ -66,7 +75,7 @@ def measure_disentanglement(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> DisentanglementReport:
-    """Score a code against known factors: DCI, MIG, SAP, FactorVAE, modularity, explicitness, TAD.
+    """Score a code against known factors: DCI, MIG, SAP, FactorVAE, modularity, explicitness, TAD, InfoMEC.
 
     What is fitted is fitted on the training rows and scored on the test rows; validation rows are not used. Rows of
     unknown value are left out, factor by factor. Every metric's module says what it measures and where it comes from.
@@ -107,6 +116,7 @@ def measure_disentanglement(
         chunks=assemble_units(factors, measured, codes, votes.chunks, chunks=True) if codes.groups else None,
         informativeness=float(np.mean([score.informativeness for score in scores])),
         explicitness=float(np.mean([score.explicitness for score in scores])),
+        info_explicitness=float(np.mean([score.info_explicitness for score in scores])),
         factors=scores,
         skipped=skipped,
         train_rows=len(train),
@@ -165,15 +175,19 @@ class FactorColumn:
         lasso: [D] by the lasso.
         informativeness: of the trees, in [0, 1].
         explicitness: AUROC.
+        info_explicitness: its part of InfoE.
+        neighbours: [D] information with each dim by nearest neighbours, in shares of the entropy.
         dims: every dim alone.
         chunks: every chunk's readout; None without chunks.
-        not_converged: "lasso" and "explicitness", where a fit stopped at its limit of iterations.
+        not_converged: "lasso", "explicitness" and "InfoE", where a fit stopped at its limit of iterations.
     """
 
     importance: DoubleArray
     lasso: DoubleArray
     informativeness: float
     explicitness: float
+    info_explicitness: float
+    neighbours: DoubleArray
     dims: UnitColumn
     chunks: UnitColumn | None
     not_converged: tuple[str, ...]
@@ -186,16 +200,27 @@ def measure_factor(factor: Target, codes: Codes, seed: int) -> FactorColumn:
     attribute = None if factor.kind == "category" else _attribute(factor, codes)
     lasso, lasso_converged = lasso_importance(rows, seed)
     auroc, auroc_converged = explicitness(codes.known_rows(discrete(factor, PARTS, codes.train_rows)), seed)
-    fits = {"lasso": lasso_converged, "explicitness": auroc_converged}
+    classes = codes.known_rows(discrete(factor, CLASSES, codes.train_rows))
+    info, info_converged = info_explicitness(classes, seed)
+    fits = {"lasso": lasso_converged, "explicitness": auroc_converged, "InfoE": info_converged}
     return FactorColumn(
         importance=importance,
         lasso=lasso,
         informativeness=informativeness,
         explicitness=auroc,
+        info_explicitness=info,
+        neighbours=_neighbour_shares(classes, seed),
         dims=_dims_column(rows, attribute),
         chunks=_chunks_column(rows, codes, attribute) if codes.groups else None,
         not_converged=tuple(name for name, converged in fits.items() if not converged),
     )
+
+
+def _neighbour_shares(rows: FactorRows, seed: int) -> DoubleArray:
+    """[D] information of a factor of classes with each dim, in shares of its entropy, on training rows."""
+    chosen = balanced_rows(rows, ROWS, np.random.default_rng(seed))
+    labels = np.unique(rows.y_train[chosen], return_inverse=True)[1].astype(np.int64)
+    return neighbour_information(rows.x_train[chosen], labels, seed) / entropy(labels)
 
 
 def _attribute(factor: Target, codes: Codes) -> FactorRows:
@@ -240,17 +265,23 @@ def assemble_units(
     if chunks:
         importance, lasso = _sum_groups(importance, codes.groups), _sum_groups(lasso, codes.groups)
     tad, captured, considered = _captured(factors, columns, codes)
+    shares = np.stack([column.shares for column in columns], axis=1)
+    active = active_dims(codes.ranges)
+    # A chunk is its readout, of which information is counted in bins.
+    pruned = shares if chunks else np.stack([item.neighbours for item in measured], axis=1)[active]
     return UnitScores(
         units=len(importance),
         disentanglement=none_if_nan(disentanglement(importance)),
         completeness=none_if_nan(completeness(importance)),
         linear_disentanglement=none_if_nan(disentanglement(lasso)),
         linear_completeness=none_if_nan(completeness(lasso)),
-        mig=mutual_information_gap(np.stack([column.shares for column in columns], axis=1)),
+        mig=mutual_information_gap(shares),
         sap=mean_or_none([top_gap(column.predictability) for column in columns]),
         factor_vae=votes.accuracy,
         factor_vae_chance=votes.chance if votes.accuracy is not None else None,
         modularity=modularity(np.stack([column.information for column in columns], axis=1)),
+        info_modularity=info_modularity(pruned),
+        info_compactness=info_compactness(pruned),
         tad=tad,
         captured=captured,
         considered=considered,
@@ -294,6 +325,7 @@ def _factor(factor: Target, item: FactorColumn, codes: Codes, layout: ChunkLayou
         kind=factor.kind,
         informativeness=item.informativeness,
         explicitness=item.explicitness,
+        info_explicitness=item.info_explicitness,
         best_dim=int(codes.dims[dims.information.argmax()]),
         best_chunk=None if chunks is None else codes.chunks[int(chunks.information.argmax())],
         dim_mig=mutual_information_gaps(dims.shares[:, None])[0],

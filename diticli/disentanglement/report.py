@@ -26,6 +26,8 @@ class UnitScores:
         factor_vae: FactorVAE score; `factor_vae_chance` is what a code without information gets.
         factor_vae_chance: one over the number of factors in it.
         modularity: of Ridgeway and Mozer.
+        info_modularity: InfoM of InfoMEC.
+        info_compactness: InfoC of InfoMEC.
         tad: total AUROC difference, summed over `captured`.
         captured: attributes that one unit predicts with AUROC 0.75 or more.
         considered: how many attributes `captured` was chosen from.
@@ -41,6 +43,8 @@ class UnitScores:
     factor_vae: float | None
     factor_vae_chance: float | None
     modularity: float | None
+    info_modularity: float | None
+    info_compactness: float | None
     tad: float | None
     captured: tuple[str, ...]
     considered: int
@@ -55,6 +59,7 @@ class FactorScores:
         kind: "binary", "number" or "category"; a category of two classes counts as binary.
         informativeness: what boosted trees predict on test rows: R2 of numbers, 2 AUROC - 1 of classes; at least 0.
         explicitness: AUROC of a linear classifier, mean over classes; 0.5 is chance.
+        info_explicitness: its part of InfoE, the share of its entropy that a logistic regression explains.
         best_dim: the dim that shares most information with it.
         best_chunk: likewise, the chunk whose linear readout does; None without chunks.
         dim_mig: its gap, in shares of its entropy; None where undefined.
@@ -62,13 +67,14 @@ class FactorScores:
         dim_sap: its gap in predictability; None where undefined.
         chunk_sap: likewise.
         chunk_information: [K] mutual information with each chunk's linear readout, in shares of its entropy.
-        not_converged: which of "lasso" and "explicitness" stopped at the limit of iterations, so that they may be off.
+        not_converged: which of "lasso", "explicitness" and "InfoE" stopped at the limit of iterations and may be off.
     """
 
     name: str
     kind: Kind
     informativeness: float
     explicitness: float
+    info_explicitness: float
     best_dim: int
     best_chunk: int | None
     dim_mig: float | None
@@ -88,6 +94,7 @@ class DisentanglementReport:
         chunks: every chunk is a unit; None without a layout or with a single chunk.
         informativeness: mean over factors, in [0, 1].
         explicitness: mean over factors, in [0.5, 1] up to noise.
+        info_explicitness: InfoE of InfoMEC, mean over factors, in [0, 1].
         factors: in the order of the columns.
         skipped: columns that could not be used.
         train_rows: rows that fitted and that mutual information and AUROC of single dims were counted on.
@@ -99,6 +106,7 @@ class DisentanglementReport:
     chunks: UnitScores | None
     informativeness: float
     explicitness: float
+    info_explicitness: float
     factors: tuple[FactorScores, ...]
     skipped: tuple[SkippedTarget, ...]
     train_rows: int
