@@ -126,6 +126,11 @@ class RunConfig:
     def _check_ssl(self) -> None:
         if not self.ssl.active:
             return
+        if self.data.channels != 3:
+            raise ConfigError(
+                f"{self.ssl.method} changes colours, and the pictures have {self.data.channels} channel.",
+                remedy="Leave out --ssl, or use --channels 3.",
+            )
         if self.ssl.only and self.base_model:
             raise ConfigError(
                 f"ssl.only trains without a base, but one is given: {self.base_model!r}.",

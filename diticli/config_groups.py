@@ -14,6 +14,8 @@ from diticli.errors import ChunkError, ConfigError
 
 Crop = Literal["center", "celeba"]
 """Which square of a picture is kept: the central one, or that of Diff-AE, PDAE and DiTi for aligned CelebA."""
+ValueRange = tuple[float, float]
+"""Values that are black and white in pictures of more than 8 bits; what lies outside is cut."""
 Partition = Literal["uniform", "staged", "quadratic", "auto"]
 Weighting = Literal["pdae", "uniform", "gap"]
 SSLMethod = Literal["none", "simclr", "simsiam"]
@@ -24,6 +26,35 @@ class LossCurve(Protocol):
 
     def lost_between(self, t0: float, t1: float) -> float:
         """What the base loses in the timesteps [t0, t1), 0 or more."""
+
+
+def check_value_range(window: ValueRange) -> ValueRange:
+    """The window itself.
+
+    Raises:
+        ConfigError: unless it is two finite numbers, the lower one first.
+    """
+    if len(window) != 2 or not all(map(math.isfinite, window)) or not window[0] < window[1]:
+        raise ConfigError(
+            f"A value range is two numbers, black and white, the lower one first; got {', '.join(map(str, window))}.",
+            remedy="Write e.g. --value-range 0,4095.",
+        )
+    return window
+
+
+def parse_value_range(text: str) -> ValueRange:
+    """LOW,HIGH.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--value-range {text!r} is not LOW,HIGH.", remedy="Write two numbers, e.g. --value-range 0,4095."
+        ) from error
+    return check_value_range((low, high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +68,10 @@ class DataConfig:
     crop: Literal["auto", Crop] = "auto"
     """Which square of each picture: the central one, or that of the CelebA literature for its aligned images;
     auto takes the latter for CelebA's LMDB only."""
+    channels: Literal[1, 3] = 3
+    """Of the networks' pictures: 1 for grey ones, else 3."""
+    value_range: ValueRange | None = None
+    """Black and white of pictures of more than 8 bits; None: found from the data, and kept here."""
     faces_count: int = 50_000
     """Images of the built-in data when `source` names no count."""
     horizontal_flip: bool = True
@@ -45,6 +80,10 @@ class DataConfig:
     """Decoding threads or processes; 0 means one per processor core."""
     memory_limit_mb: int = 4096
     """Data sets that fit decoded into this many megabytes are held in memory, others are streamed."""
+
+    def __post_init__(self) -> None:
+        if self.value_range is not None:
+            check_value_range(self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True)

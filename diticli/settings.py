@@ -98,7 +98,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"{key} is a list of whole numbers, got {value!r}.", remedy="Write e.g. 32,64.")
         return tuple(value)
     if origin in (Union, types.UnionType):
-        return value
+        return _pair(value, key) if tuple[float, float] in get_args(kind) and value is not None else value
     if kind is float and _is_int(value):
         return float(value)
     if kind is int and not _is_int(value):
@@ -107,6 +107,13 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         example = {bool: "true", float: "0.5"}.get(kind, "a word")
         raise ConfigError(f"{key} is a {kind.__name__}, got {value!r}.", remedy=f"Write e.g. {key}={example}.")
     return value
+
+
+def _pair(value: Any, key: str) -> tuple[float, float]:
+    numbers = isinstance(value, list | tuple) and len(value) == 2
+    if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        raise ConfigError(f"{key} is a pair of numbers, got {value!r}.", remedy=f"Write e.g. {key}=0,4095.")
+    return float(value[0]), float(value[1])
 
 
 def _spelt(value: Any) -> str:

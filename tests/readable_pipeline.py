@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class ReadablePipeline:
 
     chunks = LAYOUT
     resolution = SIZE
-    crop = "center"
+    reading: ClassVar[dict[str, str]] = {"crop": "center"}
     model_hash = "0123456789abcdef"
     model_id = "readable"
     origin = "readable (--model)"

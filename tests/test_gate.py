@@ -79,7 +79,7 @@ REFUSED = {
     "gelu": ({"act_fn": "gelu"}, "its activation is gelu"),
     "relu": ({"act_fn": "relu"}, "its activation is relu"),
     "variance": ({"out_channels": 6}, r"it predicts a variance \(6 outputs for 3 inputs\)"),
-    "grey": ({"in_channels": 1, "out_channels": 1}, "it has 1 input and 1 output channels, images have 3"),
+    "two channels": ({"in_channels": 2, "out_channels": 2}, "it has 2 input and 2 output channels, images have 1 or 3"),
     "four channels": ({"in_channels": 4, "out_channels": 4}, "it has 4 input and 4 output channels"),
     "condition by channels": ({"in_channels": 6}, "it has 6 input and 3 output channels"),
     "skip blocks": (

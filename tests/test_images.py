@@ -129,6 +129,7 @@ class Numbers:
     """A source whose image i is filled with i; says how many loads are under way."""
 
     name, resolution, threads = "numbers", 2, True
+    channels, value_range = 3, None
 
     def __init__(self, count=200, fail_at=None, delay=0.0):
         self.count, self.fail_at, self.delay = count, fail_at, delay

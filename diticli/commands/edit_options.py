@@ -15,7 +15,14 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from diticli.commands.options import BatchSizeOption, DeviceOption, JsonOption, ModelOption, SeedOption
+from diticli.commands.options import (
+    BatchSizeOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    ValueRangeOption,
+)
 from diticli.config import Along, Precision
 from diticli.sampling.defaults import DEFAULT_STEPS, Solver
 
@@ -93,6 +100,7 @@ class SamplingOptions:
     ] = True
     batch_size: BatchSizeOption = None
     seed: SeedOption = 0
+    value_range: ValueRangeOption = None
     device: DeviceOption = None
     as_json: JsonOption = False
 

@@ -164,9 +164,12 @@ def settings_of(options: Options) -> EditSettings:
 def load(options: Options, settings: EditSettings) -> DiTiModel:
     """The model; on stderr which one it is, and how many steps will run where they are not those asked for."""
     from diticli.commands.console import say, say_model
+    from diticli.config_groups import parse_value_range
     from diticli.models.load import load_model
 
     model = load_model(options.model, options.device)
+    if options.value_range is not None:
+        model.value_range = parse_value_range(options.value_range)
     say_model(model)
     timesteps = model.chunks.timesteps
     if settings.steps_run(timesteps) != (settings.invert_steps, settings.decode_steps):
@@ -191,7 +194,7 @@ def read_images(options: Options, model: DiTiModel) -> list[Image.Image]:
     from diticli.commands.console import say
     from diticli.editing.inputs import read_source, resizing
 
-    images = [read_source(s, model.resolution, model.crop, seed=options.seed) for s in options.sources]
+    images = [read_source(s, model.resolution, seed=options.seed, **model.reading) for s in options.sources]
     said = [line for s in options.sources if (line := resizing(s, model.resolution, model.crop))]
     for line in said[:SIZES_SHOWN]:
         say(line)

@@ -15,9 +15,11 @@ from diticli.commands.options import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    ValueRangeOption,
     WorkersOption,
 )
 from diticli.config import Precision
+from diticli.config_groups import parse_value_range
 from diticli.errors import ConfigError, FeatureFileError
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def encode(
         ),
     ] = "encoder",
     crop: CropOption = None,
+    value_range: ValueRangeOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH,
     device: DeviceOption = None,
     precision: Annotated[
@@ -111,7 +114,10 @@ def encode(
     pipeline = load_model(model, rank.device(device))
     say_model(pipeline)
     progress = reporter() if rank.is_main else SilentReporter()
-    source = open_images(sources, pipeline.resolution, crop=crop or pipeline.crop, reporter=progress)
+    if value_range is not None:
+        pipeline.value_range = parse_value_range(value_range)
+    reading = pipeline.reading | ({} if crop is None else {"crop": crop})
+    source = open_images(sources, pipeline.resolution, reporter=progress, **reading)
     result = encode_with(
         pipeline,
         source,

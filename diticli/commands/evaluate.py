@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from diticli.commands.options import DeviceOption, JsonOption, SeedOption
+from diticli.commands.options import DeviceOption, JsonOption, SeedOption, ValueRangeOption
 from diticli.config import Along
+from diticli.config_groups import parse_value_range
 from diticli.data.faces_word import WORD, is_faces
 from diticli.errors import ConfigError
 
@@ -104,6 +105,7 @@ def evaluate(
         Path, typer.Option("--out", "-o", help="Folder for report.html, evaluation.json and the pictures.")
     ] = Path("evaluation"),
     seed: SeedOption = 0,
+    value_range: ValueRangeOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -154,18 +156,20 @@ def evaluate(
     names: list[str | None] = [*models] if models else [None]
     pipelines = [load_model(name, device) for name in names]
     for pipeline in pipelines:
+        if value_range is not None:
+            pipeline.value_range = parse_value_range(value_range)
         say_model(pipeline)
     first = pipelines[0]
-    if odd := [p.model_id for p in pipelines if (p.resolution, p.crop) != (first.resolution, first.crop)]:
+    if odd := [p.model_id for p in pipelines if (p.resolution, p.reading) != (first.resolution, first.reading)]:
         raise ConfigError(
             f"{odd[0]} was trained on other squares than {first.model_id}.", remedy="Evaluate it by itself."
         )
     progress, side = reporter(), first.resolution
     images = (
-        evaluation_faces(side, learn=learn, pairs=pairs, reporter=progress)
+        evaluation_faces(side, learn=learn, pairs=pairs, channels=first.channels, reporter=progress)
         if labels is None
         else evaluation_folder(
-            data, labels, side, learn=learn, pairs=pairs, crop=first.crop, seed=seed, reporter=progress
+            data, labels, side, learn=learn, pairs=pairs, seed=seed, reporter=progress, **first.reading
         )
     )
     chosen = [[p.chunks.parse(spec) for spec in chunks] if chunks else quarters_and_all(p.chunks) for p in pipelines]

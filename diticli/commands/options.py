@@ -29,6 +29,16 @@ CropOption = Annotated[
         show_default=False,
     ),
 ]
+ValueRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="Values that are black and white in pictures of more than 8 bits; the rest is cut. Default: as the model "
+        "was trained, else found from the pictures.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu or cuda. Default: cuda where there is one.", show_default=False),

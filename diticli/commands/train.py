@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diticli.commands import train_options as o
 from diticli.commands.console import emit_json, reporter, say
 from diticli.commands.options import JsonOption
-from diticli.config_groups import MODULAR
+from diticli.config_groups import MODULAR, parse_value_range
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
@@ -32,6 +32,8 @@ def train(
     data: o.DataOption = None,
     resolution: o.ResolutionOption = None,
     crop: o.CropOption = None,
+    channels: o.ChannelsOption = None,
+    value_range: o.ValueRangeOption = None,
     out: o.OutOption = None,
     preset: o.PresetOption = None,
     base: o.BaseOption = None,
@@ -87,6 +89,8 @@ def train(
         "data.source": data and (data if is_faces(data) else _absolute(data)),
         "data.resolution": resolution,
         "data.crop": crop,
+        "data.channels": channels,
+        "data.value_range": value_range and list(parse_value_range(value_range)),
         "data.workers": workers,
         "base_model": base and (_absolute(base) if Path(base).expanduser().exists() else base),
         "chunks.count": chunks,
@@ -117,7 +121,7 @@ def train(
     given = read_settings(config) if config else {}
     source = data or given.get("data", {}).get("source", "faces")
     settings = build_config(
-        preset or given.get("preset") or _choose_preset(source, device),
+        preset or given.get("preset") or _choose_preset(source, device, value_range),
         file=config,
         options=(MODULAR if modular else {}) | {key: value for key, value in options.items() if value is not None},
         assignments=tuple(set_ or ()),
@@ -206,7 +210,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         raise ConfigError(f"{option} {text!r} is not a list of whole numbers.", remedy="Write 50,100,300.") from error
 
 
-def _choose_preset(data: str, device: str | None) -> str:
+def _choose_preset(data: str, device: str | None, value_range: str | None) -> str:
     """The CPU gets the small preset; a GPU the largest whose resolution the images reach."""
     from diticli.models.device import resolve_device
 
@@ -216,5 +220,6 @@ def _choose_preset(data: str, device: str | None) -> str:
         return "faces64"
     from diticli.data.sources import open_images, typical_side
 
-    source = open_images(data, resolution=10_000)  # of an LMDB with several sizes, the largest
+    window = None if value_range is None else parse_value_range(value_range)
+    source = open_images(data, resolution=10_000, value_range=window)  # of an LMDB with several sizes, the largest
     return "ffhq128" if source.crop == "center" and typical_side(source) >= 128 else "celeba64"

@@ -37,6 +37,26 @@ CropOption = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+ChannelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=3,
+        help="Channels of the networks' pictures: 1 for grey ones, else 3. Default: 3.",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
+ValueRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Values that are black and white in pictures of more than 8 bits; the rest is cut. Default: found from "
+        "the pictures. The model keeps it.",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option(

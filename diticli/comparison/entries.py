@@ -162,6 +162,11 @@ class Entries:
             model_hash = meta.model_hash if meta else ""
             return Entry(spec=spec, dims=features.values.shape[1], layout=layout, model_hash=model_hash)
         pipeline = load_pipeline(spec.source, str(self._device))
+        if pipeline.channels != 3:
+            raise ConfigError(
+                f"{spec.source} takes grey pictures, and all models of a comparison read the same colours.",
+                remedy="Encode the pictures with each model (diti encode), and compare the feature files.",
+            )
         if self._template is None:
             self._template, self._crop = pipeline.encoder.to("cpu"), pipeline.crop
         found = Entry(

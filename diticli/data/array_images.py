@@ -1,8 +1,9 @@
-"""Files of arrays (dSprites, Shapes3D, MPI3D, MedMNIST, any `.npz` or HDF5 with `images`) as a source."""
+"""Arrays (dSprites, Shapes3D, MPI3D, MedMNIST, Cars3D, SmallNORB, any `.npz` or HDF5 with `images`) as a source."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,36 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from diticli.config_groups import ValueRange
 from diticli.data.array_files import ImageRows
 from diticli.data.array_sets import picture_axes, read_array_set, row_name
-from diticli.data.decode import MAX_PIXELS, Crop, UnreadableImageError, to_square
+from diticli.data.decode import MAX_PIXELS, Crop, UnreadableImageError, levels_to_square, to_square
+from diticli.data.depth import beyond, levels, range_of_values, reading_facts
 from diticli.data.machine import patiently
 from diticli.errors import DataError
 from diticli.progress import Reporter
 
 _SAMPLE = 256
-_DEPTHS = (255, 1023, 4095, 16383, 65535)
-"""Largest values of 8, 10, 12, 14 and 16 bits."""
+_PARTS_READ = 3
 
 
 class ArrayImages:
-    """The pictures of one file of arrays, in its order; train, val and test behind each other where it has parts.
+    """The pictures of one set of arrays, in its order; train, val and test behind each other where it has parts.
 
-    Values become 8 bits by one rule for the whole file, found from pictures spread over it: whole numbers by the
-    smallest depth (8, 10, 12, 14 or 16 bits) that holds them, masks of 0 and 1 as black and white, fractions from
-    [0, 1] or [-1, 1].
+    Values become 8 bits by one rule for the whole set, once a picture is cut and resized. Without a range it is found
+    from pictures spread over the set: whole numbers by the smallest depth (8, 10, 12, 14 or 16 bits) that holds them,
+    masks of 0 and 1 as black and white, fractions from [0, 1] or [-1, 1].
 
     Args:
-        path: `.npz`, `.h5` or `.hdf5`, see `diticli.data.array_sets`.
+        path: `.npz`, `.h5`, `.hdf5` or `.mat`, or a folder of the latter, see `diticli.data.array_sets`.
         resolution: R, side of the images in pixels.
         crop: which square of each picture.
         reporter: warned when a large compressed array is unpacked.
+        value_range: black and white, where values have more than 8 bits; None: found from them.
+        channels: 3 for RGB, 1 for grey.
 
     Attributes:
+        value_range: as given or found; None for 8 bits.
         notes: how the values were understood, where that is not plain.
 
     Raises:
@@ -44,19 +49,30 @@ class ArrayImages:
 
     threads = True
 
-    def __init__(self, path: Path, resolution: int, crop: Crop = "center", reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        resolution: int,
+        crop: Crop = "center",
+        reporter: Reporter | None = None,
+        *,
+        value_range: ValueRange | None = None,
+        channels: int = 3,
+    ) -> None:
         self.name = str(path)
         self.resolution = resolution
         self.crop: Crop = crop
         self._path = path.absolute()
         found = read_array_set(path, reporter)
-        self._images, self._parts = found.images, found.parts
+        self._images, self._parts, self._files = found.images, found.parts, found.files
+        self.channels = channels
         self._ends = np.cumsum([array.shape[0] for array in self._images])
         self._channels_first = [picture_axes(array, path) for array in self._images]
         largest = max(int(np.prod(array.shape[1:3])) for array in self._images)
         if largest > MAX_PIXELS:
             raise DataError(f"The pictures of {path} have {largest:,} pixels.", remedy="Save them smaller.")
-        self._low, self._high, note = _value_range(path, self._images)
+        self.value_range: ValueRange | None = None
+        self._window, note = self._find_window(value_range)
         self.notes = (note,) if note else ()
 
     def __len__(self) -> int:
@@ -82,7 +98,15 @@ class ArrayImages:
             values = np.moveaxis(values, 0, -1)
         if values.ndim == 3 and values.shape[-1] == 1:
             values = values[..., 0]
-        return to_square(Image.fromarray(self._bytes(values)), self.resolution, self.crop)
+        if values.dtype == np.uint8 and self._window == (0.0, 255.0):
+            return to_square(
+                Image.fromarray(np.ascontiguousarray(values)), self.resolution, self.crop, channels=self.channels
+            )
+        found = levels(values, self._window)
+        if found.ndim == 3 and found.shape[-1] == 4:  # transparency over white
+            share = found[..., 3:] / np.float32(255)
+            found = found[..., :3] * share + np.float32(255) * (1 - share)
+        return levels_to_square(found, self.resolution, self.crop, channels=self.channels)
 
     def short_side(self, index: int) -> int:
         """See `ImageSource.short_side`."""
@@ -91,11 +115,14 @@ class ArrayImages:
         return min(shape[2:4] if self._channels_first[part] else shape[1:3])
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `ImageSource.fingerprint`: the file's size and time, and values of pictures spread over it."""
-        status = self._path.stat()
-        digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns} {self._low} {self._high}".encode())
+        """See `ImageSource.fingerprint`: the files' sizes and times, and a picture of each part."""
+        digest = hashlib.sha256()
+        for path in self._files:
+            status = path.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns} {self._window[0]} {self._window[1]}".encode())
         for array in self._images:
             digest.update(f"{array.shape} {array.dtype}".encode())
+        for array in self._images[:_PARTS_READ]:
             digest.update(np.ascontiguousarray(array[0]).tobytes())
         return {
             "kind": "arrays",
@@ -103,6 +130,7 @@ class ArrayImages:
             "count": len(self),
             "resolution": self.resolution,
             "crop": self.crop,
+            **reading_facts(self.channels, self.value_range),
             "sha256": digest.hexdigest(),
         }
 
@@ -112,39 +140,30 @@ class ArrayImages:
         part = int(np.searchsorted(self._ends, index, side="right"))
         return part, int(index - self._ends[part] + self._images[part].shape[0])
 
-    def _bytes(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        if values.dtype == np.uint8 and (self._low, self._high) == (0.0, 255.0):
-            return np.ascontiguousarray(values)
-        scaled = (values.astype(np.float64) - self._low) * (255.0 / (self._high - self._low))
-        return np.ascontiguousarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    def _find_window(self, given: ValueRange | None) -> tuple[ValueRange, str]:
+        """What is black and white, and a remark; keeps it as `value_range` where values have more than 8 bits."""
+        low, high = _extremes(self._images)
+        if all(array.dtype.kind in "ub" and array.dtype.itemsize == 1 for array in self._images):
+            return range_of_values(low, high, whole=True, name=self.name) if high <= 1 else ((0.0, 255.0), "")
+        if given is not None:
+            self.value_range = given
+            return given, beyond(low, high, given, self.name)
+        whole = all(array.dtype.kind in "uib" for array in self._images)
+        self.value_range, note = range_of_values(low, high, whole=whole, name=self.name)
+        return self.value_range, note
 
 
-def _value_range(path: Path, images: tuple[ImageRows, ...]) -> tuple[float, float, str]:
-    """Values that become black and white, and how they were found, in words."""
+def _extremes(images: Sequence[ImageRows]) -> tuple[float, float]:
+    """Least and largest value of pictures spread over the arrays."""
     low, high = np.inf, -np.inf
-    whole = all(array.dtype.kind in "uib" for array in images)
-    for array in images:
-        for row in range(0, array.shape[0], max(1, array.shape[0] // _SAMPLE)):
+    count = sum(array.shape[0] for array in images)
+    spread = max(1, count // _SAMPLE)
+    for array in images[:: max(1, len(images) // _SAMPLE)]:
+        for row in range(0, array.shape[0], spread):
             picture = np.asarray(array[row])
             finite = picture[np.isfinite(picture)] if picture.dtype.kind == "f" else picture
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    if whole and low >= 0:
-        if high <= 1:
-            return 0.0, 1.0, f"{path}: values of 0 and 1 are taken as black and white."
-        if all(array.dtype == np.uint8 for array in images):
-            return 0.0, 255.0, ""
-        if high <= _DEPTHS[-1]:
-            top = next(depth for depth in _DEPTHS if high <= depth)
-            bits = (top + 1).bit_length() - 1
-            return 0.0, float(top), f"{path}: values up to {high:g} are taken as {bits} bits (0 to {top:,})."
-    elif not whole and low >= 0 and high <= 1:
-        return 0.0, 1.0, f"{path}: fractions are taken as 0 (black) to 1 (white)."
-    elif not whole and low >= -1 and high <= 1:
-        return -1.0, 1.0, f"{path}: fractions are taken as -1 (black) to 1 (white)."
-    elif not whole and low >= 0 and high <= 255:
-        return 0.0, 255.0, f"{path}: fractions are taken as 0 (black) to 255 (white)."
-    raise DataError(
-        f"The values of {path} lie between {low:g} and {high:g}: what is black and what is white?",
-        remedy="Scale them to 0 to 255 (uint8), 0 to 65,535 (uint16) or 0 to 1 before you save them.",
-    )
+            if array.dtype == np.uint8 and high > 1:
+                return low, high  # 8 bits, whatever the others hold
+    return low, high

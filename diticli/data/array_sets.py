@@ -1,4 +1,4 @@
-"""Data sets that are distributed as one file of arrays: which array holds the pictures, and which the factors.
+"""Data sets that are distributed as arrays: which array holds the pictures, and which the factors.
 
 | set | pictures | factors |
 |---|---|---|
@@ -7,6 +7,8 @@
 | MPI3D | `images` [1036800 or 460800, 64, 64, 3] | by the order of the rows |
 | MedMNIST | `train_images`, `val_images`, `test_images` | `train_labels`, ... [N, L] |
 | others | `images`, `image`, `imgs` or `x` | `labels`, `label`, `targets`, `target` or `y` |
+
+Cars3D and SmallNORB: see `diticli.data.matlab_files`.
 
 Sources: github.com/google-deepmind/dsprites-dataset, github.com/google-deepmind/3d-shapes,
 github.com/rr-learning/disentanglement_dataset, medmnist.com.
@@ -23,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.data.array_files import HDF5_SUFFIXES, NPZ_SUFFIXES, ImageRows, open_arrays
+from diticli.data.matlab_files import is_matlab_set, read_matlab_set
 from diticli.errors import DataError
 from diticli.progress import Reporter
 
 _IMAGES = ("images", "image", "imgs", "x")
 _LABELS = ("labels", "label", "targets", "target", "y")
-_PARTS = ("train", "val", "test")
+PARTS = ("train", "val", "test")
 _FEATURES = frozenset({"features", "files"})
 
 _DSPRITES = ("color", "shape", "scale", "orientation", "x", "y")
@@ -41,17 +44,19 @@ _CATEGORIES = frozenset({"shape", "object_color", "object_shape", "background_co
 
 @dataclass(frozen=True)
 class ArraySet:
-    """The pictures of one file, part by part, and what is known of them.
+    """The pictures of a set, part by part, and what is known of them.
 
     Attributes:
         images: arrays [N_part, H, W] or [N_part, H, W, C] or [N_part, C, H, W].
         parts: name of each, "" where the file has no parts.
         labels: attribute -> [N] values of all parts together, numbers or text.
+        files: that hold all this.
     """
 
     images: tuple[ImageRows, ...]
     parts: tuple[str, ...]
     labels: dict[str, npt.NDArray[Any]]
+    files: tuple[Path, ...]
 
     def names(self) -> Iterator[str]:
         """Stable names: the row's number, `000123`; behind its part where there are parts, `train/000123`."""
@@ -66,27 +71,29 @@ def row_name(part: str, row: int) -> str:
 
 
 def is_array_set(path: Path) -> bool:
-    """Whether a path is a file of arrays by its suffix."""
-    return path.suffix.lower() in NPZ_SUFFIXES | HDF5_SUFFIXES
+    """Whether a path is a file of arrays by its suffix, or a folder of Cars3D or SmallNORB."""
+    return path.suffix.lower() in NPZ_SUFFIXES | HDF5_SUFFIXES or is_matlab_set(path)
 
 
 def read_array_set(path: Path, reporter: Reporter | None = None) -> ArraySet:
     """What a file of arrays holds.
 
     Args:
-        path: `.npz` or HDF5.
+        path: `.npz`, HDF5 or `.mat`, or a folder of the latter.
         reporter: warned when a large array is unpacked.
 
     Raises:
         DataError: when the file is damaged, holds features, no pictures, or labels of another number.
     """
+    if is_matlab_set(path):
+        return ArraySet(*read_matlab_set(path))
     arrays = open_arrays(path, reporter)
     if set(arrays) >= _FEATURES:
         raise DataError(
             f"{path} holds features that diti wrote, no pictures.", remedy="Name the images; use the features in probe."
         )
     lower = {name.rpartition("/")[2].lower(): name for name in arrays}
-    parts = tuple(part for part in _PARTS if f"{part}_images" in lower)
+    parts = tuple(part for part in PARTS if f"{part}_images" in lower)
     if parts:
         images = tuple(arrays[lower[f"{part}_images"]] for part in parts)
         labels = _part_labels(path, arrays, lower, parts, images)
@@ -102,7 +109,7 @@ def read_array_set(path: Path, reporter: Reporter | None = None) -> ArraySet:
         labels = _factors(path, arrays, lower, images[0].shape[0])
     for array in images:
         picture_axes(array, path)
-    return ArraySet(images, parts, labels)
+    return ArraySet(images, parts, labels, (path,))
 
 
 def picture_axes(array: ImageRows, path: Path) -> bool:

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from diticli.config_groups import Crop
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.decode_budget import DecodeBudget
+from diticli.data.depth import SIXTEEN_BITS, levels, rounded
 from diticli.data.machine import is_of_machine, patiently
 from diticli.data.own_files import is_own_picture, is_run
 from diticli.data.png_chunks import without_metadata
@@ -83,6 +84,8 @@ _CELEBA_TOP, _CELEBA_LEFT, _CELEBA_SIDE = 57, 25, 128
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", *(["AVIF"] if _AVIF else []))
 
 T = TypeVar("T")
+
+_LUMA = (0.299, 0.587, 0.114)  # as Pillow makes grey of colours
 
 _BITS_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 277, 284
 _ORIENTATION_TAG = 0x0112
@@ -218,33 +221,49 @@ def picture_size(path: Path) -> tuple[int, int] | None:
 
 
 def decode_image(
-    path: Path, resolution: int, max_pixels: int = MAX_PIXELS, *, crop: Crop = "center"
+    path: Path,
+    resolution: int,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    crop: Crop = "center",
+    value_range: ValueRange | None = None,
+    channels: int = 3,
 ) -> npt.NDArray[np.uint8]:
     """Read an image upright, crop a square of it and resize that as the official code does (antialiased bilinear).
 
-    Any mode is read: palettes, grey, 16 bits (scaled to 8), CMYK; transparency is laid over white, and of
-    an animation the first frame is taken. JPEGs much larger than needed are decoded at a fraction of their
-    size (never below twice the resolution).
+    Any mode is read: palettes, grey, 16 bits and floats (their levels rounded to 8 bits at the end), CMYK; transparency
+    is laid over white, and of an animation the first frame is taken. JPEGs much larger than needed are decoded at a
+    fraction of their size (never below twice the resolution).
 
     Args:
         path: a regular file.
         resolution: R, side of the result in pixels.
         max_pixels: larger images are refused before they are decoded.
         crop: which square.
+        value_range: black and white of a grey picture of 16 bits, 32 bits or floats; None: 16 bits, floats are refused.
+        channels: 3 for RGB, 1 for grey.
 
     Returns:
-        [R, R, 3] uint8 RGB.
+        [R, R, channels] uint8.
 
     Raises:
         UnreadableImageError: for a file that is missing, empty, truncated, not an image, or too large.
         MachineError: when memory, descriptors or the disk fail, several times in a row.
     """
 
-    return _decode(lambda: _open_file(path), str(path), resolution, max_pixels, crop)
+    reading = _Reading(resolution=resolution, crop=crop, value_range=value_range, channels=channels)
+    return _decode(lambda: _open_file(path), str(path), max_pixels, reading)
 
 
 def decode_bytes(
-    data: bytes, name: str, resolution: int, max_pixels: int = MAX_PIXELS, *, crop: Crop = "center"
+    data: bytes,
+    name: str,
+    resolution: int,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    crop: Crop = "center",
+    value_range: ValueRange | None = None,
+    channels: int = 3,
 ) -> npt.NDArray[np.uint8]:
     """As `decode_image`, of a picture file's bytes.
 
@@ -255,21 +274,38 @@ def decode_bytes(
     if not data:
         raise UnreadableImageError(name, "empty (0 bytes)")
     _check_size(len(data), name)
-    return _decode(lambda: io.BytesIO(data), name, resolution, max_pixels, crop)
+    reading = _Reading(resolution=resolution, crop=crop, value_range=value_range, channels=channels)
+    return _decode(lambda: io.BytesIO(data), name, max_pixels, reading)
 
 
-def _decode(
-    open_file: Callable[[], IO[bytes]], name: str, resolution: int, max_pixels: int, crop: Crop
-) -> npt.NDArray[np.uint8]:
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """How a picture becomes a square."""
+
+    resolution: int
+    crop: Crop
+    value_range: ValueRange | None
+    channels: int
+
+
+def _decode(open_file: Callable[[], IO[bytes]], name: str, max_pixels: int, reading: _Reading) -> npt.NDArray[np.uint8]:
     def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
         width, height = image.size
         if width * height > max_pixels:
             raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
         _refuse_tiff(image, name)
-        if crop == "center" or celeba_box(width, height) is None:
-            _draft(image, resolution)
+        if reading.value_range is not None:
+            _refuse_deep_colour(image, name)
+        if reading.crop == "center" or celeba_box(width, height) is None:
+            _draft(image, reading.resolution)
         with _DECODE_BUDGET.reserve(image.width * image.height):
-            return to_square(image, resolution, crop)
+            return to_square(
+                image,
+                reading.resolution,
+                reading.crop,
+                value_range=reading.value_range,
+                channels=reading.channels,
+            )
 
     try:
         return patiently(lambda: _with_picture(open_file, pixels), name)
@@ -278,7 +314,7 @@ def _decode(
     except UnreadableImageError as error:
         raise UnreadableImageError(name, error.reason) from error
     except UnidentifiedImageError:
-        reason = "not an image"
+        reason = _unidentified(open_file)
     except Image.DecompressionBombError:
         reason = "far too many pixels"
     except Exception as error:  # damaged bytes lead decoders to struct.error, EOFError, ValueError, ...
@@ -298,6 +334,12 @@ def _with_picture(open_file: Callable[[], IO[bytes]], use: Callable[[Image.Image
                 raise
         with Image.open(pixels, formats=("PNG",)) as image:
             return use(image)
+
+
+def _unidentified(open_file: Callable[[], IO[bytes]]) -> str:
+    with open_file() as file:
+        tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return "a TIFF of a kind that is not read; save it as 8 bits, 16 bits or 32-bit floats" if tiff else "not an image"
 
 
 def _open_file(path: Path) -> IO[bytes]:
@@ -352,36 +394,128 @@ def _refuse_tiff(image: Image.Image, name: str) -> None:
             raise UnreadableImageError(name, f"a TIFF of {pages} pages; save each page as a file of its own")
 
 
-def to_square(image: Image.Image, resolution: int, crop: Crop = "center") -> npt.NDArray[np.uint8]:
+def _refuse_deep_colour(image: Image.Image, name: str) -> None:
+    """Refuse colours of 16 bits where a window is asked for: Pillow keeps their upper 8 bits only."""
+    if image.mode in ("RGB", "RGBA") and any(";16" in str(tile[-1]) for tile in getattr(image, "tile", ())):
+        raise UnreadableImageError(name, "colours of 16 bits have no window here; save them as 8 bits, or as .npz")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture is grey with more than 8 bits, by its head."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def deep_extremes(open_file: Callable[[], IO[bytes]], name: str) -> tuple[float, float, bool] | None:
+    """Least and largest value of a picture of more than 8 bits, and whether they are whole numbers; None for others.
+
+    Raises:
+        MachineError: when the machine cannot read it now.
+    """
+
+    def look(image: Image.Image) -> tuple[float, float, bool] | None:
+        if not is_deep(image) or image.width * image.height > MAX_PIXELS:
+            return None
+        _refuse_tiff(image, name)
+        with _DECODE_BUDGET.reserve(image.width * image.height):
+            values = np.asarray(image)
+            values = values[np.isfinite(values)]
+            if not values.size:
+                return None
+            return float(values.min()), float(values.max()), image.mode != "F"
+
+    try:
+        return patiently(lambda: _with_picture(open_file, look), name)
+    except MachineError:
+        raise
+    except Exception:  # decoders throw whatever a damaged file leads them to; it is named when it is loaded
+        return None
+
+
+def file_extremes(path: Path) -> tuple[float, float, bool] | None:
+    """`deep_extremes` of a file."""
+    return deep_extremes(lambda: _open_file(path), str(path))
+
+
+def bytes_extremes(data: bytes, name: str) -> tuple[float, float, bool] | None:
+    """`deep_extremes` of a file's bytes."""
+    return deep_extremes(lambda: io.BytesIO(data), name) if len(data) <= MAX_BYTES else None
+
+
+def to_square(
+    image: Image.Image,
+    resolution: int,
+    crop: Crop = "center",
+    *,
+    value_range: ValueRange | None = None,
+    channels: int = 3,
+) -> npt.NDArray[np.uint8]:
     """Turn an opened image upright, crop a square of it and resize that, as `decode_image` does.
 
     Args:
         image: any mode; left as it is.
         resolution: R, side of the result in pixels.
         crop: which square.
+        value_range: black and white of a picture of more than 8 bits; None: 16 bits, floats are refused.
+        channels: 3 for RGB, 1 for grey.
 
     Returns:
-        [R, R, 3] uint8 RGB.
+        [R, R, channels] uint8.
 
     Raises:
-        UnreadableImageError: for pixels without a defined range (mode F).
+        UnreadableImageError: for floats without a range, or values that are not finite.
         OSError: when the image was opened but not loaded, and its file is damaged.
     """
     image.load()  # before the orientation is asked for: some formats turn themselves upright here
     transpose = _UPRIGHT.get(_orientation(image))
-    rgb = _to_rgb(image)
+    plain = _deep_levels(image, value_range) if is_deep(image) else _to_bytes(image, "RGB" if channels == 3 else "L")
+    return _with_channels(_square(plain, resolution, crop, transpose), channels)
+
+
+def levels_to_square(
+    found: npt.NDArray[np.float32], resolution: int, crop: Crop = "center", *, channels: int = 3
+) -> npt.NDArray[np.uint8]:
+    """Cut and resize grey levels as `to_square` does, and round them to 8 bits at the end.
+
+    Args:
+        found: [H, W] or [H, W, 3] levels from 0 to 255.
+        resolution: R, side of the result in pixels.
+        crop: which square.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        [R, R, channels] uint8.
+    """
+    if found.ndim == 3 and channels == 1:
+        found = found @ np.array(_LUMA, dtype=np.float32)
+    planes = [found] if found.ndim == 2 else list(np.moveaxis(found, -1, 0))
+    squares = [_square(Image.fromarray(np.ascontiguousarray(plane)), resolution, crop) for plane in planes]
+    return _with_channels(squares[0] if found.ndim == 2 else np.stack(squares, axis=2), channels)
+
+
+def _with_channels(square: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
+    return square if square.ndim == 3 else np.repeat(square[:, :, None], channels, axis=2)
+
+
+def _square(
+    plain: Image.Image, resolution: int, crop: Crop, transpose: Image.Transpose | None = None
+) -> npt.NDArray[np.uint8]:
+    """The square of a picture of mode RGB, L or F, [R, R, 3] or [R, R]."""
     if crop == "celeba":
-        upright = rgb if transpose is None else rgb.transpose(transpose)
+        upright = plain if transpose is None else plain.transpose(transpose)
         if square := celeba_box(*upright.size):
             # Cut first: `resize` lets pixels beside its box bleed in, the official code does not.
             upright = upright.crop(square)
-            return np.array(upright.resize((resolution, resolution), Image.Resampling.BILINEAR))
-    side = min(rgb.size)
+            return _values(upright.resize((resolution, resolution), Image.Resampling.BILINEAR))
+    side = min(plain.size)
     # A box centred to half a pixel commutes with the rotations, which are then cheap on the small picture.
-    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    left, top = (plain.width - side) / 2, (plain.height - side) / 2
     box = (left, top, left + side, top + side)
-    small = rgb.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
-    return np.array(small if transpose is None else small.transpose(transpose))
+    small = plain.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
+    return _values(small if transpose is None else small.transpose(transpose))
+
+
+def _values(image: Image.Image) -> npt.NDArray[np.uint8]:
+    return rounded(np.asarray(image)) if image.mode == "F" else np.array(image)
 
 
 def celeba_box(width: int, height: int) -> tuple[int, int, int, int] | None:
@@ -428,18 +562,25 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        name = str(getattr(image, "filename", "")) or "in memory"
-        raise UnreadableImageError(name, "floating-point pixels have no defined range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow hands out 16-bit grey in both; its own conversion would clip at 255.
-        values = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
-        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+def _deep_levels(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
+    """Grey of more than 8 bits as levels in mode F; Pillow's own conversion would cut at 255."""
+    name = str(getattr(image, "filename", "")) or "in memory"
+    if image.mode == "F" and value_range is None:
+        raise UnreadableImageError(
+            name, "floating-point pixels have no defined range; name one: --value-range LOW,HIGH"
+        )
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise UnreadableImageError(name, "it has values that are not finite")
+    return Image.fromarray(levels(values, value_range or SIXTEEN_BITS))
+
+
+def _to_bytes(image: Image.Image, mode: str) -> Image.Image:
+    """A picture of at most 8 bits as RGB or L, transparency over white."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(mode)
+    return image.convert(mode) if mode == "RGB" or image.mode == "L" else image.convert("RGB").convert(mode)
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import Crop, Listing, decode_image, has_image_suffix, is_image, list_images, short_side
+from diticli.config_groups import ValueRange
+from diticli.data.decode import (
+    Crop,
+    Listing,
+    decode_image,
+    file_extremes,
+    has_image_suffix,
+    is_image,
+    list_images,
+    short_side,
+)
+from diticli.data.depth import reading_facts
 from diticli.data.names import unique_names, visible_entries
 from diticli.errors import DataError
 
@@ -36,6 +47,8 @@ class FolderImages:
     """
 
     threads = True
+    channels: int = 3
+    value_range: ValueRange | None = None
 
     def __init__(self, roots_or_files: Sequence[Path], resolution: int, crop: Crop = "center") -> None:
         self.name = ", ".join(str(path) for path in roots_or_files)
@@ -69,11 +82,17 @@ class FolderImages:
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
         """See `ImageSource.load`."""
-        return decode_image(self._files[index], self.resolution, crop=self.crop)
+        return decode_image(
+            self._files[index], self.resolution, crop=self.crop, value_range=self.value_range, channels=self.channels
+        )
 
     def short_side(self, index: int) -> int | None:
         """See `ImageSource.short_side`."""
         return short_side(self._files[index])
+
+    def extremes(self, index: int) -> tuple[float, float, bool] | None:
+        """See `diticli.data.decode.deep_extremes`."""
+        return file_extremes(self._files[index])
 
     def fingerprint(self) -> dict[str, Any]:
         """See `ImageSource.fingerprint`: names, sizes and modification times of all files."""
@@ -91,6 +110,7 @@ class FolderImages:
             "count": len(self),
             "resolution": self.resolution,
             "crop": self.crop,
+            **reading_facts(self.channels, self.value_range),
             "sha256": digest.hexdigest(),
         }
 

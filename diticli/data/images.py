@@ -68,7 +68,7 @@ class LoadedImages:
     """All readable images of a source.
 
     Attributes:
-        images: [N, R, R, 3] uint8 RGB.
+        images: [N, R, R, channels] uint8.
         indices: [N] int64, each row's index in the source.
         skipped: what could not be read.
     """
@@ -139,10 +139,10 @@ def load_images(
     if total == 0:
         raise DataError(f"There are no images in {source.name}.", remedy="Name a folder that holds images.")
     try:
-        images = np.empty((total, side, side, 3), dtype=np.uint8)
+        images = np.empty((total, side, side, source.channels), dtype=np.uint8)
     except MemoryError as error:
         raise DataError(
-            f"{total:,} images of {side}x{side} need {total * side * side * 3 / 2**30:.1f} GiB of memory.",
+            f"{total:,} images of {side}x{side} need {total * side**2 * source.channels / 2**30:.1f} GiB of memory.",
             remedy="Use a smaller resolution or fewer images.",
         ) from error
     kept: list[int] = []

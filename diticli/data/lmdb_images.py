@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diticli.config_groups import ValueRange
 from diticli.data.decode import Crop, UnreadableImageError, decode_bytes, image_size
+from diticli.data.depth import reading_facts
 from diticli.data.lmdb_reader import LmdbReader, lmdb_reader
 from diticli.data.names import visible_entries
 from diticli.errors import DataError
@@ -51,6 +53,8 @@ class LmdbImages:
     """
 
     threads = True
+    channels: int = 3
+    value_range: ValueRange | None = None
 
     def __init__(self, path: Path, resolution: int, crop: Crop | None = None) -> None:
         self.name = str(path)
@@ -73,7 +77,9 @@ class LmdbImages:
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
         """See `ImageSource.load`."""
-        return decode_bytes(self._value(index), self._label(index), self.resolution, crop=self.crop)
+        return decode_bytes(
+            self._value(index), self._label(index), self.resolution, crop=self.crop, channels=self.channels
+        )
 
     def short_side(self, index: int) -> int | None:
         """See `ImageSource.short_side`."""
@@ -94,6 +100,7 @@ class LmdbImages:
             "resolution": self.resolution,
             "stored": self.stored,
             "crop": self.crop,
+            **reading_facts(self.channels, self.value_range),
             "sha256": hashlib.sha256(state.encode()).hexdigest(),
         }
 

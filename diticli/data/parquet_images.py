@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diticli.config_groups import ValueRange
 from diticli.data.array_sets import row_name
-from diticli.data.decode import Crop, UnreadableImageError, decode_bytes, find_images, image_size
+from diticli.data.decode import Crop, UnreadableImageError, bytes_extremes, decode_bytes, find_images, image_size
+from diticli.data.depth import reading_facts
 from diticli.data.machine import patiently
 from diticli.data.names import visible_entries
 from diticli.errors import DataError
@@ -79,6 +81,8 @@ class ParquetImages:
     """
 
     threads = True
+    channels: int = 3
+    value_range: ValueRange | None = None
 
     def __init__(self, paths: Sequence[Path], resolution: int, crop: Crop = "center") -> None:
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
@@ -109,7 +113,14 @@ class ParquetImages:
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
         """See `ImageSource.load`."""
-        return decode_bytes(self._value(index), self._label(index), self.resolution, crop=self.crop)
+        return decode_bytes(
+            self._value(index),
+            self._label(index),
+            self.resolution,
+            crop=self.crop,
+            value_range=self.value_range,
+            channels=self.channels,
+        )
 
     def short_side(self, index: int) -> int | None:
         """See `ImageSource.short_side`."""
@@ -118,6 +129,13 @@ class ParquetImages:
         except UnreadableImageError:
             return None
         return None if size is None else min(size)
+
+    def extremes(self, index: int) -> tuple[float, float, bool] | None:
+        """See `diticli.data.decode.deep_extremes`."""
+        try:
+            return bytes_extremes(self._value(index), self._label(index))
+        except UnreadableImageError:
+            return None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `ImageSource.fingerprint`: sizes and times of the files and their numbers of rows."""
@@ -131,6 +149,7 @@ class ParquetImages:
             "count": len(self),
             "resolution": self.resolution,
             "crop": self.crop,
+            **reading_facts(self.channels, self.value_range),
             "sha256": digest.hexdigest(),
         }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from diticli.data.array_sets import is_array_set, read_array_set
+from diticli.data.array_sets import PARTS, is_array_set, read_array_set
 from diticli.data.label_formats import RawLabels
 from diticli.data.parquet_images import class_names, find_parquet, image_column, read_parquet_set
 from diticli.errors import DataError, LabelError
@@ -46,7 +46,8 @@ def read_set_parts(path: Path) -> dict[str, str] | None:
     """
     try:
         if is_array_set(path):
-            files: Iterable[str] = read_array_set(path).names()
+            found = read_array_set(path)
+            files: Iterable[str] = found.names() if set(found.parts) <= set(PARTS) else ()
         elif (parquet := find_parquet(path)) and (path.is_dir() or image_column(path)):
             files = read_parquet_set(parquet).names()
         else:

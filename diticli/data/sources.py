@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from diticli.config_groups import ValueRange
 from diticli.data.array_images import ArrayImages
 from diticli.data.array_sets import is_array_set
-from diticli.data.decode import Crop, UnreadableImageError
+from diticli.data.decode import Crop, UnreadableImageError, to_square
+from diticli.data.depth import beyond, range_of_values, reading_facts
 from diticli.data.faces import face_name, render_face, sample_factors
 from diticli.data.faces_word import faces_beside, is_faces, parse_faces
 from diticli.data.folder_images import FolderImages
@@ -22,6 +25,10 @@ from diticli.data.parquet_images import ParquetImages, find_parquet
 from diticli.data.tar_images import TarImages, find_tars
 from diticli.errors import DataError
 from diticli.progress import Reporter, SilentReporter
+
+_SAMPLE = 64
+"""Picture files that are looked at for their values."""
+_FEW = 0.05
 
 
 class ImageSource(Protocol):
@@ -33,12 +40,16 @@ class ImageSource(Protocol):
         name: what the user called it, for messages.
         resolution: R, side of the images in pixels.
         crop: which square of each picture; what a model trained on it must be given.
+        channels: 3 for RGB, 1 for grey.
+        value_range: black and white of pictures of more than 8 bits; None: they have 8, or 16 that are used whole.
         threads: whether decoding in threads is any faster.
     """
 
     name: str
     resolution: int
     crop: Crop
+    channels: int
+    value_range: ValueRange | None
     threads: bool
 
     def __len__(self) -> int:
@@ -48,7 +59,7 @@ class ImageSource(Protocol):
         """Unique name of an image: its path relative to its root, with forward slashes."""
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
-        """[R, R, 3] uint8 RGB.
+        """[R, R, channels] uint8.
 
         Raises:
             UnreadableImageError: when the file cannot be decoded.
@@ -71,6 +82,8 @@ class FaceImages:
 
     threads = False  # drawing holds the interpreter lock
     crop: Crop = "center"
+    channels: int = 3
+    value_range: ValueRange | None = None
 
     def __init__(self, count: int, seed: int, resolution: int) -> None:
         if count < 1:
@@ -90,7 +103,10 @@ class FaceImages:
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
         """See `ImageSource.load`; never fails."""
-        return render_face(sample_factors(self._seed, [index])[0], self.resolution)
+        face = render_face(sample_factors(self._seed, [index])[0], self.resolution)
+        if self.channels == 3:
+            return face
+        return to_square(Image.fromarray(face), self.resolution, channels=self.channels)
 
     def short_side(self, index: int) -> int:
         """See `ImageSource.short_side`: drawn as they are wanted."""
@@ -108,6 +124,7 @@ class FaceImages:
             "count": self._count,
             "resolution": self.resolution,
             "sha256": hashlib.sha256(self.load(0).tobytes()).hexdigest(),
+            **reading_facts(self.channels, self.value_range),
         }
 
 
@@ -118,6 +135,8 @@ def open_images(
     crop: Crop | None = None,
     faces_count: int = 1000,
     faces_seed: int = 0,
+    value_range: ValueRange | None = None,
+    channels: int = 3,
     reporter: Reporter | None = None,
 ) -> ImageSource:
     """Images named as on the command line.
@@ -128,6 +147,7 @@ def open_images(
             .tar files, or folders of them;
             one LMDB of Diff-AE: its folder or its data file;
             one `.npz` or HDF5 file of arrays (dSprites, Shapes3D, MPI3D, MedMNIST, see `diticli.data.array_sets`);
+            a folder of Cars3D's or SmallNORB's `.mat` files, or one of them;
             Parquet files with a column of pictures, or a folder of them;
             `faces[:COUNT[:SEED]]`, the built-in data (write `./faces` for a folder of that name).
             Paths may hold braces and wildcards, see `expand_pattern`, and come from a list, see `expand_source`:
@@ -137,6 +157,8 @@ def open_images(
             LMDB, the central one for all else.
         faces_count: COUNT when `faces` names none.
         faces_seed: SEED when `faces` names none.
+        value_range: black and white of pictures of more than 8 bits; None: found from pictures spread over the set.
+        channels: 3 for RGB, 1 for grey.
         reporter: receiver of warnings: what was left out of folders, a folder that is called like the built-in data.
 
     Raises:
@@ -150,7 +172,8 @@ def open_images(
     reporter = reporter or SilentReporter()
     faces = [source for source in given if is_faces(source)]
     if not faces:
-        source = _open_paths([path for source in given for path in expand_source(source)], resolution, crop, reporter)
+        paths = [path for source in given for path in expand_source(source)]
+        source = _open_paths(paths, resolution, crop, value_range, channels, reporter)
         for line in _remarks(source):
             reporter.warn(line)
         return source
@@ -170,7 +193,9 @@ def open_images(
     count = faces_count if word.number is None else word.number
     if count >= 10**9:
         raise DataError(f"Cannot use {count:,} faces.", remedy="Ask for fewer than a billion.")
-    return FaceImages(count, faces_seed if word.seed is None else word.seed, resolution)
+    drawn = FaceImages(count, faces_seed if word.seed is None else word.seed, resolution)
+    drawn.channels = channels
+    return drawn
 
 
 def typical_side(source: ImageSource, sample: int = 32) -> int:
@@ -192,7 +217,14 @@ def _remarks(source: ImageSource) -> Sequence[str]:
     return source.notes if isinstance(source, ArrayImages) else ()
 
 
-def _open_paths(paths: Sequence[Path], resolution: int, crop: Crop | None, reporter: Reporter) -> ImageSource:
+def _open_paths(
+    paths: Sequence[Path],
+    resolution: int,
+    crop: Crop | None,
+    value_range: ValueRange | None,
+    channels: int,
+    reporter: Reporter,
+) -> ImageSource:
     tars: list[Path] = []
     databases: list[Path] = []
     arrays: list[Path] = []
@@ -216,14 +248,47 @@ def _open_paths(paths: Sequence[Path], resolution: int, crop: Crop | None, repor
             remedy="Name images and folders, or tars, or Parquet files, or a single LMDB or file of arrays.",
         )
     if arrays:
-        return ArrayImages(arrays[0], resolution, crop or "center", reporter)
-    if parquet:
-        return ParquetImages(parquet, resolution, crop or "center")
+        return ArrayImages(
+            arrays[0], resolution, crop or "center", reporter, value_range=value_range, channels=channels
+        )
+    source: ParquetImages | LmdbImages | TarImages | FolderImages
     if databases:
-        return LmdbImages(databases[0], resolution, crop)
-    if tars:
-        return TarImages(tars, resolution, crop or "center")
-    return FolderImages(others, resolution, crop or "center")
+        source = LmdbImages(databases[0], resolution, crop)
+    elif parquet:
+        source = ParquetImages(parquet, resolution, crop or "center")
+    elif tars:
+        source = TarImages(tars, resolution, crop or "center")
+    else:
+        source = FolderImages(others, resolution, crop or "center")
+    source.channels = channels
+    if not isinstance(source, LmdbImages):
+        source.value_range = _window(source, value_range, reporter)
+    return source
+
+
+def _window(
+    source: ParquetImages | TarImages | FolderImages, given: ValueRange | None, reporter: Reporter
+) -> ValueRange | None:
+    """Black and white of a set of picture files: as given, or found from those of more than 8 bits, if any."""
+    # Rows of a Parquet file come in groups, each of which is read as a whole.
+    stride = 1 if isinstance(source, ParquetImages) else max(1, len(source) // _SAMPLE)
+    spread = range(0, len(source), stride)[:_SAMPLE]
+    found = [values for values in map(source.extremes, spread) if values is not None]
+    if not found:
+        return given
+    low, high = min(values[0] for values in found), max(values[1] for values in found)
+    if given is None:
+        try:
+            given, note = range_of_values(low, high, whole=all(values[2] for values in found), name=source.name)
+        except DataError:
+            if len(found) > _FEW * len(spread):
+                raise
+            return None  # a few strangers, each of which is refused when it is read
+    else:
+        note = beyond(low, high, given, source.name)
+    if note:
+        reporter.warn(note)
+    return given
 
 
 __all__ = [

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import MAX_BYTES, Crop, UnreadableImageError, decode_bytes, find_images, image_size
+from diticli.config_groups import ValueRange
+from diticli.data.decode import (
+    MAX_BYTES,
+    Crop,
+    UnreadableImageError,
+    bytes_extremes,
+    decode_bytes,
+    find_images,
+    image_size,
+)
+from diticli.data.depth import reading_facts
 from diticli.data.machine import patiently
 from diticli.data.names import visible_entries
 from diticli.data.packed_names import prefixes_that_tell_apart
@@ -43,6 +53,8 @@ class TarImages:
     """
 
     threads = True
+    channels: int = 3
+    value_range: ValueRange | None = None
 
     def __init__(self, tars: Sequence[Path], resolution: int, crop: Crop = "center") -> None:
         paths = list(dict.fromkeys(path.absolute() for path in tars))
@@ -74,7 +86,9 @@ class TarImages:
         data = self._read(index, size)
         if len(data) < size:
             raise UnreadableImageError(name, "its tar was cut off since it was opened")
-        return decode_bytes(data, name, self.resolution, crop=self.crop)
+        return decode_bytes(
+            data, name, self.resolution, crop=self.crop, value_range=self.value_range, channels=self.channels
+        )
 
     def short_side(self, index: int) -> int | None:
         """See `ImageSource.short_side`."""
@@ -83,6 +97,14 @@ class TarImages:
         except UnreadableImageError:
             return None
         return None if size is None else min(size)
+
+    def extremes(self, index: int) -> tuple[float, float, bool] | None:
+        """See `diticli.data.decode.deep_extremes`."""
+        name, size = self.file_name(index), self._locate(index)[1].size
+        try:
+            return bytes_extremes(self._read(index, size), name) if size <= MAX_BYTES else None
+        except UnreadableImageError:
+            return None
 
     def fingerprint(self) -> dict[str, Any]:
         """See `ImageSource.fingerprint`: sizes and modification times of the tars, names and places in them."""
@@ -102,6 +124,7 @@ class TarImages:
             "count": len(self),
             "resolution": self.resolution,
             "crop": self.crop,
+            **reading_facts(self.channels, self.value_range),
             "sha256": digest.hexdigest(),
         }
 

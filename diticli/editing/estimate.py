@@ -22,11 +22,12 @@ def seconds_for(pipeline: EditablePipeline, plan: TablePlan, settings: EditSetti
     if not decode:
         return 0.0
     side = getattr(pipeline, "resolution", 0)
-    x = torch.zeros(1, 3, side, side)
+    shape = (getattr(pipeline, "channels", 3), side, side)
+    x = torch.zeros(1, *shape)
     size = min(decode, batch_of(pipeline, x, settings))
     short = replace(settings, invert_steps=PROBED_STEPS, decode_steps=PROBED_STEPS)
     z = torch.zeros(size, pipeline.chunks.latent_dim)
-    noise = torch.zeros(size, 3, side, side)
+    noise = torch.zeros(size, *shape)
     took = []
     with torch.inference_mode():
         sampler = pipeline.sampler(**short.sampler_kwargs())

@@ -16,6 +16,7 @@ from diticli.progress import Reporter
 if TYPE_CHECKING:
     from PIL import Image
 
+    from diticli.config_groups import ValueRange
     from diticli.data.decode import Crop
 
 
@@ -51,7 +52,15 @@ def check_source(source: str, reporter: Reporter | None = None) -> None:
     raise DataError(f"{source} {what}.", remedy="Give an image file, or a built-in face such as faces:3.")
 
 
-def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> Image.Image:
+def read_source(
+    source: str,
+    resolution: int,
+    crop: Crop,
+    *,
+    seed: int = 0,
+    value_range: ValueRange | None = None,
+    channels: int = 3,
+) -> Image.Image:
     """The image, cropped and resized as in training.
 
     Args:
@@ -59,6 +68,8 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
         resolution: of the model.
         crop: of the model.
         seed: of a face that names none.
+        value_range: black and white of a picture of more than 8 bits; None: 16 bits.
+        channels: of the model.
 
     Raises:
         DataError: when it cannot be read.
@@ -70,11 +81,13 @@ def read_source(source: str, resolution: int, crop: Crop, *, seed: int = 0) -> I
         from diticli.data.faces import render_face, sample_factors
 
         factors = sample_factors(seed if face.seed is None else face.seed, [face.number])
-        return Image.fromarray(render_face(factors[0], resolution))
+        drawn = Image.fromarray(render_face(factors[0], resolution))
+        return drawn if channels == 3 else drawn.convert("L")
     check_source(source)
     from diticli.data.images import decode_image
 
-    return Image.fromarray(decode_image(Path(source), resolution, crop=crop))
+    pixels = decode_image(Path(source), resolution, crop=crop, value_range=value_range, channels=channels)
+    return Image.fromarray(pixels if channels == 3 else pixels[..., 0])
 
 
 def resizing(source: str, resolution: int, crop: Crop) -> str:

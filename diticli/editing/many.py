@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from diticli.data.decode import Crop
 from diticli.editing.engine import (
     EditablePipeline,
     ImageSampler,
@@ -56,8 +55,8 @@ class ManyPipeline(EditablePipeline, Protocol):
         """R."""
 
     @property
-    def crop(self) -> Crop:
-        """Which square of a picture is kept."""
+    def reading(self) -> dict[str, Any]:
+        """How pictures are read for it: crop, value_range and channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +199,7 @@ def _edit_window(
 
 def _compiled(pipeline: ManyPipeline, plan: TablePlan, settings: EditSettings) -> EditSettings:
     """The settings, with the compilation decided by how much there is to sample."""
-    like = torch.zeros(1, 3, pipeline.resolution, pipeline.resolution)
+    like = torch.zeros(1, getattr(pipeline, "channels", 3), pipeline.resolution, pipeline.resolution)
     batch = batch_of(pipeline, like, settings)
     invert, decode = plan.pictures
     inverting, decoding = settings.steps_run(pipeline.chunks.timesteps)
@@ -216,7 +215,7 @@ def _read_images(
 
     def read(source: str) -> Image.Image | DiTiError:
         try:
-            return read_source(source, pipeline.resolution, pipeline.crop, seed=options.settings.seed)
+            return read_source(source, pipeline.resolution, seed=options.settings.seed, **pipeline.reading)
         except MachineError:  # says nothing of this pair
             raise
         except DiTiError as error:

@@ -21,6 +21,7 @@ import torch
 
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES
+from diticli.data.depth import reading_facts
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
 from diticli.distributed import Rank
 from diticli.encoding.batch_encoder import BatchEncoder
@@ -110,6 +111,7 @@ def encode_with(
         DiTiError: as `encode_images`.
     """
     image = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
+    image |= reading_facts(source.channels, source.value_range)
     if base is not None:
         unet = pipeline.denoisers()[0]
         features = BaseFeatures(unet, pipeline.schedule, base, precision=precision)

@@ -42,16 +42,17 @@ class AttributeClassifier(ClassifierNetwork):
     Args:
         attributes: what it predicts, in the order of its outputs.
         resolution: height and width of its images.
+        channels: of its images.
 
     Attributes:
         reliability: attribute -> score on held-out images: R2 of a number, 2 (AUC - 0.5) of a binary one; 0 is
             chance, 1 perfect. Filled by `train_classifier`.
     """
 
-    def __init__(self, attributes: Sequence[Target], resolution: int) -> None:
+    def __init__(self, attributes: Sequence[Target], resolution: int, channels: int = 3) -> None:
         super().__init__(attributes)
         self.reliability: dict[str, float] = {}
-        widths = [3, 32]
+        widths = [channels, 32]
         while resolution // 2 ** (len(widths) - 2) > 4:
             widths.append(min(2 * widths[-1], 128))
         strides = [1, *([2] * (len(widths) - 2))]
@@ -121,7 +122,7 @@ def train_classifier(
     attributes = learnable(columns, train)
     with global_generators_kept(torch.device(device)):
         torch.manual_seed(seed)
-        classifier = AttributeClassifier(attributes, images_NCHW.shape[-1]).to(device)
+        classifier = AttributeClassifier(attributes, images_NCHW.shape[-1], images_NCHW.shape[1]).to(device)
 
         def learn() -> Arrays:
             options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
-from diticli.data.decode import Crop
+from diticli.config_groups import ValueRange
+from diticli.data.decode import Crop, to_square
 from diticli.data.faces import FACTORS, render_face, sample_factors
 from diticli.data.images import FaceImages, load_images, open_images
 from diticli.data.labels import LabelColumn, read_labels
@@ -52,22 +54,28 @@ class EvaluationImages:
         return {name: column for name, column in self.columns.items() if column.kind != "category"}
 
     def drawn(self, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]) -> Pixels:
-        """Drawings [M, R, R, 3] of the judged faces with changed factors: what a perfect edit would give.
+        """Drawings [M, R, R, C] of the judged faces with changed factors: what a perfect edit would give.
 
         Args:
             change: factors [M, 13] -> factors [M, 13].
         """
         assert self.factors is not None
         side = self.judge_NCHW.shape[-1]
-        return np.stack([render_face(row, side) for row in change(self.factors.copy())])
+        faces = np.stack([render_face(row, side) for row in change(self.factors.copy())])
+        if self.judge_NCHW.shape[1] == 3:
+            return faces
+        return np.stack([to_square(Image.fromarray(face), side, channels=1) for face in faces])
 
 
-def evaluation_faces(resolution: int, *, learn: int, pairs: int, reporter: Reporter) -> EvaluationImages:
+def evaluation_faces(
+    resolution: int, *, learn: int, pairs: int, reporter: Reporter, channels: int = 3
+) -> EvaluationImages:
     """Built-in faces that neither training nor the demo's probe saw."""
     source = FaceImages(learn, LEARN_SEED, resolution)
     factors = source.factors()
     columns = {f.name: LabelColumn(f.kind, factors[:, i]) for i, f in enumerate(FACTORS)}
     images = FaceImages(2 * pairs, JUDGE_SEED, resolution)
+    source.channels = images.channels = channels
     return EvaluationImages(
         learn_NCHW=_tensor(load_images(source, reporter=reporter).images),
         columns=columns,
@@ -78,7 +86,17 @@ def evaluation_faces(resolution: int, *, learn: int, pairs: int, reporter: Repor
 
 
 def evaluation_folder(
-    data: str, labels: Path, resolution: int, *, learn: int, pairs: int, crop: Crop, seed: int, reporter: Reporter
+    data: str,
+    labels: Path,
+    resolution: int,
+    *,
+    learn: int,
+    pairs: int,
+    crop: Crop,
+    seed: int,
+    reporter: Reporter,
+    value_range: ValueRange | None = None,
+    channels: int = 3,
 ) -> EvaluationImages:
     """Labelled images of the user's, split at random: `2 * pairs` to judge, at most `learn` others to learn from.
 
@@ -87,7 +105,7 @@ def evaluation_folder(
         LabelError: when no image has a label.
         ConfigError: when there are too few.
     """
-    source = open_images(data, resolution, crop=crop, reporter=reporter)
+    source = open_images(data, resolution, crop=crop, value_range=value_range, channels=channels, reporter=reporter)
     loaded = load_images(source, reporter=reporter)
     files = [source.file_name(int(index)) for index in loaded.indices]
     joined = join_labels(files, read_labels(labels, files))

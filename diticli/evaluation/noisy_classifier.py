@@ -36,13 +36,14 @@ class NoisyClassifier(ClassifierNetwork):
         attributes: what it predicts, in the order of its outputs.
         resolution: height and width of its images.
         timesteps: T.
+        channels: of its images.
     """
 
-    def __init__(self, attributes: Sequence[Target], resolution: int, timesteps: int) -> None:
+    def __init__(self, attributes: Sequence[Target], resolution: int, timesteps: int, channels: int = 3) -> None:
         super().__init__(attributes)
         self.timesteps = timesteps
         halvings = max(1, min(len(WIDTHS) - 1, int(math.log2(resolution / 4))))
-        widths = (3, *WIDTHS[: halvings + 1])
+        widths = (channels, *WIDTHS[: halvings + 1])
         self.layers = nn.ModuleList(
             _FilmLayer(i, o, 1 if index == 0 else 2) for index, (i, o) in enumerate(pairwise(widths))
         )
@@ -119,7 +120,9 @@ def train_noisy_classifier(
 
     with global_generators_kept(torch.device(device)):
         torch.manual_seed(seed)
-        classifier = NoisyClassifier(attributes, images_NCHW.shape[-1], schedule.timesteps).to(device)
+        classifier = NoisyClassifier(attributes, images_NCHW.shape[-1], schedule.timesteps, images_NCHW.shape[1]).to(
+            device
+        )
         options: Any = {"epochs": epochs, "batch_size": batch_size, "reporter": reporter}
         title = "Training a classifier of noisy images"
         fit_classifier(classifier, images_NCHW, train, inputs, title=title, **options)

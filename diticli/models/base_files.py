@@ -32,13 +32,18 @@ _REMEDY = "Give a folder saved by diffusers (with config.json and safetensors we
 
 
 def load_base(
-    name_or_path: str, *, resolution: int | None = None, say: Callable[[str], None] = logger.warning
+    name_or_path: str,
+    *,
+    resolution: int | None = None,
+    channels: int | None = None,
+    say: Callable[[str], None] = logger.warning,
 ) -> tuple[UNet, DDPMScheduler]:
     """A base and its scheduler from a diffusers folder (pipeline, UNet, checkpoint, or run) or a Hub id.
 
     Args:
         name_or_path: see the module.
         resolution: height and width of the images; None leaves them unchecked.
+        channels: of the images; None leaves them unchecked.
         say: takes one line for each thing that was assumed or chosen.
 
     Raises:
@@ -53,7 +58,7 @@ def load_base(
     around = _folders_around(unet_folder)
     _check_index(around)
     scheduler = _load_scheduler(around, unet_folder, say)
-    return _load_unet(unet_folder, resolution, say).requires_grad_(False).eval(), scheduler
+    return _load_unet(unet_folder, resolution, channels, say).requires_grad_(False).eval(), scheduler
 
 
 def _unet_folder(folder: Path, say: Callable[[str], None]) -> Path:
@@ -96,11 +101,11 @@ def _check_index(around: list[Path]) -> None:
         raise ModelError(f"The pipeline in {index.parent} has no unet.", remedy=_REMEDY)
 
 
-def _load_unet(folder: Path, resolution: int | None, say: Callable[[str], None]) -> UNet:
+def _load_unet(folder: Path, resolution: int | None, channels: int | None, say: Callable[[str], None]) -> UNet:
     from diticli.models.pipeline import read_unet
 
     if (folder / "config.json").is_file():
-        check_base_config(_json(folder / "config.json"), resolution=resolution)
+        check_base_config(_json(folder / "config.json"), resolution=resolution, channels=channels)
     variant = _variant(folder)
     if variant is not None:
         say(f"{folder} holds {variant} weights only; they are computed in float32.")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from diticli.models.pipeline import DDPMScheduler
 
 
-def build_unet(config: UNetConfig, resolution: int) -> UNet:
-    """A freshly initialised base for square images of `resolution` pixels."""
+def build_unet(config: UNetConfig, resolution: int, channels: int = 3) -> UNet:
+    """A freshly initialised base for square images of `resolution` pixels and 1 or 3 channels."""
     sizes = [resolution // 2**level for level in range(len(config.channels))]
     plain = "Resnet{way}sampleBlock2D" if config.resampling == "resnet" else "{way}Block2D"
 
@@ -23,6 +23,8 @@ def build_unet(config: UNetConfig, resolution: int) -> UNet:
 
     return UNet(
         sample_size=resolution,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=config.channels,
         layers_per_block=config.layers_per_block,
         down_block_types=tuple(kinds("Down")),
@@ -42,6 +44,7 @@ def build_encoder(config: RunConfig) -> SemanticEncoder:
     """A freshly initialised encoder."""
     return SemanticEncoder(
         sample_size=config.data.resolution,
+        in_channels=config.data.channels,
         widths=config.encoder.widths,
         latent_dim=config.chunks.latent_dim,
         attention_size=config.encoder.attention_size,

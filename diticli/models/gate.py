@@ -66,7 +66,7 @@ BASE_REMEDY = (
 )
 
 
-def check_base_config(config: Mapping[str, Any], *, resolution: int | None = None) -> None:
+def check_base_config(config: Mapping[str, Any], *, resolution: int | None = None, channels: int | None = None) -> None:
     """Refuse the config of a base that cannot be run here; missing entries are the defaults of `UNet2DModel`.
 
     Raises:
@@ -88,6 +88,12 @@ def check_base_config(config: Mapping[str, Any], *, resolution: int | None = Non
         raise ModelError(
             f"The base was trained at {size} px, the run wants {resolution} px.",
             remedy=f"Use --resolution {size}, or another base.",
+        )
+    own = (DEFAULTS | dict(config))["in_channels"]
+    if channels is not None and own != channels:
+        raise ModelError(
+            f"The base was trained on pictures of {own} channels, the run wants {channels}.",
+            remedy=f"Use --channels {own}, or another base.",
         )
 
 
@@ -114,7 +120,8 @@ def _problem(config: Mapping[str, Any]) -> str | None:
         f"it uses a {embedding} time embedding": embedding != "positional",
         "it is class-conditional": c["class_embed_type"] is not None or c["num_class_embeds"] is not None,
         f"it predicts a variance ({outputs} outputs for {inputs} inputs)": outputs == 2 * inputs,
-        f"it has {inputs} input and {outputs} output channels, images have 3": (inputs, outputs) != (3, 3),
+        f"it has {inputs} input and {outputs} output channels, images have 1 or 3": inputs != outputs
+        or inputs not in (1, 3),
         f"its blocks are {', '.join(unknown)}": bool(unknown),
         f"its blocks {', '.join(misplaced)} are on the wrong path": bool(misplaced),
         f"it has {lengths[0]} down blocks, {lengths[1]} widths and {lengths[2]} up blocks": len({*lengths}) != 1,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
+from diticli.config_groups import ValueRange, check_value_range
 from diticli.data.decode import CROP_NOTES, Crop, decode_image, to_square
 from diticli.errors import ConfigError, ModelError
 from diticli.models.encoder import SemanticEncoder
@@ -31,6 +32,7 @@ from diticli.models.pixels import Images, Picture, checked, normalise
 from diticli.models.sampler import Sampler
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import UNet
+from diticli.reading import shortened
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback
 from diticli.schedule import NoiseSchedule
 
@@ -40,6 +42,23 @@ STORED_AS = {
     "shift_decoder": ("diticli", "ShiftDecoder"),
 }
 """Library and class by which `model_index.json` names the networks."""
+
+
+def _window(stored: Any) -> ValueRange | None:
+    """A model's `value_range`, checked.
+
+    Raises:
+        ModelError: for anything but two numbers, the lower one first.
+    """
+    if stored is None:
+        return None
+    try:
+        return check_value_range((float(stored["low"]), float(stored["high"])))
+    except (ConfigError, TypeError, ValueError, KeyError, OverflowError) as error:
+        raise ModelError(
+            f"The model's value_range is {shortened(stored)}, not a low and a high number.",
+            remedy="Train or copy it again.",
+        ) from error
 
 
 class DiTiModel:
@@ -52,7 +71,7 @@ class DiTiModel:
         encoder: images -> features.
         shift_decoder: what the features add to the base's noise estimate; None for an encoder alone.
         schedule: of the noise.
-        config: settings, by attribute: `chunk_layout`, `shift_form` and `crop`.
+        config: settings, by attribute: `chunk_layout`, `shift_form`, `crop` and `value_range`.
 
     Raises:
         ChunkError: for an impossible layout.
@@ -64,6 +83,7 @@ class DiTiModel:
         model_id: what it was loaded as; "" where it was not.
         origin: which model this is, why it was taken and what it was trained on; "" where it was not located.
         trained_on: the last alone, where its run says so.
+        value_range: black and white of pictures of more than 8 bits that it is given; at first those of its training.
         usual_psnr: dB of reconstructions of such images, where it was measured.
     """
 
@@ -77,6 +97,7 @@ class DiTiModel:
     model_id: str
     origin: str
     trained_on: str
+    value_range: ValueRange | None
     usual_psnr: float | None
 
     def __init__(
@@ -103,6 +124,7 @@ class DiTiModel:
         self.windows = ChunkWindows(self.chunks)
         self.model_id = self.origin = self.trained_on = ""
         self.usual_psnr = None
+        self.value_range = _window(self.config.get("value_range"))
         self._check_parts()
         check_finite(self.networks, "The model")
         for module in self.networks.values():
@@ -145,6 +167,12 @@ class DiTiModel:
             raise ModelError(
                 f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.", remedy="Use one of them."
             )
+        channels = [n.config.in_channels for n in (self.encoder, self.unet) if n is not None]
+        if channels[0] != channels[-1] or channels[0] not in (1, 3):
+            raise ModelError(
+                f"Encoder and base take pictures of {' and '.join(map(str, channels))} channels.",
+                remedy="Build both for 1 channel, or both for 3.",
+            )
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -165,9 +193,16 @@ class DiTiModel:
         return crop
 
     @property
+    def channels(self) -> int:
+        """Of the pictures it was trained on: 1 for grey ones, else 3."""
+        return int(self.encoder.config.in_channels)
+
+    @property
     def model_hash(self) -> str:
         """Who the model is: see `diticli.models.identity.model_identity`. Reads all weights."""
         settings = {"layout": self.chunks.to_dict(), "shift_form": self.config.shift_form, "crop": self.config.crop}
+        if window := self.config.get("value_range"):
+            settings["value_range"] = window
         return model_identity(self.networks, self.schedule.alphas_cumprod, settings)
 
     def hash_like(self, recorded: str) -> str:
@@ -177,7 +212,7 @@ class DiTiModel:
         return weights_digest(self.networks, json.dumps(self.chunks.to_dict()))
 
     def preprocess(self, images: Sequence[Picture]) -> torch.Tensor:
-        """PIL images and paths of image files -> float32 [B, 3, R, R] in [-1, 1], cropped and resized as in training.
+        """PIL images and paths of image files -> float32 [B, C, R, R] in [-1, 1], cropped and resized as in training.
 
         Raises:
             ConfigError: for something else.
@@ -186,17 +221,22 @@ class DiTiModel:
         side = self.resolution
         arrays = [torch.from_numpy(self._square(image)) for image in images]
         if not arrays:
-            return torch.empty(0, 3, side, side)
+            return torch.empty(0, self.channels, side, side)
         return normalise(torch.stack(arrays).permute(0, 3, 1, 2))
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How pictures are read for it, beside the resolution: crop, value_range and channels."""
+        return {"crop": self.crop, "value_range": self.value_range, "channels": self.channels}
 
     def _square(self, image: Any) -> npt.NDArray[np.uint8]:
         if isinstance(image, str | Path):
-            return decode_image(Path(image), self.resolution, crop=self.crop)
+            return decode_image(Path(image), self.resolution, **self.reading)
         if isinstance(image, Image.Image):
-            return to_square(image, self.resolution, self.crop)
+            return to_square(image, self.resolution, **self.reading)
         raise ConfigError(
             f"{type(image).__name__} is no picture.",
-            remedy="Give PIL images, paths of image files, or a float tensor or array [N, 3, R, R] in [-1, 1].",
+            remedy="Give PIL images, paths of image files, or a float tensor or array [N, C, R, R] in [-1, 1].",
         )
 
     def __call__(self, images: Images, batch_size: int = 256) -> torch.Tensor:
@@ -205,7 +245,7 @@ class DiTiModel:
 
     @torch.no_grad()
     def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
-        """Features [B, D], float32 on the CPU, of PIL images, paths of image files, or floats [B, 3, R, R] in [-1, 1].
+        """Features [B, D], float32 on the CPU, of PIL images, paths of image files, or floats [B, C, R, R] in [-1, 1].
 
         Raises:
             ConfigError: for a tensor of another shape or value range, or what is no picture.
@@ -222,16 +262,16 @@ class DiTiModel:
 
     @torch.no_grad()
     def encode_uint8(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Features [B, D], float32 on the CPU, of uint8 images [B, 3, R, R]; normalised on the device."""
+        """Features [B, D], float32 on the CPU, of uint8 images [B, C, R, R]; normalised on the device."""
         x = normalise(images_BCHW.to(self.device)).to(self.encoder.dtype)
         return self.encoder(x).float().cpu()
 
     @torch.no_grad()
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, z: torch.Tensor, masked: bool = True) -> Prediction:
-        """The base's noise estimate and the shift G, both [B, 3, R, R].
+        """The base's noise estimate and the shift G, both [B, C, R, R].
 
         Args:
-            x_t: noisy images [B, 3, R, R].
+            x_t: noisy images [B, C, R, R].
             t: integer timesteps [B].
             z: features [B, D].
             masked: hide the dims that lie beyond each timestep's chunk, as in training.
@@ -292,10 +332,10 @@ class DiTiModel:
         callback: StepCallback | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """Noise x_T [B, 3, R, R] from which `decode` under the same z gives the images back.
+        """Noise x_T [B, C, R, R] from which `decode` under the same z gives the images back.
 
         Args:
-            images: PIL images, paths of image files, or floats [B, 3, R, R] in [-1, 1].
+            images: PIL images, paths of image files, or floats [B, C, R, R] in [-1, 1].
             z: features [B, D], a tensor or an array.
             steps: number of steps.
             callback: called as (steps done, steps in all) after each step.
@@ -317,7 +357,7 @@ class DiTiModel:
         callback: StepCallback | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """Images [B, 3, R, R], about [-1, 1] (within it where clamped), from noise x_T under features z.
+        """Images [B, C, R, R], about [-1, 1] (within it where clamped), from noise x_T under features z.
 
         Arguments and errors as `invert`.
         """
@@ -337,7 +377,7 @@ class DiTiModel:
         return self.unet, self.shift_decoder
 
     def as_tensor(self, images: Images) -> torch.Tensor:
-        """Pictures, preprocessed, or a tensor or array [B, 3, R, R] in [-1, 1], checked.
+        """Pictures, preprocessed, or a tensor or array [B, C, R, R] in [-1, 1], checked.
 
         Raises:
             ConfigError: for a tensor of another shape or value range, or what is no picture.
@@ -346,7 +386,7 @@ class DiTiModel:
         if isinstance(images, np.ndarray) and images.dtype != object:
             images = torch.from_numpy(np.ascontiguousarray(images))
         if isinstance(images, torch.Tensor):
-            return checked(images, self.resolution)
+            return checked(images, self.resolution, self.channels)
         if isinstance(images, Image.Image | str | Path):
             return self.preprocess([images])
         if not isinstance(images, Iterable):

@@ -21,7 +21,7 @@ from diticli.schedule import NoiseSchedule
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = {"chunk_layout": None, "shift_form": "score", "crop": "center"}
+SETTINGS = {"chunk_layout": None, "shift_form": "score", "crop": "center", "value_range": None}
 """Settings of a model in `model_index.json`, and what is meant where one is missing."""
 
 

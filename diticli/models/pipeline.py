@@ -59,6 +59,7 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         chunk_layout: `ChunkLayout.to_dict()`.
         shift_form: "score" (the official sampler) or "posterior" (as trained); see `NoiseSchedule.shift_scale`.
         crop: which square of a picture it was trained on, see `diticli.data.decode.Crop`.
+        value_range: black and white of its pictures of more than 8 bits, {"low": ..., "high": ...}.
 
     Raises:
         ModelError: when the parts do not fit each other.
@@ -76,11 +77,15 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         chunk_layout: dict[str, Any] | None = None,
         shift_form: str = "score",
         crop: str = "center",
+        value_range: dict[str, float] | None = None,
     ) -> None:
         _make_parts_known()
         self.register_modules(unet=unet, encoder=encoder, shift_decoder=shift_decoder, scheduler=scheduler)
         self._name_networks()
-        self.register_to_config(chunk_layout=chunk_layout, shift_form=shift_form, crop=crop)
+        settings: dict[str, Any] = {"chunk_layout": chunk_layout, "shift_form": shift_form, "crop": crop}
+        if value_range is not None:  # other models are stored as before
+            settings["value_range"] = value_range
+        self.register_to_config(**settings)
         check_scheduler(scheduler.config, "the pipeline's scheduler")
         self._set_up(NoiseSchedule.from_scheduler(scheduler))
 

@@ -24,13 +24,13 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return images.float().div(127.5).sub(1.0)
 
 
-def checked(images_BCHW: torch.Tensor, resolution: int) -> torch.Tensor:
+def checked(images_BCHW: torch.Tensor, resolution: int, channels: int = 3) -> torch.Tensor:
     """The images as float32.
 
     Raises:
-        ConfigError: unless they are floats [B, 3, R, R] in [-1, 1], some overshoot allowed.
+        ConfigError: unless they are floats [B, C, R, R] in [-1, 1], some overshoot allowed.
     """
-    expected = (3, resolution, resolution)
+    expected = (channels, resolution, resolution)
     if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != expected or not images_BCHW.is_floating_point():
         raise ConfigError(
             f"Expected a float tensor [N, {', '.join(map(str, expected))}], got {images_BCHW.dtype} "

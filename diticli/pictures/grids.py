@@ -57,5 +57,7 @@ def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[st
     info.add_text("Software", SOFTWARE)  # first: by this mark the picture is never taken for data
     for key, value in written(metadata).items():
         info.add_text(key, clean(value))
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture = (
+        image if isinstance(image, Image.Image) else Image.fromarray(image if image.ndim == 2 else pixels_of(image))
+    )
     return write_atomically(path, "picture", lambda file: picture.save(file, format="PNG", pnginfo=info))

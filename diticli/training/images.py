@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
 import torch
 
 from diticli.config import RunConfig
-from diticli.data.images import ImageSource, load_images, open_images
+from diticli.data.images import ImageSource, UnreadableImageError, load_images, open_images
 from diticli.distributed import PeerMonitor
 from diticli.errors import ConfigError
 from diticli.progress import Reporter
@@ -24,7 +25,7 @@ class RunImages:
     feed: ImageFeed
     count: int
     preview: torch.Tensor
-    """uint8 [B, 3, R, R]."""
+    """uint8 [B, C, R, R]."""
 
 
 def open_source(config: RunConfig, reporter: Reporter | None = None) -> ImageSource:
@@ -35,7 +36,15 @@ def open_source(config: RunConfig, reporter: Reporter | None = None) -> ImageSou
     """
     data = config.data
     crop = None if data.crop == "auto" else data.crop
-    return open_images(data.source, data.resolution, crop=crop, faces_count=data.faces_count, reporter=reporter)
+    return open_images(
+        data.source,
+        data.resolution,
+        crop=crop,
+        faces_count=data.faces_count,
+        value_range=data.value_range,
+        channels=data.channels,
+        reporter=reporter,
+    )
 
 
 def prepare_images(
@@ -75,9 +84,21 @@ def compare_skipped(images: RunImages, peers: PeerMonitor) -> None:
             )
 
 
+def looks_grey(source: ImageSource, sample: int = 16) -> bool:
+    """Whether pictures spread over the source, those that can be read, have no colours."""
+    seen = False
+    for index in range(0, len(source), max(1, len(source) // sample)):
+        with contextlib.suppress(UnreadableImageError):
+            picture = source.load(index)
+            if (picture != picture[..., :1]).any():
+                return False
+            seen = True
+    return seen
+
+
 def fits_in_memory(config: RunConfig, source: ImageSource) -> bool:
     """Whether the decoded images are held in memory; else they are streamed."""
-    return len(source) * 3 * config.data.resolution**2 <= config.data.memory_limit_mb * 2**20
+    return len(source) * config.data.channels * config.data.resolution**2 <= config.data.memory_limit_mb * 2**20
 
 
 def reading_workers(config: RunConfig) -> int:

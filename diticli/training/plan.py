@@ -124,9 +124,10 @@ def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter:
         unet, scheduler = None, new_scheduler()
     elif config.base_model:
         say = (reporter or SilentReporter()).note
-        unet, scheduler = load_base(config.base_model, resolution=config.data.resolution, say=say)
+        sizes = {"resolution": config.data.resolution, "channels": config.data.channels}
+        unet, scheduler = load_base(config.base_model, say=say, **sizes)
     else:
-        unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
+        unet, scheduler = build_unet(config.unet, config.data.resolution, config.data.channels), new_scheduler()
         base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
         stages.append(_plan_stage("base", base, None, config, accelerator, seconds, reporter))
     layout = config.provisional_layout(scheduler.config.num_train_timesteps)
@@ -190,7 +191,7 @@ def _plan_stage(
     budget = config.base if name == "base" else config.features
     stage = _stage(name, objective, config, accelerator)
     with fitting(stage, accelerator)():
-        stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution))
+        stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution, config.data.channels))
         trainer = StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
         first, usual = _time_steps(trainer, seconds)
     rate = budget.batch_size / usual
@@ -215,8 +216,8 @@ def seconds_of_a_picture(stage: str, images_per_second: float) -> float:
     return _FORWARD * _ESTIMATES[stage] / images_per_second
 
 
-def _random_feed(images: int, resolution: int) -> MemoryFeed:
-    shape = (images, resolution, resolution, 3)
+def _random_feed(images: int, resolution: int, channels: int) -> MemoryFeed:
+    shape = (images, resolution, resolution, channels)
     return MemoryFeed(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
 
 
@@ -227,9 +228,10 @@ def _stage(name: str, objective: Objective, config: RunConfig, accelerator: Acce
         name=name,
         objective=objective.train(),
         budget=budget,
-        feed=_random_feed(1, config.data.resolution),
+        feed=_random_feed(1, config.data.resolution, config.data.channels),
         images=budget.batch_size,
         resolution=config.data.resolution,
+        channels=config.data.channels,
         seed=0,
         flip=config.data.horizontal_flip,
         log_every=config.log_every,

@@ -34,7 +34,7 @@ from diticli.training.budget import TimeBudget, fit_to_minutes
 from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
 from diticli.training.failures import os_errors_as_typed
-from diticli.training.images import RunImages, compare_skipped, open_source, prepare_images
+from diticli.training.images import RunImages, compare_skipped, looks_grey, open_source, prepare_images
 from diticli.training.loop import StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import NoiseObjective, Objective
@@ -99,14 +99,16 @@ def _train(
 ) -> None:
     """All of a run; only the main process speaks and writes."""
     source = open_source(config, reporter if accelerator.is_main_process else None)
-    config = replace(config, data=replace(config.data, crop=source.crop))
+    config = replace(config, data=replace(config.data, crop=source.crop, value_range=source.value_range))
     fingerprint = source.fingerprint()
     if content := content_digest(source):
         fingerprint = {**fingerprint, "content": content}
     main = accelerator.is_main_process
     reporter = reporter if main else SilentReporter()
     side = config.data.resolution
-    given = load_base(config.base_model, resolution=side, say=reporter.note) if config.base_model else None
+    given = None
+    if config.base_model:
+        given = load_base(config.base_model, resolution=side, channels=config.data.channels, say=reporter.note)
     if given is not None:
         fingerprint = {**fingerprint, "base": weights_digest({"unet": given[0]})}
     with contextlib.ExitStack() as held:
@@ -118,6 +120,8 @@ def _train(
                 begin = "Already finished:" if run.finished else "Going on with"
                 begin = "Extending" if was_finished and not run.finished else begin
                 reporter.note(f"{begin} the run in {run.root}.")
+            elif config.data.channels == 3 and not config.base_model and looks_grey(source):
+                reporter.note("The pictures are grey: --channels 1 trains a smaller network on one channel.")
         accelerator.wait_for_everyone()
         if run.finished:
             if main:  # a kill after the model was published leaves them
@@ -156,7 +160,8 @@ class _Worker:
 
     def _train_base(self, stop: StopRequest) -> None:
         torch.manual_seed(fold_seed(self.config.seed, "base", "weights"))
-        unet, scheduler = build_unet(self.config.unet, self.config.data.resolution), new_scheduler()
+        data = self.config.data
+        unet, scheduler = build_unet(self.config.unet, data.resolution, data.channels), new_scheduler()
         objective = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
 
         def save_samples(step: int, losses: torch.Tensor) -> None:
@@ -183,6 +188,7 @@ class _Worker:
             sizes = ", ".join(str(end - start) for start, end in zip(layout.starts, layout.ends, strict=True))
             self.reporter.note(f"Dims of the chunks, by what the base loses: {sizes}.")
         objective = build_objective(config, unet, scheduler, gap)
+        window = config.data.value_range
         pipeline = DiTiPipeline(
             unet=unet,
             encoder=objective.encoder,
@@ -190,6 +196,7 @@ class _Worker:
             scheduler=DDIMScheduler.from_config(scheduler.config),
             chunk_layout=layout.to_dict(),
             crop=config.data.crop,
+            value_range=None if window is None else {"low": window[0], "high": window[1]},
         )
 
         def save_samples(step: int, losses: torch.Tensor) -> None:
@@ -241,6 +248,7 @@ class _Worker:
             feed=self.images.feed,
             images=self.images.count,
             resolution=config.data.resolution,
+            channels=config.data.channels,
             seed=config.seed,
             flip=config.data.horizontal_flip,
             log_every=config.log_every,

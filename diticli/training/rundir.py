@@ -43,6 +43,9 @@ _BEGINNING = {LOCK_NAME, ".config.json.partial"}
 # Settings that change how a run proceeds but not what it computes. (Of minutes, the images that follow are compared.)
 _FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb", "minutes"}
 
+# Settings that runs of earlier versions lack, and what those runs did.
+_LATER: dict[str, tuple[Any, ...]] = {"data.channels": (3,), "data.value_range": (None, [0.0, 65535.0])}
+
 _DIGESTS = ("sha256", "content")
 _EXTENSIBLE = "features.images"
 """The setting that may grow when a run is finished."""
@@ -281,6 +284,7 @@ def _extended(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """What a result depends on, flat; which of several GPUs computes it is no part of that."""
     settings = {key: value for key, value in _flat(config).items() if key not in _FREE}
+    settings = {key: value for key, value in settings.items() if value not in _LATER.get(key, ())}
     return settings | {"device": str(settings.get("device", "")).split(":")[0]}
 
 

@@ -25,7 +25,9 @@ def base_samples(unet: UNet, schedule: NoiseSchedule, *, seed: int, step: int, p
     """Images drawn from the base by DDIM, always from the same noise."""
     device = schedule.alphas_cumprod.device
     size = int(unet.config.sample_size)
-    noise = torch.randn(COUNT * 2, 3, size, size, generator=torch.Generator().manual_seed(seed)).to(device)
+    noise = torch.randn(
+        (COUNT * 2, unet.config.in_channels, size, size), generator=torch.Generator().manual_seed(seed)
+    ).to(device)
 
     def noise_estimate(x: torch.Tensor, t: int) -> torch.Tensor:
         return estimate_noise(unet, x, torch.tensor([t], device=device)).float()

@@ -34,6 +34,7 @@ class Stage:
     """Number of distinct images in the feed."""
     resolution: int
     """Their width and height in pixels."""
+    channels: int = field(default=3, kw_only=True)
     seed: int
     flip: bool
     log_every: int
@@ -111,7 +112,9 @@ def _trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
     objective = stage.objective.to(accelerator.device)
     # As much as the optimizer's two moments and the moving average take.
     kept = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(3)]
-    images = torch.zeros(count, 3, stage.resolution, stage.resolution, dtype=torch.uint8, device=accelerator.device)
+    images = torch.zeros(
+        (count, stage.channels, stage.resolution, stage.resolution), dtype=torch.uint8, device=accelerator.device
+    )
     noise = StepNoise(
         seed=stage.seed,
         stage=stage.name,
