@@ -12,6 +12,8 @@ from collections.abc import Iterator
 FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "execfile", "input", "breakpoint"),
     *("os.system", "os.popen", "os.execv", "os.execvp", "os.spawnv", "subprocess.getoutput", "tempfile.mktemp"),
+    *("subprocess.getstatusoutput", "asyncio.create_subprocess_shell", "asyncio.create_subprocess_exec"),
+    *("os.execl", "os.execle", "os.execlp", "os.execve", "os.execvpe", "os.spawnl", "os.spawnve", "os.posix_spawn"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open"),
     *("cPickle.loads", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load"),
     *("pandas.read_pickle", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "numpy.fromregex"),
@@ -32,7 +34,7 @@ FORBIDDEN_KEYWORDS = {"trust_remote_code": True, "allow_pickle": True, "weights_
 FORBIDDEN_KEYWORDS |= {"custom_pipeline": None, "use_safetensors": False}  # None: whatever it is given
 ALIASES = {"np": "numpy", "pd": "pandas"}
 DYNAMIC_IMPORTS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
-CHILD_STARTERS = {"subprocess.Popen", "subprocess.run", "subprocess.check_output", "subprocess.check_call"}
+CHILD_STARTERS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_output", "check_call")}
 ISOLATED = {"-P", "-I"}
 """A child Python must not take modules from the working folder, which may be somebody else's data."""
 PICTURE_OPENERS = {"PIL.Image.open", "Image.open"}

@@ -48,6 +48,19 @@ def test_the_code_runs_no_code_from_data():
     assert len(found) == len(computed)
 
 
+TOOLS = {"benchmarks/resources.py"}  # starts a disassembler of CUDA that Triton brings, and no Python
+
+
+def test_children_of_the_benchmarks_are_isolated():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    sources = {f"benchmarks/{path.relative_to(folder).as_posix()}": path for path in sorted(folder.rglob("*.py"))}
+    assert "benchmarks/children.py" in sources
+    found = [line for name, path in sources.items() for line in findings(path.read_text(encoding="utf-8"), name)]
+    assert {line.split(":")[0] for line in found if "something else than" in line} == TOOLS
+    others = [line for line in found if "something else than" not in line]
+    assert {line.split(":")[0] for line in others} == {"benchmarks/__main__.py"}, "which imports what its table names"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -65,6 +78,8 @@ def test_the_code_runs_no_code_from_data():
         "subprocess.run(line, shell=True)",
         "import subprocess, sys\nsubprocess.run([sys.executable, '-c', code])",
         "from subprocess import Popen\nPopen(command)",
+        "import subprocess, sys\nsubprocess.call([sys.executable, '-m', 'pip'])",
+        "import asyncio\nasyncio.create_subprocess_exec('python')",
         "Model.from_pretrained(name, trust_remote_code=True)",
         "Model.from_pretrained(name, custom_pipeline=name)",
         "import importlib\nimportlib.import_module(name)",

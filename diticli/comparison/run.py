@@ -232,7 +232,7 @@ class _Run:
         self.say.start("Resampling test images", None)
         scores = score_all(probed, protocol, seed=self.settings.seed)
         self.say.finish()
-        found = {s.name: swaps.read(s) for s in self.editors} if swaps is not None else {}
+        swapped = {s.name: swaps.read(s, self.say) for s in self.editors} if swaps is not None else {}
         names = self.images.names if self.settings.data else []
         return Comparison(
             entries=self.entries.all,
@@ -240,8 +240,8 @@ class _Run:
             protocol=protocol,
             scores=scores,
             probed=probed,
-            swaps={name: item for name, item in found.items() if item is not None},
-            pictures={s.name: pictures.read(s) for s in self.editors},
+            swaps=swapped,
+            pictures={s.name: pictures.read(s, self.say) for s in self.editors},
             pairs=[(names[a], names[b]) for a, b in pictures.pairs],
             features={s.name: str(self.store.path(s)) for s in self.entries.all},
             notes=(*notes, *chosen, *unfinished),
