@@ -86,6 +86,30 @@ def test_no_key_of_an_lmdb_becomes_a_name(tmp_path):
     assert source.load(1).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize("flags", [{}, {"dupsort": True}, {"integerkey": True}])
+@pytest.mark.parametrize("name", [b"8-00001", b"length", b"a"])
+def test_a_database_within_an_lmdb_is_no_picture(tmp_path, name, flags):
+    """Whatever its flags, and nothing is written by looking at it."""
+    lmdb = pytest.importorskip("lmdb")
+    content = {b"8-00000": png_bytes(), b"8-00001": png_bytes(), b"length": b"2"}
+    with lmdb.open(str(tmp_path / "d"), map_size=2**20, max_dbs=1) as database:
+        with database.begin(write=True) as transaction:
+            for key in content.keys() - {name}:
+                transaction.put(key, content[key])
+        database.open_db(name, **flags)
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in (tmp_path / "d").iterdir()}
+    if name == b"length":
+        with pytest.raises(DataError, match="does not say how many images"):
+            open_images(str(tmp_path / "d"), 8)
+    else:
+        source = open_images(str(tmp_path / "d"), 8)
+        assert source.load(0).shape == (8, 8, 3)
+        if name == b"8-00001":
+            with pytest.raises(UnreadableImageError, match="not an image"):
+                source.load(1)
+    assert before == {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in (tmp_path / "d").iterdir()}
+
+
 HOSTILE_NAMES = ["../../etc/passwd", "/etc/passwd", "..\\..\\x.png", "a\x1b[31m.png", "<script>.png", "x\0y.png"]
 
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import StopAfter, tiny
 
-from diticli.errors import CheckpointError
+from diticli.errors import CheckpointError, ConfigError
 from diticli.sealed import sealed
 from diticli.training.checkpoint import list_checkpoints
+from diticli.training.metrics_log import MetricsLogger
 from diticli.training.pace import Horizon, Pace
 from diticli.training.run import train
 from diticli.training.stopping import TrainingInterrupted
@@ -170,3 +171,31 @@ def test_a_clock_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_plan_that_cannot_be_is_refused(plan: list[Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Horizon.restored(plan)
+
+
+# other files of a run
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"began_with": value} for value in (3, [], {"features.images": "8"}, {"features.images": -8})),
+        *({"config": value} for value in (None, {}, {"data": 3}, {"data": {"source": 3}})),
+        *({"data": value} for value in (None, [])),
+    ],
+)
+def test_a_config_that_no_run_wrote_is_refused(run: Path, facts: dict[str, Any]) -> None:
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    with pytest.raises(ConfigError, match="is damaged") as caught:
+        train(tiny(), run)
+    assert len(str(caught.value)) < 600
+
+
+def test_lines_of_others_are_left_out_of_the_log(tmp_path: Path) -> None:
+    lines = [b'{"stage": "base", "step": 1}', b"3", b"{}", b'{"stage": "base", "step": "x"}', b"\xff", b"[" * 5000]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, b'{"stage": "base", "step": 9}', b""]))
+    log = MetricsLogger(tmp_path, active=True)
+    log.truncate_after("base", 3)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines[0] + b"\n"

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from code_scan import findings, writes
 from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
+from safetensors.torch import load_file, save_file
 
 from diticli.errors import CheckpointError, FeatureFileError, ModelError
 from diticli.features.read import read_features
@@ -301,6 +303,52 @@ def test_weights_are_never_unpickled(model, mark, part, name):
         if part == "unet":
             with pytest.raises(ModelError, match="Cannot load a base"):
                 load_base(str(model))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64])
+@pytest.mark.parametrize("part", ["encoder", "unet", "shift_decoder"])
+def test_weights_are_floating_point_numbers(model, part, kind):
+    tensors = load_file(model / part / WEIGHTS)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name].to(kind)}, model / part / WEIGHTS)
+    with pytest.raises(ModelError, match="which are no weights") as caught:
+        DiTiPipeline.from_pretrained(model)
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        (2**40).to_bytes(8, "little") + b"{}",
+        (10).to_bytes(8, "little") + b"[" * 10,
+        (0).to_bytes(8, "little"),
+        b"",
+        json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode(),
+        json.dumps({"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}).encode(),
+        json.dumps({"w" * 10**5: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode(),
+        json.dumps(
+            {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"a": "b" * 10**6}}
+        ).encode(),
+        json.dumps({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}).encode(),
+    ],
+)
+def test_headers_of_weights_are_held_against_the_file(model, tmp_path, head):
+    """Whatever a header declares, little is read and the message is short."""
+    data = head if head[:1] != b"{" else len(head).to_bytes(8, "little") + head + bytes(4)
+    for place, read, kind in (
+        (model / "encoder" / WEIGHTS, lambda: DiTiPipeline.from_pretrained(model), ModelError),
+        (tmp_path / "feats.safetensors", lambda: read_features(tmp_path / "feats.safetensors"), FeatureFileError),
+        (tmp_path / "probe.safetensors", lambda: load_probe(tmp_path / "probe.safetensors"), FeatureFileError),
+    ):
+        place.write_bytes(data)
+        tracemalloc.start()
+        try:
+            with pytest.raises(kind) as caught:
+                read()
+            assert tracemalloc.get_traced_memory()[1] < 2**26
+        finally:
+            tracemalloc.stop()
+        assert len(str(caught.value)) < 1500
 
 
 def code(mark, kind="Evil"):

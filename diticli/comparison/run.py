@@ -30,6 +30,7 @@ from diticli.files import FolderLock, refuse_links
 from diticli.models.device import resolve_device
 from diticli.probing import linear
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 
 FEATURES, RESULTS = "features", "results"
 
@@ -268,7 +269,7 @@ def _trained_on(entry: Entry, fingerprint: dict[str, Any]) -> bool:
     folder = Path(entry.spec.source)
     for config in (folder / "config.json", folder.parent / "config.json"):
         try:
-            trained = dict(json.loads(config.read_bytes())["data"])
+            trained = dict(json.loads(read_regular(config))["data"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         keys = ("kind", "seed") if fingerprint.get("kind") == "faces" else ("kind", "sha256")
