@@ -80,6 +80,8 @@ def test_children_of_the_benchmarks_are_isolated():
         "subprocess.run(line, shell=True)",
         "import subprocess, sys\nsubprocess.run([sys.executable, '-c', code])",
         "from subprocess import Popen\nPopen(command)",
+        "import subprocess, sys\ncommand = [sys.executable, '-m', 'x']\nsubprocess.run(command)",
+        "import subprocess, sys\nc = [sys.executable, '-P']\nc = ['python', '-m', 'x']\nsubprocess.run(c)",
         "import subprocess, sys\nsubprocess.call([sys.executable, '-m', 'pip'])",
         "import asyncio\nasyncio.create_subprocess_exec('python')",
         "Model.from_pretrained(name, trust_remote_code=True)",
@@ -90,6 +92,11 @@ def test_children_of_the_benchmarks_are_isolated():
 )
 def test_the_scan_would_see_it(line):
     assert findings(line)
+
+
+def test_the_scan_lets_isolated_children_pass():
+    assert findings("import subprocess, sys\nsubprocess.run([sys.executable, '-P', '-c', code], check=True)") == []
+    assert findings("import subprocess, sys\ncommand = [sys.executable, '-I', *words]\nsubprocess.Popen(command)") == []
 
 
 # writing
