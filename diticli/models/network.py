@@ -153,11 +153,6 @@ class Network(nn.Module):
                 f"where {list(expected[bad[0]].shape)} belongs.",
                 remedy=_REMEDY,
             )
-        if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
-            kind = str(weights[odd[0]].dtype).removeprefix("torch.")
-            raise ModelError(
-                f"Cannot load the model in {folder}: {odd[0]} holds {kind}, which are no weights.", remedy=_REMEDY
-            )
         self.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
 
 
