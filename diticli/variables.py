@@ -28,9 +28,9 @@ def word_of(name: str, choices: Collection[str]) -> str:
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each variable that looks like one of diti's and is none."""
     found = sorted(name for name in environment if name.startswith("DITI_") and name not in KNOWN)
-    return [f"{quoted(name)[1:-1]} is ignored: diti knows no such variable{_meant(name)}." for name in found]
+    return [f"{quoted(name)[1:-1]} is ignored: diti knows no such variable{_meant(name)}" for name in found]
 
 
 def _meant(name: str) -> str:
     near = get_close_matches(name, KNOWN, n=1)
-    return f"; {near[0]} is meant?" if near else ""
+    return f"; {near[0]} is meant?" if near else "."

@@ -75,8 +75,8 @@ def test_odd_numbers_of_processes_are_refused(value: str) -> None:
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("value", [" ", "x" * 100_000, "-1", "/dev/null", "\udcff", "a\nb"])
-def test_a_model_that_is_none_is_named_in_short(monkeypatch: pytest.MonkeyPatch, no_network: None, value: str) -> None:
+@pytest.mark.parametrize("value", [" ", "x" * 100_000, "/dev/null", "\udcff", "a\nb"])
+def test_a_model_that_is_none_is_named_in_short(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DITI_MODEL", value)
     with pytest.raises(ModelError) as caught:
         load_model(device="cpu")
