@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from diticli.commands.app import app
 from diticli.distributed import Rank, _join_seconds
 from diticli.errors import ConfigError, DeviceError, ModelError
-from diticli.models.locate import load_model, locate
+from diticli.models.load import load_model, locate
 from diticli.models.variables import check_variables
 from diticli.variables import KNOWN, unknown_variables, word_of
 
