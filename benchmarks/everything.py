@@ -17,9 +17,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
+from benchmarks.children import started_python
 from benchmarks.facts import device_name
 from diticli.errors import ConfigError
 from diticli.models.device import resolve_device
@@ -100,19 +102,18 @@ def run_part(part: Part, command: list[str], log: Path) -> Outcome:
     with log.open("a") as file:
         file.write(f"\n## {part.name}\n\n`python {shown}`\n\n")
         file.flush()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
-            problem = _follow(process, part.limit, file)
+        with started_python(command[1:]) as (process, output):
+            problem = _follow(process, output, part.limit, file)
         file.write(f"\n{problem}\n" if problem else "")
     return Outcome(part, time.monotonic() - started, problem)
 
 
-def _follow(process: subprocess.Popen[str], limit: float, file: object) -> str:
+def _follow(process: subprocess.Popen[str], output: IO[str], limit: float, file: object) -> str:
     """Copy the output until the process ends or its time is up."""
     import threading
 
     def copy() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in output:
             print(line, end="", flush=True)
             file.write(line)  # type: ignore[attr-defined]
 
@@ -131,12 +132,14 @@ def _follow(process: subprocess.Popen[str], limit: float, file: object) -> str:
 
 
 def command_of(part: Part, options: argparse.Namespace, device: torch.device, out: Path) -> list[str]:
-    """The command line of a part."""
-    command = [sys.executable, "-m", "benchmarks", *part.arguments, "--device", device.type, "--out", str(out)]
+    """The command line of a part, whose paths hold in any folder."""
+    command = [sys.executable, "-m", "benchmarks", *part.arguments, "--device", device.type]
+    command += ["--out", str(out.resolve())]
     if part.official and options.official is not None:
-        command += ["--official", str(options.official)]
+        command += ["--official", str(options.official.resolve())]
     if part.name == "edit" and options.model is not None:
-        command += ["--model", options.model]
+        there = Path(options.model).exists()  # else a word, or an id on the Hub
+        command += ["--model", str(Path(options.model).resolve()) if there else options.model]
     return command
 
 

@@ -16,7 +16,7 @@ import functools
 import io
 import json
 import os
-import subprocess
+import shlex
 import sys
 import tarfile
 import tempfile
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.children import run_python
 from benchmarks.facts import collect, write
 from benchmarks.table import render
 from diticli.data.images import FaceImages, TarImages
@@ -167,16 +168,14 @@ def _read_all(values: Any) -> np.ndarray:
 
 def measure_apart(count: int, parent: Path) -> dict[str, Any]:
     """`measure_here` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.scaling", "--here"]
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         folder = Path(temporary)
         write_tars(folder, count)
-        command.append(str(folder))
         load = [os.getloadavg()[0]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_python(["-m", "benchmarks.scaling", "--here", str(folder.resolve())])
         load.append(os.getloadavg()[0])
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        raise RuntimeError(f"{shlex.join(done.args)} failed:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found | {"load_average_before_and_after": load}
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.children import run_python
 from benchmarks.facts import collect, write
 from benchmarks.table import ratio_text, render
 from benchmarks.timing import median_interval, quantile
@@ -51,8 +51,9 @@ def random_model(folder: Path) -> str:
 
 def one_run(way: str, model: str) -> Phases:
     """Wall and processor seconds of the phases of one fresh process."""
-    command = [sys.executable, "-m", "benchmarks.startup_side", way, model, str(time.monotonic())]
-    found: Phases = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    model = str(Path(model).resolve()) if Path(model).exists() else model  # else a word, or an id on the Hub
+    arguments = ["-m", "benchmarks.startup_side", way, model, str(time.monotonic())]
+    found: Phases = json.loads(run_python(arguments, check=True).stdout)
     return found
 
 

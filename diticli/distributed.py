@@ -31,7 +31,7 @@ from torch.distributed import distributed_c10d
 from diticli.errors import ConfigError, DiTiError, OtherProcessError
 from diticli.models.transfer import Download, upload
 from diticli.progress import Reporter
-from diticli.reading import quoted
+from diticli.reading import quoted, shortened
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,8 +97,8 @@ class Rank:
         found = ", ".join(f"{name}={environment[name]}" for name in given.values())
         remedy = "Start the processes by torchrun or accelerate launch; to run as one process, unset "
         remedy += f"{', '.join(given.values())}."
-        if not all(environment[name].isdecimal() for name in given.values()):
-            raise ConfigError(f"These are no process numbers: {found}.", remedy=remedy)
+        if not all(_is_number(environment[name]) for name in given.values()):
+            raise ConfigError(f"These are no process numbers: {shortened(found)}.", remedy=remedy)
         fields = {field: int(environment[name]) for field, name in given.items()}
         if fields["count"] > 1 and "index" not in fields:
             raise ConfigError(
@@ -150,10 +150,9 @@ def join(device: torch.device, *, timeout: timedelta | None = None) -> Rank:
             remedy="Start them by torchrun or accelerate launch, or unset WORLD_SIZE (or the MPI's variables) "
             "to run as one process.",
         )
-    if not os.environ["MASTER_PORT"].isdecimal():
-        raise ConfigError(
-            f"MASTER_PORT={os.environ['MASTER_PORT']} is no port.", remedy="Set it to a number, as torchrun does."
-        )
+    port = os.environ["MASTER_PORT"]
+    if not _is_number(port) or int(port) >= 2**16:
+        raise ConfigError(f"MASTER_PORT={shortened(port)} is no port.", remedy="Set it to a number, as torchrun does.")
     store = _meet(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device if device.index is not None else rank.local % torch.cuda.device_count())
@@ -389,9 +388,14 @@ def _hang_up(port: int) -> None:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
+def _is_number(text: str) -> bool:
+    """Whether a variable holds a whole number of a few digits."""
+    return text.isdecimal() and text.isascii() and len(text) <= 9
+
+
 def _join_seconds() -> int:
     text = os.environ.get("DITI_JOIN_SECONDS", "") or str(JOIN_SECONDS)
-    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+    if not _is_number(text) or not 1 <= int(text) <= 999_999:
         raise ConfigError(
             f"DITI_JOIN_SECONDS={quoted(text)} is no number of seconds.", remedy="Set a whole number from 1 to 999999."
         )

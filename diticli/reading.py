@@ -1,10 +1,11 @@
-"""Read files from others safely: regular files only, JSON without NaN, quotations of bounded length."""
+"""Read files from others safely: regular files only, JSON without NaN, quotations of bounded length, harmless text."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 import reprlib
 import stat
 from pathlib import Path
@@ -15,10 +16,18 @@ QUOTED = 200
 STDIN_PATHS = frozenset({"/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
 """Names under which a table may come from a pipe."""
 
+# C0 but tab and line feed, DEL, C1, overrides of the writing direction, and bytes that were no UTF-8.
+_UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = QUOTED
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
 _REPR.maxlevel = 3
+
+
+def printable(text: str) -> str:
+    """The text with "?" for whatever could command a terminal, hide what is written, or fail to be encoded."""
+    return _UNSAFE.sub("?", text)
 
 
 def quoted(value: object) -> str:

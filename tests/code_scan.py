@@ -12,6 +12,8 @@ from collections.abc import Iterator
 FORBIDDEN = {
     *("eval", "exec", "compile", "__import__", "execfile", "input", "breakpoint"),
     *("os.system", "os.popen", "os.execv", "os.execvp", "os.spawnv", "subprocess.getoutput", "tempfile.mktemp"),
+    *("subprocess.getstatusoutput", "asyncio.create_subprocess_shell", "asyncio.create_subprocess_exec"),
+    *("os.execl", "os.execle", "os.execlp", "os.execve", "os.execvpe", "os.spawnl", "os.spawnve", "os.posix_spawn"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open"),
     *("cPickle.loads", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load"),
     *("pandas.read_pickle", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "numpy.fromregex"),
@@ -32,7 +34,7 @@ FORBIDDEN_KEYWORDS = {"trust_remote_code": True, "allow_pickle": True, "weights_
 FORBIDDEN_KEYWORDS |= {"custom_pipeline": None, "use_safetensors": False}  # None: whatever it is given
 ALIASES = {"np": "numpy", "pd": "pandas"}
 DYNAMIC_IMPORTS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
-CHILD_STARTERS = {"subprocess.Popen", "subprocess.run", "subprocess.check_output", "subprocess.check_call"}
+CHILD_STARTERS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_output", "check_call")}
 ISOLATED = {"-P", "-I"}
 """A child Python must not take modules from the working folder, which may be somebody else's data."""
 PICTURE_OPENERS = {"PIL.Image.open", "Image.open"}
@@ -85,12 +87,12 @@ def _may_write(call: ast.Call, names: dict[str, str]) -> bool:
 def findings(source: str, name: str = "<source>") -> list[str]:
     """`name:line: what` for each suspicious import, call or keyword."""
     tree = ast.parse(source, name)
-    names = dict(ALIASES) | dict(_imported(tree))
+    names, lists = dict(ALIASES) | dict(_imported(tree)), _assigned(tree)
     found = []
     for node in ast.walk(tree):
         problems = _of_import(node) if isinstance(node, ast.Import | ast.ImportFrom) else []
         if isinstance(node, ast.Call):
-            problems = _of_call(node, names)
+            problems = _of_call(node, names, lists)
         elif isinstance(node, ast.Attribute | ast.Name) and _dotted(node, names) in FORBIDDEN - ORDINARY_NAMES:
             problems = [_dotted(node, names)]  # also where it is handed on instead of called
         found += [f"{name}:{getattr(node, 'lineno', 0)}: {problem}" for problem in problems]
@@ -116,7 +118,7 @@ def _harmless(name: str) -> set[str]:
     return {name.split(".")[0]} if name in HARMLESS_IMPORTS else set()
 
 
-def _of_call(node: ast.Call, names: dict[str, str]) -> list[str]:
+def _of_call(node: ast.Call, names: dict[str, str], lists: dict[str, list[ast.AST]]) -> list[str]:
     dotted = _dotted(node.func, names)
     keywords = {word.arg: word.value for word in node.keywords}
     problems = [dotted] if dotted in FORBIDDEN else []
@@ -131,16 +133,32 @@ def _of_call(node: ast.Call, names: dict[str, str]) -> list[str]:
         problems.append("Image.open without formats=")
     if dotted in DYNAMIC_IMPORTS and not (node.args and isinstance(node.args[0], ast.Constant)):
         problems.append(f"{dotted} of a computed name")
-    if dotted in CHILD_STARTERS:
-        command = node.args[0].elts if node.args and isinstance(node.args[0], ast.List | ast.Tuple) else []
-        if not any(isinstance(part, ast.Constant) and part.value in ISOLATED for part in command[1:2]):
-            problems.append(f"{dotted} of something else than [sys.executable, '-P' or '-I', ...]")
+    if dotted in CHILD_STARTERS and not (node.args and _isolated(node.args[0], lists)):
+        problems.append(f"{dotted} of something else than [sys.executable, '-P' or '-I', ...]")
     for word, value in keywords.items():
         if word in FORBIDDEN_KEYWORDS:
             bad = FORBIDDEN_KEYWORDS[word]
             if bad is None or not (isinstance(value, ast.Constant) and value.value is not bad):
                 problems.append(f"{word}={ast.unparse(value)}")
     return problems
+
+
+def _isolated(command: ast.AST, lists: dict[str, list[ast.AST]]) -> bool:
+    """Whether the first option of a command is one of `ISOLATED`; of a name, whether that is so wherever it is set."""
+    if isinstance(command, ast.Name):
+        return command.id in lists and all(_isolated(value, {}) for value in lists[command.id])
+    parts = command.elts[1:2] if isinstance(command, ast.List | ast.Tuple) else []
+    return any(isinstance(part, ast.Constant) and part.value in ISOLATED for part in parts)
+
+
+def _assigned(tree: ast.AST) -> dict[str, list[ast.AST]]:
+    """What the names of a module are set to, wherever that is."""
+    found: dict[str, list[ast.AST]] = {}
+    for node in ast.walk(tree):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(target, ast.Name):
+                found.setdefault(target.id, []).append(node.value)
+    return found
 
 
 def _dotted(node: ast.AST, names: dict[str, str]) -> str:

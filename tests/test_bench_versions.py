@@ -44,4 +44,4 @@ def test_what_does_not_end_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(subprocess, "run", never)
     with pytest.raises(versions.Failure, match="not finished after 3600 s"):
-        versions.step("diti train", [], tmp_path)
+        versions.step("diti train", Path(sys.executable), [], tmp_path)

@@ -5,9 +5,11 @@ import csv
 import io
 import json
 import os
+import re
 import threading
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +31,12 @@ from diticli.editing.many_files import ManyOptions, plan_pairs, write_failed
 from diticli.editing.table import PairRow, read_pairs
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.features.read import read_features
+from diticli.pictures import report
+from diticli.pictures.animation import save_animation
+from diticli.pictures.grids import captioned_strip, save_png
+from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section, write_report
+from diticli.reading import printable
 from diticli.training.plan import RunPlan
 
 # paths
@@ -77,6 +84,30 @@ def test_no_key_of_an_lmdb_becomes_a_name(tmp_path):
     source = open_images(str(tmp_path / "d"), 8)
     assert [source.file_name(i) for i in range(len(source))] == ["00000.png", "00001.png"]
     assert source.load(1).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("flags", [{}, {"dupsort": True}, {"integerkey": True}])
+@pytest.mark.parametrize("name", [b"8-00001", b"length", b"a"])
+def test_a_database_within_an_lmdb_is_no_picture(tmp_path, name, flags):
+    """Whatever its flags, and nothing is written by looking at it."""
+    lmdb = pytest.importorskip("lmdb")
+    content = {b"8-00000": png_bytes(), b"8-00001": png_bytes(), b"length": b"2"}
+    with lmdb.open(str(tmp_path / "d"), map_size=2**20, max_dbs=1) as database:
+        with database.begin(write=True) as transaction:
+            for key in content.keys() - {name}:
+                transaction.put(key, content[key])
+        database.open_db(name, **flags)
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in (tmp_path / "d").iterdir()}
+    if name == b"length":
+        with pytest.raises(DataError, match="does not say how many images"):
+            open_images(str(tmp_path / "d"), 8)
+    else:
+        source = open_images(str(tmp_path / "d"), 8)
+        assert source.load(0).shape == (8, 8, 3)
+        if name == b"8-00001":
+            with pytest.raises(UnreadableImageError, match="not an image"):
+                source.load(1)
+    assert before == {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in (tmp_path / "d").iterdir()}
 
 
 HOSTILE_NAMES = ["../../etc/passwd", "/etc/passwd", "..\\..\\x.png", "a\x1b[31m.png", "<script>.png", "x\0y.png"]
@@ -217,14 +248,26 @@ def test_large_pictures_wait_for_one_another(monkeypatch):
 # reports
 
 
-@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "</code></pre><script>", '"onload="x', "a\u202egnp.exe", "\ud800"])
+ODD_TEXTS = [
+    *HOSTILE_NAMES,
+    "</code></pre><script>",
+    '"onload="x',
+    "a\u202egnp.exe",
+    "\u2066b\x9b31m",
+    "\ud800",
+    "x" * 10**6,
+]
+
+
+@pytest.mark.parametrize("name", ODD_TEXTS)
 def test_reports_escape_names(tmp_path, name):
     section = Section(title=name, text=name, caption=name, picture=png_bytes(), table=([name], [[name]]), code=name)
     page = write_report(tmp_path / "report.html", title=name, sections=[section]).read_text(encoding="utf-8")
     assert "<script" not in page
     assert '"onload' not in page
     assert "\0" not in page
-    assert "\x1b" not in page
+    assert not set(page) & {"\x1b", "\x9b", "\u202e", "\u2066", "\ud800"}
+    assert max(map(len, page.split("<p>")[0].split())) < 6_000, "of a very long name a part is shown"
     assert page.count("<section>") == page.count("</section>") == page.count("</pre>") == 1
 
 
@@ -296,3 +339,31 @@ def test_progress_shows_names_as_they_are(kind, monkeypatch):
     shown = stream.getvalue()
     assert shown.count(MARKUP) >= 4
     assert_tame(shown.replace("\r", ""))
+
+
+def test_pages_are_made_in_one_place_which_escapes():
+    package = Path(report.__file__).parents[1]
+    sources = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert [name for name, text in sources.items() if "jinja2.Environment(" in text] == ["pictures/report.py"]
+    assert "autoescape=True" in sources["pictures/report.py"]
+    assert not [name for name, text in sources.items() if re.search(r"<(html|!doctype|table|script)", text, re.I)]
+    for template in (package / "pictures" / "templates").iterdir():
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", template.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_pictures_hold_and_show_harmless_text(tmp_path, text):
+    tile = np.zeros((16, 16, 3), np.uint8)
+    strip = captioned_strip([[tile]], row_captions=[text], column_captions=[text], cell_captions=[[text]], title=text)
+    assert strip.width * strip.height < 3e6
+    facts = {"diti:command": text[:5000], "diti:model": text[:5000]}
+    with Image.open(save_png(strip, tmp_path / "a.png", facts)) as picture:
+        shown = picture.text
+    with Image.open(save_animation([strip, strip], tmp_path / "a.gif", facts)) as picture:
+        shown = {**shown, "comment": picture.info["comment"].decode()}
+    assert shown["diti:model"] == printable(text[:5000])
+    assert not set("".join(shown.values())) & {"\x1b", "\x9b", "\u202e", "\u2066", "\0"}
+    layout = ChunkLayout.uniform(chunks=2, latent_dim=4)
+    chart = chunk_heatmap(tmp_path / "b.png", np.zeros((1, 2)), rows=[text], layout=layout, title=text, note=text)
+    with Image.open(chart) as picture:
+        assert picture.width * picture.height < 3e6

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from code_scan import findings, writes
 from hostile_files import PickleBomb, deep_json, edit_json, pickle_bombs
+from safetensors.torch import load_file, save_file
 
 from diticli.errors import CheckpointError, FeatureFileError, ModelError
 from diticli.features.read import read_features
@@ -48,6 +50,19 @@ def test_the_code_runs_no_code_from_data():
     assert len(found) == len(computed)
 
 
+TOOLS = {"benchmarks/resources.py"}  # starts a disassembler of CUDA that Triton brings, and no Python
+
+
+def test_children_of_the_benchmarks_are_isolated():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    sources = {f"benchmarks/{path.relative_to(folder).as_posix()}": path for path in sorted(folder.rglob("*.py"))}
+    assert "benchmarks/children.py" in sources
+    found = [line for name, path in sources.items() for line in findings(path.read_text(encoding="utf-8"), name)]
+    assert {line.split(":")[0] for line in found if "something else than" in line} == TOOLS
+    others = [line for line in found if "something else than" not in line]
+    assert {line.split(":")[0] for line in others} == {"benchmarks/__main__.py"}, "which imports what its table names"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -65,6 +80,10 @@ def test_the_code_runs_no_code_from_data():
         "subprocess.run(line, shell=True)",
         "import subprocess, sys\nsubprocess.run([sys.executable, '-c', code])",
         "from subprocess import Popen\nPopen(command)",
+        "import subprocess, sys\ncommand = [sys.executable, '-m', 'x']\nsubprocess.run(command)",
+        "import subprocess, sys\nc = [sys.executable, '-P']\nc = ['python', '-m', 'x']\nsubprocess.run(c)",
+        "import subprocess, sys\nsubprocess.call([sys.executable, '-m', 'pip'])",
+        "import asyncio\nasyncio.create_subprocess_exec('python')",
         "Model.from_pretrained(name, trust_remote_code=True)",
         "Model.from_pretrained(name, custom_pipeline=name)",
         "import importlib\nimportlib.import_module(name)",
@@ -73,6 +92,11 @@ def test_the_code_runs_no_code_from_data():
 )
 def test_the_scan_would_see_it(line):
     assert findings(line)
+
+
+def test_the_scan_lets_isolated_children_pass():
+    assert findings("import subprocess, sys\nsubprocess.run([sys.executable, '-P', '-c', code], check=True)") == []
+    assert findings("import subprocess, sys\ncommand = [sys.executable, '-I', *words]\nsubprocess.Popen(command)") == []
 
 
 # writing
@@ -286,6 +310,52 @@ def test_weights_are_never_unpickled(model, mark, part, name):
         if part == "unet":
             with pytest.raises(ModelError, match="Cannot load a base"):
                 load_base(str(model))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64])
+@pytest.mark.parametrize("part", ["encoder", "unet", "shift_decoder"])
+def test_weights_are_floating_point_numbers(model, part, kind):
+    tensors = load_file(model / part / WEIGHTS)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name].to(kind)}, model / part / WEIGHTS)
+    with pytest.raises(ModelError, match="which are no weights") as caught:
+        DiTiPipeline.from_pretrained(model)
+    assert repr(name) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        (2**40).to_bytes(8, "little") + b"{}",
+        (10).to_bytes(8, "little") + b"[" * 10,
+        (0).to_bytes(8, "little"),
+        b"",
+        json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode(),
+        json.dumps({"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}).encode(),
+        json.dumps({"w" * 10**5: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode(),
+        json.dumps(
+            {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"a": "b" * 10**6}}
+        ).encode(),
+        json.dumps({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}).encode(),
+    ],
+)
+def test_headers_of_weights_are_held_against_the_file(model, tmp_path, head):
+    """Whatever a header declares, little is read and the message is short."""
+    data = head if head[:1] != b"{" else len(head).to_bytes(8, "little") + head + bytes(4)
+    for place, read, kind in (
+        (model / "encoder" / WEIGHTS, lambda: DiTiPipeline.from_pretrained(model), ModelError),
+        (tmp_path / "feats.safetensors", lambda: read_features(tmp_path / "feats.safetensors"), FeatureFileError),
+        (tmp_path / "probe.safetensors", lambda: load_probe(tmp_path / "probe.safetensors"), FeatureFileError),
+    ):
+        place.write_bytes(data)
+        tracemalloc.start()
+        try:
+            with pytest.raises(kind) as caught:
+                read()
+            assert tracemalloc.get_traced_memory()[1] < 2**26
+        finally:
+            tracemalloc.stop()
+        assert len(str(caught.value)) < 1500
 
 
 def code(mark, kind="Evil"):

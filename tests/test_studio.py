@@ -255,6 +255,21 @@ def test_names_are_escaped_in_the_bar(page_module, model):
     assert len(bar.props["cells"]) == model.chunks.chunks
 
 
+@pytest.mark.parametrize(
+    "text", ["<b>x</b>", "[a](b)", "a|b\n# c", "$$x$$", "`x`", "a\u202eb\x1b[31m", "x" * 10**6, "\ud800"]
+)
+def test_names_are_plain_text_on_the_page(page_module, text):
+    import html
+
+    from diticli.studio import parts
+
+    shown = parts.safe(text)
+    assert not set(shown) & set("<>|[]$`*_\n\x1b\u202e\ud800")
+    assert "#" not in shown.replace("&#", "")
+    assert html.unescape(shown) == parts.named(text)
+    assert len(parts.named(text)) <= 200
+
+
 def test_the_page_may_call_nobody_else(address):
     import httpx
 

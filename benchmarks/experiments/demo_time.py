@@ -10,15 +10,13 @@ edits and report cost the same whatever the number of images.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.children import run_python
 from benchmarks.facts import collect, write
 
 FEW, MORE = 2_560, 7_680
@@ -29,11 +27,10 @@ ALL = 80_000
 
 def seconds(checkout: Path, *options: str) -> float:
     """Wall time of `diti demo` with `options`, run with the code of `checkout`, from the command to its end."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(path) for path in (checkout, checkout / "kernels"))}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-P", "-m", "diticli", "demo", *options, "-o", str(Path(folder, "demo"))]
+        arguments = ["-m", "diticli", "demo", *options, "-o", str(Path(folder, "demo"))]
         started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, cwd=folder, env=environment)
+        run_python(arguments, packages=(checkout, checkout / "kernels"), folder=folder, check=True)
         return time.perf_counter() - started
 
 

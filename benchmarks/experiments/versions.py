@@ -30,12 +30,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from benchmarks.children import run_python
+
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("lmdb",)
+EXTRAS = ("hdf5", "lmdb", "studio")
 TESTS = {
     "accelerate": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
     "diffusers": "test_unet.py test_pipeline_files.py",
     "filelock": "test_files.py",
+    "gradio": "test_studio.py",
+    "h5py": "test_array_images.py",
     "huggingface-hub": "test_base_files.py",
     "jinja2": "test_report.py",
     "lmdb": "test_lmdb_images.py",
@@ -207,7 +211,7 @@ def use(python: Path, folder: Path) -> None:
         if "probe" in names:
             write_labels(folder)
         name = f"diti {' '.join(names)}"
-        done = step(name, [str(python), "-c", IN_ONE, json.dumps([COMMANDS[n] for n in names])], folder)
+        done = step(name, python, ["-c", IN_ONE, json.dumps([COMMANDS[n] for n in names])], folder)
         if done.returncode:
             raise Failure(f"{name}: {errors_of(done)}")
 
@@ -221,21 +225,21 @@ def test(python: Path, tests: str) -> tuple[dict[str, int], str]:
     if not tests:
         return {}, ""
     name, paths = f"pytest {tests}", [str(ROOT / "tests" / test) for test in tests.split()]
-    done = step(name, [str(python), "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *paths], ROOT)
+    done = step(name, python, ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *paths], ROOT)
     last = (done.stdout.strip().splitlines() or [""])[-1]
     counts = {word.rstrip("s"): int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", last)}
     return counts, f"{name}: {errors_of(done)}" if done.returncode else ""
 
 
-def step(name: str, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def step(name: str, python: Path, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run it there.
 
     Raises:
         Failure: after `LIMIT` seconds.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("DITI_")}
+    own = {key: value for key, value in os.environ.items() if not key.startswith("DITI_")}
     try:
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        return run_python(arguments, python=python, packages=(), folder=folder, environment=own, timeout=LIMIT)
     except subprocess.TimeoutExpired as timeout:
         raise Failure(f"{name}: not finished after {timeout.timeout:.0f} s") from timeout
 
@@ -257,7 +261,7 @@ def write_labels(folder: Path) -> None:
 
 def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     """pip of this environment."""
-    return subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, timeout=900)
+    return run_python(["-m", "pip", *arguments], packages=(), timeout=900)
 
 
 def row(result: Result) -> tuple[str, ...]:

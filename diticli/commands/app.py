@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from diticli.commands import edit
 from diticli.commands.compare import compare
+from diticli.commands.console import say
 from diticli.commands.convert import convert
 from diticli.commands.demo import demo
 from diticli.commands.doctor import doctor
@@ -22,6 +23,7 @@ from diticli.commands.studio import studio
 from diticli.commands.train import train
 from diticli.errors import DiTiError
 from diticli.memory import device_failure
+from diticli.variables import unknown_variables
 
 
 class _Group(TyperGroup):
@@ -76,6 +78,8 @@ def _root(
 
     Start with `diti demo`, or with your own images: `diti train --data ./photos`.
     """
+    for text in unknown_variables():
+        say(text)
 
 
 app.add_typer(edit.app, name="edit")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from diticli.commands.printable import printable
 from diticli.progress import Reporter
+from diticli.reading import printable
 
 PATH_LENGTH = 24
 """Characters that are left of a path which is too long for a table."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption
-from diticli.commands.printable import printable
+from diticli.reading import printable
 
 if TYPE_CHECKING:
     from diticli.doctor.finding import Finding

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from diticli import errors
-from diticli.commands.printable import printable
+from diticli.reading import printable
 
 # sysexits(3): 2 usage, 65 bad data, 66 no input, 69 unavailable, 70 internal, 74 input/output.
 EXIT_STATUS: dict[type[errors.DiTiError], int] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from diticli.commands.console import emit_json, show_table
-from diticli.commands.printable import printable
+from diticli.reading import printable
 
 if TYPE_CHECKING:
     from diticli.training.plan import RunPlan

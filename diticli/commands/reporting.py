@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from diticli.commands.printable import printable
+from diticli.reading import printable
 
 LINE_SECONDS = 15.0
 _BAR_WIDTH = 55

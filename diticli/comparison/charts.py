@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diticli.comparison.scores import METRICS, EntryScores
-from diticli.pictures.charts import SERIES, plain, save_chart
+from diticli.pictures.charts import SERIES, save_chart, short
 from diticli.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def score_chart(path: Path | str, scores: Mapping[str, EntryScores], baselines: 
             label = f"mean {METRIC_NAMES[metric]}, {kind}"
             colours = [GREYS[i] if name in baselines else SERIES[i] for name in scores]
             _bars(axes, found, -0.4 + thick * (i + 0.5), thick * 0.9, colours, label)
-        axes.set_yticks(range(len(scores)), [plain(name) for name in scores])
+        axes.set_yticks(range(len(scores)), [short(name) for name in scores])
         if len(scores) > 1:
             axes.get_yticklabels()[0].set_fontweight("bold")  # what the others are compared with
         axes.set_ylim(len(scores) - 0.5, -0.5)

@@ -20,6 +20,7 @@ from diticli.features.read import Features, read_features
 from diticli.identity import digest
 from diticli.models.device import resolve_precision
 from diticli.progress import Reporter
+from diticli.reading import check_regular
 from diticli.types import Rows
 
 SMALL_SHARD, SHARES = 512, 32
@@ -144,6 +145,7 @@ def file_key(path: Path) -> str:
     target = path / MANIFEST if path.is_dir() else path
     hasher = hashlib.sha256()
     try:
+        check_regular(target)
         with target.open("rb") as file:
             while block := file.read(2**20):
                 hasher.update(block)
@@ -151,5 +153,5 @@ def file_key(path: Path) -> str:
         if not path.is_dir() and sidecar.is_file():
             hasher.update(sidecar.read_bytes())
     except OSError as error:
-        raise FeatureFileError(f"Cannot read {target} ({error}).", remedy="Check its permissions.") from error
+        raise FeatureFileError(f"Cannot read {target} ({error.strerror}).", remedy="Check its permissions.") from error
     return hasher.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import decibels
 from diticli.editing.settings import EditSettings
 from diticli.editing.stages import grouped
-from diticli.files import write_atomically
+from diticli.files import sha256_of, write_atomically
 from diticli.identity import cache_key
 from diticli.pictures.grids import captioned_strip
 from diticli.progress import Reporter
+from diticli.sealed import keep_result, kept_result
 
 Pixels = npt.NDArray[np.uint8]
 COLUMNS = ("A", "A again", "A from its features alone", *("",) * QUARTERS, "A with all of B's features", "B")
@@ -86,29 +86,42 @@ class PictureStore:
         for pair in self.pairs:
             first, second = (Image.fromarray(source.load(index)) for index in pair)
             rows.append(_pair_row(pipeline, sampler, first, second, settings, reporter))
-        empty = np.zeros((entry.resolution, entry.resolution, 3), np.uint8)
-        tiles = np.stack([[empty if p is None else p for p in row.pictures] for row in rows])
-        text = json.dumps(
-            [[None if p is None else c for p, c in zip(r.pictures, r.captions, strict=True)] for r in rows]
-        )
-        write_atomically(self._path(entry, ".npy"), "pictures", lambda file: np.save(file, tiles, allow_pickle=False))
-        write_atomically(self._path(entry, ".json"), "pictures", text)
+        self._write(entry, rows, entry.resolution)
 
-    def read(self, entry: Entry) -> list[ComparedPair]:
-        """What `make` kept, one row a pair; none where that is missing or damaged."""
+    def _write(self, entry: Entry, rows: Sequence[ComparedPair], side: int) -> None:
+        empty = np.zeros((side, side, 3), np.uint8)
+        tiles = np.stack([[empty if p is None else p for p in row.pictures] for row in rows])
+        captions = [[None if p is None else c for p, c in zip(r.pictures, r.captions, strict=True)] for r in rows]
+        place = self._path(entry, ".npy")
+        write_atomically(place, "pictures", lambda file: np.save(file, tiles, allow_pickle=False))
+        keep_result(self._path(entry, ".json"), "pictures", {"captions": captions, "sha256": sha256_of(place)})
+
+    def read(self, entry: Entry, reporter: Reporter) -> list[ComparedPair]:
+        """What `make` kept, one row a pair; what is damaged counts as none, and is made again.
+
+        Raises:
+            DiTiError: as `make`.
+        """
         if not self.pairs:
             return []
         try:
-            captions = json.loads(self._path(entry, ".json").read_bytes())
-            tiles = np.load(self._path(entry, ".npy"), allow_pickle=False)
-        except (OSError, ValueError):
-            return []
+            return self._read(entry)
+        except (OSError, ValueError, KeyError):
+            self._path(entry, ".json").unlink(missing_ok=True)
+            self.make(entry, reporter)
+            return self._read(entry)
+
+    def _read(self, entry: Entry) -> list[ComparedPair]:
+        kept, place = kept_result(self._path(entry, ".json")), self._path(entry, ".npy")
+        if sha256_of(place) != kept["sha256"]:
+            raise ValueError(f"{place.name} is damaged: its checksum differs")
+        tiles, captions = np.load(place, allow_pickle=False), kept["captions"]
         return [
             ComparedPair(
-                pictures=tuple(None if text is None else tile for tile, text in zip(row, texts, strict=False)),
+                pictures=tuple(None if text is None else tile for tile, text in zip(row, texts, strict=True)),
                 captions=tuple(text or "" for text in texts),
             )
-            for row, texts in zip(tiles, captions, strict=False)
+            for row, texts in zip(tiles, captions, strict=True)
         ]
 
     def _path(self, entry: Entry, suffix: str) -> Path:

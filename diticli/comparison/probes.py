@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from diticli.comparison.base_timestep import choose_timestep
 from diticli.comparison.encoding import FeatureStore
@@ -18,6 +17,7 @@ from diticli.comparison.entries import Entry
 from diticli.comparison.pca import pca_features
 from diticli.comparison.protocol import Protocol
 from diticli.comparison.settings import CompareSettings
+from diticli.evaluation.kept import content
 from diticli.evaluation.scores import to_json
 from diticli.features.manifest import FeatureMeta
 from diticli.features.rows import FeatureRows
@@ -26,6 +26,8 @@ from diticli.identity import cache_key
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter
+from diticli.reading import read_regular
+from diticli.sealed import keep_result, kept_result
 from diticli.types import FloatArray, Rows
 
 METRIC_DIMS = 1024
@@ -133,24 +135,22 @@ class ProbeStore:
         return values, np.arange(len(values)), None, ""
 
     def _write(self, entry: Entry, report: ProbeReport, outputs: FloatArray, note: str) -> None:
-        probe = report.probe
+        probe, outputs = report.probe, np.ascontiguousarray(outputs)
         data = {
             "entry": entry.name,
             "note": note,
             "probe": to_json(report.to_dict()),
-            "outputs": {"names": probe.names, "classes": probe.classes},
+            "outputs": {"names": probe.names, "classes": probe.classes, "content": content(outputs)},
         }
-        tensors = {"outputs": np.ascontiguousarray(outputs)}
-        text = json.dumps(data, indent=1, allow_nan=False, default=to_json) + "\n"
-        write_atomically(self._path(entry, ".safetensors"), "scores", save(tensors))
-        write_atomically(self._path(entry, ".json"), "scores", text)
+        write_atomically(self._path(entry, ".safetensors"), "scores", save({"outputs": outputs}))
+        keep_result(self._path(entry, ".json"), "scores", data, default=to_json)
 
     def _read(self, entry: Entry) -> Probed:
-        data = json.loads(self._path(entry, ".json").read_bytes())
-        outputs = load_file(self._path(entry, ".safetensors"))["outputs"]
+        data = kept_result(self._path(entry, ".json"))
+        outputs = load(read_regular(self._path(entry, ".safetensors")))["outputs"]
         names, classes = (list(map(str, data["outputs"][key])) for key in ("names", "classes"))
-        if outputs.shape != (len(self.protocol.split.test), len(names)) or len(classes) != len(names):
-            raise ValueError("the outputs do not belong to these rows")
+        if content(outputs) != data["outputs"]["content"]:
+            raise ValueError("the outputs are not those of the report")
         columns = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
         return Probed(
             report=dict(data["probe"]),

@@ -30,6 +30,7 @@ from diticli.files import FolderLock, refuse_links
 from diticli.models.device import resolve_device
 from diticli.probing import linear
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 
 FEATURES, RESULTS = "features", "results"
 
@@ -232,7 +233,7 @@ class _Run:
         self.say.start("Resampling test images", None)
         scores = score_all(probed, protocol, seed=self.settings.seed)
         self.say.finish()
-        found = {s.name: swaps.read(s) for s in self.editors} if swaps is not None else {}
+        swapped = {s.name: swaps.read(s, self.say) for s in self.editors} if swaps is not None else {}
         names = self.images.names if self.settings.data else []
         return Comparison(
             entries=self.entries.all,
@@ -240,8 +241,8 @@ class _Run:
             protocol=protocol,
             scores=scores,
             probed=probed,
-            swaps={name: item for name, item in found.items() if item is not None},
-            pictures={s.name: pictures.read(s) for s in self.editors},
+            swaps=swapped,
+            pictures={s.name: pictures.read(s, self.say) for s in self.editors},
             pairs=[(names[a], names[b]) for a, b in pictures.pairs],
             features={s.name: str(self.store.path(s)) for s in self.entries.all},
             notes=(*notes, *chosen, *unfinished),
@@ -268,7 +269,7 @@ def _trained_on(entry: Entry, fingerprint: dict[str, Any]) -> bool:
     folder = Path(entry.spec.source)
     for config in (folder / "config.json", folder.parent / "config.json"):
         try:
-            trained = dict(json.loads(config.read_bytes())["data"])
+            trained = dict(json.loads(read_regular(config))["data"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         keys = ("kind", "seed") if fingerprint.get("kind") == "faces" else ("kind", "sha256")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.report import check_readable, classifier_text
 from diticli.evaluation.scores import to_json
 from diticli.evaluation.settings import EvaluationSettings
-from diticli.files import write_atomically
 from diticli.identity import cache_key, file_digest
 from diticli.progress import Reporter
+from diticli.sealed import keep_result, kept_result
 
 
 class SwapStore:
@@ -75,16 +74,20 @@ class SwapStore:
         for warning in result.warnings:
             reporter.warn(f"{entry.name}: {warning}")
         facts = {"reader": classifier.reliability, "images": images.name, **result.to_dict()}
-        text = json.dumps(to_json(facts), indent=1, allow_nan=False, default=str) + "\n"
-        write_atomically(self._path(entry), "scores", text)
+        keep_result(self._path(entry), "scores", to_json(facts), default=str)
 
-    def read(self, entry: Entry) -> dict[str, Any] | None:
-        """What `make` kept; None where that is missing or damaged."""
+    def read(self, entry: Entry, reporter: Reporter) -> dict[str, Any]:
+        """What `make` kept; a damaged file counts as none, and is made again.
+
+        Raises:
+            DiTiError: as `make`.
+        """
         try:
-            found: dict[str, Any] = json.loads(self._path(entry).read_bytes())
+            return kept_result(self._path(entry))
         except (OSError, ValueError):
-            return None
-        return found
+            self._path(entry).unlink(missing_ok=True)
+            self.make(entry, reporter)
+            return kept_result(self._path(entry))
 
     def _classifier(
         self, entry: Entry, device: str, reporter: Reporter

@@ -22,6 +22,7 @@ from diticli.data.depth import reading_facts
 from diticli.data.lmdb_reader import LmdbReader, lmdb_reader
 from diticli.data.names import visible_entries
 from diticli.errors import DataError
+from diticli.reading import quoted
 
 DATA_FILE = "data.mdb"
 SUFFIXES = frozenset({".mdb", ".lmdb"})
@@ -176,7 +177,7 @@ def _count(reader: LmdbReader, stored: str) -> int:
     entries = reader.entries
     if text is None or not text.isdigit() or len(text) > 12:
         raise DataError(
-            f"The LMDB {reader.path} does not say how many images it holds: 'length' is {text!r}.",
+            f"The LMDB {reader.path} does not say how many images it holds: 'length' is {quoted(text)}.",
             remedy="Its writing may have been interrupted; write or download it again.",
         )
     if not 0 < int(text) < entries:

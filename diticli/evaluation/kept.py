@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from diticli.files import write_atomically
-from diticli.identity import cache_key
+from diticli.identity import cache_key, digest
+from diticli.reading import check_regular
 
 Arrays = dict[str, npt.NDArray[Any]]
+_SEAL = "diti:seal"
 
 
 class KeptArrays:
@@ -41,16 +43,35 @@ class KeptArrays:
         """
         if self.folder is None:
             return make()
-        from safetensors.numpy import load, save
+        from safetensors.numpy import save
 
         path = self.folder / f"{what}-{cache_key(what, facts)}.safetensors"
         try:
-            return load(path.read_bytes())
-        except (OSError, SafetensorError, ValueError, KeyError):
-            pass  # not made yet, or only in part
+            return _read(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            pass  # not made yet, made only in part, or not made by this class
         arrays = {name: np.ascontiguousarray(array) for name, array in make().items()}
-        write_atomically(path, "intermediate result", save(arrays))
+        write_atomically(path, "intermediate result", save(arrays, {_SEAL: _seal(path, arrays)}))
         return arrays
+
+
+def _read(path: Path) -> Arrays:
+    """What was kept.
+
+    Raises:
+        OSError, SafetensorError, ValueError, KeyError, TypeError: when it is not there, or is anything else.
+    """
+    check_regular(path)
+    with safe_open(path, framework="numpy") as file:
+        arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if file.metadata()[_SEAL] != _seal(path, arrays):
+            raise ValueError("it was changed")
+    return arrays
+
+
+def _seal(path: Path, arrays: Arrays) -> str:
+    """Hash of entry, names and values, which the file of another entry or another program would lack."""
+    return digest([path.name, *([name, content(array)] for name, array in sorted(arrays.items()))])
 
 
 def content(*arrays: torch.Tensor | npt.NDArray[Any]) -> str:

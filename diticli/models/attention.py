@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from operator import index
@@ -23,7 +22,8 @@ import torch.nn.functional as F
 from diti_kernels.dispatch import constant_in_graphs
 from torch import Tensor
 
-from diticli.errors import ConfigError, DeviceError
+from diticli.errors import DeviceError
+from diticli.variables import word_of
 
 logger = logging.getLogger(__name__)
 VARIABLE = "DITI_ATTENTION"
@@ -148,10 +148,7 @@ def _choose(
 
 
 def _wanted() -> Any:
-    wanted = os.environ.get(VARIABLE, "auto").strip().lower()
-    if wanted not in CHOICES:
-        raise ConfigError(f"{VARIABLE}={wanted!r} is unknown.", remedy=f"Use one of {', '.join(CHOICES)}.")
-    return wanted
+    return word_of(VARIABLE, CHOICES)
 
 
 @constant_in_graphs

@@ -7,7 +7,6 @@ takes a few steps' time where compiling takes longer than a whole edit.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ import torch
 from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
 from diticli.progress import Reporter
+from diticli.variables import CUDA_GRAPH, CUDA_GRAPH_CHOICES, word_of
 
 CompilablePart = Callable[..., Any]
 """A function of tensors."""
@@ -158,4 +158,4 @@ class StepGraph:
 
 def should_capture(x: torch.Tensor) -> bool:
     """Whether a batch is small enough, on a GPU; DITI_CUDA_GRAPH=0 never captures."""
-    return x.is_cuda and 0 < len(x) <= LARGEST_BATCH and os.environ.get("DITI_CUDA_GRAPH", "1") != "0"
+    return x.is_cuda and 0 < len(x) <= LARGEST_BATCH and word_of(CUDA_GRAPH, CUDA_GRAPH_CHOICES) == "1"

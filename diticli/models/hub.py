@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from diticli.errors import ModelError
-from diticli.reading import check_regular, parse_json, quoted, read_regular
+from diticli.reading import check_regular, parse_json, quoted, read_regular, shortened
 
 # Neither code nor pickles are ever fetched.
 _TRUSTED_LIBRARIES = {"diffusers", "diticli"}
@@ -20,6 +20,7 @@ SHIPPED = "shipped"
 SHIPPED_FOLDER = Path(__file__).parents[1] / SHIPPED
 _KINDS = ("*.json", "*.safetensors")
 _DEPTHS = ("", "*/", "*/*/")
+_WEIGHTS = re.compile(r"diffusion_pytorch_model[^/]*\.safetensors")
 _INDEX = re.compile(r"\.index(\.[^/]*)?\.json$")
 _PATTERNS = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
 
@@ -49,10 +50,12 @@ def local_folder(name: str) -> Path:
     try:
         return _checked(Path(snapshot_download(name, allow_patterns=_PATTERNS)))
     except HFValidationError as error:
-        raise ModelError(f"There is no folder {name!r}, and it is not a Hub id.", remedy="Check the path.") from error
+        raise ModelError(
+            f"There is no folder {quoted(name)}, and it is not a Hub id.", remedy="Check the path."
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"There is no model {name!r} here or on the Hub: {first_line(error)}",
+            f"There is no model {quoted(name)} here or on the Hub: {shortened(first_line(error))}",
             remedy="Check the path or the id, or train one with `diti train`.",
         ) from error
 
@@ -74,6 +77,9 @@ def _checked(folder: Path) -> Path:
             check_regular(file)
         except OSError as error:
             raise ModelError(f"Cannot read {file}: {error.strerror}.", remedy="Copy the model again.") from error
+    for file in files:
+        if _WEIGHTS.fullmatch(file.name) and (odd := _no_weights(file)):
+            raise ModelError(f"{file} holds {odd}, which are no weights.", remedy="Copy the model again, or refuse it.")
     for index in (file for file in files if _INDEX.search(file.name)):
         try:
             named = set(parse_json(read_regular(index))["weight_map"].values())
@@ -84,6 +90,21 @@ def _checked(folder: Path) -> Path:
                 f"{index} names files that are no weights beside it: {quoted(foreign[:3])}.", remedy="Refuse it."
             )
     return folder
+
+
+def _no_weights(file: Path) -> str:
+    """Name and type of the first tensor that is not of floating-point numbers; empty where there is none.
+
+    Diffusers would convert whole numbers, truth values and complex numbers without a word.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            types = ((name, opened.get_slice(name).get_dtype()) for name in opened.keys())  # noqa: SIM118
+            return next((f"{quoted(name)} of {kind}" for name, kind in types if not re.match("B?F[0-9]", kind)), "")
+    except (OSError, SafetensorError):
+        return ""  # whoever loads it says what is wrong
 
 
 def first_line(error: BaseException) -> str:
@@ -126,7 +147,7 @@ def check_index(folder: Path) -> None:
     foreign += sorted(".".join(map(str, p)) for p in parts if p[0] == "diffusers" and not _is_trusted(p))
     if foreign := foreign + sorted(str(p.relative_to(folder)) for p in folder.rglob("*.py")):
         raise ModelError(
-            f"{index} names code outside diffusers and diticli, or parts of no DiTi model: {foreign}.",
+            f"{index} names code outside diffusers and diticli, or parts of no DiTi model: {quoted(foreign)}.",
             remedy="This is not a DiTi model; refuse it.",
         )
 

@@ -12,7 +12,6 @@ side by side in memory, and state that was read from a file lies in NCHW.
 from __future__ import annotations
 
 import logging
-import os
 from functools import cache
 from typing import Literal, NamedTuple, cast
 
@@ -20,7 +19,7 @@ import torch
 from diti_kernels.dispatch import constant_in_graphs
 from torch import Tensor
 
-from diticli.errors import ConfigError
+from diticli.variables import word_of
 
 logger = logging.getLogger(__name__)
 VARIABLE = "DITI_LAYOUT"
@@ -74,9 +73,7 @@ def layout_choice(device: torch.device, dtype: torch.dtype) -> LayoutChoice:
     Raises:
         ConfigError: when DITI_LAYOUT is none of auto, contiguous, channels_last.
     """
-    wanted = os.environ.get(VARIABLE, "auto").strip().lower()
-    if wanted not in CHOICES:
-        raise ConfigError(f"{VARIABLE}={wanted!r} is unknown.", remedy=f"Use one of {', '.join(CHOICES)}.")
+    wanted = word_of(VARIABLE, CHOICES)
     if wanted != "auto":
         return LayoutChoice(cast(Layout, wanted), f"{VARIABLE}={wanted}")
     if device.type != "cpu":

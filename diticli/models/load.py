@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from diticli._version import __version__
 from diticli.errors import ModelError
-from diticli.models.attention import check_attention
 from diticli.models.device import resolve_device
 from diticli.models.hub import SHIPPED, has_shipped, pipeline_folder
 from diticli.models.model import DiTiModel
 from diticli.models.model_files import read_model
+from diticli.models.variables import check_variables
 
 if TYPE_CHECKING:
     from diticli.models.pipeline import DiTiPipeline
@@ -136,11 +136,11 @@ def load_model(model: str | None = None, device: str | None = None) -> DiTiModel
 
     Raises:
         ModelError: when there is no such model.
-        DeviceError: when there is no such device, or no xformers there although DITI_ATTENTION asks for it.
-        ConfigError: when DITI_ATTENTION is unknown.
+        DeviceError: when there is no such device, or what a variable asks for cannot run there.
+        ConfigError: when a variable holds an unknown word.
     """
     target = resolve_device(device)
-    check_attention(target)
+    check_variables(target)
     located = locate(model)
     loaded = read_model(located.name).to(target)
     _introduce(loaded, located)
@@ -154,7 +154,7 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
         DiTiError: as `load_model`.
     """
     target = resolve_device(device)
-    check_attention(target)
+    check_variables(target)
     from diticli.models.pipeline import DiTiPipeline, quiet_loading
 
     with quiet_loading():

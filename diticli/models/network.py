@@ -22,6 +22,7 @@ from torch import nn
 from diticli.errors import DiTiError, ModelError
 from diticli.files import write_bytes
 from diticli.models.hub import first_line
+from diticli.reading import quoted
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
@@ -143,7 +144,8 @@ class Network(nn.Module):
         expected = self.state_dict()
         missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
         if missing or extra:
-            found = [f"lacks weights: {missing[:3]}"] * bool(missing) + [f"has too many: {extra[:3]}"] * bool(extra)
+            found = [f"lacks weights: {quoted(missing[:3])}"] * bool(missing)
+            found += [f"has too many: {quoted(extra[:3])}"] * bool(extra)
             raise OtherWeightsError(f"The model in {folder} {' and '.join(found)}.", remedy="Train or copy it again.")
         if bad := [name for name in expected if expected[name].shape != weights[name].shape]:
             raise OtherWeightsError(

@@ -11,9 +11,13 @@ from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
+from diticli.reading import printable
+
 INK = "#1f2328"
 SIZES = (13, 12, 11, 10)
 PIECE = r"[^ ,_/]*[,_/]? ?"  # where a line may end: after a space, and in lists and file names
+LONGEST = 1000
+"""Characters of a text that pictures and pages show; a name from an archive or a table may have any number."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -21,7 +25,7 @@ class Caption:
     """A text laid out for a given width, in pixels.
 
     The largest of `sizes` that keeps every word whole is taken; where even the smallest does not, words
-    are broken. Nothing is left out.
+    are broken. Nothing is left out of a text that people would write (`LONGEST`).
 
     Attributes:
         width: of the widest line, 0 for an empty text.
@@ -29,7 +33,8 @@ class Caption:
     """
 
     def __init__(self, text: str, max_width: int, sizes: Sequence[int] = SIZES) -> None:
-        pieces = [piece for piece in re.findall(PIECE, re.sub(r"[ \n\t]+", " ", clean(text))) if piece]
+        whole = cut(re.sub(r"[ \n\t]+", " ", clean(text)))
+        pieces = [piece for piece in re.findall(PIECE, whole) if piece]
         fitting = (s for s in sizes if all(_font(s).getlength(piece.strip()) <= max_width for piece in pieces))
         self.font = _font(next(fitting, sizes[-1]))
         self.lines = _wrap(pieces, self.font, max_width)
@@ -47,8 +52,13 @@ class Caption:
 
 
 def clean(text: str) -> str:
-    """Text that can be drawn and stored: undecodable bytes of file names and controls become "?"."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", text.encode("utf-8", "replace").decode("utf-8"))
+    """Text that can be drawn and stored: undecodable bytes of names, controls and direction marks become "?"."""
+    return printable(text)
+
+
+def cut(text: str) -> str:
+    """The text with at most `LONGEST` characters."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.pictures.captions import clean
+from diticli.pictures.captions import clean, cut
 from diticli.pictures.grids import PAPER, save_png
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SERIES = ("#2463b4", "#e08a1e", "#8a929b", "#3c8d5a", "#b0435c", "#6b52a8")
 UNKNOWN = "#e6e8eb"
 MAX_BOUNDARIES = 32
+LONGEST_NAME = 40
 
 
 def loss_by_timestep_chart(
@@ -55,7 +56,7 @@ def loss_by_timestep_chart(
                 np.asarray(values, dtype=float),
                 edges,
                 baseline=None,
-                label=plain(name),
+                label=short(name),
                 color=colour,
                 linewidth=1.6,
             )
@@ -88,12 +89,12 @@ def bar_table_chart(
         for i, (label, values) in enumerate(series.items()):
             at = np.arange(len(names)) - 0.4 + thick * (i + 0.5)
             finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0.0)
-            axes.barh(at, finite, height=thick * 0.92, label=plain(label), color=SERIES[i % len(SERIES)])
+            axes.barh(at, finite, height=thick * 0.92, label=short(label), color=SERIES[i % len(SERIES)])
             for y, value, end in zip(at, values, finite, strict=True):
                 text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
                 place = (max(0.0, end), y)
                 axes.annotate(text, place, (3, 0), textcoords="offset points", va="center", fontsize=7)
-        axes.set_yticks(np.arange(len(names)), [plain(name) for name in names])
+        axes.set_yticks(np.arange(len(names)), [short(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set(title=plain(title), xlabel=plain(x_label))
         axes.margins(x=0.08)
@@ -127,8 +128,8 @@ def heatmap_chart(
         for (row, column), value in np.ndenumerate(grid):
             text = "" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if abs(value) > 0.6 else "k")
-        axes.set_xticks(np.arange(len(columns)), [plain(name) for name in columns], rotation=35, ha="right")
-        axes.set_yticks(np.arange(len(rows)), [plain(name) for name in rows])
+        axes.set_xticks(np.arange(len(columns)), [short(name) for name in columns], rotation=35, ha="right")
+        axes.set_yticks(np.arange(len(rows)), [short(name) for name in rows])
         axes.set_title(plain(title))
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
@@ -171,7 +172,13 @@ def _own_style() -> Iterator[None]:
 
 def plain(text: str) -> str:
     """The text without control characters, as a chart shows it."""
-    return clean(text)
+    return cut(clean(text))
+
+
+def short(name: str) -> str:
+    """A name as an axis or a legend shows it, which a long one would leave no room for the chart."""
+    name = clean(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:

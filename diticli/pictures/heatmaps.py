@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.pictures.captions import clean
-from diticli.pictures.charts import UNKNOWN, plain, save_chart
+from diticli.pictures.charts import UNKNOWN, plain, save_chart, short
 from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ MAX_TEXT_CHUNKS = 80
 _LONG_TEXT_CHUNKS = 20
 _T_LABELS = 20
 _GAP = 0.4
-_MAX_NAME = 40
 _MAX_SIDE = 300.0
 """Inches; matplotlib draws at most 2^16 pixels."""
 _MARK = "#d1242f"
@@ -87,7 +85,7 @@ def chunk_heatmap(
     everything = grid if totals is None else np.column_stack([grid, totals])
     top = limit or max(0.05, float(np.abs(everything[np.isfinite(everything)]).max(initial=0.0)))
 
-    names = [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…" for name in map(clean, rows)]
+    names = [short(name) for name in rows]
     width = max(4.0, 0.9 + 0.075 * max(map(len, names)) + _cell_width(layout.chunks) * (layout.chunks + 2))
     texts = ["timestep t (0: clean, T: noise)", note, f"Red: {marks_label}" if any(marks or ()) else ""]
     above, below = _wrapped(title, width / 0.115), "\n".join(_wrapped(text, width / 0.077) for text in texts if text)
@@ -145,7 +143,7 @@ def _axes(
     chunks = layout.chunks
     axes.set_xlim(0, chunks if totals_label is None else chunks + _GAP + 1)
     axes.set_ylim(len(rows), 0)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(name) for name in rows])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
     borders = (0, *layout.timestep_ends)
     step = math.ceil(chunks / _T_LABELS)
     at = list(range(0, chunks + 1, step))

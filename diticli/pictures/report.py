@@ -16,7 +16,7 @@ from PIL import Image
 from diticli._version import __version__
 from diticli.errors import DataError
 from diticli.files import write_atomically
-from diticli.pictures.captions import clean
+from diticli.pictures.captions import clean, cut
 
 Cell = str | int | float | None
 
@@ -73,15 +73,15 @@ def _template() -> jinja2.Template:
 
 def _page(title: str, sections: Sequence[Section]) -> str:
     shown = [_shown(section) for section in sections]
-    return _template().render(title=clean(title), sections=shown, version=__version__)
+    return _template().render(title=cut(clean(title)), sections=shown, version=__version__)
 
 
 def _shown(section: Section) -> dict[str, Any]:
     """A section as the template takes it."""
     return {
-        "title": clean(section.title),
+        "title": cut(clean(section.title)),
         "text": clean(section.text),
-        "caption": clean(section.caption),
+        "caption": cut(clean(section.caption)),
         "picture": None if section.picture is None else _png(section.picture),
         "table": None if section.table is None else _table(*section.table),
         "sortable": section.sortable,
@@ -111,11 +111,11 @@ def _png(picture: Image.Image | bytes | Path) -> dict[str, Any]:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
     """Headings, which know whether all cells below them are numbers, and the texts of all cells."""
     numeric = [bool(rows) and all(isinstance(row[c], int | float | None) for row in rows) for c in range(len(columns))]
-    heads = [{"name": clean(name), "numeric": flag} for name, flag in zip(columns, numeric, strict=True)]
+    heads = [{"name": cut(clean(name)), "numeric": flag} for name, flag in zip(columns, numeric, strict=True)]
     return {"columns": heads, "rows": [[_cell(value) for value in row] for row in rows]}
 
 
 def _cell(value: Cell) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else clean(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else cut(clean(str(value)))

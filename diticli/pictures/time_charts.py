@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, UNKNOWN, plain, save_chart
+from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, UNKNOWN, plain, save_chart, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def gap_chart(
                 axes.axvline(end, color="#d5d9de", linewidth=0.7, zorder=0)
         for (name, values), colour in zip(series.items(), colours, strict=False):
             known = np.array([value if value > 0 else np.nan for value in values])
-            axes.plot(timesteps, known, label=plain(name), color=colour, linewidth=1.6)
+            axes.plot(timesteps, known, label=short(name), color=colour, linewidth=1.6)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -113,7 +113,7 @@ def lost_chart(
             middle_t = (timesteps[0] + timesteps[-1]) / 2
             axes.text(middle_t, unread + 0.5, "not readable", ha="center", va="center", fontsize=8, color="#59636e")
         axes.set_ylim(len(rows), 0)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(name) for name in rows])
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [short(name) for name in rows])
         axes.tick_params(axis="y", length=0)
         axes.spines[["left"]].set_visible(False)
         axes.set_title(plain(title), loc="left")

@@ -27,6 +27,7 @@ from diticli.studio.parts import (
     download_button,
     enlarged,
     follow_changes,
+    named,
     picture_out,
     provenance,
     safe,
@@ -131,7 +132,7 @@ def attribute_command(picture: Picture, amounts: Mapping[str, float], chunks: st
 
 def _slider_label(name: str, options: PageOptions) -> str:
     score = options.scores.get(name)
-    return name if score is None else f"{name} (probe score {score:.2f})"
+    return named(name) if score is None else f"{named(name)} (probe score {score:.2f})"
 
 
 def _also_changed(

@@ -16,6 +16,7 @@ from diticli.studio.parts import (
     chooser,
     decibel_text,
     enlarged,
+    named,
     picture_out,
     safe,
     said_in_words,
@@ -61,7 +62,9 @@ def inside_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, tab:
         if options.neighbours is not None:
             chosen = layout.parse(spec) if spec.strip() else range(layout.chunks)
             dims = np.flatnonzero(layout.dim_mask(tuple(chosen)))
-            shown.append([[name, round(far, 3)] for name, far in options.neighbours.find(picture.latents.z[0], dims)])
+            shown.append(
+                [[named(name), round(far, 3)] for name, far in options.neighbours.find(picture.latents.z[0], dims)]
+            )
         return shown
 
     gr.on(

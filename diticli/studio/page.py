@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 
 import gradio as gr
@@ -10,7 +9,7 @@ import gradio as gr
 from diticli.studio.attribute_tab import attribute_tab
 from diticli.studio.inside_tab import inside_tab
 from diticli.studio.pair_tab import pair_tab
-from diticli.studio.parts import Changes, PageOptions
+from diticli.studio.parts import Changes, PageOptions, safe
 from diticli.studio.workbench import Workbench
 
 
@@ -24,7 +23,7 @@ def build_page(bench: Workbench, options: PageOptions) -> gr.Blocks:
     layout = bench.model.chunks
     changes = Changes()
     with gr.Blocks(title="diti studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"# diti studio\n{html.escape(options.title)}")
+        gr.Markdown(f"# diti studio\n{safe(options.title)}")
         with gr.Tabs():
             with gr.Tab("Two pictures"):
                 pair_tab(bench, options, layout, changes, page)

@@ -21,12 +21,14 @@ from diticli.data.images import UnreadableImageError
 from diticli.errors import DiTiError
 from diticli.pictures.captions import clean
 from diticli.pictures.tiles import Pixels, magnified
+from diticli.reading import printable, shortened
 from diticli.studio.neighbours import Neighbours
 from diticli.studio.workbench import Picture, SupersededError, Workbench
 
 EXAMPLES = (("faces:3", "faces:8"), ("faces:0:1", "faces:5:1"), ("faces:11", "faces:42"))
 _SIDE = 288
 _MAX_NAME = 60
+_ESCAPED = {ord(sign): f"&#{ord(sign)};" for sign in "&<>\"'|*_`[]$~\\#!:"}
 NOW = "(...values) => [...values.slice(0, -1), performance.now()]"
 PRIVATE = {"api_visibility": "private"}
 ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
@@ -175,9 +177,14 @@ def strongest_moves(chunk: int, options: PageOptions, most: int = 1) -> str:
     return ""
 
 
+def named(text: str) -> str:
+    """A name from a file where the page shows plain text: in one line, without controls, at most 200 characters."""
+    return shortened(printable(text))
+
+
 def safe(text: str) -> str:
-    """For Markdown tables and HTML."""
-    return html.escape(text).replace("|", "&#124;").replace("*", "&#42;").replace("`", "&#96;").replace("[", "&#91;")
+    """The same for Markdown tables and HTML."""
+    return named(text).translate(_ESCAPED)
 
 
 def provenance(bench: Workbench, command: str) -> dict[str, str]:
@@ -201,7 +208,7 @@ def _message(error: DiTiError) -> gr.Error:
     said = f"{error.message} {error.remedy or ''}".strip()
     if isinstance(error, UnreadableImageError):  # not where the upload lies on this machine
         said = f"{clean(Path(error.file).name)[:_MAX_NAME]} cannot be read: {error.reason}."
-    return gr.Error(html.escape(said), print_exception=False)
+    return gr.Error(html.escape(printable(said)), print_exception=False)
 
 
 def said_in_words(work: Callable[..., T]) -> Callable[..., T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diticli.errors import ConfigError
+from diticli.reading import parse_json, read_regular
 
 if TYPE_CHECKING:
     from diticli.studio.workbench import Workbench
@@ -92,12 +92,12 @@ def read_effects(evaluation: Path | None) -> tuple[dict[str, list[float]], list[
         return {}, []
     path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
     try:
-        atlas = json.loads(path.read_text(encoding="utf-8"))["models"][0]["atlas"]
+        atlas = parse_json(read_regular(path))["models"][0]["atlas"]
         groups = [[int(chunk) for chunk in group] for group in atlas["groups"]]
         effects = {str(name): [float(rate["value"]) for rate in rates] for name, rates in atlas["shares"].items()}
         if any(len(rates) != len(groups) for rates in effects.values()):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} holds no swap effects.", remedy="Give the output of `diti evaluate --atlas`."
         ) from error
@@ -109,9 +109,9 @@ def read_scores(probe: Path | None) -> dict[str, float]:
     if probe is None:
         return {}
     try:
-        report = json.loads((probe / "report.json").read_text(encoding="utf-8"))
+        report = parse_json(read_regular(probe / "report.json"))
         return {str(one["name"]): float(one["value"]) for one in report["attributes"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -18,6 +18,7 @@ from diticli.models.frozen import FrozenBase
 from diticli.models.reconstruction_gap import GapCurve, measure_gap
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular, shortened
 from diticli.schedule import NoiseSchedule
 from diticli.training.batches import DataOrder, ImageFeed, fold_seed
 
@@ -83,10 +84,11 @@ def read_gap(path: Path) -> GapCurve:
         CheckpointError: when it is missing or damaged.
     """
     try:
-        facts: dict[str, Any] = json.loads(path.read_bytes())
+        facts: dict[str, Any] = json.loads(read_regular(path))
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
         return GapCurve(**fields)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is missing or damaged ({error}).", remedy="Remove it; the same command measures it again."
+            f"{path} is missing or damaged ({shortened(error)}).",
+            remedy="Remove it; the same command measures it again.",
         ) from error

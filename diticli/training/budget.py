@@ -18,6 +18,7 @@ from diticli.config import RunConfig
 from diticli.config_groups import StageConfig
 from diticli.errors import ConfigError
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.pace import Pace
 from diticli.training.plan import RunPlan, make_plan, seconds_of_a_picture, seconds_to_read
@@ -188,7 +189,7 @@ def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
     if not RunDirectory(out).begun:
         return None
     try:
-        saved = json.loads((out / "config.json").read_bytes())["config"]
+        saved = json.loads(read_regular(out / "config.json"))["config"]
         if saved.get("minutes") != config.minutes:
             return None
         return replace(

@@ -6,8 +6,6 @@ with the step and the SHA-256 of each file and of itself. The last two are kept.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,14 +19,15 @@ from safetensors.torch import load_file
 
 from diticli.errors import CheckpointError
 from diticli.files import publish_folder, sha256_of, write_json, write_tensors
-from diticli.reading import quoted, read_regular
+from diticli.reading import quoted
+from diticli.sealed import read_sealed, sealed
 
 KEEP = 2
 MAX_STEP = 10**12
 Tensors = dict[str, torch.Tensor]
 _TENSOR_FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
-_STATE = {"stage": str, "step": int}
-_SEAL = "state_sha256"
+_STATE = {"stage": str, "step": int, "sha256": dict}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -113,24 +112,17 @@ def _read_state(path: Path) -> dict[str, Any]:
         ValueError: when it is damaged.
     """
     try:
-        state: dict[str, Any] = json.loads(read_regular(path / "state.json"))
-        if state != sealed(state):
-            raise ValueError("state.json is damaged: its checksum differs")
-        foreign = [name for name in dict(state["sha256"]) if not _TENSOR_FILE.fullmatch(name)]
+        state = read_sealed(path / "state.json")
         whole = all(type(state[key]) is kind for key, kind in _STATE.items())
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"state.json is damaged ({error!r})") from error
-    if whole and not 0 <= state["step"] <= MAX_STEP:
+    if not whole:
+        raise ValueError("state.json is damaged")
+    if not 0 <= state["step"] <= MAX_STEP:
         raise ValueError(f"state.json names the step {quoted(state['step'])}")
-    if foreign or not whole:
-        raise ValueError(f"state.json names {foreign[0]!r}" if foreign else "state.json is damaged")
+    if foreign := [name for name in state["sha256"] if not _TENSOR_FILE.fullmatch(name)]:
+        raise ValueError(f"state.json names {quoted(foreign[0])}")
     return state
-
-
-def sealed(state: dict[str, Any]) -> dict[str, Any]:
-    """`state` with the checksum of itself, which a damaged number would not have."""
-    content = {key: value for key, value in state.items() if key != _SEAL}
-    return content | {_SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def not_finite(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
@@ -145,6 +137,32 @@ def not_finite(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
     return ""
 
 
+def check_fits(
+    part: str, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, partly: bool = False
+) -> None:
+    """See that tensors of a file have the names, shapes and types of those that they replace.
+
+    Copying would spread a single number over a whole tensor, and the fused optimizers do not look at shapes at all.
+
+    Args:
+        part: name of the file, for the message.
+        tensors: from the file.
+        expected: what they replace.
+        partly: whether some may be missing.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    missing = [] if partly else sorted(expected.keys() - tensors.keys())
+    if names := missing or sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{part} {'lacks' if missing else 'has an unknown'} {quoted(names[0])}")
+    for name, value in tensors.items():
+        own = expected[name]
+        if value.shape != own.shape or value.dtype != own.dtype:
+            found, wanted = (f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in (value, own))
+            raise ValueError(f"{part}: {name} is {found} where {wanted} belongs")
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
     """Adam's moments as named tensors "INDEX.exp_avg"."""
     state = optimizer.state_dict()["state"]
@@ -152,12 +170,23 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Inverse of `flatten_optimizer`."""
+    """Inverse of `flatten_optimizer`.
+
+    Raises:
+        ValueError: when they are not what Adam keeps of these parameters.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = {f"{i}.{key}": p for i, p in enumerate(parameters) for key in _MOMENTS}
+    expected |= {f"{i}.step": torch.zeros(()) for i in range(len(parameters))}
+    check_fits("optimizer", tensors, expected, partly=True)  # what never had a gradient has no moments
     state: dict[int, Tensors] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
+        if key != "exp_avg" and not bool((value >= 0).all()):
+            raise ValueError(f"optimizer: {name} is negative")
         state.setdefault(int(index), {})[key] = _laid_out_as(parameters[int(index)], value)
+    if incomplete := [index for index, entry in state.items() if len(entry) != len(_MOMENTS) + 1]:
+        raise ValueError(f"optimizer has a part of {incomplete[0]} alone")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

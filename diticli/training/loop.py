@@ -25,6 +25,7 @@ from diticli.training.batches import DataOrder, StepNoise, fold_seed
 from diticli.training.checkpoint import (
     MAX_STEP,
     Checkpoint,
+    check_fits,
     flatten_optimizer,
     list_checkpoints,
     load_checkpoint,
@@ -86,11 +87,6 @@ class StageTrainer:
         if checkpoint.state["stage"] != self.stage.name:
             return False
         _check_identity(checkpoint, self.stage, found[-1])
-        if name := not_finite(checkpoint.tensors):
-            raise CheckpointError(
-                f"{found[-1]} holds numbers that are not finite ({name}).",
-                remedy=f"Delete {found[-1]} to go on from the checkpoint before it.",
-            )
         try:
             self._restore(checkpoint)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -101,21 +97,28 @@ class StageTrainer:
         return True
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        named = self._state()
+        parts, state = checkpoint.tensors, checkpoint.state
+        named, averaged = self._state(), {str(i): p for i, p in enumerate(self.ema.shadow_params)}
+        check_fits("weights", parts["weights"], named)
+        check_fits("ema", parts["ema"], averaged)
+        if name := not_finite(parts):
+            raise ValueError(f"it holds numbers that are not finite ({name})")
         with torch.no_grad():
-            for name, value in checkpoint.tensors["weights"].items():
-                named[name].copy_(value)
-            for i, shadow in enumerate(self.ema.shadow_params):
-                shadow.copy_(checkpoint.tensors["ema"][str(i)])
-        restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
-        if type(averaged := checkpoint.state["ema_step"]) is not int or not 0 <= averaged <= MAX_STEP:
-            raise ValueError(f"its ema_step is {quoted(averaged)}")
-        self.ema.optimization_step = averaged
-        self.totals.restore(checkpoint.tensors["totals"])
-        self.step = checkpoint.state["step"]
-        if self.stage.pace is not None and (saved := checkpoint.state.get("pace")):
+            for own, read in ((named, parts["weights"]), (averaged, parts["ema"])):
+                for name, value in own.items():
+                    value.copy_(read[name])
+        restore_optimizer(self.optimizer, parts["optimizer"])
+        if type(steps := state["ema_step"]) is not int or not 0 <= steps <= MAX_STEP:
+            raise ValueError(f"its ema_step is {quoted(steps)}")
+        self.ema.optimization_step = steps
+        self.totals.restore(parts["totals"])
+        self.step = state["step"]
+        if self.stage.pace is not None and (saved := state.get("pace")):
             self.stage.pace.restore(saved["clock"])
-            self.whole, self.decay = Horizon(*saved["whole"]), Horizon(*saved["decay"])
+            self.whole, self.decay = Horizon.restored(saved["whole"]), Horizon.restored(saved["decay"])
+        # Without its clock a run that time ended late is over.
+        if self.step > self.whole.steps and not (self.stage.pace is None and state.get("pace")):
+            raise ValueError(f"its step is {self.step:,} of {self.whole.steps:,}")
 
     def move_end(self, steps: int) -> None:
         """Plan `steps` steps in all from this one on; the learning rate decays to its end by then."""

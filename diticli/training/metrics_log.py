@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from diticli.files import append_line, write_bytes
+from diticli.reading import read_regular
 
 
 class MetricsLogger:
@@ -51,14 +52,15 @@ class MetricsLogger:
         if not self.path.exists():
             return
         kept = []
-        for text in self.path.read_text().splitlines(keepends=True):
+        for text in read_regular(self.path).splitlines(keepends=True):
             try:
                 line = json.loads(text)
-            except ValueError:  # the tail of a line cut by a crash
+                earlier = line["stage"] != stage or line["step"] <= step
+            except (ValueError, KeyError, TypeError, RecursionError):  # cut by a crash, or none of ours
                 continue
-            if line["stage"] != stage or line["step"] <= step:
+            if earlier:
                 kept.append(text)
-        write_bytes(self.path, "".join(kept).encode())
+        write_bytes(self.path, b"".join(kept))
 
     def close(self) -> None:
         """Flush TensorBoard."""

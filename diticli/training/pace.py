@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from diticli.reading import quoted
+from diticli.training.checkpoint import MAX_STEP
+
 CHECKS = 20
 """The next look at the clock comes after one in so many of the steps that are left."""
 WINDOW = 0.1
@@ -37,6 +40,23 @@ class Horizon:
     def share(self, step: int) -> float:
         """Share that is done at `step`: `done` at `since`, 1 at `steps`, linear between them."""
         return self.done + (1 - self.done) * ((step - self.since) / max(self.steps - self.since, 1))
+
+    @classmethod
+    def restored(cls, saved: Any) -> Horizon:
+        """From the values of a checkpoint.
+
+        Raises:
+            ValueError: when they are no plan.
+        """
+        steps, since, done = saved
+        if (
+            type(steps) is not int
+            or not 1 <= steps <= MAX_STEP
+            or not _finite(since) >= 0
+            or not 0 <= _finite(done) <= 1
+        ):
+            raise ValueError(f"its plan is {quoted(saved)}")
+        return cls(steps, since, done)
 
     def moved(self, step: int, steps: int) -> Horizon:
         """The plan from `step` on with another number of steps; what is done stays done."""
@@ -121,9 +141,36 @@ class Pace:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on as the stage stood when `saved` was made; the time since then does not count."""
-        self.seconds, self.later = saved["seconds"], saved["later"]
-        self._began = self.clock() - saved["active"]
-        self._apart, self._longest = saved["apart"], saved["longest"]
-        self._first, self._next = saved["first"], saved["next"]
-        self._marks = [(step, busy) for step, busy in saved["marks"]]
+        """Go on as the stage stood when `saved` was made; the time since then does not count.
+
+        Raises:
+            ValueError, KeyError, TypeError: when `saved` is no state of a clock.
+        """
+        times = {key: _finite(saved[key]) for key in ("seconds", "later", "active", "apart", "longest")}
+        marks = [(_count(step), _finite(busy)) for step, busy in saved["marks"]]
+        following, first = _count(saved["next"]), None if saved["first"] is None else _count(saved["first"])
+        self.seconds, self.later, self._began = times["seconds"], times["later"], self.clock() - times["active"]
+        self._apart, self._longest = times["apart"], times["longest"]
+        self._first, self._next, self._marks = first, following, marks
+
+
+def _finite(value: Any) -> float:
+    """A number of a file.
+
+    Raises:
+        ValueError: when it is none, or not finite.
+    """
+    if type(value) not in (int, float) or not abs(value) <= MAX_STEP:
+        raise ValueError(f"its clock holds {quoted(value)}")
+    return value
+
+
+def _count(value: Any) -> int:
+    """A number of steps of a file.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if type(value) is not int or not 0 <= value <= MAX_STEP:
+        raise ValueError(f"its clock holds the step {quoted(value)}")
+    return value

@@ -14,15 +14,14 @@ from accelerate import Accelerator
 from diticli.config import RunConfig
 from diticli.distributed import PeerMonitor, Rank
 from diticli.files import FolderLock
-from diticli.models.attention import check_attention
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept, on_device
 from diticli.models.identity import weights_digest
-from diticli.models.layout import layout_choice
 from diticli.models.pipeline import DDIMScheduler, DDPMScheduler, DiTiPipeline
 from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.unet import UNet
+from diticli.models.variables import check_variables
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
@@ -77,8 +76,7 @@ def train(
             reporter.warn(warning)
     accelerator = make_accelerator(config, reporter)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    check_attention(accelerator.device, dtype)
-    layout_choice(accelerator.device, dtype)  # refuses an unknown DITI_LAYOUT before anything is read
+    check_variables(accelerator.device, dtype)
     with (
         on_device(accelerator.device),
         global_generators_kept(accelerator.device),

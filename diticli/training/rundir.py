@@ -30,6 +30,7 @@ from diticli._version import __version__
 from diticli.config import RunConfig
 from diticli.errors import ConfigError, DataError
 from diticli.files import LOCK_NAME, is_leftover, publish_folder, refuse_links, remove_leftovers, write_json
+from diticli.reading import read_regular, shortened
 from diticli.settings import to_dict
 from diticli.training.checkpoint import list_checkpoints
 from diticli.training.failures import write_error
@@ -248,11 +249,14 @@ def versions() -> dict[str, str]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        saved: dict[str, Any] = json.loads(path.read_bytes())
+        saved: dict[str, Any] = json.loads(read_regular(path))
         _flat(saved["config"])
         saved["data"].items()
+        first = saved.get("began_with", {}).get(_EXTENSIBLE, 1)
+        if not isinstance(saved["config"]["data"]["source"], str) or type(first) is not int or first < 1:
+            raise ValueError("it names no images, or a number of them that cannot be")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}).", remedy="Choose another --out.") from error
+        raise ConfigError(f"{path} is damaged ({shortened(repr(error))}).", remedy="Choose another --out.") from error
     return saved
 
 

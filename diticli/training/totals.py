@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from diticli.training.checkpoint import check_fits
 from diticli.training.objectives import StepLosses
 
 LOSS_BINS = 50
+MAX_COUNT = 2.0**53
+"""Largest whole number up to which a float64 counts."""
 _BINS = ("bin_loss", "bin_count")
 _SKIPPED = ("skipped", "skipped_in_a_row", "most_skipped_in_a_row")
 """Counted alike on all processes, over the whole stage."""
@@ -53,8 +56,15 @@ class Totals:
         }
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up what `state` gave, on any number of processes."""
-        # Checkpoints of earlier versions do not count skipped steps.
+        """Take up what `state` gave, on any number of processes.
+
+        Raises:
+            ValueError: for other names, shapes or types, and for numbers of steps that cannot be.
+        """
+        check_fits("totals", tensors, self.tensors, partly=True)  # those of earlier versions do not count skipped steps
+        for name in tensors.keys() - {"loss", "ssl_loss", "bin_loss"}:
+            if not bool(((tensors[name] >= 0) & (tensors[name] <= MAX_COUNT)).all()):
+                raise ValueError(f"totals: {name} is no count")
         self.tensors |= {name: value.to(self.accelerator.device) for name, value in tensors.items()}
         self._reported = int(self.tensors["skipped"])
         if not self.accelerator.is_main_process:

@@ -75,9 +75,9 @@ def decide(device_type: str) -> Decision:
 
 
 def _setting() -> str:
-    setting = os.environ.get(VARIABLE, "auto").strip().lower()
+    setting = os.environ.get(VARIABLE, "").strip().lower() or "auto"
     if setting not in CHOICES:
-        raise ValueError(f"{VARIABLE}={setting!r} is unknown. Set it to auto, triton or reference.")
+        raise ValueError(f"{VARIABLE}={setting[:200]!r} is unknown. Set it to auto, triton or reference.")
     return setting
 
 
