@@ -39,8 +39,8 @@ def private_folder() -> Iterator[Path]:
     """Set what Gradio reads at import, and keep uploads and pictures in a folder that ends with the block."""
     for name, value in _SILENT.items():
         os.environ.setdefault(name, value)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the block, as Ctrl-C does
+    main = threading.current_thread() is threading.main_thread()
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if main else None  # ends the block, as Ctrl-C does
     before, uploads = tempfile.tempdir, os.environ.pop("GRADIO_TEMP_DIR", None)
     with tempfile.TemporaryDirectory(prefix="diti-studio-", ignore_cleanup_errors=True) as name:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(name) / "uploads")
@@ -48,6 +48,8 @@ def private_folder() -> Iterator[Path]:
         try:
             yield Path(name)
         finally:
+            if main:
+                signal.signal(signal.SIGTERM, ended)
             tempfile.tempdir = before
             del os.environ["GRADIO_TEMP_DIR"]
             if uploads is not None:
