@@ -1,4 +1,4 @@
-"""`python -m benchmarks train|forward|encode|edit|kernels|resources|all`; see README.md."""
+"""`python -m benchmarks train|forward|encode|edit|studio|kernels|resources|all`; see README.md."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PARTS = {
     "forward": "one noise estimate of base and shift: the official networks and ours",
     "encode": "images to features: the official encoder and ours, resident and from JPEGs",
     "edit": "counterfactuals of a pair: the official 1000 + 100 steps and ours",
+    "studio": "answers of `diti studio`: 100 changes of one visitor, 20 visitors at once",
     "kernels": "each operation against plain PyTorch",
     "resources": "what the compiler says of each Triton kernel, without a GPU",
     "all": "everything, each part in a process of its own, within a time limit",

@@ -6,6 +6,7 @@ words goes to a hidden command that knows the options of all of them and chooses
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
@@ -80,9 +81,10 @@ def attribute(options: AttributeOptions) -> None:
     amount = options.amount or ("-0.6:0.6:9" if options.animate else "-0.6:0.6:5")
     remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."
     amounts = parse_numbers(amount, "amount", 10.0, remedy=remedy)
+    also = _also(options)
     settings = request.settings_of(options)
     directions = load_directions(options.probe or Path("probe"))
-    _check_dims(directions, options)
+    _check_dims(directions, options, [*(options.attribute or ()), *also])
     model = request.load(options, settings)
     directions.check_model(model.hash_like(directions.full.model_hash), model.model_id)
     result = edit_attribute(
@@ -91,6 +93,7 @@ def attribute(options: AttributeOptions) -> None:
         directions,
         options.attribute or (),
         amounts,
+        also=also,
         chunk_sets=request.chunk_sets(options, model.chunks) or (None,),
         learned_dims=options.dims,
         along=options.along or DEFAULT_ALONG,
@@ -102,6 +105,7 @@ def attribute(options: AttributeOptions) -> None:
         "images": list(result.names),
         "attributes": list(result.attributes),
         "amounts": list(result.amounts),
+        "also": dict(result.also),
         "chunks": [None if chunks is None else list(chunks) for chunks in result.chunk_sets],
         "dims": options.dims,
         "along": result.along,
@@ -227,9 +231,25 @@ def _noises(spec: str | None) -> list[Noise]:
     return [noise for name in names for noise in get_args(Noise) if noise == name]
 
 
-def _check_dims(directions: Directions, options: AttributeOptions) -> None:
+def _also(options: AttributeOptions) -> dict[str, float]:
+    """Attribute -> amount by which every edit moves besides."""
+    from diticli.editing.mixing import parse_numbers
+
+    found: dict[str, float] = {}
+    for text in options.also or ():
+        name, _, amount = text.rpartition("=")  # a class of a category is NAME=CLASS itself
+        remedy = "Write --also NAME=AMOUNT, e.g. --also Smiling=0.3."
+        if not name or "," in amount or ":" in amount:
+            raise ConfigError(f"Cannot read --also {text!r}.", remedy=remedy)
+        if name in found:
+            raise ConfigError(f"--also names {name!r} twice.", remedy="Give each attribute once.")
+        (found[name],) = parse_numbers(amount, "amount", 10.0, remedy=remedy)
+    return found
+
+
+def _check_dims(directions: Directions, options: AttributeOptions, names: Sequence[str]) -> None:
     """The dims that were learned must be as many as were asked for."""
-    for name in options.attribute or () if options.dims is not None else ():
+    for name in names if options.dims is not None else ():
         learned = len(directions.learned_dims(name))
         if learned != options.dims:
             raise ConfigError(

@@ -200,6 +200,15 @@ class AttributeOptions(SamplingOptions, _ChunkOptions, _StripOptions):
             "steps.",
         ),
     ] = None
+    also: Annotated[
+        list[str] | None,
+        _option(
+            "--also",
+            metavar="NAME=AMOUNT",
+            panel="Attributes",
+            help="Move every edit along this attribute too. Repeat it for more.",
+        ),
+    ] = None
     probe: Annotated[
         Path | None, _option("--probe", panel="Attributes", help="Folder of `diti probe -o`. Default: probe.")
     ] = None

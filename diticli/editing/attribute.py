@@ -9,8 +9,7 @@ result = edit_attribute(pipeline, [anna, ben], directions, ["Smiling"], (-0.5, 0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Literal, Protocol
 
@@ -26,7 +25,7 @@ from diticli.errors import ConfigError
 from diticli.probing.directions import DEFAULT_ALONG, Along
 from diticli.progress import Reporter
 
-__all__ = ["AttributeDirections", "AttributeResult", "Move", "edit_attribute"]
+__all__ = ["AttributeDirections", "AttributeResult", "Move", "edit_attribute", "move_along"]
 
 
 class AttributeDirections(Protocol):
@@ -53,6 +52,7 @@ def edit_attribute(
     attributes: Sequence[str],
     amounts: Sequence[float],
     *,
+    also: Mapping[str, float] | None = None,
     chunk_sets: Sequence[Chunks] = (None,),
     learned_dims: int | None = None,
     along: Along = DEFAULT_ALONG,
@@ -68,6 +68,7 @@ def edit_attribute(
         directions: of a probe on features of this model.
         attributes: names that the directions know.
         amounts: how far; 0 is the image itself, negative means less of the attribute.
+        also: attribute -> amount by which every edit moves besides.
         chunk_sets: move the dims of these chunks only; None stands for all.
         learned_dims: move only the dims of the mask that was learned with so many (`diti probe --mask-dims`).
         along: "weight" (the classifier's, as published) or "pattern" (how features change where the attribute does).
@@ -85,8 +86,14 @@ def edit_attribute(
     _check(images, attributes, amounts, chunk_sets, pipeline.chunks, settings)
     wanted = product(range(len(images)), attributes, chunk_sets, amounts)
     moves = list(dict.fromkeys(Move(*parts) for parts in wanted))
-    changed = [move for move in moves if move.amount != 0 or settings.noise != "keep"]
-    shift = partial(_moved, directions, layout=pipeline.chunks, learned=learned_dims is not None, along=along)
+    also = dict(also or {})
+    changed = [move for move in moves if move.amount != 0 or also or settings.noise != "keep"]
+
+    def shift(move: Move, z_1D: torch.Tensor) -> torch.Tensor:
+        where: dict[str, Any] = {"chunks": move.chunks, "layout": pipeline.chunks, "along": along}
+        steps = [(move.attribute, move.amount), *also.items()]
+        return move_along(directions, z_1D, steps, learned=learned_dims is not None, **where)[0]
+
     for move in moves:  # unknown names and amounts show before minutes of inversion
         shift(move, torch.zeros(1, pipeline.chunks.latent_dim))
 
@@ -109,6 +116,7 @@ def edit_attribute(
         reconstructions=back,
         edits={move: outcome.pictures.get(move, back[move.image]) for move in moves},
         psnr=outcome.psnr["keep"],
+        also=also,
         learned_dims=learned_dims,
         along=along,
         layout=pipeline.chunks,
@@ -116,6 +124,37 @@ def edit_attribute(
         model_name=model_name(pipeline),
         settings=settings,
     )
+
+
+def move_along(
+    directions: AttributeDirections,
+    z_BD: torch.Tensor,
+    steps: Sequence[tuple[str, float]],
+    *,
+    chunks: Sequence[int] | None,
+    layout: ChunkLayout,
+    learned: bool,
+    along: Along = DEFAULT_ALONG,
+) -> torch.Tensor:
+    """Features [B, D] moved along several attributes, one after the other.
+
+    Args:
+        directions: of a probe on features of this model.
+        z_BD: features.
+        steps: attribute and amount.
+        chunks: move the dims of these only; None for all.
+        layout: of the model.
+        learned: move only the dims of each attribute's learned mask.
+        along: see `Directions.move`.
+
+    Raises:
+        LabelError: for an attribute or a mask that the directions lack.
+        ConfigError: for amounts out of range, or where no dim is left to move.
+    """
+    dims: Literal["learned"] | None = "learned" if learned else None
+    for attribute, amount in steps:
+        z_BD = directions.move(z_BD, attribute, amount, dims=dims, chunks=chunks, layout=layout, along=along)
+    return z_BD
 
 
 def _check(
@@ -138,17 +177,3 @@ def _check(
     for chunks in chunk_sets:
         if chunks is not None:
             check_chunks(chunks, layout)
-
-
-def _moved(
-    directions: AttributeDirections,
-    move: Move,
-    z_1D: torch.Tensor,
-    *,
-    layout: ChunkLayout,
-    learned: bool,
-    along: Along,
-) -> torch.Tensor:
-    dims: Literal["learned"] | None = "learned" if learned else None
-    where: dict[str, Any] = {"dims": dims, "chunks": move.chunks, "layout": layout, "along": along}
-    return directions.move(z_1D, move.attribute, move.amount, **where)[0]

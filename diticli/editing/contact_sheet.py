@@ -145,7 +145,7 @@ def attribute_sheet(result: AttributeResult) -> Sheet:
         for attribute in result.attributes
         for chunks in result.chunk_sets
     )
-    same = result.settings.noise == "keep"
+    same = result.zero_is_reconstruction
     texts = zip(amount_texts(result.amounts), result.amounts, strict=True)
     columns = ("original", "reconstruction", *(text + SAME if same and not amount else text for text, amount in texts))
     return Sheet(
@@ -297,11 +297,12 @@ def _attribute_row(result: AttributeResult, image: int, attribute: str, chunks: 
     back, before = result.reconstructions[image], result.originals[image]
     name = image_stems(result.names)[image]
     where = f"_chunks{chunks_stem(chunks, result.layout)}" if chunks else ""
-    same = result.settings.noise == "keep"
+    besides = "".join(f"_{slug(other)}_{amount:+g}" for other, amount in result.also.items())
+    same = result.zero_is_reconstruction
     edits = [
         SheetCell(
             picture=result.edits[Move(image, attribute, chunks, amount)],
-            stem=f"{name}_{slug(attribute)}{where}_{f'{amount:+g}' if amount else '0'}",
+            stem=f"{name}_{slug(attribute)}{where}_{f'{amount:+g}' if amount else '0'}{besides}",
             against=before if same and amount == 0 else back,
         )
         for amount in result.amounts
@@ -341,6 +342,8 @@ def _attribute_title(result: AttributeResult) -> str:
     dims = "" if result.learned_dims is None else f" in {result.learned_dims} learned dims"
     along = "" if result.along == "weight" else f"'s {result.along}"
     noise = _noise_in_words(result.settings.noise)
+    also = ", ".join(f"{name} {_signed(amount, alpha_text(abs(amount)))}" for name, amount in result.also.items())
+    dims += f", and every edit by {also}" if also else ""
     return f"{image}Moved along each attribute{along}{dims}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
 
 

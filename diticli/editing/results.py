@@ -8,7 +8,7 @@ Legend of shape suffixes: N images, D latent dim, R resolution.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -119,6 +119,7 @@ class AttributeResult:
         model_hash: fingerprint of the model.
         model_name: what it was loaded as; "" where it was not.
         settings: how they were made.
+        also: attribute -> amount by which every edit moved besides.
     """
 
     names: tuple[str, ...]
@@ -132,6 +133,12 @@ class AttributeResult:
     model_hash: str
     settings: EditSettings
     model_name: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def zero_is_reconstruction(self) -> bool:
+        """Whether an edit by 0 is its image's reconstruction: nothing else moves, and the noise is the image's own."""
+        return self.settings.noise == "keep" and not self.also
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -156,6 +163,11 @@ class AttributeResult:
             "diti:images": " | ".join(self.names),
             "diti:attributes": " | ".join(self.attributes),
             "diti:amounts": ",".join(alpha_text(amount) for amount in self.amounts),
+            **(
+                {"diti:also": ", ".join(f"{name} {amount:+g}" for name, amount in self.also.items())}
+                if self.also
+                else {}
+            ),
             "diti:chunks": " | ".join(sets),
             "diti:along": self.along,
             "diti:dims": "all" if self.learned_dims is None else f"{self.learned_dims} learned",

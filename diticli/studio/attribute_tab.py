@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from diticli.chunks import ChunkLayout
+from diticli.editing.contact_sheet import attribute_sheet, edit_strip
 from diticli.editing.mixing import alpha_text
+from diticli.editing.results import AttributeResult, decibels
 from diticli.pictures.grids import save_png
-from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
 from diticli.studio.parts import (
     AT_ONCE,
-    CLICK,
     EXAMPLES,
-    ON_MODEL,
-    PRIVATE,
     Changes,
     PageOptions,
     as_argument,
     chooser,
-    download_button,
-    enlarged,
+    download,
     follow_changes,
     named,
     picture_out,
     provenance,
     safe,
-    said_in_words,
     scratch,
+    shown,
     source_of,
 )
-from diticli.studio.workbench import Picture, Workbench
+from diticli.studio.workbench import Picture, Stale, Workbench
+
+_MOST = 1.5
+"""Of a slider; 0.3 is a clear change, 1 a strong one."""
 
 
 def attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, changes: Changes, tab: gr.Tab) -> None:
@@ -50,84 +50,83 @@ def attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, c
     ranked = sorted(bench.directions.attributes, key=lambda name: (-options.scores.get(name, -math.inf), name))
     image, word = chooser("Picture", EXAMPLES[0][0], prefix="attribute-")
     with gr.Row():
+        outs = [
+            picture_out("Original", "attribute-original"),
+            picture_out("Decoded", "attribute-before"),
+            picture_out("Edited", "attribute-after"),
+        ]
+    changed = gr.Markdown("", elem_id="also-changed")
+    with gr.Row():
         with gr.Column():
             sliders = [
-                gr.Slider(-1.5, 1.5, 0, step=0.05, label=_slider_label(name, options), elem_id=f"slider-{at}")
+                gr.Slider(-_MOST, _MOST, 0, step=0.05, label=_slider_label(name, options), elem_id=f"slider-{at}")
                 for at, name in enumerate(ranked)
             ]
         with gr.Column():
-            with gr.Row():
-                before = picture_out("Reconstruction", "attribute-before")
-                after = picture_out("Edited", "attribute-after")
-            changed = gr.Markdown("", elem_id="also-changed")
+            reset = gr.Button("Reset", elem_id="attribute-reset")
             chunks = gr.Textbox(
                 "", label="Only in these chunks (empty: all)", max_length=500, elem_id="attribute-chunks"
             )
             learned = gr.Checkbox(
-                False, label="Only the dims of the learned masks", visible=bench.directions.masked is not None
+                False,
+                label=_mask_label(bench, ranked),
+                visible=bench.directions.masked is not None,
+                elem_id="attribute-masks",
             )
             command = gr.Textbox(
-                label="The same on the command line (one attribute)",
-                interactive=False,
-                buttons=["copy"],
-                elem_id="attribute-command",
+                label="The same on the command line", interactive=False, buttons=["copy"], elem_id="attribute-command"
             )
-            reset = gr.Button("Reset", elem_id="attribute-reset")
-            png, png_file = download_button("Download PNG", "attribute-download")
-    inputs = [image, word, chunks, learned, *sliders]
-    outputs = [before, after, changed, command]
 
-    def read(values: Sequence[Any], **how: Any) -> tuple[Picture, Pixels, dict[str, float], str]:
+    def read(stale: Stale, values: Sequence[Any], preview: bool) -> tuple[Picture, AttributeResult, str]:
         file, text, spec, only, *amounts = values
-        picture = bench.picture(*source_of(file, text), stale=how.get("stale"))
+        picture = bench.picture(*source_of(file, text), stale=stale)
         wanted = {name: float(amount) for name, amount in zip(ranked, amounts, strict=True) if amount}
         chosen = layout.parse(spec) if spec.strip() else None
-        moved = bench.move(picture, wanted, chosen, learned=only, **how)
-        return picture, moved, wanted, attribute_command(picture, wanted, spec, options)
+        result = bench.move(picture, wanted, chosen, learned=only, preview=preview, stale=stale)
+        return picture, result, attribute_command(picture, result, spec.strip(), options)
 
-    def show(stale: Callable[[], bool], *asked: Any) -> Iterator[list[Any]]:
+    def show(stale: Stale, *values: Any) -> Iterator[list[Any]]:
         for preview in (True, False):
-            picture, moved, wanted, line = read(asked, preview=preview, stale=stale)
-            words = _also_changed(bench, moved, picture, ranked, wanted)
-            yield [enlarged(picture.reconstruction), enlarged(moved), words, line]
+            picture, result, line = read(stale, values, preview)
+            (moved,) = result.edits.values()
+            words = _also_changed(bench, moved, picture, ranked, result) + (" Preview ..." if preview else "")
+            rows = attribute_sheet(result).rows
+            named = {cell.stem: cell.picture for cell in rows[0].cells}
+            yield [*shown(named, {**result.to_metadata(), **provenance(bench, line)}), words, line]
 
-    def make_png(*values: Any) -> str:
-        picture, moved, wanted, line = read(values)
-        path = scratch("attribute.png")
-        title = ", ".join(f"{name} {alpha_text(amount)}" for name, amount in wanted.items()) or "no change"
-        strip = captioned_strip(
-            [[picture.original, picture.reconstruction, moved]],
-            row_captions=[picture.name],
-            column_captions=["original", "reconstruction", "edited"],
-            title=title,
-        )
-        save_png(strip, path, provenance(bench, line))
+    def make_png(stale: Stale, *values: Any) -> str:
+        _, result, line = read(stale, values, preview=False)
+        sheet = attribute_sheet(result)
+        path = scratch(f"{sheet.rows[0].cells[-1].stem}.png")
+        save_png(edit_strip(sheet), path, {**sheet.metadata, **provenance(bench, line)})
         return str(path)
 
-    follow_changes("attribute", changes, inputs, outputs, show, tab.select)
+    inputs = [image, word, chunks, learned, *sliders]
+    follow_changes("attribute", changes, inputs, [*outs, changed, command], show, tab.select)
     reset.click(lambda: [0.0] * len(sliders), None, sliders, **AT_ONCE)
-    done = png.click(said_in_words(make_png), inputs, png_file, **ON_MODEL, **PRIVATE)
-    done.success(js=CLICK.format("attribute-download-file"))
+    download(changes, "Download PNG", "attribute-download", make_png, inputs)
 
 
-def attribute_command(picture: Picture, amounts: Mapping[str, float], chunks: str, options: PageOptions) -> str:
-    """The commands of `diti edit` that repeat attribute moves, one an attribute; "" where nothing moves."""
-    lines = []
-    for name, amount in amounts.items():
-        words = [
-            "diti",
-            "edit",
-            as_argument(picture.name),
-            "--attribute",
-            name,
-            f"--amount={alpha_text(amount)}",
-            "--probe",
-            options.probe or "probe",
-            "--model",
-            options.model,
-        ]
-        lines.append(shlex.join([*words, *(["--chunks", chunks] if chunks.strip() else [])]))
-    return "\n".join(lines)
+def attribute_command(picture: Picture, result: AttributeResult, chunks: str, options: PageOptions) -> str:
+    """The command of `diti edit` that repeats attribute moves."""
+    ((_, first, _, amount),) = result.edits
+    if not amount:
+        return shlex.join(
+            ["diti", "edit", as_argument(picture.name), "--reconstruct", "--noise", "keep", "--model", options.model]
+        )
+    words = ["diti", "edit", as_argument(picture.name), "--attribute", first, f"--amount={alpha_text(amount)}"]
+    for name, other in result.also.items():
+        words += ["--also", f"{name}={alpha_text(other)}"]
+    words += ["--dims", str(result.learned_dims)] if result.learned_dims is not None else []
+    words += ["--chunks", chunks] if chunks else []
+    return shlex.join([*words, "--probe", options.probe or "probe", "--model", options.model])
+
+
+def _mask_label(bench: Workbench, ranked: Sequence[str]) -> str:
+    """With how many dims the masks have; all masks of a probe have the same."""
+    if bench.directions is None or bench.directions.masked is None:
+        return ""
+    return f"Only the {len(bench.directions.learned_dims(ranked[0]))} dims of each attribute's learned mask"
 
 
 def _slider_label(name: str, options: PageOptions) -> str:
@@ -136,15 +135,17 @@ def _slider_label(name: str, options: PageOptions) -> str:
 
 
 def _also_changed(
-    bench: Workbench, moved: Pixels, picture: Picture, ranked: Sequence[str], wanted: Mapping[str, float]
+    bench: Workbench, moved: Pixels, picture: Picture, ranked: Sequence[str], result: AttributeResult
 ) -> str:
-    """What the probe reads differently from the edited picture, beside what was moved."""
-    assert bench.directions is not None
+    """What the probe reads differently from the edited picture, beside what was moved; then what spoils edits."""
+    warnings = "".join(f" **{safe(text)}**" for text in bench.warnings(picture))
+    quality = f"Reconstruction: {decibels(picture.psnr)}.{warnings}"
+    wanted = [name for (_, name, _, amount) in result.edits if amount] + list(result.also)
     if not wanted:
-        return ""
+        return quality
     before, after = bench.read_attributes(picture.reconstruction), bench.read_attributes(moved)
     spread = {name: after[name] - before[name] for name in ranked}
     others = sorted((name for name in ranked if name not in wanted), key=lambda name: -abs(spread[name]))[:4]
-    told = ", ".join(f"{safe(name)} {spread[name]:+.2f}" for name in others)
-    own = ", ".join(f"{safe(name)} {spread[name]:+.2f}" for name in wanted)
-    return f"Read again from the edited picture by the probe: **{own}**. What else changed: {told}."
+    own, rest = (", ".join(f"{safe(name)} {spread[name]:+.2f}" for name in names) for names in (wanted, others))
+    beside = f" What else changed: {rest}." if rest else ""
+    return f"{quality} Read again from the edited picture by the probe: **{own}**.{beside}"

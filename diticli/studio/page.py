@@ -25,18 +25,18 @@ def build_page(bench: Workbench, options: PageOptions) -> gr.Blocks:
     with gr.Blocks(title="diti studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# diti studio\n{safe(options.title)}")
         with gr.Tabs():
-            with gr.Tab("Two pictures"):
+            with gr.Tab("Compare"):
                 pair_tab(bench, options, layout, changes, page)
             with gr.Tab("Attributes") as tab:
                 attribute_tab(bench, options, layout, changes, tab)
             with gr.Tab("Look inside") as tab:
-                inside_tab(bench, options, layout, tab)
-        page.unload(_forgetting(changes))
+                inside_tab(bench, options, layout, changes, tab)
+        page.unload(_leaving(changes))
     return page
 
 
-def _forgetting(changes: Changes) -> Callable[[gr.Request], None]:
+def _leaving(changes: Changes) -> Callable[[gr.Request], None]:
     def leave(request: gr.Request) -> None:
-        changes.forget(str(request.session_hash))
+        changes.leave(str(request.session_hash))
 
     return leave

@@ -3,48 +3,77 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from diticli.chunks import ChunkLayout, spell_chunks
+from diticli.editing.contact_sheet import (
+    chunks_stem,
+    edit_stem,
+    edit_strip,
+    pair_sheet,
+    write_animation,
+    write_separate,
+)
+from diticli.editing.inputs import image_stems
 from diticli.editing.mixing import alpha_text
+from diticli.editing.results import EditResult, decibels
+from diticli.editing.settings import Noise
 from diticli.editing.stages import grouped, stages
-from diticli.pictures.animation import save_animation
 from diticli.pictures.differences import difference_gain, difference_map
 from diticli.pictures.grids import save_png
-from diticli.pictures.strips import captioned_strip
-from diticli.pictures.tiles import Pixels
 from diticli.studio.parts import (
     AT_ONCE,
-    CLICK,
     EXAMPLES,
-    ON_MODEL,
-    PRIVATE,
     Changes,
     PageOptions,
     as_argument,
     chooser,
-    decibel_text,
-    download_button,
-    enlarged,
+    download,
     follow_changes,
+    on_click,
     picture_out,
     provenance,
-    quality_text,
     safe,
-    said_in_words,
     scratch,
+    shown,
     source_of,
     strongest_moves,
 )
-from diticli.studio.workbench import Picture, Workbench
+from diticli.studio.workbench import Picture, Stale, Workbench
 
 STRIP_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ANIMATION_ALPHAS = tuple(round(step / 8, 3) for step in range(9))
-_NOISES = {"keep": "each picture's own", "slerp": "between both", "swap": "the other picture's"}
+_NOISES = {"keep": "its own", "slerp": "between both", "swap": "the other's"}
+_OUTPUTS = {
+    "a": "A",
+    "rec-a": "A decoded",
+    "edit-a": "A with B's",
+    "b": "B",
+    "rec-b": "B decoded",
+    "edit-b": "B with A's",
+}
+
+
+class Asked(NamedTuple):
+    """The inputs of the tab."""
+
+    file_a: str | None
+    word_a: str
+    file_b: str | None
+    word_b: str
+    chunks: str
+    alpha: float
+    noise: Noise
+    difference: bool
+
+    def pictures(self, bench: Workbench, stale: Stale) -> tuple[Picture, Picture]:
+        """A and B."""
+        a, b = source_of(self.file_a, self.word_a), source_of(self.file_b, self.word_b)
+        return bench.picture(*a, stale=stale), bench.picture(*b, stale=stale)
 
 
 def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, changes: Changes, page: gr.Blocks) -> None:
@@ -62,28 +91,88 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
         presets = gr.Dropdown(_presets(layout), value=None, label="Presets", elem_id="presets")
         alpha = gr.Slider(0, 1, 1, step=0.05, label="Alpha (0: own chunks, 1: the other's)", elem_id="alpha")
         noise = gr.Dropdown(
-            [(text, name) for name, text in _NOISES.items()], value="keep", label="Noise", elem_id="noise"
+            [(f"{name}: {text}", name) for name, text in _NOISES.items()], value="keep", label="Noise", elem_id="noise"
         )
     difference = gr.Checkbox(
         False, label="Show what changed (difference from the reconstruction)", elem_id="difference"
     )
-    with gr.Row():
-        shown = {
-            name: picture_out(title, f"out-{name}")
-            for name, title in (
-                ("rec-a", "A reconstructed"),
-                ("a", "A with B's chunks"),
-                ("b", "B with A's chunks"),
-                ("rec-b", "B reconstructed"),
-            )
-        }
+    outs = []
+    for side in "ab":
+        with gr.Row():
+            outs += [picture_out(title, f"out-{name}") for name, title in _OUTPUTS.items() if name[-1] == side]
     status = gr.Markdown("", elem_id="status")
     command = gr.Textbox(label="The same on the command line", interactive=False, buttons=["copy"], elem_id="command")
+
+    def show(stale: Stale, *values: Any) -> Iterator[list[Any]]:
+        asked = Asked(*values)
+        one, two = asked.pictures(bench, stale)
+        chosen = layout.parse(asked.chunks)
+        line = pair_command(one, two, spell_chunks(chosen), [asked.alpha], asked, options.model)
+        quality = f"Reconstructions: A {decibels(one.psnr)}, B {decibels(two.psnr)}."
+        warnings = "".join(f" **{safe(text)}**" for text in bench.warnings(one, two))
+        for preview in (True, False):
+            result = bench.exchange(one, two, chosen, [asked.alpha], asked.noise, preview=preview, stale=stale)
+            note = " Preview ..." if preview else ""
+            metadata = {**result.to_metadata(), **provenance(bench, line)}
+            yield [*shown(_named(result, asked.difference), metadata), quality + warnings + note, line]
+
+    inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference]
+    follow_changes("pair", changes, inputs, [*outs, status, command], show, page.load, api_name="exchange")
+    last = {"trigger_mode": "always_last", **AT_ONCE}
+    bar.input(lambda text: text, bar, chunks, **last)
+    presets.input(lambda text: (text, text), presets, [chunks, bar], **last)
+    chunks.submit(lambda text: text, chunks, bar, **last)
+    pairs.input(lambda text: [*text.split(" and "), None, None], pairs, [a_word, b_word, a, b], **last)
+    _outputs(bench, options, layout, changes, inputs)
+
+
+def _outputs(
+    bench: Workbench, options: PageOptions, layout: ChunkLayout, changes: Changes, inputs: Sequence[Any]
+) -> None:
+    """The buttons below: strip, animation, downloads."""
+
+    def made(stale: Stale, values: Sequence[Any], alphas: Sequence[float] | None = None, *extra: str) -> Any:
+        asked = Asked(*values)
+        one, two = asked.pictures(bench, stale)
+        chosen = layout.parse(asked.chunks)
+        result = bench.exchange(one, two, chosen, alphas or [asked.alpha], asked.noise, stale=stale)
+        line = pair_command(one, two, spell_chunks(chosen), result.alphas, asked, options.model, *extra)
+        stem = f"{'_'.join(image_stems(result.names))}_chunks{chunks_stem(chosen, layout)}"
+        return pair_sheet(result), stem, line, asked.difference
+
+    def make_strip(stale: Stale, *values: Any) -> list[Any]:
+        sheet, stem, line, differ = made(stale, values, STRIP_ALPHAS)
+        path = scratch(f"{stem}_strip.png")
+        save_png(edit_strip(sheet, difference=differ), path, {**sheet.metadata, **provenance(bench, line)})
+        return [gr.Image(str(path), visible=True), gr.Textbox(line, visible=True)]
+
+    def make_animation(stale: Stale, *values: Any) -> list[Any]:
+        sheet, stem, line, _ = made(stale, values, ANIMATION_ALPHAS, "--animate", "edit.webp")
+        path = scratch(f"{stem}.webp")
+        write_animation(sheet, path, provenance(bench, line))
+        return [gr.Image(str(path), visible=True, format="webp"), gr.Textbox(line, visible=True)]
+
+    def make_png(stale: Stale, *values: Any) -> str:
+        sheet, stem, line, differ = made(stale, values)
+        path = scratch(f"{stem}_alpha{alpha_text(float(values[5]))}.png")
+        save_png(edit_strip(sheet, difference=differ), path, {**sheet.metadata, **provenance(bench, line)})
+        return str(path)
+
+    def make_singles(stale: Stale, *values: Any) -> str:
+        import zipfile
+
+        sheet, stem, line, _ = made(stale, values, None, "--separate", "singles")
+        path = scratch(f"{stem}_alpha{alpha_text(float(values[5]))}.zip")
+        with zipfile.ZipFile(path, "w") as archive:
+            for single in write_separate(sheet, path.parent, provenance(bench, line)):
+                archive.write(single, single.name)
+        return str(path)
+
     with gr.Row():
         strip = gr.Button("Strip over alphas", elem_id="make-strip")
         animation = gr.Button("Animation", elem_id="make-animation")
-        png, png_file = download_button("Download PNG", "download-png")
-        singles, singles_file = download_button("Download single pictures", "download-singles")
+        download(changes, "Download PNG", "download-png", make_png, inputs)
+        download(changes, "Download single pictures", "download-singles", make_singles, inputs)
     wide = gr.Image(
         label="Strip or animation",
         format="png",
@@ -92,102 +181,34 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
         elem_id="wide",
         buttons=["download", "fullscreen"],
     )
-
-    inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference]
-    outputs = [*shown.values(), status, command]
-
-    def show(stale: Callable[[], bool], *asked: Any) -> Iterator[list[Any]]:
-        file_a, word_a, file_b, word_b, spec, strength, mode, differ = asked
-        one = bench.picture(*source_of(file_a, word_a), stale=stale)
-        two = bench.picture(*source_of(file_b, word_b), stale=stale)
-        chosen = layout.parse(spec)
-        line = pair_command(one, two, spell_chunks(chosen), [strength], mode, options.model)
-        for preview in (True, False):
-            left, right = bench.exchange(one, two, chosen, [strength], mode, preview=preview, stale=stale)
-            pictures = [one.reconstruction, left[0], right[0], two.reconstruction]
-            if differ:
-                gain = difference_gain([(left[0], one.reconstruction), (right[0], two.reconstruction)])
-                pictures[1] = difference_map(left[0], one.reconstruction, gain)
-                pictures[2] = difference_map(right[0], two.reconstruction, gain)
-            quality = f"Reconstructions: A {decibel_text(one.psnr)}, B {decibel_text(two.psnr)}."
-            yield [*map(enlarged, pictures), quality_text(quality, one, two, preview), line]
-
-    follow_changes("pair", changes, inputs, outputs, show, page.load, api_name="exchange")
-    last = {"trigger_mode": "always_last", **AT_ONCE}
-    bar.input(lambda text: text, bar, chunks, **last)
-    presets.input(lambda text: (text, text), presets, [chunks, bar], **last)
-    chunks.submit(lambda text: text, chunks, bar, **last)
-    pairs.input(lambda text: [*text.split(" and "), None, None], pairs, [a_word, b_word, a, b], **last)
-
-    def made(alphas: Sequence[float], *values: Any) -> tuple[Picture, Picture, str, Any, Any, dict[str, str]]:
-        file_a, word_a, file_b, word_b, spec, _, mode, _ = values
-        one, two = bench.picture(*source_of(file_a, word_a)), bench.picture(*source_of(file_b, word_b))
-        chosen = layout.parse(spec)
-        left, right = bench.exchange(one, two, chosen, alphas, mode)
-        named = spell_chunks(chosen)
-        return (
-            one,
-            two,
-            named,
-            left,
-            right,
-            provenance(bench, pair_command(one, two, named, alphas, mode, options.model)),
-        )
-
-    def make_strip(*values: Any) -> Any:
-        one, two, named, left, right, metadata = made(STRIP_ALPHAS, *values)
-        path = scratch("strip.png")
-        save_png(_pair_strip(one, two, named, STRIP_ALPHAS, left, right), path, metadata)
-        return gr.Image(str(path), visible=True)
-
-    def make_animation(*values: Any) -> Any:
-        _, _, named, left, right, metadata = made(ANIMATION_ALPHAS, *values)
-        frames = [
-            captioned_strip(
-                [[left[at], right[at]]],
-                row_captions=[""],
-                column_captions=[f"A with B's {named}", f"B with A's {named}"],
-                title=f"alpha {alpha_text(alpha)}",
-            )
-            for at, alpha in enumerate(ANIMATION_ALPHAS)
-        ]
-        path = scratch("animation.webp")
-        save_animation(frames, path, metadata)
-        return gr.Image(str(path), visible=True, format="webp")
-
-    def make_png(*values: Any) -> str:
-        strength = float(values[5])
-        one, two, named, left, right, metadata = made([strength], *values)
-        path = scratch("edit.png")
-        save_png(_pair_strip(one, two, named, [strength], left, right), path, metadata)
-        return str(path)
-
-    def make_singles(*values: Any) -> str:
-        import zipfile
-
-        strength = float(values[5])
-        one, two, _, left, right, metadata = made([strength], *values)
-        folder = scratch("singles.zip").parent
-        pictures = {
-            "a_original": one.original,
-            "a_reconstruction": one.reconstruction,
-            "a_edited": left[0],
-            "b_original": two.original,
-            "b_reconstruction": two.reconstruction,
-            "b_edited": right[0],
-        }
-        with zipfile.ZipFile(folder / "singles.zip", "w") as archive:
-            for name, pixels in pictures.items():
-                archive.write(save_png(pixels, folder / f"{name}.png", metadata), f"{name}.png")
-        return str(folder / "singles.zip")
-
-    work = {**ON_MODEL, **PRIVATE}
-    strip.click(said_in_words(make_strip), inputs, wide, **work)
-    animation.click(said_in_words(make_animation), inputs, wide, **work)
-    png.click(said_in_words(make_png), inputs, png_file, **work).success(js=CLICK.format("download-png-file"))
-    singles.click(said_in_words(make_singles), inputs, singles_file, **work).success(
-        js=CLICK.format("download-singles-file")
+    line = gr.Textbox(
+        label="The strip or animation on the command line",
+        interactive=False,
+        visible=False,
+        buttons=["copy"],
+        elem_id="wide-command",
     )
+    on_click(changes, strip, make_strip, inputs, [wide, line])
+    on_click(changes, animation, make_animation, inputs, [wide, line])
+
+
+def _named(result: EditResult, differ: bool) -> dict[str, Any]:
+    """The six pictures of the tab by their file names: originals, reconstructions, edits or what changed in them."""
+    edits = list(result.edits.values())
+    names = [edit_stem(edit, result.layout) for edit in result.edits]
+    if differ:
+        gain = difference_gain(list(zip(edits, result.reconstructions, strict=True)))
+        edits = [difference_map(edit, back, gain) for edit, back in zip(edits, result.reconstructions, strict=True)]
+        names = [f"{name}_difference" for name in names]
+    return {
+        name: pixels
+        for at, side in enumerate("ab")
+        for name, pixels in (
+            (f"{side}_original", result.originals[at]),
+            (f"{side}_reconstruction", result.reconstructions[at]),
+            (names[at], edits[at]),
+        )
+    }
 
 
 _CELL = """${cells.map((label, at) => {
@@ -210,33 +231,27 @@ def chunk_bar(layout: ChunkLayout, value: str, options: PageOptions) -> gr.HTML:
         f'<span style="flex:{len(group)} 1 0">{safe(strongest_moves(group[0], options))}</span>'
         for group in options.groups
     )
-    static = files("diticli.studio")
     return gr.HTML(
         value,
         html_template='<div class="chunk-bar" role="group" aria-label="Chunks, from fine to coarse">'
         f'<div class="cells">{_CELL}</div><div class="moves">{below}</div><div class="ends">'
         "<span>fine detail (small timesteps)</span><span>coarse structure (large timesteps)</span></div></div>",
-        css_template=(static / "studio.css").read_text(encoding="utf-8"),
-        js_on_load=(static / "chunk_bar.js").read_text(encoding="utf-8"),
+        js_on_load=(files("diticli.studio") / "chunk_bar.js").read_text(encoding="utf-8"),
         cells=labels,
         elem_id="chunk-bar",
         label="Chunks",
     )
 
 
-def pair_command(a: Picture, b: Picture, chunks: str, alphas: Sequence[float], noise: str, model: str) -> str:
+def pair_command(
+    a: Picture, b: Picture, chunks: str, alphas: Sequence[float], asked: Asked, model: str, *extra: str
+) -> str:
     """The command of `diti edit` that repeats an exchange."""
-    words = [
-        "diti",
-        "edit",
-        as_argument(a.name),
-        as_argument(b.name),
-        "--chunks",
-        chunks,
-        "--alphas",
-        ",".join(alpha_text(alpha) for alpha in alphas),
-    ]
-    return shlex.join([*words, *(["--noise", noise] if noise != "keep" else []), "--model", model])
+    words = ["diti", "edit", as_argument(a.name), as_argument(b.name), "--chunks", chunks]
+    words += ["--alphas", ",".join(alpha_text(alpha) for alpha in alphas)]
+    words += ["--noise", asked.noise] if asked.noise != "keep" else []
+    words += ["--difference"] if asked.difference else []
+    return shlex.join([*words, *extra, "--model", model])
 
 
 def _presets(layout: ChunkLayout) -> list[tuple[str, str]]:
@@ -248,21 +263,3 @@ def _presets(layout: ChunkLayout) -> list[tuple[str, str]]:
         *((f"quarter {at + 1}: {text}", text) for at, text in enumerate(quarters)),
         *((f"stage {at + 1}: {text}", text) for at, text in enumerate(found) if text not in quarters),
     ]
-
-
-def _pair_strip(
-    a: Picture, b: Picture, chunks: str, alphas: Sequence[float], left: Sequence[Pixels], right: Sequence[Pixels]
-) -> Any:
-    moved = [at for at, alpha in enumerate(alphas) if alpha != 0]
-    rows = [
-        [a.original, a.reconstruction, *(left[at] for at in moved), b.original],
-        [b.original, b.reconstruction, *(right[at] for at in moved), a.original],
-    ]
-    columns = ["original", "reconstruction", *(f"alpha {alpha_text(alphas[at])}" for at in moved), "chunks from"]
-    return captioned_strip(
-        rows,
-        row_captions=[f"A: {a.name}", f"B: {b.name}"],
-        column_captions=columns,
-        title=f"Chunks {chunks} exchanged",
-        mark={(0, 0), (1, 0)},
-    )

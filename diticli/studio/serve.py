@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +20,8 @@ from diticli.reading import parse_json, read_regular
 if TYPE_CHECKING:
     from diticli.studio.workbench import Workbench
 
-# Read once by Gradio when it is imported: no telemetry, no look at a hub.
-_OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+# Read once by Gradio when it is imported. A model named by its Hub id may still be downloaded.
+_SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 # The browser may load and call this page's own server only.
 POLICY = (
@@ -33,16 +37,23 @@ WAITING = 100
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """Set what Gradio reads at import, and keep uploads and pictures in a folder that ends with the block."""
-    for name, value in _OFFLINE.items():
+    for name, value in _SILENT.items():
         os.environ.setdefault(name, value)
+    main = threading.current_thread() is threading.main_thread()
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if main else None  # ends the block, as Ctrl-C does
+    before, uploads = tempfile.tempdir, os.environ.pop("GRADIO_TEMP_DIR", None)
     with tempfile.TemporaryDirectory(prefix="diti-studio-", ignore_cleanup_errors=True) as name:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(name) / "uploads")
         tempfile.tempdir = name
         try:
             yield Path(name)
         finally:
-            tempfile.tempdir = None
-            os.environ.pop("GRADIO_TEMP_DIR", None)
+            if main:
+                signal.signal(signal.SIGTERM, ended)
+            tempfile.tempdir = before
+            del os.environ["GRADIO_TEMP_DIR"]
+            if uploads is not None:
+                os.environ["GRADIO_TEMP_DIR"] = uploads
 
 
 def import_page() -> Any:
@@ -82,17 +93,24 @@ def open_bench(model: str | None, device: str | None, probe: Path | None) -> Wor
     return Workbench(loaded, directions=directions)
 
 
-def read_effects(evaluation: Path | None) -> tuple[dict[str, list[float]], list[list[int]]]:
+def read_effects(
+    evaluation: Path | None, known: Callable[[str], str] = str
+) -> tuple[dict[str, list[float]], list[list[int]]]:
     """(attribute -> transfer rate of each group of chunks, the groups) of `diti evaluate --atlas`; empty without one.
 
+    Args:
+        evaluation: the folder, or its JSON file.
+        known: hash of a model -> the hash that the page's model has in the same form; another than that is refused.
+
     Raises:
-        ConfigError: when the file holds no swap effects.
+        ConfigError: when the file holds no swap effects, or those of another model.
     """
     if evaluation is None:
         return {}, []
     path = evaluation / "evaluation.json" if evaluation.is_dir() else evaluation
     try:
-        atlas = parse_json(read_regular(path))["models"][0]["atlas"]
+        measured = parse_json(read_regular(path))["models"][0]
+        atlas, model = measured["atlas"], str(measured.get("model_hash", ""))
         groups = [[int(chunk) for chunk in group] for group in atlas["groups"]]
         effects = {str(name): [float(rate["value"]) for rate in rates] for name, rates in atlas["shares"].items()}
         if any(len(rates) != len(groups) for rates in effects.values()):
@@ -101,6 +119,11 @@ def read_effects(evaluation: Path | None) -> tuple[dict[str, list[float]], list[
         raise ConfigError(
             f"{path} holds no swap effects.", remedy="Give the output of `diti evaluate --atlas`."
         ) from error
+    if model and known(model) != model:
+        raise ConfigError(
+            f"{path} measures another model (hash {model}, not {known(model)}).",
+            remedy="Run `diti evaluate --atlas` with this model.",
+        )
     return effects, groups
 
 
@@ -115,6 +138,28 @@ def read_scores(probe: Path | None) -> dict[str, float]:
         return {}
 
 
+HEATMAPS = {
+    "atlas-0.png": "Swap atlas: what exchanging each group of chunks moves",
+    "atlas.png": "Swap atlas: what exchanging each group of chunks moves",
+    "atlas-alone.png": "Chunk probe: what each chunk alone predicts",
+    "atlas-unique.png": "Chunk probe: what only this chunk predicts",
+    "atlas-prefix.png": "Chunk probe: what all chunks up to this one predict",
+    "chunk-correlation.png": "How chunks correlate",
+}
+"""Pictures that `diti evaluate --atlas` and `diti probe --atlas` write, and that of a model's card."""
+
+
+def find_heatmaps(model: str, probe: Path | None, evaluation: Path | None) -> list[tuple[str, Path]]:
+    """Title and file of each heatmap of an evaluation and a probe; the shipped model has one of its own."""
+    from diticli.models.hub import SHIPPED, SHIPPED_FOLDER
+
+    folders = [folder if folder.is_dir() else folder.parent for folder in (evaluation, probe) if folder is not None]
+    if evaluation is None and model == SHIPPED:
+        folders.insert(0, SHIPPED_FOLDER)
+    found = [(title, folder / name) for folder in folders for name, title in HEATMAPS.items()]
+    return [(title, path) for title, path in found if path.is_file()]
+
+
 def page_options(
     module: Any, bench: Workbench, model: str | None, probe: Path | None, features: Path | None, evaluation: Path | None
 ) -> Any:
@@ -126,7 +171,7 @@ def page_options(
     """
     from diticli.studio.neighbours import Neighbours
 
-    effects, groups = read_effects(evaluation)
+    effects, groups = read_effects(evaluation, bench.model.hash_like)
     return module.PageOptions(
         title=f"Model: {bench.model.origin}, {bench.model.resolution} px.",
         model=model or bench.model.model_id,
@@ -135,6 +180,8 @@ def page_options(
         scores=read_scores(probe),
         probe=None if probe is None else str(probe),
         neighbours=None if features is None else Neighbours(features, bench.model.chunks.latent_dim),
+        features=None if features is None else str(features),
+        heatmaps=find_heatmaps(bench.model.model_id, probe, evaluation),
     )
 
 
@@ -189,7 +236,7 @@ def launch(
     """
     import gradio as gr
 
-    plain = ["system-ui", "sans-serif"]
+    static, plain = files("diticli.studio"), ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=plain, font_mono=["ui-monospace", "monospace"])
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     try:
@@ -204,6 +251,8 @@ def launch(
             show_error=True,
             max_file_size="50mb",
             theme=theme,
+            css=(static / "studio.css").read_text(encoding="utf-8"),
+            js=(static / "page.js").read_text(encoding="utf-8"),
             ssr_mode=False,
             enable_monitoring=False,
             footer_links=[],

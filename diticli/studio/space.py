@@ -10,14 +10,19 @@ from diticli.files import write_atomically
 
 _APP = '''"""diti studio as a Space."""
 
-from diticli.studio.serve import import_page, launch, open_bench, private_folder
+import os
+
+from diticli.studio.serve import import_page, launch, open_bench, page_options, private_folder
 
 with private_folder():
     module = import_page()
     bench = open_bench({model!r}, None, None)
-    options = module.PageOptions(title={title!r}, model={model!r}, effects={{}}, groups=(), scores={{}})
+    options = page_options(module, bench, {model!r}, None, None, None)
     page = module.build_page(bench, options)
-    launch(page, host="0.0.0.0", port=7860, share=False, browser=False, auth=None)
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    launch(page, host="0.0.0.0", port=port, share=False, browser=False, auth=None, wait=False)
+    print(f"The studio is at http://127.0.0.1:{{port}}/", flush=True)
+    page.block_thread()
 '''
 _README = """---
 title: diti studio
@@ -53,7 +58,7 @@ def export_space(folder: Path, model: str, gradio_version: str) -> list[Path]:
         raise ConfigError(f"{folder} is not empty.", remedy="Name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "app.py": _APP.format(model=model, title=f"Model: {model}"),
+        "app.py": _APP.format(model=model),
         "requirements.txt": f"diticli[studio]=={__version__}\n",
         "README.md": _README.format(gradio=gradio_version, model=model, version=__version__),
     }

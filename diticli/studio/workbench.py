@@ -18,12 +18,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diticli.editing.engine import ImageSampler, Job, Latents, Reconstruction, decode_all, invert_all
-from diticli.editing.inputs import read_source, source_digest
-from diticli.editing.pair import Edit, pair_jobs
+from diticli.editing.attribute import move_along
+from diticli.editing.engine import ImageSampler, Job, Latents, decode_all, invert_all, model_name
+from diticli.editing.inputs import check_source, read_source, source_digest, source_name
+from diticli.editing.mixing import check_chunks
+from diticli.editing.pair import pair_jobs, plan_edits, to_decode
+from diticli.editing.quality import reconstruction_warnings
+from diticli.editing.results import SIDES, AttributeResult, EditResult, Label, Move, Reconstruction
 from diticli.editing.settings import EditSettings, Noise
 from diticli.errors import ConfigError
 from diticli.pictures.tiles import Pixels, psnr, to_uint8
+from diticli.probing.directions import DEFAULT_ALONG
 
 if TYPE_CHECKING:
     from diticli.models.model import DiTiModel
@@ -31,7 +36,9 @@ if TYPE_CHECKING:
 
 PREVIEW_STEPS = 8
 """34 dB from the full picture with the shipped model; 6 steps give 21, which looks like noise."""
-KEPT_PICTURES = 128
+KEPT_PICTURES, KEPT_BYTES = 128, 2**28
+"""Pictures of all visitors whose inversion is kept: the last ones used, fewer where they are large."""
+_BYTES_A_PIXEL = 3 * (4 + 4 + 1 + 1)  # x0 and x_T in float32, original and reconstruction in 8 bits
 _NOISES: tuple[Noise, ...] = ("keep", "slerp", "swap")
 
 Stale = Callable[[], bool]
@@ -67,7 +74,8 @@ class Workbench:
         model: with a base.
         settings: solver, steps and precision of the full pictures.
         directions: of a probe on this model's features, for attribute edits.
-        kept: pictures whose inversion is kept, the last ones used.
+        kept: pictures whose inversion is kept, the last ones used; by default as many as `KEPT_BYTES` hold, at most
+            `KEPT_PICTURES`.
 
     Raises:
         ConfigError: for noise that needs no second picture.
@@ -79,15 +87,16 @@ class Workbench:
         *,
         settings: EditSettings | None = None,
         directions: Directions | None = None,
-        kept: int = KEPT_PICTURES,
+        kept: int | None = None,
     ) -> None:
         self.model = model
         self.settings = settings or EditSettings()
         self.directions = directions
         self._sampler: ImageSampler = model.sampler(**self.settings.sampler_kwargs())
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
-        self._kept = kept
-        self._lock = threading.Lock()
+        large = KEPT_BYTES // (_BYTES_A_PIXEL * model.resolution**2)
+        self._kept = kept or min(KEPT_PICTURES, max(2, large))
+        self._lock = threading.RLock()
 
     @property
     def preview(self) -> EditSettings:
@@ -107,30 +116,36 @@ class Workbench:
             ConfigError: for a face that cannot be read.
             SupersededError: when `stale` said yes.
         """
-        from diticli.editing.inputs import check_source, source_name
-
         check_source(source)
         key = source_digest(source)
         with self._lock:
             if key in self._pictures:
                 self._pictures.move_to_end(key)
-                return self._pictures[key]
+                return replace(self._pictures[key], name=name or source_name(source))
             image = read_source(source, self.model.resolution, self.model.crop)
             x0 = self.model.preprocess([image])
             latents = invert_all(self.model, self._sampler, x0, self.settings, _asking(stale))
-            decoded = self._decode([Job(Reconstruction(0), latents.x_T[0], latents.z[0])], self.settings, stale)
+            kept = Reconstruction(0)
+            decoded = self._decode([Job(kept, latents.x_T[0], latents.z[0])], self.settings, stale)
             original = to_uint8(x0)[0]
             found = Picture(
                 name=name or source_name(source),
                 original=original,
-                reconstruction=decoded[0],
-                psnr=psnr(decoded[0], original),
+                reconstruction=decoded[kept],
+                psnr=psnr(decoded[kept], original),
                 latents=latents,
             )
             self._pictures[key] = found
             while len(self._pictures) > self._kept:
                 self._pictures.popitem(last=False)
             return found
+
+    def warnings(self, *pictures: Picture) -> list[str]:
+        """What spoils edits of these pictures, as `diti edit` says it."""
+        quality, model = {picture.name: picture.psnr for picture in pictures}, self.model
+        return reconstruction_warnings(
+            quality, self.settings, model.chunks.timesteps, model.usual_psnr, model.trained_on
+        )
 
     def exchange(
         self,
@@ -142,8 +157,8 @@ class Workbench:
         *,
         preview: bool = False,
         stale: Stale | None = None,
-    ) -> tuple[Pixels, Pixels]:
-        """A with B's chunks and B with A's, uint8 [len(alphas), R, R, 3] each; the pictures of `edit_pair`.
+    ) -> EditResult:
+        """A with B's chunks and B with A's, as `edit_pair` makes them.
 
         Raises:
             ChunkError: for an empty set, or a chunk that the model lacks.
@@ -152,14 +167,24 @@ class Workbench:
         """
         if noise not in _NOISES:
             raise ConfigError(f"There is no noise {noise!r} here.", remedy=f"Choose {', '.join(_NOISES)}.")
-        settings = replace(self.preview if preview else self.settings, noise=noise)
+        layout, settings = self.model.chunks, replace(self.preview if preview else self.settings, noise=noise)
         x0, z, x_T = (torch.cat(parts) for parts in _parts(a.latents, b.latents))
-        both = Latents(x0=x0, z=z, x_T=x_T)
-        edits = [Edit(side, tuple(chunks), alpha) for side in ("a", "b") for alpha in alphas]
-        jobs = list(pair_jobs(both, (0, 1), edits, self.model.chunks, settings))[2:]
-        with self._lock:
-            decoded = self._decode(jobs, settings, stale)
-        return decoded[: len(alphas)], decoded[len(alphas) :]
+        edits = plan_edits([tuple(chunks)], alphas, layout)
+        jobs = list(pair_jobs(Latents(x0=x0, z=z, x_T=x_T), (0, 1), to_decode(edits, settings), layout, settings))
+        decoded = self._decode(jobs[len(SIDES) :], settings, stale)
+        kept = (a.reconstruction, b.reconstruction)
+        return EditResult(
+            names=(a.name, b.name),
+            originals=np.stack([a.original, b.original]),
+            reconstructions=np.stack(kept),
+            edits={edit: decoded.get(edit, kept[SIDES.index(edit.side)]) for edit in edits},
+            z=z.numpy(),
+            psnr=(a.psnr, b.psnr),
+            layout=layout,
+            model_hash=self.model.model_hash,
+            settings=settings,
+            model_name=model_name(self.model),
+        )
 
     def move(
         self,
@@ -170,8 +195,8 @@ class Workbench:
         learned: bool = False,
         preview: bool = False,
         stale: Stale | None = None,
-    ) -> Pixels:
-        """The picture with several attributes moved, uint8 [R, R, 3].
+    ) -> AttributeResult:
+        """The picture with several attributes moved, as `edit_attribute` makes it.
 
         Args:
             picture: which.
@@ -181,24 +206,39 @@ class Workbench:
             preview: few steps.
             stale: as in `picture`.
 
+        Returns:
+            One edit: of the first attribute that moves, the others moving besides.
+
         Raises:
             ConfigError: without a probe.
-            LabelError: for an attribute that the probe does not know.
+            LabelError: for an attribute that the probe does not know, or a mask that it did not learn.
+            SupersededError: when `stale` said yes.
         """
-        if self.directions is None:
-            raise ConfigError("No probe is loaded.", remedy="Start with --probe DIR, the output of diti probe.")
-        z = picture.latents.z
-        layout = self.model.chunks
-        for attribute, amount in amounts.items():
-            if amount:
-                z = self.directions.move(
-                    z, attribute, amount, dims="learned" if learned else None, chunks=chunks, layout=layout
-                )
-        if z is picture.latents.z:
-            return picture.reconstruction
-        with self._lock:
-            settings = self.preview if preview else self.settings
-            return self._decode([Job(Reconstruction(0), picture.latents.x_T[0], z[0])], settings, stale)[0]
+        directions, layout = self._known_directions(), self.model.chunks
+        chosen = None if chunks is None else tuple(chunks)
+        check_chunks(range(layout.chunks) if chosen is None else chosen, layout)
+        steps = [(name, amount) for name, amount in amounts.items() if amount]
+        (first, amount), *others = steps or [(directions.attributes[0], 0.0)]
+        learned_dims = len(directions.learned_dims(first)) if learned else None
+        settings = self.preview if preview else self.settings
+        edit, moved = Move(0, first, chosen, amount), picture.reconstruction
+        if steps:
+            z = move_along(directions, picture.latents.z, steps, chunks=chosen, layout=layout, learned=learned)
+            moved = self._decode([Job(edit, picture.latents.x_T[0], z[0])], settings, stale)[edit]
+        return AttributeResult(
+            names=(picture.name,),
+            originals=picture.original[None],
+            reconstructions=picture.reconstruction[None],
+            edits={edit: moved},
+            psnr=(picture.psnr,),
+            also=dict(others),
+            learned_dims=learned_dims,
+            along=DEFAULT_ALONG,
+            layout=layout,
+            model_hash=self.model.model_hash,
+            settings=settings,
+            model_name=model_name(self.model),
+        )
 
     def read_attributes(self, pixels: Pixels) -> dict[str, float]:
         """What the probe reads from a picture, uint8 [R, R, 3]: attribute -> its classifier's output.
@@ -206,13 +246,12 @@ class Workbench:
         Raises:
             ConfigError: without a probe.
         """
-        if self.directions is None:
-            raise ConfigError("No probe is loaded.", remedy="Start with --probe DIR, the output of diti probe.")
+        directions = self._known_directions()
         x0 = self.model.preprocess([Image.fromarray(pixels)])
         with self._lock, torch.inference_mode():
             z = self.model.encode(x0).float().cpu().numpy()
-        outputs = self.directions.full.predict(z)[0]
-        return dict(zip(self.directions.attributes, outputs.tolist(), strict=True))
+        outputs = directions.full.predict(z)[0]
+        return dict(zip(directions.attributes, outputs.tolist(), strict=True))
 
     def by_chunk(self, picture: Picture) -> npt.NDArray[np.float64]:
         """[K] root mean square of each chunk's features."""
@@ -220,10 +259,18 @@ class Workbench:
         layout = self.model.chunks
         return np.array([np.sqrt(np.mean(z[layout.dims_of(chunk)] ** 2)) for chunk in range(layout.chunks)])
 
-    def _decode(self, jobs: Sequence[Job], settings: EditSettings, stale: Stale | None) -> Pixels:
+    def _known_directions(self) -> Directions:
+        if self.directions is None:
+            raise ConfigError("No probe is loaded.", remedy="Start with --probe DIR, the output of diti probe.")
+        return self.directions
+
+    def _decode(self, jobs: Sequence[Job], settings: EditSettings, stale: Stale | None) -> dict[Label, Pixels]:
+        if not jobs:
+            return {}
         size = settings.default_batch_size(self.model.resolution, torch.device(self.model.device).type)
-        images = [image for _, image in decode_all(self._sampler, jobs, settings, size, _asking(stale))]
-        return to_uint8(torch.stack(images))
+        with self._lock:
+            decoded = dict(decode_all(self._sampler, jobs, settings, size, _asking(stale)))
+        return dict(zip(decoded, to_uint8(torch.stack(list(decoded.values()))), strict=True))
 
 
 def _parts(a: Latents, b: Latents) -> list[tuple[torch.Tensor, torch.Tensor]]:
