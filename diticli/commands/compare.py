@@ -138,7 +138,7 @@ def compare(
     from diticli.sampling import DEFAULT_STEPS
 
     if not dry_run:
-        check_folder(out, DATA, ("contenders",), (REPORT, COMMANDS), overwrite=overwrite)
+        check_folder(out, DATA, ("entries", "contenders"), (REPORT, COMMANDS), overwrite=overwrite)
     taken = () if runs else (_default_model(),)
     images = tuple(data or (() if labels else (DEFAULT_DATA,)))
     settings = CompareSettings(

@@ -33,4 +33,6 @@ def attributes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.casefold().startswith(incomplete.casefold())]
+    # Typer keeps what begins with the letters as they were typed; names are understood in either.
+    wanted = incomplete.casefold()
+    return [incomplete + name[len(incomplete) :] for name in names if name.casefold().startswith(wanted)]

@@ -35,7 +35,7 @@ from diticli.pictures.tiles import Pixels
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
 ANIMATION_TILE_PX, MAX_LARGE_TILES = 192, 4
 """Animated pictures are so many pixels wide where there are so few of them."""
-NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean"}
+NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean (zeros)"}
 SAME = "\n= reconstruction"
 """Stands below the strength that changes nothing."""
 DIFFERENCES = (

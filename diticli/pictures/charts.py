@@ -35,6 +35,7 @@ def loss_by_timestep_chart(
     layout: ChunkLayout | None = None,
     timesteps: int = 1000,
     title: str = "Loss by timestep",
+    y_label: str = "loss",
 ) -> Path:
     """Write a PNG of the mean loss in equal bins of timesteps 0..T.
 
@@ -45,11 +46,14 @@ def loss_by_timestep_chart(
         layout: its chunk boundaries are drawn faintly when there are at most `MAX_BOUNDARIES`.
         timesteps: T.
         title: text above the chart.
+        y_label: what is drawn.
     """
+    bounded = layout is not None and layout.chunks <= MAX_BOUNDARIES
+    x_label = "timestep t (0: clean, T: noise)" + ("; grey lines: borders of chunks" if bounded else "")
     lines = {"base alone": base_loss, "with features": loss} if base_loss is not None else {"loss": loss}
 
     def draw(axes: Axes) -> None:
-        if layout is not None and layout.chunks <= MAX_BOUNDARIES:
+        if layout is not None and bounded:
             for end in layout.timestep_ends[:-1]:
                 axes.axvline(end, color="#d5d9de", linewidth=0.7, zorder=0)
         for (name, values), colour in zip(lines.items(), SERIES[1::-1][-len(lines) :], strict=True):
@@ -62,7 +66,7 @@ def loss_by_timestep_chart(
                 color=colour,
                 linewidth=1.6,
             )
-        axes.set(title=plain(title), xlabel="timestep t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
+        axes.set(title=plain(title), xlabel=x_label, ylabel=plain(y_label), xlim=(0, timesteps))
         _log_if_wide(axes, [v for values in lines.values() for v in values])
         if len(lines) > 1:
             axes.legend(frameon=False)

@@ -62,7 +62,7 @@ def decode(
     return _DECODE[solver](predict_noise, xT_BCHW, alphas_cumprod, steps=steps, clip=clip, callback=callback)
 
 
-def _clip(solver: Solver, clip: bool | None) -> bool:
+def _clip(solver: Solver, clip: bool | None) -> bool | None:
     if solver not in get_args(Solver):
         raise ConfigError(f"There is no solver {solver!r}.", remedy=f"Choose {' or '.join(get_args(Solver))}.")
     return DEFAULT_CLIP[solver] if clip is None else clip
