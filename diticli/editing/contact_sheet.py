@@ -236,7 +236,8 @@ def _separate(sheet: Sheet, folder: Path) -> dict[Path, Pixels]:
 
 
 def write_animation(sheet: Sheet, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a .webp or .gif that runs through the strengths forth and back, both directions side by side.
+    """Write a .webp or .gif that runs through the strengths forth and back, each beside its original, both directions
+    side by side.
 
     Raises:
         ConfigError: for another suffix.
@@ -371,12 +372,14 @@ def _noise_in_words(noise: str) -> str:
 def _frame(sheet: Sheet, column: int) -> Image.Image:
     across = list(dict.fromkeys(row.across for row in sheet.rows))
     down = list(dict.fromkeys(row.down for row in sheet.rows))
-    pictures: list[list[Pixels | None]] = [[None] * len(across) for _ in down]
+    pictures: list[list[Pixels | None]] = [[None] * (2 * len(across)) for _ in down]
     for row in sheet.rows:
-        pictures[down.index(row.down)][across.index(row.across)] = row.cells[column].picture
+        at, shown = 2 * across.index(row.across), pictures[down.index(row.down)]
+        shown[at : at + 2] = row.cells[0].picture, row.cells[column].picture
     side = sheet.rows[0].cells[column].picture.shape[0]
-    scale = max(1, round(ANIMATION_TILE_PX / side)) if len(down) * len(across) <= MAX_LARGE_TILES else None
-    return captioned_strip(pictures, row_captions=down, column_captions=across, scale=scale)
+    scale = max(1, round(ANIMATION_TILE_PX / side)) if 2 * len(down) * len(across) <= MAX_LARGE_TILES else None
+    captions = [text for name in across for text in ("original", name)]
+    return captioned_strip(pictures, row_captions=down, column_captions=captions, scale=scale)
 
 
 def _gain(sheet: Sheet) -> int:
