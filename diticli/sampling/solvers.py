@@ -5,6 +5,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -15,8 +16,8 @@ from diticli.sampling.defaults import DEFAULT_CLIP, DEFAULT_SOLVER, DEFAULT_STEP
 from diticli.sampling.dpm import dpm_decode, dpm_invert
 from diticli.sampling.types import NoisePredictor, StepCallback
 
-_INVERT = {"dpm": dpm_invert, "ddim": ddim_invert}
-_DECODE = {"dpm": dpm_decode, "ddim": ddim_decode}
+_INVERT: dict[str, Callable[..., torch.Tensor]] = {"dpm": dpm_invert, "ddim": ddim_invert}
+_DECODE: dict[str, Callable[..., torch.Tensor]] = {"dpm": dpm_decode, "ddim": ddim_decode}
 
 
 def invert(
