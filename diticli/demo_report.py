@@ -139,10 +139,12 @@ def _chunks_section(result: DemoResult, name: str) -> Section:
 
 
 def _reading_section(result: DemoResult) -> Section:
-    names = [factor.name for factor in FACTORS]
+    names = [f"{factor.name} ({'R2' if factor.kind == 'number' else 'AP'})" for factor in FACTORS]
     title = "Probe scores of held-out faces: 1 is perfect"
-    series = {kind: [scores[name] for name in names] for kind, scores in result.scores.items()}
-    bars = bar_table_chart(RunDirectory(result.run).samples / "probe.png", names, series, title=title)
+    series = {kind: [scores[factor.name] for factor in FACTORS] for kind, scores in result.scores.items()}
+    bars = bar_table_chart(
+        RunDirectory(result.run).samples / "probe.png", names, series, title=title, baselines=(UNTRAINED, PIXELS)
+    )
     numbers = sum(factor.kind == "number" for factor in FACTORS)
     kinds = list(result.scores)
     rows: list[list[Cell]] = [

@@ -59,3 +59,20 @@ class WarningReporter(SilentReporter):
     def warn(self, message: str) -> None:
         """See `Reporter.warn`."""
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+LEAST_SAID = 5.0
+"""Seconds from which on it is worth saying how long a task will take."""
+
+
+def say_duration(reporter: Reporter, what: str, seconds: float) -> None:
+    """One line that says how long a task will take, where that is long."""
+    if seconds >= LEAST_SAID:
+        reporter.note(f"{what}: about {duration(seconds)}.")
+
+
+def duration(seconds: float) -> str:
+    """Roughly, e.g. 40 s, 12 min, 1.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -60,7 +60,7 @@ def test_a_run_ends_within_a_tenth_of_its_minutes(
     true = {"features": 55.0} if given else {"base": 70.0, "features": 55.0}
     config = build_config("faces32", options={"minutes": minutes, "base_model": "x" if given else ""})
 
-    def make_plan(config: RunConfig, *, seconds: float, reporter: object) -> RunPlan:
+    def make_plan(config: RunConfig, *, seconds: float, **options: object) -> RunPlan:
         clock.now += len(true) * (seconds + 1.0)
         return plan_at({name: rate * random.uniform(0.97, 1.03) for name, rate in true.items()}, config)
 

@@ -327,3 +327,15 @@ def test_probe_without_a_match_shows_both_sides(feats: Path, tmp_path: Path) -> 
     assert result.exit_code == 65
     assert "somebody.png" in result.stderr
     assert "000000.png" in result.stderr
+
+
+def test_verbose_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "diticli", "edit", "gone\x1b[31m.png", "faces:1"]
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    shown = subprocess.run([*command[:4], "-v", *command[4:]], capture_output=True, text=True, timeout=60)
+    assert plain.returncode == shown.returncode == 65
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in shown.stderr
+    assert "in check_source" in shown.stderr
+    assert shown.stderr.endswith(plain.stderr)
+    assert "\x1b" not in shown.stderr

@@ -155,13 +155,27 @@ def test_a_base_without_colour_is_refused(official_project, tmp_path):
         convert(dpm, tmp_path / "base")
 
 
+def test_an_earlier_conversion_is_replaced_and_said(official_project, tmp_path):
+    run, _ = official_project
+    out = tmp_path / "model"
+    assert "replaced" not in diti("convert", run, "-o", out).stderr
+    before = (out / "official.json").stat().st_mtime_ns
+    result = diti("convert", run, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "is there already and will be replaced" in " ".join(result.stderr.split())
+    assert (out / "official.json").stat().st_mtime_ns > before
+    (out / "notes.txt").write_text("mine")  # it is no more what diti made
+    assert diti("convert", run, "-o", out).exit_code == 66
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 def test_nothing_is_overwritten_or_left_half_written(official_project, tmp_path, monkeypatch):
     run, _ = official_project
     out = tmp_path / "model"
     out.mkdir()
     result = diti("convert", run, "-o", out)
     assert result.exit_code == 66
-    assert f"{out} exists" in " ".join(result.stderr.split())
+    assert f"{out} is there already, and diti did not make it" in " ".join(result.stderr.split())
     assert not list(out.iterdir())
     out.rmdir()
 

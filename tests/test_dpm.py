@@ -74,7 +74,43 @@ def test_one_step_is_ddims():
     for start, end in ((0, 700), (700, 0)):
         estimate = bumpy(x, start)
         x0 = (x - noise[start] * estimate) / signal[start]
-        torch.testing.assert_close(multistep(bumpy, x, BAR, [start, end]), signal[end] * x0 + noise[end] * estimate)
+        torch.testing.assert_close(
+            multistep(bumpy, x, BAR, [start, end], clip=False), signal[end] * x0 + noise[end] * estimate
+        )
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_few_steps_are_predicted_by_first_order_and_corrected(steps):
+    """By UniC (arXiv 2302.04867): the integral of the line between two predicted images, clamped."""
+    grid = dpm_timesteps(BAR, steps)
+    signal, noise, level = BAR.sqrt(), (1 - BAR).sqrt(), half_log_snr(BAR)
+    for way in (grid, grid[::-1]):
+        start = x = predicted = images()
+        found: list[torch.Tensor] = []
+        for i, (t, after) in enumerate(pairwise(way)):
+            found.append(((predicted - noise[t] * bumpy(predicted, t)) / signal[t]).clamp(-1, 1))
+            if i:
+                h = level[t] - level[way[i - 1]]
+                nodes = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:, None]
+                line = torch.lerp(found[i - 1].reshape(1, -1), found[i].reshape(1, -1), nodes)
+                integral = torch.trapezoid(torch.exp((nodes - 1) * h) * line, nodes * h, dim=0).reshape(x.shape)
+                x = noise[t] / noise[way[i - 1]] * x + signal[t] * integral
+            h = level[after] - level[t]
+            predicted = noise[after] / noise[t] * x + signal[after] * (1 - torch.exp(-h)) * found[i]
+        torch.testing.assert_close(multistep(bumpy, start, BAR, way), predicted, rtol=1e-6, atol=1e-6)
+
+
+def test_few_steps_come_back():
+    """5 steps along a line through two predictions gave images of a trained model back with 8 dB, these with 40."""
+    x0 = SPREAD * images()
+    there = dpm_invert(gaussian(BAR), x0, BAR, steps=5, clip=False)
+    assert (dpm_decode(gaussian(BAR), there, BAR, steps=5, clip=False) - x0).abs().max() < 0.1
+
+
+def test_from_fifteen_steps_on_nothing_is_clamped():
+    x = 3 * images()
+    for steps in (15, 20):
+        assert torch.equal(dpm_decode(bumpy, x, BAR, steps=steps), dpm_decode(bumpy, x, BAR, steps=steps, clip=False))
 
 
 @given(st.integers(1, 999))
@@ -132,12 +168,12 @@ def test_clamping_bounds_the_predicted_image():
         return (x - BAR[t].sqrt() * x0) / (1 - BAR[t]).sqrt()
 
     start = BAR[-1].sqrt() * x0 + (1 - BAR[-1]).sqrt() * images()[:1]
-    assert (dpm_decode(knows, start, BAR, steps=10) - x0).abs().max() < 0.2
-    assert dpm_decode(knows, start, BAR, steps=10, clip=True).max() < 1.2
+    assert (dpm_decode(knows, start, BAR, steps=15) - x0).abs().max() < 0.2
+    assert dpm_decode(knows, start, BAR, steps=10).max() < 1.2
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("steps", [5, 20, 60])
+@pytest.mark.parametrize("steps", [15, 20, 60])
 def test_decoding_is_that_of_diffusers_on_the_same_grid(steps):
     from diffusers import DPMSolverMultistepScheduler
 
@@ -153,7 +189,7 @@ def test_decoding_is_that_of_diffusers_on_the_same_grid(steps):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("steps", [15, 20])
 def test_inversion_is_that_of_diffusers_on_the_grid_that_it_can_express(steps):
     from diffusers import DPMSolverMultistepInverseScheduler
 
@@ -185,9 +221,9 @@ def test_solvers_by_name_have_their_own_clamping():
         ("ddim", ddim_invert, ddim_decode, True),
     ):
         for named, own in ((invert, invert_), (decode, decode_)):
-            assert torch.equal(named(bumpy, x, BAR, steps=9, solver=solver), own(bumpy, x, BAR, steps=9, clip=clip))
-            other = named(bumpy, x, BAR, steps=9, solver=solver, clip=not clip)
-            assert torch.equal(other, own(bumpy, x, BAR, steps=9, clip=not clip))
+            assert torch.equal(named(bumpy, x, BAR, steps=15, solver=solver), own(bumpy, x, BAR, steps=15, clip=clip))
+            other = named(bumpy, x, BAR, steps=15, solver=solver, clip=not clip)
+            assert torch.equal(other, own(bumpy, x, BAR, steps=15, clip=not clip))
 
 
 def test_there_is_no_other_solver():

@@ -126,7 +126,7 @@ def test_reconstructions_by_kind_of_noise():
     assert (result.pictures["mean"][..., 1] == 128).all()
     assert np.array_equal(result.pictures["random"][0][..., 1], result.pictures["random"][1][..., 1])
     sheet = reconstruction_sheet(result)
-    assert sheet.columns == ("original", "x_T inferred", "x_T random", "x_T mean")
+    assert sheet.columns == ("original", "x_T inferred", "x_T random", "x_T mean (zeros)")
     assert [cell.caption for cell in sheet.rows[0].cells][:2] == ["", "exact"]
     assert edit_strip(sheet, difference=True).height > edit_strip(sheet).height
 

@@ -235,6 +235,35 @@ def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> No
         )
 
 
+def test_people_are_kept_apart_or_it_is_said_that_they_may_not_be(tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", 60, SIDE)
+    names = [f"{'ABCDEFGHIJKL'[i % 12]}nn_{i:04d}.png" for i in range(60)]  # 12 people, 5 pictures each
+    text = (tmp_path / "faces" / "labels.csv").read_text()
+    for i, name in enumerate(names):
+        (tmp_path / "faces" / f"{i:06d}.png").rename(tmp_path / "faces" / name)
+        text = text.replace(f"{i:06d}.png", name)
+    (tmp_path / "faces" / "labels.csv").write_text(text)
+    (tmp_path / "people.txt").write_text("".join(f"{name} {name[:3]}\n" for name in names))
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.warn = said.append  # type: ignore[method-assign]
+
+    def split(groups: Path | None, pairs: int = 10) -> EvaluationImages:
+        labels, where = tmp_path / "faces" / "labels.csv", str(tmp_path / "faces")
+        options: dict[str, Any] = {"learn": 60, "pairs": pairs, "crop": "center", "seed": 0, "groups": groups}
+        return evaluation_folder(where, labels, SIDE, reporter=reporter, **options)
+
+    together = split(None)
+    assert len(together.learn_NCHW) == 40
+    assert any("12 persons" in line and "--groups" in line for line in said)
+    said.clear()
+    apart = split(tmp_path / "people.txt")
+    assert not said
+    assert (len(apart.learn_NCHW), len(apart.judge_NCHW)) == (40, 20)  # four people, whole
+    with pytest.raises(ConfigError, match="too few for 16 pairs"):
+        split(tmp_path / "people.txt", pairs=16)
+
+
 def test_the_command_writes_a_report_for_every_model(
     make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,3 +91,18 @@ def test_a_frame_without_names_or_pandas(features, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(FeatureFileError, match="needs pandas"):
         bare.to_frame()
+
+
+@pytest.mark.parametrize("z", ["a", ["a"], np.array([None]), torch.zeros(3), np.zeros((2, 7))])
+def test_what_are_no_features_is_named(pipe, z):
+    x = torch.empty(2, 3, SIZE, SIZE).uniform_(-1, 1)
+    for call in (pipe.invert, pipe.decode):
+        with pytest.raises(ConfigError, match="Features"):
+            call(x, z, steps=2)
+
+
+@pytest.mark.parametrize("x_T", ["a", None, torch.zeros(3), [[1.0]]])
+def test_what_is_no_noise_is_named(pipe, x_T):
+    z = torch.zeros(1, pipe.chunks.latent_dim)
+    with pytest.raises(ConfigError, match="Noise"):
+        pipe.decode(x_T, z, steps=2)

@@ -56,7 +56,9 @@ def test_it_reads_the_factors_of_held_out_faces_and_gives_pictures_back(tmp_path
         z = torch.cat([model.encode(normalise(part)) for part in images.split(250)])
         x0 = normalise(images[:8])
         back = model.decode(model.invert(x0, z[:8], steps=20), z[:8], steps=20)
+        few = model.decode(model.invert(x0[:4], z[:4], steps=5), z[:4], steps=5)
     assert psnr(back, x0) > 50
+    assert psnr(few, x0[:4]) > 30
     write_labels_csv(tmp_path / "labels.csv", 1, range(len(FACES)))
     names = [FACES.file_name(i) for i in range(len(FACES))]
     joined = join_labels(names, read_labels(tmp_path / "labels.csv"), None)

@@ -17,7 +17,7 @@ from diticli.commands.doctor import doctor
 from diticli.commands.encode import encode
 from diticli.commands.evaluate import evaluate
 from diticli.commands.faces import faces
-from diticli.commands.failure import explain, explain_interrupt, sigterm_as_interrupt
+from diticli.commands.failure import be_verbose, explain, explain_interrupt, sigterm_as_interrupt
 from diticli.commands.probe import probe
 from diticli.commands.studio import studio
 from diticli.commands.train import train
@@ -35,8 +35,6 @@ class _Group(TyperGroup):
         return sorted(names, key=lambda name: names.index("compare") + 0.5 if name == "edit" else names.index(name))
 
     def invoke(self, ctx: Any) -> Any:
-        # Damaged EXIF and very large pictures: what cannot be read is listed by name, the rest is noise.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             with sigterm_as_interrupt():
                 return super().invoke(ctx)
@@ -73,11 +71,19 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also show logs, warnings of libraries and where errors come from.")
+    ] = False,
 ) -> None:
     """Modular image features from diffusion timesteps: train, encode, probe, edit.
 
     Start with `diti demo`, or with your own images: `diti train --data ./photos`.
     """
+    if verbose:
+        be_verbose()
+    else:
+        # Damaged EXIF and very large pictures: what cannot be read is listed by name, the rest is noise.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     for text in unknown_variables():
         say(text)
 

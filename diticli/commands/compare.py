@@ -16,6 +16,7 @@ from diticli.commands.options import (
     SeedOption,
     WorkersOption,
 )
+from diticli.commands.outputs import OverwriteOption, check_folder
 from diticli.comparison.settings import DEFAULT_DATA
 from diticli.config import Precision
 
@@ -95,6 +96,7 @@ def compare(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.html, compare.json, commands.sh and all features.")
     ] = Path("comparison"),
+    overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     precision: Annotated[
@@ -135,6 +137,8 @@ def compare(
     from diticli.comparison.settings import CompareSettings
     from diticli.sampling import DEFAULT_STEPS
 
+    if not dry_run:
+        check_folder(out, DATA, ("entries", "contenders"), (REPORT, COMMANDS), overwrite=overwrite)
     taken = () if runs else (_default_model(),)
     images = tuple(data or (() if labels else (DEFAULT_DATA,)))
     settings = CompareSettings(

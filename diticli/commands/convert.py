@@ -22,7 +22,12 @@ def convert(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model; must not exist.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the model; an earlier conversion is replaced.", show_default=False
+        ),
+    ],
     ddpm_config: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +50,10 @@ def convert(
     """
     from diticli.commands.console import emit_json, reporter, say, show_table
     from diticli.official.convert import convert as convert_official
+    from diticli.official.convert import is_converted
 
+    if is_converted(out):
+        say(f"{out} is there already and will be replaced.")
     result = convert_official(official, out, ddpm_config=ddpm_config, ema=ema, reporter=reporter())
     if as_json:
         emit_json({"out": str(out), **result.record})

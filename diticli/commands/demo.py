@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from diticli.commands.completion import presets
 from diticli.commands.console import emit_json, reporter, say, show_table
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError
@@ -31,7 +32,7 @@ def demo(
         bool,
         typer.Option("--full", help="Train both stages from nothing, half an hour on two cores; probe raw pixels too."),
     ] = False,
-    preset: Annotated[str, typer.Option(help="Preset to train with --full.")] = PRESET,
+    preset: Annotated[str, typer.Option(help="Preset to train with --full.", autocompletion=presets)] = PRESET,
     base_images: Annotated[
         int | None,
         typer.Option(min=1, help="Images of stage 1, with --full; fewer is quicker and worse.", show_default=False),

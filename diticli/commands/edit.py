@@ -169,6 +169,7 @@ def table(options: TableOptions) -> None:
         animate=request.animation(options),
         metadata=request.provenance(model),
         command=command,
+        overwrite=options.overwrite,
     )
     if options.dry_run:
         from diticli.editing.estimate import seconds_for
@@ -209,13 +210,14 @@ def _tell_table(options: TableOptions, report: ManyReport, rows: int, warnings: 
 
 def _print_plan(options: TableOptions, plan: dict[str, Any], seconds: float) -> None:
     from diticli.commands.console import emit_json, say
+    from diticli.progress import duration
 
     if options.as_json:
         emit_json(plan | {"seconds": round(seconds, 1)})
         return
     say(
         f"{plan['todo']} pairs to edit, {plan['finished']} finished, {len(plan['failed'])} cannot be edited: "
-        f"{plan['invert']} images to invert and {plan['decode']} to decode, about {_duration(seconds)}."
+        f"{plan['invert']} images to invert and {plan['decode']} to decode, about {duration(seconds)}."
     )
     for name, reason in plan["failed"].items():
         say(f"  {name}: {reason}")
@@ -256,12 +258,6 @@ def _check_dims(directions: Directions, options: AttributeOptions, names: Sequen
                 f"--dims {options.dims}, but the masks in {options.probe or 'probe'} have {learned} dims.",
                 remedy=f"Use --dims {learned}, or run `diti probe` with --mask-dims {options.dims}.",
             )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class _EditGroup(TyperGroup):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from diticli.commands.completion import attributes
 from diticli.commands.options import (
     BatchSizeOption,
     DeviceOption,
@@ -23,11 +24,12 @@ from diticli.commands.options import (
     SeedOption,
     ValueRangeOption,
 )
+from diticli.commands.outputs import OverwriteOption
 from diticli.config import Along, Precision
 from diticli.sampling.defaults import DEFAULT_STEPS, Solver
 
 DDIM_STEPS = 100
-NOT_REPEATED = ("as_json", "dry_run")
+NOT_REPEATED = ("as_json", "dry_run", "overwrite")
 """Fields that change no picture."""
 
 
@@ -98,6 +100,7 @@ class SamplingOptions:
             help="Write into every picture how it was made: the command with the names of its files, model, settings.",
         ),
     ] = True
+    overwrite: OverwriteOption = False
     batch_size: BatchSizeOption = None
     seed: SeedOption = 0
     value_range: ValueRangeOption = None
@@ -109,7 +112,9 @@ class SamplingOptions:
 class _StripOptions:
     """Options of sub-commands that write one picture."""
 
-    out: Annotated[Path | None, _option("--out", "-o", help="The picture, a PNG. Default: edit.png.")] = None
+    out: Annotated[
+        Path | None, _option("--out", "-o", help="The picture: .png, .webp (without loss) or .jpg. Default: edit.png.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +193,7 @@ class AttributeOptions(SamplingOptions, _ChunkOptions, _StripOptions):
         _option(
             "--attribute",
             panel="Attributes",
+            autocompletion=attributes,
             help="Move along this attribute of --probe. Repeat it for more rows.",
         ),
     ] = None

@@ -19,6 +19,7 @@ from diticli.commands.edit_options import (
     TableOptions,
     command_line,
 )
+from diticli.commands.outputs import check_pictures
 from diticli.errors import ConfigError, DataError
 from diticli.files import check_writable
 
@@ -117,6 +118,9 @@ def _check_output(options: Options) -> None:
         folders += [out.parent, animate.parent if animate else None]
         for path in (out, animate):
             _check_not_a_source(path, options.sources)
+        if animate and animate.absolute() == out.absolute():
+            raise ConfigError(f"The strip and the animation are both {out}.", remedy="Name two files.")
+        check_pictures([path for path in (out, animate) if path], overwrite=options.overwrite)
     for folder in folders:
         if folder is not None:
             check_writable(folder)
@@ -125,9 +129,9 @@ def _check_output(options: Options) -> None:
 def _check_strip(out: Path) -> None:
     if out.is_dir():
         raise DataError(f"-o names a folder: {out}.", remedy="Name a file: -o out.png.")
-    if out.suffix.lower() != ".png":
-        remedy = f"Write -o {out.with_suffix('.png')}."
-        raise ConfigError(f"The strip is a PNG, but -o names {out}.", remedy=remedy)
+    from diticli.pictures.grids import check_picture
+
+    check_picture(out)
 
 
 def _check_not_a_source(path: Path | None, sources: Sequence[str]) -> None:
@@ -248,10 +252,12 @@ def finish(
     from dataclasses import replace
 
     from diticli.commands.console import emit_json, reporter, say
-    from diticli.editing.contact_sheet import edit_strip, write_animation, write_separate
+    from diticli.editing.contact_sheet import edit_strip, separate_paths, write_animation, write_separate
     from diticli.editing.results import decibels
-    from diticli.pictures.grids import save_png
+    from diticli.pictures.grids import save_picture
 
+    if options.separate:
+        check_pictures(separate_paths(sheet, options.separate), overwrite=options.overwrite, quiet=True)
     warnings = warnings_of(model, settings, quality)
     for warning in warnings:
         reporter().warn(warning)
@@ -260,7 +266,7 @@ def finish(
     if warnings:
         metadata["diti:warnings"] = " ".join(warnings)
     out = target(options)
-    save_png(edit_strip(strip or sheet, difference=options.difference), out, {**sheet.metadata, **metadata})
+    save_picture(edit_strip(strip or sheet, difference=options.difference), out, {**sheet.metadata, **metadata})
     singles = write_separate(sheet, options.separate, metadata) if options.separate else []
     animate = _animate(options)
     if animate:

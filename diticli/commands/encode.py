@@ -18,6 +18,7 @@ from diticli.commands.options import (
     ValueRangeOption,
     WorkersOption,
 )
+from diticli.commands.outputs import OverwriteOption, check_features
 from diticli.config import Precision
 from diticli.config_groups import parse_value_range
 from diticli.errors import ConfigError, FeatureFileError
@@ -76,13 +77,14 @@ def encode(
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Start again even where an interrupted run left its rows.")
     ] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn images into features, one row per image.
 
     Writes OUT, float32 [N, d], and a .json of the same name with the file of each row and the
     dimensions of each chunk. Images that cannot be read get no row and are listed there. After an
-    interruption the same command goes on where it stopped.
+    interruption the same command goes on where it stopped. A feature file that is there already is replaced.
 
     OUT may be a folder: then every SHARD_SIZE images become a shard with the names of its rows beside it, and
     features.json, the manifest, appears when all are there. diti probe takes the folder. Memory stays that of
@@ -111,6 +113,8 @@ def encode(
     sharded = _is_folder(out, asked=shard_size is not None or shard_format is not None)
     _check_rank(rank, sharded, sources)
     base = None if features == "encoder" else parse_base(features)
+    if not sharded:
+        check_features(out, overwrite=overwrite)
     pipeline = load_model(model, rank.device(device))
     say_model(pipeline)
     progress = reporter() if rank.is_main else SilentReporter()

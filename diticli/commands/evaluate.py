@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption, ValueRangeOption
+from diticli.commands.outputs import OverwriteOption, check_folder
 from diticli.config import Along
 from diticli.config_groups import parse_value_range
 from diticli.data.faces_word import WORD, is_faces
@@ -30,6 +31,15 @@ def evaluate(
     ] = WORD,
     labels: Annotated[
         Path | None, typer.Option(help="Their labels, as for `diti probe`; not for faces.", show_default=False)
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="File name and group (a person, a scene) per line, as for `diti probe`; no group is both learned from "
+            "and judged.",
+            show_default=False,
+        ),
     ] = None,
     chunks: Annotated[
         list[str] | None,
@@ -94,7 +104,6 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    groups: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -104,6 +113,7 @@ def evaluate(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.html, evaluation.json and the pictures.")
     ] = Path("evaluation"),
+    overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
     value_range: ValueRangeOption = None,
     device: DeviceOption = None,
@@ -149,10 +159,13 @@ def evaluate(
             "The built-in faces bring their own labels." if data == WORD else f"The labels of {data} are missing.",
             remedy="Give --data and --labels together, or neither.",
         )
-    if groups is not None:
-        say("--groups is called --chunk-groups here now: elsewhere, --groups names a file of people.")
-        chunk_groups = chunk_groups or groups
+    if groups and groups.isdecimal() and not Path(groups).exists():
+        say("--groups is called --chunk-groups here now: --groups names a file of people, as elsewhere.")
+        chunk_groups, groups = chunk_groups or max(1, int(groups)), None
+    if groups and labels is None:
+        raise ConfigError("The built-in faces have no groups.", remedy="Leave out --groups.")
     refuse_links(out, below=(KEPT,))
+    check_folder(out, "evaluation.json", ("models",), ("report.html",), overwrite=overwrite)
     names: list[str | None] = [*models] if models else [None]
     pipelines = [load_model(name, device) for name in names]
     for pipeline in pipelines:
@@ -169,7 +182,15 @@ def evaluate(
         evaluation_faces(side, learn=learn, pairs=pairs, channels=first.channels, reporter=progress)
         if labels is None
         else evaluation_folder(
-            data, labels, side, learn=learn, pairs=pairs, seed=seed, reporter=progress, **first.reading
+            data,
+            labels,
+            side,
+            learn=learn,
+            pairs=pairs,
+            seed=seed,
+            reporter=progress,
+            groups=Path(groups) if groups else None,
+            **first.reading,
         )
     )
     chosen = [[p.chunks.parse(spec) for spec in chunks] if chunks else quarters_and_all(p.chunks) for p in pipelines]

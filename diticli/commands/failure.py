@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -59,8 +61,29 @@ def exit_status(error: errors.DiTiError) -> int:
     return next((EXIT_STATUS[c] for c in type(error).__mro__ if c in EXIT_STATUS), 1)
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def be_verbose() -> None:
+    """Show what otherwise only costs attention: where an error came from, and the notes of diti and its libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.captureWarnings(True)
+    logging.getLogger("diticli").setLevel(logging.DEBUG)
+
+
+def is_verbose() -> bool:
+    """Whether `be_verbose` was called."""
+    return logging.getLogger("diticli").level == logging.DEBUG
+
+
 def explain(error: errors.DiTiError) -> int:
     """Print what went wrong and what to do, on stderr; returns the exit status."""
+    if is_verbose():
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
     sys.stderr.write(f"Error: {printable(error.message)}\n")
     if error.remedy:
         sys.stderr.write(f"  -> {printable(error.remedy)}\n")

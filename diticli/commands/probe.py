@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
+from diticli.commands.outputs import OverwriteOption, check_folder
 from diticli.comparison.settings import FOLDER_LABELS
 from diticli.errors import ConfigError, FeatureFileError
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from diticli.features.read import FeatureMeta, Features
     from diticli.probing.promask import MaskSettings
     from diticli.probing.report import ProbeReport
+
+REPORT = "report.json"
+OUTPUTS = ("probe.safetensors", "directions.json", "directions.safetensors")
 
 
 def probe(
@@ -80,6 +84,7 @@ def probe(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for report.json, classifiers, directions and heatmaps.")
     ] = Path("probe"),
+    overwrite: OverwriteOption = False,
     device: DeviceOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -124,10 +129,11 @@ def probe(
     from diticli.features.read import read_features
     from diticli.models.device import resolve_device
     from diticli.probing.files import write_report
-    from diticli.probing.label_join import identity_hint, join_labels
+    from diticli.probing.label_join import identity_note, join_labels
     from diticli.probing.probe import probe_features
 
     mask = _mask(mask_dims, mask_steps)
+    check_folder(out, REPORT, ("attributes", "statistics"), OUTPUTS, overwrite=overwrite)
     loaded = read_features(features)
     if labels is None:
         _check_alone(
@@ -164,15 +170,12 @@ def probe(
     )
     facts = {"features": str(features), "labels": labels, "groups_file": str(groups or "")}
     facts["split_file"] = str(split or "")
-    together = "" if groups or split else identity_hint(meta.files, list(joined.columns))
+    together = "" if groups or split else identity_note(meta.files, list(joined.columns))
     facts["identity_hint"] = together
     data = write_report(report, out, facts | {"matched": joined.to_dict()})
     say(report.describe_split())
     if together:
-        say(
-            f"{together}, but images of one person may be in train and in test, which makes scores too high. "
-            "Give --groups FILE with the person of each image."
-        )
+        say(together)
     if as_json:
         emit_json(data)
         return

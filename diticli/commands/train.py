@@ -20,7 +20,9 @@ from diticli.training.advice import budget_warnings
 if TYPE_CHECKING:
     from diticli.config import RunConfig
 
-TIMED_BATCH = 16
+TIMED_SECONDS = 1.0
+"""For which each stage is timed before a run, after a first step, in batches as it will have: small ones take longer an
+image."""
 WORTH_TIMING = 2_000
 """Images of both stages from which on a run is timed beforehand."""
 
@@ -178,9 +180,7 @@ def _say_duration(settings: RunConfig, target: Path) -> None:
     from diticli.commands.plan_view import duration
     from diticli.training.plan import make_plan
 
-    sizes = {name: min(TIMED_BATCH, getattr(settings, name).batch_size) for name in ("base", "features")}
-    parts = {name: replace(getattr(settings, name), batch_size=size) for name, size in sizes.items()}
-    plan = make_plan(replace(settings, compile=False, **parts))
+    plan = make_plan(replace(settings, compile=False), seconds=TIMED_SECONDS)
     stages = " + ".join(f"{duration(stage.seconds)} for stage {stage.name}" for stage in plan.stages)
     say(
         f"On this CPU that takes about {duration(plan.seconds)} ({stages}). For less: --minutes 30 plans to the time "

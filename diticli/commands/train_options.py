@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from diticli.chunks import Visible
+from diticli.commands.completion import presets
 from diticli.config import Gradient, Precision
 from diticli.config_groups import Crop, Partition, SSLMethod, Weighting
 from diticli.settings import preset_names
@@ -71,7 +72,7 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         help=f"One of {', '.join(preset_names())}. Default: by device and image size.",
-        autocompletion=lambda incomplete: [name for name in preset_names() if name.startswith(incomplete)],
+        autocompletion=presets,
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diticli.comparison.scores import METRICS, EntryScores
-from diticli.pictures.charts import SERIES, save_chart, short
+from diticli.pictures.charts import GREYS, SERIES, save_chart, short
 from diticli.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GREYS = ("#8a929b", "#b4bac1", "#d5d9de")
 METRIC_NAMES = {
     "average_precision": "AP",
     "roc_auc": "ROC AUC",

@@ -17,7 +17,7 @@ from diticli.data.labels import LabelColumn
 from diticli.data.splits import Split, given_split, split_rows
 from diticli.errors import FeatureFileError
 from diticli.features.read import Features
-from diticli.probing.label_join import join_labels
+from diticli.probing.label_join import JoinedLabels, identity_note, join_labels
 from diticli.types import Rows
 
 
@@ -112,8 +112,13 @@ def make_protocol(
         seed=seed if drawn else None,
         rows={name: rows[np.searchsorted(wanted, chosen)] for name, (wanted, rows) in pairs.items()},
         counts={"images": len(names), "rows": len(chosen), "left_out": lost},
-        notes=joined.notes,
+        notes=(*joined.notes, *_identity_notes([names[i] for i in chosen], joined, drawn=drawn)),
     )
+
+
+def _identity_notes(files: list[str], joined: JoinedLabels, *, drawn: bool) -> list[str]:
+    note = identity_note(files, list(joined.columns)) if drawn and joined.groups is None else ""
+    return [note] if note else []
 
 
 def _names_of_first(features: Mapping[str, Features]) -> list[str]:

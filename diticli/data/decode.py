@@ -24,7 +24,7 @@ from diticli.config_groups import Crop, ValueRange
 from diticli.data.decode_budget import DecodeBudget
 from diticli.data.depth import SIXTEEN_BITS, levels, rounded
 from diticli.data.machine import is_of_machine, patiently
-from diticli.data.own_files import is_own_picture, is_run
+from diticli.data.own_files import FEW_JPEGS, JPEG_SUFFIXES, is_own_picture, is_run
 from diticli.data.png_chunks import without_metadata
 from diticli.errors import DataError, MachineError
 
@@ -178,7 +178,8 @@ def list_images(folder: Path) -> Listing:
             suffix = os.path.splitext(name)[1].lower()
             if suffix in IMAGE_SUFFIXES:
                 path = Path(parent, name)
-                if is_own_picture(str(path)):
+                looked_at = suffix not in JPEG_SUFFIXES or len(files) <= FEW_JPEGS
+                if looked_at and is_own_picture(str(path)):
                     own.append(path)
                 else:
                     found.append((path.relative_to(folder).as_posix(), path))

@@ -160,6 +160,8 @@ def write_faces(
     labels = out / LABELS_NAME
     try:
         stale = _earlier_faces(out, overwrite)
+        if stale:
+            reporter.note(f"{out} is there already and will be replaced.")
         out.mkdir(parents=True, exist_ok=True)
         labels.unlink(missing_ok=True)
         reporter.start(f"Drawing faces into {out}", count, unit="images")

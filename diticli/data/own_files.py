@@ -16,12 +16,19 @@ from diticli._version import __version__
 SOFTWARE = f"diti {__version__}"
 """Value of the metadata key "Software"."""
 
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+FEW_JPEGS = 1_000
+"""Files of a folder up to which its JPEGs are looked at: photographs come in such numbers that opening each of them
+would take hours on a slow disk, and one strip among so many does no harm."""
+
 _RUN_FILES = ("config.json", "samples")
 _RUN_KEYS = {"config", "data", "versions"}
 _LARGEST_CONFIG = 2**20
 _PEEK = 4096
+_TAIL = 2**16
+"""Bytes at the end of a WebP, which may hold a long command."""
 
-# PNG: the first text chunk, or a key of a strip written before there was one. GIF and WebP: JSON, or EXIF.
+# PNG: the first text chunk, or a key of a strip written before there was one. GIF, WebP and JPEG: JSON, or EXIF.
 _PNG_MARK = re.compile(rb"tEXtSoftware\0diti |[ti](?:EXt|TXt)diti:")
 _ANIMATION_MARK = re.compile(rb'"(?:diti:[a-z]|Software": "diti )')
 
@@ -39,9 +46,9 @@ def is_run(folder: str, entries: Collection[str]) -> bool:
 
 
 def is_own_picture(path: str) -> bool:
-    """Whether diti wrote a .png, .gif or .webp file. Reads a few kilobytes of these, and opens no others."""
+    """Whether diti wrote a .png, .gif, .webp or .jpg file. Reads a few kilobytes of these, and opens no others."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in (".png", ".gif", ".webp") or not os.path.isfile(path):
+    if suffix not in (".png", ".gif", ".webp", *JPEG_SUFFIXES) or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
@@ -50,8 +57,8 @@ def is_own_picture(path: str) -> bool:
                 return _is_marked(head)
             if head[12:16] != b"VP8X" or len(head) < 21 or not head[20] & 0x08:  # the flag of EXIF
                 return False
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _PEEK))
-            return _ANIMATION_MARK.search(file.read(_PEEK)) is not None
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return _ANIMATION_MARK.search(file.read(_TAIL)) is not None
     except OSError:
         return False
 
@@ -59,4 +66,4 @@ def is_own_picture(path: str) -> bool:
 def _is_marked(head: bytes) -> bool:
     if head.startswith(b"\x89PNG"):
         return _PNG_MARK.search(head.partition(b"IDAT")[0]) is not None
-    return head.startswith(b"GIF8") and _ANIMATION_MARK.search(head) is not None
+    return head.startswith((b"GIF8", b"\xff\xd8\xff")) and _ANIMATION_MARK.search(head) is not None

@@ -6,6 +6,7 @@ report.chunks.mig, report.dims.disentanglement; report.to_dict()
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ from diticli.disentanglement.predictability import (
 )
 from diticli.disentanglement.report import DisentanglementReport, FactorScores, UnitScores
 from diticli.errors import ConfigError, LabelError
-from diticli.progress import Reporter, SilentReporter
+from diticli.progress import Reporter, SilentReporter, say_duration
 from diticli.statistics import completeness, disentanglement, none_if_nan
 from diticli.targets import Requirements, Target, check_lengths, make_targets
 from diticli.types import DoubleArray, Rows
@@ -105,9 +106,13 @@ def measure_disentanglement(
     codes = make_codes(codes_ND, train, test, layout if layout is not None and layout.chunks > 1 else None)
     reporter.start("Measuring disentanglement", len(factors), unit="factors")
     measured = []
+    began = time.perf_counter()
     for factor in factors:
         measured.append(measure_factor(factor, codes, seed))
         reporter.advance()
+        if len(measured) == 1:
+            each = time.perf_counter() - began
+            say_duration(reporter, "Measuring disentanglement", each * (len(factors) - 1))
     votes = cast_votes(factors, codes, seed)
     reporter.finish()
     scores = assemble_factors(factors, measured, codes, layout)

@@ -27,7 +27,7 @@ from diticli.editing.results import (
     decibels,
 )
 from diticli.pictures.animation import save_animation, with_slider
-from diticli.pictures.differences import difference_gain, difference_map, scale_text
+from diticli.pictures.differences import difference_gain, difference_map, with_colour_bar
 from diticli.pictures.grids import save_png
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
@@ -35,9 +35,13 @@ from diticli.pictures.tiles import Pixels
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
 ANIMATION_TILE_PX, MAX_LARGE_TILES = 192, 4
 """Animated pictures are so many pixels wide where there are so few of them."""
-NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean"}
+NOISES = {"keep": "x_T inferred", "random": "x_T random", "mean": "x_T mean (zeros)"}
 SAME = "\n= reconstruction"
 """Stands below the strength that changes nothing."""
+DIFFERENCES = (
+    "Difference: mean change of a pixel over its colours, in grey levels; of edits from the reconstruction, of the "
+    "reconstruction from the original. One scale for all maps:"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +197,12 @@ def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = Fal
         difference: below each row, how far every edit is from the reconstruction, and that from the original.
     """
     shown = [column for column in range(len(sheet.columns)) if column not in sheet.repeated]
-    all_rows = _with_differences(sheet) if difference else list(sheet.rows)
+    gain = _gain(sheet) if difference else None
+    all_rows = list(sheet.rows) if gain is None else _with_differences(sheet, gain)
     rows = [replace(row, cells=tuple(row.cells[column] for column in shown)) for row in all_rows]
     cells = [row.cells for row in rows]
     captions = [[cell.caption for cell in row] for row in cells]
-    return captioned_strip(
+    strip = captioned_strip(
         [[cell.picture if cell.picture.size else None for cell in row] for row in cells],
         row_captions=[row.caption for row in rows],
         column_captions=[sheet.columns[column] for column in shown],
@@ -207,6 +212,7 @@ def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = Fal
         mark={(r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if cell.framed},
         groups={r for r, row in enumerate(rows) if row.begins},
     )
+    return strip if gain is None else with_colour_bar(strip, gain, DIFFERENCES)
 
 
 def write_separate(sheet: Sheet, folder: Path | str, metadata: Mapping[str, str] | None = None) -> list[Path]:
@@ -215,13 +221,23 @@ def write_separate(sheet: Sheet, folder: Path | str, metadata: Mapping[str, str]
     Raises:
         DataError: when the folder cannot be written.
     """
-    pictures = {cell.stem: cell.picture for row in sheet.rows for cell in row.cells}
     text = {**sheet.metadata, **(metadata or {})}
-    return [save_png(picture, Path(folder) / f"{stem}.png", text) for stem, picture in sorted(pictures.items())]
+    return [save_png(picture, path, text) for path, picture in _separate(sheet, Path(folder)).items()]
+
+
+def separate_paths(sheet: Sheet, folder: Path) -> list[Path]:
+    """The files that `write_separate` writes."""
+    return list(_separate(sheet, folder))
+
+
+def _separate(sheet: Sheet, folder: Path) -> dict[Path, Pixels]:
+    pictures = {cell.stem: cell.picture for row in sheet.rows for cell in row.cells}
+    return {folder / f"{stem}.png": picture for stem, picture in sorted(pictures.items())}
 
 
 def write_animation(sheet: Sheet, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a .webp or .gif that runs through the strengths forth and back, both directions side by side.
+    """Write a .webp or .gif that runs through the strengths forth and back, each beside its original, both directions
+    side by side.
 
     Raises:
         ConfigError: for another suffix.
@@ -359,23 +375,28 @@ def _noise_in_words(noise: str) -> str:
 def _frame(sheet: Sheet, column: int) -> Image.Image:
     across = list(dict.fromkeys(row.across for row in sheet.rows))
     down = list(dict.fromkeys(row.down for row in sheet.rows))
-    pictures: list[list[Pixels | None]] = [[None] * len(across) for _ in down]
+    pictures: list[list[Pixels | None]] = [[None] * (2 * len(across)) for _ in down]
     for row in sheet.rows:
-        pictures[down.index(row.down)][across.index(row.across)] = row.cells[column].picture
+        at, shown = 2 * across.index(row.across), pictures[down.index(row.down)]
+        shown[at : at + 2] = row.cells[0].picture, row.cells[column].picture
     side = sheet.rows[0].cells[column].picture.shape[0]
-    scale = max(1, round(ANIMATION_TILE_PX / side)) if len(down) * len(across) <= MAX_LARGE_TILES else None
-    return captioned_strip(pictures, row_captions=down, column_captions=across, scale=scale)
+    scale = max(1, round(ANIMATION_TILE_PX / side)) if 2 * len(down) * len(across) <= MAX_LARGE_TILES else None
+    captions = [text for name in across for text in ("original", name)]
+    return captioned_strip(pictures, row_captions=down, column_captions=captions, scale=scale)
 
 
-def _with_differences(sheet: Sheet) -> list[SheetRow]:
-    """Each row, and below it the maps of its cells, all at one magnification."""
-    compared = [cell for row in sheet.rows for cell in row.cells if cell.against is not None]
-    gain = difference_gain((cell.picture, cell.against) for cell in compared if cell.against is not None)
-    caption = f"difference from the reconstruction {scale_text(gain)}"
+def _gain(sheet: Sheet) -> int:
+    """One magnification for all maps of a sheet."""
+    cells = [cell for row in sheet.rows for cell in row.cells]
+    return difference_gain((cell.picture, cell.against) for cell in cells if cell.against is not None)
+
+
+def _with_differences(sheet: Sheet, gain: int) -> list[SheetRow]:
+    """Each row, and below it the maps of its cells."""
     rows = []
     for row in sheet.rows:
         maps = tuple(_difference(cell, gain) for cell in row.cells)
-        rows += [replace(row, begins=True), SheetRow(caption=caption, cells=maps)]
+        rows += [replace(row, begins=True), SheetRow(caption="difference", cells=maps)]
     return rows
 
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from diticli.chunks import ChunkLayout
 from diticli.data.faces_word import is_faces
+from diticli.data.own_files import is_own_picture
 from diticli.editing.contact_sheet import edit_strip, pair_sheet, write_animation, write_separate
 from diticli.editing.inputs import check_source, source_digest
 from diticli.editing.mixing import parse_alphas
@@ -48,6 +50,7 @@ class ManyOptions:
         window: pairs whose images are in memory together; None for the default.
         metadata: goes into every picture.
         command: the call that makes a pair's outputs again; goes into its pictures.
+        overwrite: also replace pictures that diti did not make.
     """
 
     chunk_sets: Sequence[tuple[int, ...]] = ()
@@ -59,6 +62,7 @@ class ManyOptions:
     window: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     command: Callable[[PairRow], str] | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,7 @@ def plan_pairs(
             pair = _planned(row, layout, options)
             for source in (row.a, row.b):
                 check_source(source)
+            _refuse_foreign(_picture(out, row), options)
             done = _is_finished(pair, out, model_hash, options)
         except DiTiError as error:
             failed.append((row, str(error)))
@@ -219,6 +224,14 @@ def _picture(out: Path, row: PairRow) -> Path:
     return out / f"{row.name}.png"
 
 
+def _refuse_foreign(picture: Path, options: ManyOptions) -> None:
+    if os.path.lexists(picture) and not options.overwrite and not is_own_picture(str(picture)):
+        raise DataError(
+            f"{picture} is there already, and diti did not make it.",
+            remedy="Choose another -o or name, or write over it with --overwrite.",
+        )
+
+
 def _key(pair: PlannedPair, model_hash: str, options: ManyOptions) -> str:
     """Fingerprint of everything that decides what the pair's outputs look like."""
     settings = asdict(options.settings)
@@ -242,5 +255,5 @@ def _is_finished(pair: PlannedPair, out: Path, model_hash: str, options: ManyOpt
         with Image.open(picture, formats=["PNG"]) as image:
             found = image.info.get(KEY)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return False  # not ours, whatever it is: it will be replaced
+        return False  # damaged: it will be replaced
     return found is not None and found == _key(pair, model_hash, options)

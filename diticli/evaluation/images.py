@@ -5,7 +5,8 @@ Legend of shape suffixes: N images, R resolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +19,18 @@ from diticli.config_groups import ValueRange
 from diticli.data.decode import Crop, to_square
 from diticli.data.faces import FACTORS, render_face, sample_factors
 from diticli.data.images import FaceImages, load_images, open_images
-from diticli.data.labels import LabelColumn, read_labels
+from diticli.data.labels import LabelColumn, read_groups, read_labels
 from diticli.errors import ConfigError
-from diticli.probing.label_join import join_labels
+from diticli.probing.label_join import identity_note, join_labels
 from diticli.progress import Reporter
+from diticli.types import Rows
 
 Pixels = npt.NDArray[np.uint8]
 
 # Training draws faces of seed 0 and the demo probes those of 1.
 LEARN_SEED = 2
 JUDGE_SEED = 3
+_BOTH = "those that the classifier learns from and in those that are judged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +100,11 @@ def evaluation_folder(
     reporter: Reporter,
     value_range: ValueRange | None = None,
     channels: int = 3,
+    groups: Path | None = None,
 ) -> EvaluationImages:
     """Labelled images of the user's, split at random: `2 * pairs` to judge, at most `learn` others to learn from.
+
+    No group of a file of groups, such as the images of one person, is in both.
 
     Raises:
         DataError: when the images cannot be read.
@@ -108,9 +114,11 @@ def evaluation_folder(
     source = open_images(data, resolution, crop=crop, value_range=value_range, channels=channels, reporter=reporter)
     loaded = load_images(source, reporter=reporter)
     files = [source.file_name(int(index)) for index in loaded.indices]
-    joined = join_labels(files, read_labels(labels, files))
+    joined = join_labels(files, read_labels(labels, files), read_groups(groups, files) if groups else None)
     for line in (joined.describe(), *joined.notes):
         reporter.note(line)
+    if joined.groups is None and (likely := identity_note(files, list(joined.columns), apart=_BOTH)):
+        reporter.warn(likely)
     columns = {name: column for name, column in joined.columns.items() if column.kind != "category"}
     count = len(joined.rows)
     if count < 4 * pairs or not columns:
@@ -118,8 +126,13 @@ def evaluation_folder(
             f"{count:,} labelled images and {len(columns)} binary or numeric attributes are too few for {pairs} pairs.",
             remedy="Give more images, attributes that are no categories, or fewer --pairs.",
         )
-    order = np.random.default_rng(seed).permutation(count)
-    judge, others = order[: 2 * pairs], np.sort(order[2 * pairs : 2 * pairs + learn])
+    judge, others = _drawn(joined.groups, count, 2 * pairs, seed)
+    others = np.sort(others[:learn])
+    if len(judge) < 2 * pairs or len(others) < 2 * pairs:
+        raise ConfigError(
+            f"{count:,} images in {len(set(joined.groups or ())):,} groups are too few for {pairs} pairs.",
+            remedy="Give more images, smaller groups, or fewer --pairs.",
+        )
     return EvaluationImages(
         learn_NCHW=_tensor(loaded.images[joined.rows[others]]),
         columns={name: LabelColumn(c.kind, c.values[others]) for name, c in columns.items()},
@@ -127,6 +140,22 @@ def evaluation_folder(
         factors=None,
         name=data,
     )
+
+
+def _drawn(groups: Sequence[str] | None, count: int, judged: int, seed: int) -> tuple[Rows, Rows]:
+    """Rows to judge, and the others, in random order; groups are kept together, and the last of them is cut."""
+    order = np.random.default_rng(seed).permutation(count)
+    if groups is None:
+        return order[:judged], order[judged:]
+    names = [groups[row] for row in order]
+    sizes, taken, held = Counter(names), 0, set()
+    for name in dict.fromkeys(names):
+        if taken >= judged:
+            break
+        held.add(name)
+        taken += sizes[name]
+    inside = np.array([name in held for name in names])
+    return order[inside][:judged], order[~inside]
 
 
 def _tensor(images_NHWC: Pixels) -> torch.Tensor:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from diticli.errors import FeatureFileError
 from diticli.files import replacing, write_tensors
-from diticli.reading import quoted
+from diticli.reading import check_regular, parse_json, quoted, read_regular
 
 Array = npt.NDArray[Any]
 
@@ -61,6 +61,27 @@ def check_suffix(path: Path) -> str:
 def sidecar_path(path: Path) -> Path:
     """`feats.json` beside `feats.npy`."""
     return path.with_suffix(".json")
+
+
+def is_own(path: Path) -> bool:
+    """Whether `diti encode` wrote a feature file, by the metadata in it or beside it; or is still writing it."""
+    if path.with_name(f"{path.name}.partial.json").is_file():
+        return True
+    try:
+        check_regular(path)
+        match path.suffix.lower():
+            case ".npz":
+                with zipfile.ZipFile(path) as packed:
+                    return f"{META_KEY}.npy" in packed.namelist()
+            case ".safetensors":
+                with safe_open(path, framework="numpy") as file:
+                    return META_KEY in (file.metadata() or {})
+            case ".parquet":
+                return META_KEY.encode() in (pq.read_schema(path).metadata or {})
+        facts = parse_json(read_regular(sidecar_path(path)))
+        return isinstance(facts, dict) and bool(facts.get("version")) and "files" in facts
+    except DAMAGE:
+        return False
 
 
 def write_npz(path: Path, values: Array, files: Sequence[str], meta: str) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
+from diticli.errors import ConfigError
 from diticli.models.device import resolve_precision
 from diticli.models.frozen import FrozenPair
 from diticli.models.noise_prediction import ShiftedNoise
@@ -74,8 +75,12 @@ class Sampler:
         self._as_tensor, self._solver, self._clip = as_tensor, solver, clip
 
     def noise(self, z_BD: torch.Tensor | npt.NDArray[Any]) -> ShiftedNoise:
-        """The shifted noise estimate (x_t, t) -> [B, C, H, W], float32, under features z."""
-        z = torch.as_tensor(z_BD).to(self.device)
+        """The shifted noise estimate (x_t, t) -> [B, C, H, W], float32, under features z.
+
+        Raises:
+            ConfigError: for what is no [B, D] features.
+        """
+        z = as_features(z_BD, self._chunks.latent_dim).to(self.device)
         return ShiftedNoise(self._pair, self._schedule, self._chunks, self._windows, z, self._form)
 
     @torch.no_grad()
@@ -115,5 +120,40 @@ class Sampler:
 
         Arguments and errors as `invert`.
         """
-        bar, x = self._schedule.alphas_cumprod, torch.as_tensor(x_T).to(self.device).float()
+        bar, x = self._schedule.alphas_cumprod, floats(x_T, "Noise").to(self.device)
+        if x.ndim != 4:
+            raise ConfigError(f"Noise is [B, 3, R, R], got {list(x.shape)}.", remedy="Pass what `invert` gave.")
         return decode(self.noise(z), x, bar, steps=steps, solver=self._solver, clip=self._clip, callback=callback)
+
+
+def as_features(z: torch.Tensor | npt.NDArray[Any], latent_dim: int) -> torch.Tensor:
+    """Features [B, D] as a tensor.
+
+    Raises:
+        ConfigError: for something else, or another width.
+    """
+    z_BD = z if isinstance(z, torch.Tensor) else floats(z, "Features")
+    if z_BD.ndim != 2 or z_BD.shape[1] != latent_dim:
+        raise ConfigError(
+            f"Features of this model are [B, {latent_dim}], got {list(z_BD.shape)}.",
+            remedy="Pass what `encode` gave, one row for each image.",
+        )
+    return z_BD
+
+
+def floats(values: Any, what: str) -> torch.Tensor:
+    """A tensor or an array as float32.
+
+    Args:
+        values: from outside.
+        what: their name in an error.
+
+    Raises:
+        ConfigError: for what holds no numbers.
+    """
+    try:
+        return torch.as_tensor(values).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{what} should be numbers, got {type(values).__name__}.", remedy="Pass a tensor or a NumPy array."
+        ) from error

@@ -21,6 +21,7 @@ from diticli.official.weights import base_from_official, encoder_from_official, 
 from diticli.progress import Reporter, SilentReporter
 
 RECORD = "official.json"
+_WRITTEN = {RECORD, "model_index.json", "unet", "encoder", "shift_decoder", "scheduler"}
 
 
 class _Parts(NamedTuple):
@@ -51,17 +52,18 @@ def convert(
 
     Args:
         official: run folder or `.pt` file.
-        out: folder to write, which must not exist; it appears only when it is complete.
+        out: folder to write; that of an earlier conversion is replaced. It appears only when it is complete.
         ddpm_config: the pre-trained DPM's config, when it is not where the run's config says.
         ema: take the moving average of the weights.
         reporter: receives what is being done.
 
     Raises:
-        ModelError: for what cannot be read, understood or converted, and when `out` exists or cannot be written.
+        ModelError: for what cannot be read, understood or converted, and when `out` is something else or cannot
+            be written.
     """
     reporter = reporter or SilentReporter()
-    if os.path.lexists(out):
-        raise ModelError(f"{out} exists.", remedy="Choose another -o, or remove it.")
+    if os.path.lexists(out) and not is_converted(out):
+        raise ModelError(f"{out} is there already, and diti did not make it.", remedy="Choose another -o.")
     run = read_official(official, ddpm_config=ddpm_config, ema=ema)
     for note in run.notes:
         reporter.warn(note)
@@ -74,6 +76,14 @@ def convert(
     reporter.advance()
     reporter.finish()
     return Converted(out, record)
+
+
+def is_converted(out: Path) -> bool:
+    """Whether a folder, not a link to one, is what `convert` wrote and holds nothing else."""
+    try:
+        return not out.is_symlink() and (out / RECORD).is_file() and set(os.listdir(out)) <= _WRITTEN
+    except OSError:
+        return False
 
 
 def pipeline_from_official(official: Path, *, ddpm_config: Path | None = None, ema: bool = True) -> DiTiPipeline:
@@ -132,7 +142,7 @@ def _publish(out: Path, parts: _Parts, run: OfficialRun, record: Mapping[str, An
         write_json(folder / RECORD, record)
 
     try:
-        publish_folder(out, fill)
+        publish_folder(out, fill, replace=is_converted(out))
     except OSError as error:
         raise ModelError(f"Cannot write {out}: {error.strerror or error}.", remedy="Choose another -o.") from error
 

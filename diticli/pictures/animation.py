@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageDraw
+from PIL import Image, ImageDraw
 
-from diticli.data.own_files import SOFTWARE
 from diticli.errors import ConfigError
 from diticli.files import write_atomically
-from diticli.pictures.captions import Caption, clean
-from diticli.pictures.metadata import written
+from diticli.pictures.captions import Caption
+from diticli.pictures.metadata import exif, note
 from diticli.pictures.strips import ACCENT, PAD
 from diticli.pictures.tiles import PAPER
 
@@ -73,16 +71,11 @@ def save_animation(frames: Sequence[Image.Image], path: Path | str, metadata: Ma
     order = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
     step = min(SLOWEST_MS, max(FASTEST_MS, SWEEP_MS // max(1, len(frames) - 1)))
     durations = [HOLD_MS if i in (0, len(frames) - 1) else step for i in order]
-    # Software first: by this mark the picture is never taken for data.
-    note = json.dumps({"Software": SOFTWARE} | {key: clean(value) for key, value in written(metadata).items()})
     options: dict[str, Any] = {"save_all": True, "loop": 0, "duration": durations}
     if kind == "WEBP":
-        exif = Image.Exif()
-        exif[ExifTags.Base.ImageDescription] = note
-        exif[ExifTags.Base.Software] = SOFTWARE
-        options |= {"lossless": True, "quality": 70, "method": 4, "exif": exif.tobytes()}
+        options |= {"lossless": True, "quality": 70, "method": 4, "exif": exif(metadata)}
     else:
-        options |= {"comment": note.encode("ascii"), "optimize": False, "disposal": 1}
+        options |= {"comment": note(metadata).encode("ascii"), "optimize": False, "disposal": 1}
     first, *others = (frames[i] for i in order)
     return write_atomically(
         path, "animation", lambda file: first.save(file, format=kind, append_images=others, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SERIES = ("#2463b4", "#e08a1e", "#8a929b", "#3c8d5a", "#b0435c", "#6b52a8")
+GREYS = ("#8a929b", "#b4bac1", "#d5d9de")
+"""Of baselines."""
 UNKNOWN = "#e6e8eb"
 MAX_BOUNDARIES = 32
 LONGEST_NAME = 40
@@ -33,6 +35,7 @@ def loss_by_timestep_chart(
     layout: ChunkLayout | None = None,
     timesteps: int = 1000,
     title: str = "Loss by timestep",
+    y_label: str = "loss",
 ) -> Path:
     """Write a PNG of the mean loss in equal bins of timesteps 0..T.
 
@@ -43,11 +46,14 @@ def loss_by_timestep_chart(
         layout: its chunk boundaries are drawn faintly when there are at most `MAX_BOUNDARIES`.
         timesteps: T.
         title: text above the chart.
+        y_label: what is drawn.
     """
+    bounded = layout is not None and layout.chunks <= MAX_BOUNDARIES
+    x_label = "timestep t (0: clean, T: noise)" + ("; grey lines: borders of chunks" if bounded else "")
     lines = {"base alone": base_loss, "with features": loss} if base_loss is not None else {"loss": loss}
 
     def draw(axes: Axes) -> None:
-        if layout is not None and layout.chunks <= MAX_BOUNDARIES:
+        if layout is not None and bounded:
             for end in layout.timestep_ends[:-1]:
                 axes.axvline(end, color="#d5d9de", linewidth=0.7, zorder=0)
         for (name, values), colour in zip(lines.items(), SERIES[1::-1][-len(lines) :], strict=True):
@@ -60,7 +66,7 @@ def loss_by_timestep_chart(
                 color=colour,
                 linewidth=1.6,
             )
-        axes.set(title=plain(title), xlabel="timestep t (0: clean, T: noise)", ylabel="loss", xlim=(0, timesteps))
+        axes.set(title=plain(title), xlabel=x_label, ylabel=plain(y_label), xlim=(0, timesteps))
         _log_if_wide(axes, [v for values in lines.values() for v in values])
         if len(lines) > 1:
             axes.legend(frameon=False)
@@ -75,8 +81,11 @@ def bar_table_chart(
     *,
     title: str,
     x_label: str = "score",
+    baselines: Collection[str] = (),
 ) -> Path:
     """Write a PNG of horizontal bars: a group for each name (top to bottom), a bar for each series.
+
+    Series that are `baselines` are grey, the others coloured.
 
     Raises:
         ValueError: when a series has not one value a name.
@@ -86,10 +95,12 @@ def bar_table_chart(
 
     def draw(axes: Axes) -> None:
         thick = 0.8 / len(series)
+        colours, greys = iter(SERIES), iter(GREYS)
         for i, (label, values) in enumerate(series.items()):
             at = np.arange(len(names)) - 0.4 + thick * (i + 0.5)
             finite = np.nan_to_num(np.asarray(values, dtype=float), nan=0.0)
-            axes.barh(at, finite, height=thick * 0.92, label=short(label), color=SERIES[i % len(SERIES)])
+            colour = next(greys, GREYS[-1]) if label in baselines else next(colours, SERIES[-1])
+            axes.barh(at, finite, height=thick * 0.92, label=short(label), color=colour)
             for y, value, end in zip(at, values, finite, strict=True):
                 text = "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
                 place = (max(0.0, end), y)

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
-from diticli.pictures.tiles import Pixels
+from diticli.pictures.captions import INK, Caption
+from diticli.pictures.strips import GAP, PAD
+from diticli.pictures.tiles import PAPER, Pixels
 
 BRIGHTEST = 255
 GAINS = (1, 2, 4, 8, 16, 32)
+BAR_WIDTH, BAR_HEIGHT = 192, 12
 
 
 def difference_gain(pairs: Iterable[tuple[Pixels, Pixels]]) -> int:
@@ -22,16 +26,32 @@ def difference_gain(pairs: Iterable[tuple[Pixels, Pixels]]) -> int:
 
 def difference_map(image: Pixels, reference: Pixels, gain: int) -> Pixels:
     """Mean absolute difference over the channels, uint8 [H, W, 3]: black for none, bright for 255 / gain and more."""
+    return _colours(np.minimum(_distance(image, reference) * gain, BRIGHTEST).round().astype(np.uint8))
+
+
+def with_colour_bar(picture: Image.Image, gain: int, text: str) -> Image.Image:
+    """The picture, and below it a text and a bar of the colours of its maps: 0 to 255 / gain grey levels."""
+    about = Caption(text, picture.width - 2 * PAD)
+    low, high = Caption("0", BAR_WIDTH), Caption(f"{BRIGHTEST // gain} of {BRIGHTEST}", BAR_WIDTH)
+    bar = picture.height + about.height + GAP
+    numbers = bar + BAR_HEIGHT + GAP // 2
+    canvas = Image.new("RGB", (picture.width, numbers + high.height + PAD), PAPER)
+    canvas.paste(picture, (0, 0))
+    shade = np.linspace(0, BRIGHTEST, BAR_WIDTH).round().astype(np.uint8)
+    canvas.paste(Image.fromarray(_colours(np.tile(shade, (BAR_HEIGHT, 1)))), (PAD, bar))
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((PAD, bar, PAD + BAR_WIDTH - 1, bar + BAR_HEIGHT - 1), outline=INK)
+    about.draw(draw, PAD, picture.height)
+    low.draw(draw, PAD, numbers)
+    high.draw(draw, PAD + BAR_WIDTH - high.width, numbers)
+    return canvas
+
+
+def _colours(shade: npt.NDArray[np.uint8]) -> Pixels:
     from matplotlib import colormaps
 
-    shade = np.minimum(_distance(image, reference) * gain, BRIGHTEST).round().astype(np.uint8)
     colours: Pixels = (np.asarray(colormaps["magma"](shade))[..., :3] * 255).round().astype(np.uint8)
     return colours
-
-
-def scale_text(gain: int) -> str:
-    """What a map's colours mean, e.g. "×4: black 0, bright 63 of 255"."""
-    return f"×{gain}: black 0, bright {BRIGHTEST // gain} of {BRIGHTEST}"
 
 
 def _distance(image: Pixels, reference: Pixels) -> npt.NDArray[np.float64]:

@@ -5,17 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin
 
 from diticli.data.own_files import SOFTWARE
+from diticli.errors import ConfigError, DataError
 from diticli.files import write_atomically
 from diticli.pictures.captions import clean
-from diticli.pictures.metadata import written
+from diticli.pictures.metadata import exif, written
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import PAPER, Pixels, Tile, factor_of, magnified, pixels_of, psnr, size_of, to_uint8
 
-__all__ = ["PAPER", "Pixels", "Tile", "captioned_strip", "image_grid", "psnr", "save_png", "to_uint8"]
+__all__ = [
+    "PAPER",
+    "Pixels",
+    "Tile",
+    "captioned_strip",
+    "check_picture",
+    "image_grid",
+    "psnr",
+    "save_picture",
+    "save_png",
+    "to_uint8",
+]
+
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Formats of pictures, by suffix."""
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True, "quality": 70, "method": 4},
+    "JPEG": {"quality": 95, "subsampling": 0},
+}
+_LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}
+_LARGEST_EXIF = 65_000  # bytes; a JPEG holds 65,533
 
 
 def image_grid(
@@ -61,3 +83,35 @@ def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[st
         image if isinstance(image, Image.Image) else Image.fromarray(image if image.ndim == 2 else pixels_of(image))
     )
     return write_atomically(path, "picture", lambda file: picture.save(file, format="PNG", pnginfo=info))
+
+
+def check_picture(path: Path) -> str:
+    """The format that a file name asks for.
+
+    Raises:
+        ConfigError: for a suffix that is none of `FORMATS`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise ConfigError(
+            f"A picture is a {', '.join(FORMATS)} file, not {path.name!r}.", remedy=f"Write {path.stem or 'edit'}.png."
+        )
+    return FORMATS[suffix]
+
+
+def save_picture(image: Image.Image, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a .png as `save_png` does, a lossless .webp or a .jpg, whose metadata is JSON in EXIF's image description.
+
+    Raises:
+        ConfigError: for another suffix.
+        DataError: for a picture or metadata that the format cannot hold, and when the file cannot be written.
+    """
+    path = Path(path)
+    kind = check_picture(path)
+    if kind == "PNG":
+        return save_png(image, path, metadata)
+    data = exif(metadata)
+    if max(image.size) > _LONGEST_SIDE[kind] or (kind == "JPEG" and len(data) > _LARGEST_EXIF):
+        what = f"picture of {image.width}x{image.height} pixels" if len(data) <= _LARGEST_EXIF else "command so long"
+        raise DataError(f"A {kind} file holds no {what}.", remedy=f"Write {path.with_suffix('.png').name}.")
+    return write_atomically(path, "picture", lambda file: image.save(file, format=kind, exif=data, **_OPTIONS[kind]))

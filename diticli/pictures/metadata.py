@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from PIL import ExifTags, Image
+
+from diticli.data.own_files import SOFTWARE
+from diticli.pictures.captions import clean
 
 KEY = "diti:key"
 """A hash by which finished pictures of a table are known again. Says nothing to people, so it is always written."""
@@ -28,3 +34,17 @@ def metadata_left_out(left_out: bool = True) -> Iterator[None]:
 def written(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """The entries that go into a file."""
     return {key: value for key, value in (metadata or {}).items() if key == KEY or not _left_out.get()}
+
+
+def note(metadata: Mapping[str, str] | None) -> str:
+    """The entries as JSON, for formats that hold a single text."""
+    # Software first: by this mark the picture is never taken for data.
+    return json.dumps({"Software": SOFTWARE} | {key: clean(value) for key, value in written(metadata).items()})
+
+
+def exif(metadata: Mapping[str, str] | None) -> bytes:
+    """EXIF with the entries as JSON in the image description."""
+    found = Image.Exif()
+    found[ExifTags.Base.ImageDescription] = note(metadata)
+    found[ExifTags.Base.Software] = SOFTWARE
+    return found.tobytes()

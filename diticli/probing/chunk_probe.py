@@ -16,6 +16,7 @@ The centre of mass of an attribute in t is a weighted mean of the chunks' mid ti
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from diticli.probing.fit import same_rows
 from diticli.probing.masked_fit import ProbeRows
 from diticli.probing.resampling import MEASURES, Measure, skill_of
 from diticli.probing.subset_fits import SubsetFits
-from diticli.progress import Reporter
+from diticli.progress import Reporter, say_duration
 from diticli.statistics import Bootstrap, Estimate
 from diticli.targets import Target
 from diticli.types import DoubleArray
@@ -114,9 +115,17 @@ def probe_chunks(
     reporter.start("Atlas of chunks", len(set(subsets)) * len(fits), unit="subsets")
     skills: dict[tuple[str, Dims], _Skill] = {}
     counts = draws.counts().astype(np.uint8) if draws.usable else None
-    for dims in dict.fromkeys(subsets):
+    fitting = scoring = 0.0
+    for number, dims in enumerate(dict.fromkeys(subsets)):
+        if number == 1:  # all dims are done: fitting takes about the square of their number
+            relative = [(len(some) / len(subsets[0])) ** 2 for some in set(subsets)]
+            say_duration(reporter, "Atlas of chunks", fitting * (sum(relative) - 1) + scoring * (len(relative) - 1))
         for fit in fits:
-            found = _score(fit.test_outputs(dims), targets, rows, counts)
+            began = time.perf_counter()
+            outputs = fit.test_outputs(dims)
+            between = time.perf_counter()
+            found = _score(outputs, targets, rows, counts)
+            fitting, scoring = fitting + between - began, scoring + time.perf_counter() - between
             skills |= {(name, dims): skill for name, skill in found.items()}
             reporter.advance()
     reporter.finish()

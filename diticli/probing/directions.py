@@ -187,7 +187,7 @@ class Directions:
             LabelError, ConfigError, ChunkError: as `vector`.
             ConfigError: for features of another width, or amounts out of range or of another number.
         """
-        z_BD = z_BD if isinstance(z_BD, torch.Tensor) else torch.from_numpy(np.array(z_BD))
+        z_BD = z_BD if isinstance(z_BD, torch.Tensor) else _as_tensor(z_BD)
         if z_BD.dim() != 2 or z_BD.shape[1] != self.latent_dim:
             raise ConfigError(
                 f"Features of shape {list(z_BD.shape)} cannot move along directions of {self.latent_dim} dims.",
@@ -252,6 +252,15 @@ def load_directions(folder: Path | str) -> Directions:
         FeatureFileError: when they are missing, damaged, or the two files are not of one probe.
     """
     return Directions(**read_parts(Path(folder)))
+
+
+def _as_tensor(values: Any) -> torch.Tensor:
+    try:
+        return torch.from_numpy(np.array(values))
+    except TypeError as error:
+        raise ConfigError(
+            f"Features should be numbers, got {type(values).__name__}.", remedy="Give a tensor or a NumPy array [B, d]."
+        ) from error
 
 
 def _checked_amounts(amount: float | torch.Tensor | npt.NDArray[Any], count: int) -> torch.Tensor:

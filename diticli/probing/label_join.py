@@ -145,6 +145,17 @@ def identity_hint(files: Sequence[str], columns: Sequence[str]) -> str:
     return f"The names of the images look like those of {len(shown):,} persons, e.g. {several[0]!r}"
 
 
+def identity_note(files: Sequence[str], columns: Sequence[str], *, apart: str = "train and in test") -> str:
+    """The same as a warning of what a random split does then, and how to mend it; "" when nothing is likely."""
+    likely = identity_hint(files, columns)
+    if not likely:
+        return ""
+    return (
+        f"{likely}, but images of one person may be in {apart}, which makes scores too high. "
+        "Give --groups FILE with the person of each image."
+    )
+
+
 def _person(file: str) -> str:
     """`Ann_Lee` of `Ann_Lee_0001.jpg`, `an2i` of `an2i/an2i_left.png`; "" for names that are no such thing."""
     *folders, base = file.replace("\\", "/").split("/")

@@ -14,9 +14,10 @@ Solver = Literal["dpm", "ddim"]
 DEFAULT_SOLVER: Solver = "dpm"
 DEFAULT_STEPS = 20
 """From image to noise, and as many back."""
-DEFAULT_CLIP: dict[Solver, bool] = {"dpm": False, "ddim": True}
+DEFAULT_CLIP: dict[Solver, bool | None] = {"dpm": None, "ddim": True}
 """Whether the predicted x_0 is clamped to [-1, 1]. DDIM's round trip is best with both directions clamped, and the
-official code clamps; the multistep solver is accurate enough to follow the path itself, which clamping leaves."""
+official code clamps; the multistep solver clamps with few steps, and else is accurate enough to follow the path itself,
+which clamping leaves."""
 DEFAULT_PRECISION: dict[Solver, Precision] = {"dpm": "auto", "ddim": "fp32"}
 """In which the networks compute. bf16, where the hardware has it, costs some tenths of a dB of a round trip and
 halves its time; DDIM is kept for parity with the official code, which computes in float32."""

@@ -5,6 +5,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -15,8 +16,8 @@ from diticli.sampling.defaults import DEFAULT_CLIP, DEFAULT_SOLVER, DEFAULT_STEP
 from diticli.sampling.dpm import dpm_decode, dpm_invert
 from diticli.sampling.types import NoisePredictor, StepCallback
 
-_INVERT = {"dpm": dpm_invert, "ddim": ddim_invert}
-_DECODE = {"dpm": dpm_decode, "ddim": ddim_decode}
+_INVERT: dict[str, Callable[..., torch.Tensor]] = {"dpm": dpm_invert, "ddim": ddim_invert}
+_DECODE: dict[str, Callable[..., torch.Tensor]] = {"dpm": dpm_decode, "ddim": ddim_decode}
 
 
 def invert(
@@ -62,7 +63,7 @@ def decode(
     return _DECODE[solver](predict_noise, xT_BCHW, alphas_cumprod, steps=steps, clip=clip, callback=callback)
 
 
-def _clip(solver: Solver, clip: bool | None) -> bool:
+def _clip(solver: Solver, clip: bool | None) -> bool | None:
     if solver not in get_args(Solver):
         raise ConfigError(f"There is no solver {solver!r}.", remedy=f"Choose {' or '.join(get_args(Solver))}.")
     return DEFAULT_CLIP[solver] if clip is None else clip

@@ -108,7 +108,7 @@ def fit_to_minutes(
     reporter = reporter or SilentReporter()
     if kept := _kept_plan(config, out):
         return kept, TimeBudget(None, {}, clock)
-    plan = make_plan(config, seconds=TIMED_SHARE * 60 * config.minutes, reporter=reporter)
+    plan = make_plan(config, seconds=TIMED_SHARE * 60 * config.minutes, reading=False, reporter=reporter)
     speeds = _speeds(plan, config)
     fitted = within(config, 60 * config.minutes - (clock() - started), speeds)
     # Each process times for itself; all must have one plan.

@@ -99,13 +99,16 @@ class RunPlan:
         return sum(stage.seconds for stage in self.stages) + self.reading_seconds
 
 
-def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | None = None) -> RunPlan:
+def make_plan(
+    config: RunConfig, *, seconds: float = 0.0, reading: bool = True, reporter: Reporter | None = None
+) -> RunPlan:
     """Build the networks, time a few steps of each stage as a run takes them, write nothing.
 
     Args:
         config: settings.
-        seconds: to time each stage for, where the first steps are done sooner; longer is more exact. Reading is
-            measured where this is 0.
+        seconds: to time each stage for, where the first steps are done sooner; longer is more exact. 0 times a few
+            steps however long they take.
+        reading: also measure how long reading the images takes.
         reporter: warned where the step cannot be compiled.
 
     Raises:
@@ -114,10 +117,12 @@ def make_plan(config: RunConfig, *, seconds: float = 0.0, reporter: Reporter | N
     config = resolve(config)
     accelerator = make_accelerator(config)
     with global_generators_kept(accelerator.device):
-        return _plan(config, accelerator, seconds, reporter)
+        return _plan(config, accelerator, seconds, reading, reporter)
 
 
-def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter: Reporter | None) -> RunPlan:
+def _plan(
+    config: RunConfig, accelerator: Accelerator, seconds: float, reading: bool, reporter: Reporter | None
+) -> RunPlan:
     source = open_source(config, reporter)
     stages = []
     if config.ssl.only:
@@ -146,7 +151,7 @@ def _plan(config: RunConfig, accelerator: Accelerator, seconds: float, reporter:
         ssl=config.ssl.method if config.ssl.active else "none",
         stages=tuple(stages),
         peak_memory_mb=_peak_memory_mb(accelerator.device),
-        reading_seconds=0.0 if seconds else _reading_seconds(config, source, stages),
+        reading_seconds=_reading_seconds(config, source, stages) if reading else 0.0,
         warnings=budget_warnings(config),
     )
 

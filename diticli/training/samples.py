@@ -85,4 +85,5 @@ def _steps(timesteps: int) -> int:
 
 def loss_chart(losses: torch.Tensor, *, layout: ChunkLayout | None, title: str, path: Path) -> None:
     """Mean training loss by timestep since the last picture."""
-    loss_by_timestep_chart(path, losses.numpy(), layout=layout, title=title)
+    y_label = "loss" if layout is None else "loss, weighted by timestep"
+    loss_by_timestep_chart(path, losses.numpy(), layout=layout, title=title, y_label=y_label)
