@@ -10,6 +10,7 @@ themselves: four with ten values each. Its samples are its own draws; the codes 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -36,7 +37,6 @@ def codes() -> dict[str, Any]:
     turn = rotation()
     return {
         "perfect": lambda x, rng: x,
-        "noisy": lambda x, rng: x + 0.1 * rng.standard_normal(x.shape),
         "rotated": lambda x, rng: x @ turn,
         "doubled": lambda x, rng: np.concatenate([x, x], axis=1) + 1e-3 * rng.standard_normal((len(x), 2 * FACTORS)),
         "with a constant dim": lambda x, rng: np.concatenate([x, np.ones((len(x), 1))], axis=1),
@@ -58,6 +58,24 @@ def rotation() -> npt.NDArray[np.float64]:
 def scaled(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Factor values 0 to 9 as -1 to 1."""
     return np.asarray(values, dtype=np.float64) / ((VALUES - 1) / 2) - 1
+
+
+def environment(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Python of a new environment with `disent`, behind which this one's packages lie, and the versions there.
+
+    Raises:
+        RuntimeError: when pip cannot install it.
+    """
+    from benchmarks.experiments.versions import overlay, pip
+
+    fixed = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")]
+    done = pip("install", "--dry-run", "--quiet", "--report", "-", f"disent=={DISENT}", *fixed)
+    if done.returncode:
+        raise RuntimeError(f"pip cannot install disent: {done.stderr.strip()[-300:]}")
+    chosen = {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(done.stdout)["install"]}
+    chosen.pop("pip", None)
+    here = {name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn", "torch")}
+    return overlay(folder, chosen), here | {name: chosen[name] for name in ("disent", "torchvision") if name in chosen}
 
 
 def usable_torchvision() -> None:
@@ -122,8 +140,6 @@ def main() -> None:
     if options.inside:
         options.out.write_text(json.dumps(measure()))
         return
-    from benchmarks.experiments.rendered import environment
-
     with tempfile.TemporaryDirectory() as folder:
         python, versions = environment(Path(folder) / "env")
         scores = Path(folder) / "scores.json"
@@ -131,7 +147,14 @@ def main() -> None:
         facts = {
             "origin": f"disent {DISENT} (github.com/nmichlo/disent, MIT), its public metrics run unchanged",
             "versions": versions,
-            "settings": {"train": TRAIN, "test": TEST, "votes": VOTES, "factors": FACTORS, "values": VALUES},
+            "settings": {
+                "train": TRAIN,
+                "test": TEST,
+                "votes": VOTES,
+                "tree_rows": TREE_ROWS,
+                "factors": FACTORS,
+                "values": VALUES,
+            },
             "codes": json.loads(scores.read_text()),
         }
     options.out.write_text(json.dumps(facts, indent=1) + "\n")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.experiments.rendered --folder runs/rendered
 
-`disent` (MIT) draws `XYObjectShaded`: one square of five sizes, at any place, in six colours and four shades, on black;
-every combination once. Each seed trains one base, and on it DiTi, PDAE (one chunk) and DiTi with `--modular`, on
+`disent` (MIT) draws `XYObjectShaded`: one square of seven sizes at 23 x 23 places, in six colours and four shades, on
+black: 88,872 pictures. Each seed trains one base, and on it DiTi, PDAE (one chunk) and DiTi with `--modular`, on
 pictures that are not scored. Then `diti compare --benchmark` scores all of them, the base's own features, an untrained
 encoder, PCA and pixels. What is finished is not made again.
 
@@ -13,8 +13,6 @@ encoder, PCA and pixels. What is finished is not made again.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import shlex
 import subprocess
 import sys
@@ -23,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.experiments.versions import overlay, pip
+from benchmarks.experiments.disent_scores import environment
 from diticli.training.rundir import RunDirectory
 
-DISENT = "0.8.0"
 SIDE = 32
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 RENDER = """
 import sys, numpy as np
+from benchmarks.experiments.disent_scores import usable_torchvision
+usable_torchvision()
 from disent.dataset.data import XYObjectShadedData
 side, count, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 data = XYObjectShadedData(grid_size=side, grid_spacing=1, min_square_size=side // 8, max_square_size=side // 3,
@@ -44,22 +43,6 @@ print(f"{len(rows):,} of {len(data):,} pictures, factors {dict(zip(data.factor_n
 """Runs where disent is installed."""
 METHODS = {"diti": [], "pdae": ["--chunks", "1", "--partition", "uniform"], "modular": ["--modular"]}
 """Options of each training, over the preset's."""
-
-
-def environment(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Python of a new environment with `disent`, behind which this one's packages lie, and the versions there.
-
-    Raises:
-        RuntimeError: when pip cannot install it.
-    """
-    fixed = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")]
-    done = pip("install", "--dry-run", "--quiet", "--report", "-", f"disent=={DISENT}", *fixed)
-    if done.returncode:
-        raise RuntimeError(f"pip cannot install disent: {done.stderr.strip()[-300:]}")
-    chosen = {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(done.stdout)["install"]}
-    chosen.pop("pip", None)
-    here = {name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn", "torch")}
-    return overlay(folder, chosen), here | {name: chosen[name] for name in ("disent", "torchvision") if name in chosen}
 
 
 def render(options: argparse.Namespace) -> None:
