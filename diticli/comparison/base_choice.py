@@ -49,6 +49,8 @@ def choose_place(
         reporter: receiver of progress.
     """
     targets, _ = make_targets(columns, vars(split))
+    reporter = reporter or SilentReporter()
+    reporter.start("Choosing features of the base", len(places), unit="places")
     merits: dict[Place, float] = {}
     best, start = np.empty((0, 0), np.float32), 0
     for place in places:
@@ -57,11 +59,13 @@ def choose_place(
         parts = {"train": space.project(own, split.train), "val": space.project(own, split.val)}
         choices: dict[str, Choice] = {}
         for together in batches(targets, split.train):
-            choices |= fit_targets(together, split, space, parts, reporter or SilentReporter())
+            choices |= fit_targets(together, split, space, parts, SilentReporter())
         gains = [choices[target.name].merit + (target.kind == "number") for target in targets]
         merits[place] = float(np.mean(gains))
         if merits[place] == max(merits.values()):
             best = own
+        reporter.advance()
+    reporter.finish()
     return best, merits
 
 

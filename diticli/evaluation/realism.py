@@ -87,12 +87,12 @@ def measure_realism(
     Raises:
         ModelError: for an encoder alone.
     """
-    x0 = normalise(images_NCHW)
+    x0, original = normalise(images_NCHW), _colour(images_NCHW)
     z, partner = pipeline.encode(x0), torch.arange(len(x0)) ^ 1
     x_T = decoding.invert(x0, z)
 
     def decoded(z: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(decoding.judge(x_T, z).pixels).movedim(-1, 1)
+        return _colour(torch.from_numpy(decoding.judge(x_T, z).pixels).movedim(-1, 1))
 
     pairwise, missing = pairwise_measures(images_NCHW.shape[-1], weights)
     of_sets, missing_of_sets = set_measures(weights)
@@ -100,14 +100,19 @@ def measure_realism(
     edits = {}
     for name, chunks in sets.items():
         edited = decoded(mix_chunks(z, z[partner], pipeline.chunks, chunks, 1.0))
-        edits[name] = {key: measure(images_NCHW, edited) for key, measure in of_sets.items()}
+        edits[name] = {key: measure(original, edited) for key, measure in of_sets.items()}
     measures = pairwise | of_sets
     return Realism(
         images=len(x0),
-        reconstructions={key: measure(images_NCHW, again) for key, measure in measures.items()},
+        reconstructions={key: measure(original, again) for key, measure in measures.items()},
         edits=edits,
         missing=missing | missing_of_sets,
     )
+
+
+def _colour(images_NCHW: torch.Tensor) -> torch.Tensor:
+    """Grey images with three equal channels, as the networks take them."""
+    return images_NCHW.expand(-1, 3, -1, -1)
 
 
 def pairwise_measures(side: int, weights: Path | None) -> tuple[dict[str, Compare], dict[str, str]]:
