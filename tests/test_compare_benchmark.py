@@ -92,7 +92,7 @@ def test_runs_of_one_name_are_runs_of_one_method() -> None:
         ("untrained encoder, seed 0", "untrained encoder"),
         ("untrained encoder, seed 1", "untrained encoder"),
     ]
-    with pytest.raises(ConfigError, match="2 contenders are called 'diti'"):
+    with pytest.raises(ConfigError, match="2 entries are called 'diti'"):
         parse_entries(runs, ())
 
 
