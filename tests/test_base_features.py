@@ -12,7 +12,7 @@ from tiny_models import UNET_SHAPES
 from typer.testing import CliRunner
 
 from diticli.commands.app import app
-from diticli.comparison.base_timestep import choose_timestep
+from diticli.comparison.base_choice import Place, choose_place
 from diticli.comparison.entry_specs import parse_baselines, parse_entries
 from diticli.comparison.run import compare
 from diticli.comparison.settings import CompareSettings
@@ -23,8 +23,8 @@ from diticli.features.read import read_features
 from diticli.models.base_features import (
     BaseFeatures,
     BaseSpec,
-    block_activations,
-    block_width,
+    activations,
+    block_widths,
     candidate_timesteps,
     parse_base,
     pixel_noise,
@@ -56,9 +56,12 @@ def test_every_block_is_that_of_diffusers(make_unet: Any, shape: str) -> None:
         theirs(x, t_1)
         for name in modules:
             expected = seen[name][0] if name.startswith("down") else seen[name]
-            ours = block_activations(frozen, x, t_1, name)
+            ours = activations(frozen, x, t_1, (name,))[name]
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-            assert ours.shape[1] == block_width(unet, name)
+            assert ours.shape[1] == block_widths(unet)[name]
+        together = activations(frozen, x, t_1, tuple(modules))
+        for name in modules:
+            torch.testing.assert_close(together[name], activations(frozen, x, t_1, (name,))[name])
 
 
 def test_features_are_means_of_the_middle_block_on_the_noised_image(make_pipeline: Any) -> None:
@@ -90,6 +93,9 @@ def test_timesteps_follow_one_another(make_pipeline: Any) -> None:
     both = features_of(pipeline, BaseSpec(), timesteps=(10, 500))(given)
     parts = [features_of(pipeline, BaseSpec(timestep=t))(given) for t in (10, 500)]
     torch.testing.assert_close(both, torch.cat(parts, dim=1))
+    three = features_of(pipeline, BaseSpec(), timesteps=(10, 500), blocks=("down0", "mid"))(given)
+    parts = [features_of(pipeline, BaseSpec(timestep=t, block=b))(given) for t in (10, 500) for b in ("down0", "mid")]
+    torch.testing.assert_close(three, torch.cat(parts, dim=1))
     assert features_of(pipeline, BaseSpec()).timesteps == (50,)
     assert candidate_timesteps(1000) == (10, 25, 50, 100, 200)
     assert candidate_timesteps(10) == (0, 1, 2)
@@ -105,7 +111,7 @@ def test_words() -> None:
         assert "base:50:mid" in caught.value.remedy
 
 
-@pytest.mark.parametrize(("text", "says"), [("base:1000", "0 to 999"), ("base:5:up2", "mid, down0, down1, up0, up1")])
+@pytest.mark.parametrize(("text", "says"), [("base:1000", "0 to 999"), ("base:5:up2", "down0, down1, mid, up0, up1")])
 def test_what_the_base_does_not_have_is_refused(make_pipeline: Any, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         features_of(make_pipeline(), parse_base(text))
@@ -154,7 +160,7 @@ def test_an_encoder_alone_has_no_base(make_pipeline: Any, tmp_path: Path) -> Non
 # compared
 
 
-def test_validation_rows_choose_the_timestep_and_test_rows_do_not() -> None:
+def test_validation_rows_choose_the_place_and_test_rows_do_not() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=120)
     columns = {"size": LabelColumn("number", truth)}
@@ -162,11 +168,12 @@ def test_validation_rows_choose_the_timestep_and_test_rows_do_not() -> None:
     values = rng.normal(size=(150, 9)).astype(np.float32)
     rows = np.arange(20, 140)
     values[rows, 4] = truth
-    found, merits = choose_timestep(values, columns, rows, split, (10, 50, 200))
-    np.testing.assert_array_equal(found, values[rows, 3:6])
-    assert merits[50] > 0.95 > max(merits[10], merits[200])
+    places = (Place(10, "mid", 3), Place(10, "up0", 4), Place(50, "mid", 2))
+    found, merits = choose_place(values, columns, rows, split, places)
+    np.testing.assert_array_equal(found, values[rows, 3:7])
+    assert merits[places[1]] > 0.95 > max(merits[places[0]], merits[places[2]])
     values[rows[split.test]] = 7
-    assert choose_timestep(values, columns, rows, split, (10, 50, 200))[1] == merits
+    assert choose_place(values, columns, rows, split, places)[1] == merits
 
 
 def test_baselines_of_the_base_are_named_by_what_they_are() -> None:
@@ -188,12 +195,13 @@ def test_compare_has_the_base_beside_the_others(make_pipeline: Any, tmp_path: Pa
     result = compare(specs, settings, tmp_path / "out", device="cpu")
     assert result is not None
     chosen, given = result.entries[2:]
-    assert (chosen.dims, given.dims, given.timesteps) == (16, 16, (200,))
+    assert (chosen.dims, given.dims, given.places) == (16, 16, (Place(200, "mid", 16),))
     assert "mid block at t = 200" in given.describe()
     (note,) = [note for note in result.notes if note.startswith("base features")]
-    assert "chosen by the mean score on validation images (by timestep: 10: " in note
-    assert read_features(Path(result.features["base features"])).values.shape == (160, 5 * 16)
-    assert result.probed["base features"].report["latent_dim"] == 16
+    assert "chosen by the mean score on validation images (each block at its best timestep: down0 0." in note
+    assert read_features(Path(result.features["base features"])).values.shape == (160, 5 * (8 + 16 + 16 + 16 + 8))
+    assert result.probed["base features"].report["latent_dim"] in (8, 16)
+    assert "best block and timestep" in chosen.describe()
     again = compare(specs, settings, tmp_path / "out", device="cpu")
     assert again is not None
     assert note in again.notes

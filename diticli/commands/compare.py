@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from diticli.comparison.run import Comparison
     from diticli.comparison.settings import CompareSettings
 
+USUAL = "pixels,pca,untrained"
+PIXEL_SIDE, BENCHMARK_SIDE = 32, 16
+SPARE = ["MSE", "p", "dims", "over", "I", "C"]
+"""Columns that narrow terminals do without."""
+
 
 def compare(
     runs: Annotated[
@@ -32,8 +37,8 @@ def compare(
         typer.Argument(
             metavar="[RUN]...",
             help="Run directories of any kind, pipeline folders, Hub ids, shipped, feature files (.npy, .npz, "
-            ".safetensors, .parquet) or folders of shards. NAME=RUN gives one a name. The others are compared with the "
-            "first. Default: as --model elsewhere.",
+            ".safetensors, .parquet) or folders of shards. NAME=RUN gives one a name; with --benchmark, runs of one "
+            "NAME are runs of one method. The others are compared with the first. Default: as --model elsewhere.",
             show_default=False,
         ),
     ] = None,
@@ -62,17 +67,34 @@ def compare(
         typer.Option(help="File name and part per line, as for `diti probe`. Default: random.", show_default=False),
     ] = None,
     baselines: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Built-in entries: some of pixels,pca,untrained,base[:T[:BLOCK]], or none. base: features of the "
             "frozen base of the first RUN that has one, as `diti encode --features`; without T validation images "
-            "choose it.",
+            "choose it, and the block. Default: pixels,pca,untrained; with --benchmark, base as well.",
+            show_default=False,
         ),
-    ] = "pixels,pca,untrained",
+    ] = None,
     untrained: Annotated[int, typer.Option(min=1, help="Untrained encoders, of as many seeds.")] = 1,
     pixel_side: Annotated[
-        int, typer.Option(min=1, max=128, help="Larger images are reduced to so many pixels a side for raw pixels.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1,
+            max=128,
+            help="Larger images are reduced to so many pixels a side for raw pixels. Default: 32; with --benchmark 16, "
+            "since it measures at most 1,024 dims.",
+            show_default=False,
+        ),
+    ] = None,
+    benchmark: Annotated[
+        bool,
+        typer.Option(
+            "--benchmark",
+            help="Also FactorVAE, DCI, MIG, SAP, TAD and InfoMEC over several seeds, with intervals, on dims and on "
+            "the first principal component of each chunk.",
+        ),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of --benchmark: splits and draws.")] = 3,
     metrics: Annotated[
         bool,
         typer.Option(
@@ -126,6 +148,8 @@ def compare(
     Example: diti compare diti=runs/celeba pdae=runs/b --data celeba/ --labels list_attr_celeba.txt
     --groups identity_CelebA.txt -o comparison
 
+    Example: diti compare --benchmark diti=runs/s0 diti=runs/s1 diti=runs/s2 pdae=runs/p0 pdae=runs/p1
+
     Example: diti compare ours.npy theirs.npy --labels labels.csv
 
     Example: torchrun --nproc-per-node 8 -m diticli compare runs/a runs/b --data @tars.txt --labels labels.csv
@@ -150,8 +174,9 @@ def compare(
         precision=precision,
         batch_size=batch_size or DEFAULT_BATCH,
         workers=workers,
-        pixel_side=pixel_side,
+        pixel_side=pixel_side or (BENCHMARK_SIDE if benchmark else PIXEL_SIDE),
         metrics=metrics,
+        benchmark=seeds if benchmark else 0,
         shown=shown,
         edits=edits,
         pairs=pairs,
@@ -162,11 +187,13 @@ def compare(
     )
     if not images:
         say("No images are named (--data), so there are no built-in entries.")
-    chosen = parse_baselines(baselines) if images else ()
-    specs = parse_entries(runs or taken, chosen, untrained=untrained, seed=seed)
+    usual = f"{USUAL},base" if benchmark else USUAL
+    chosen = parse_baselines(baselines or usual) if images else ()
+    specs = parse_entries(runs or taken, chosen, untrained=untrained, seed=seed, several=benchmark)
     if all(spec.kind != "model" for spec in specs) and "untrained" in chosen:
         say("Only features are named, and no run shows the architecture of an untrained encoder: it is left out.")
-        specs = tuple(spec for spec in specs if spec.kind != "untrained")
+        absent = ("untrained",) if baselines else ("untrained", "base")
+        specs = tuple(spec for spec in specs if spec.kind not in absent)
     if dry_run:
         _print_plan(specs, settings, out, device, as_json)
         return
@@ -218,15 +245,21 @@ def _state(images: int) -> str:
 
 def _show(result: Comparison) -> None:
     from diticli.commands.console import show_table
-    from diticli.comparison.tables import difference_table, score_table, swap_table
+    from diticli.comparison.tables import benchmark_table, difference_table, score_table, swap_table
+
+    found = result.benchmark
+    over = f"means and half 95 % intervals, {len(found.seeds)} seeds" if found else ""
+    units = {"dims": "dims as units", "chunks": "first principal components of chunks as units"}
+    benchmarks = [(f"Benchmark, {text}: {over}", benchmark_table(found, kind)) for kind, text in units.items() if found]
 
     for title, (columns, rows) in (
         ("Linear probes: means over attributes on test images, 95 % intervals", score_table(result)),
         (f"Differences to {result.entries[0].name}, on the same resamples", difference_table(result)),
+        *benchmarks,
         ("Exchanged chunks: transfer rates", swap_table(result)),
     ):
         if rows:
-            show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=["MSE", "p", "dims"])
+            show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=SPARE)
 
 
 def _text(cell: Any) -> str:

@@ -96,6 +96,21 @@ def evaluate(
             help="Also edit every image by nothing so many times, one after another: how far it drifts.",
         ),
     ] = 0,
+    realism: Annotated[
+        bool,
+        typer.Option(
+            "--realism",
+            help='Also SSIM of reconstructions and, with `pip install "diticli[metrics]"` and the networks they need, '
+            "MS-SSIM, LPIPS, FID and KID of reconstructions and edits. Downloads nothing.",
+        ),
+    ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the networks behind LPIPS and FID of --realism. Default: the cache of PyTorch.",
+            show_default=False,
+        ),
+    ] = None,
     chunk_groups: Annotated[
         int | None,
         typer.Option(
@@ -217,6 +232,8 @@ def evaluate(
         groups=chunk_groups,
         lost_epochs=-(-3 * epochs // 2),
         composition=composition,
+        realism=realism,
+        weights=weights,
     )
     evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress, kept=kept)
     layouts = [p.chunks for p in pipelines]

@@ -41,7 +41,15 @@ def show_evidence(model: str, evidence: Evidence) -> None:
     """Tables of what else was measured."""
     from diticli.commands.console import say
     from diticli.evaluation.evidence_report import modularity_text, order_text, use_text
-    from diticli.evaluation.evidence_tables import atlas_table, composition_table, gap_table, lost_table, use_table
+    from diticli.evaluation.evidence_tables import (
+        atlas_table,
+        composition_table,
+        gap_table,
+        lost_table,
+        missing_text,
+        realism_table,
+        use_table,
+    )
 
     if evidence.atlas is not None:
         _show(f"{model}: each chunk exchanged alone", atlas_table(evidence.atlas))
@@ -57,6 +65,10 @@ def show_evidence(model: str, evidence: Evidence) -> None:
         say(use_text(evidence.use))
     if evidence.composition is not None:
         _show(f"{model}: edits by nothing, one after another", composition_table(evidence.composition))
+    if evidence.realism is not None:
+        _show(f"{model}: reconstructions and realism of edits", realism_table(evidence.realism))
+        if missing := missing_text(evidence.realism):
+            say(missing)
 
 
 def _show(title: str, table: tuple[list[str], list[list[Cell]]]) -> None:

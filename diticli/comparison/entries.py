@@ -5,14 +5,15 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from diticli.chunks import ChunkLayout
+from diticli.comparison.base_choice import Place
 from diticli.comparison.entry_specs import EntrySpec
 from diticli.config import Precision
 from diticli.data.decode import CROP_NOTES, Crop
@@ -25,6 +26,7 @@ from diticli.models.base_features import (
     BaseFeatures,
     base_hash,
     block_width,
+    block_widths,
     candidate_timesteps,
     check_timesteps,
     describe_features,
@@ -35,6 +37,8 @@ from diticli.models.identity import weights_digest
 from diticli.models.load import load_pipeline
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class Entry:
         model_hash: of its weights, "" where unknown or without any.
         layout: of its chunks, where it has some.
         edits: whether it can invert and decode images.
-        timesteps: of features of the base; validation images choose one of several.
+        places: of features of the base; validation images choose one of several.
     """
 
     spec: EntrySpec
@@ -59,7 +63,7 @@ class Entry:
     model_hash: str = ""
     layout: ChunkLayout | None = None
     edits: bool = False
-    timesteps: tuple[int, ...] = ()
+    places: tuple[Place, ...] = ()
 
     @property
     def name(self) -> str:
@@ -75,8 +79,10 @@ class Entry:
         if kind == "features":
             return f"features of {self.spec.source}"
         if kind == "base":
-            at = f"t = {self.timesteps[0]}" if len(self.timesteps) == 1 else "its best timestep (validation)"
-            return f"frozen base, {self.spec.base.block} block at {at}, {self.resolution} px"
+            if len(self.places) > 1:
+                return f"frozen base, its best block and timestep (validation), {self.resolution} px"
+            (place,) = self.places
+            return f"frozen base, {place.block} block at t = {place.timestep}, {self.resolution} px"
         if kind == "untrained":
             return f"encoder before training, {self.resolution} px"
         if self.layout is None or not self.edits:
@@ -128,7 +134,8 @@ class Entries:
                 model.denoisers()[0],
                 model.schedule,
                 entry.spec.base,
-                timesteps=entry.timesteps,
+                timesteps=_distinct(place.timestep for place in entry.places),
+                blocks=_distinct(place.block for place in entry.places),
                 precision=precision,
             )
             return features, self.meta(entry, features.precision)
@@ -142,7 +149,9 @@ class Entries:
         if entry.spec.kind in ("pixels", "pca"):
             image["range"] = [0, 1]
         if entry.spec.kind == "base":
-            image |= describe_features(entry.timesteps, entry.spec.base.block)
+            image |= describe_features(
+                _distinct(place.timestep for place in entry.places), _distinct(place.block for place in entry.places)
+            )
         chunks = entry.layout if entry.spec.kind == "model" else None
         return FeatureMeta(
             files=(),
@@ -190,17 +199,20 @@ class Entries:
                 remedy="Name a run that is no encoder alone, or leave base out of --baselines.",
             )
         model = self.load(self._base)
-        unet, timesteps = model.denoisers()[0], model.schedule.timesteps
-        chosen = candidate_timesteps(timesteps) if spec.base.timestep is None else (spec.base.timestep,)
+        unet, timesteps, of_base = model.denoisers()[0], model.schedule.timesteps, spec.base
+        if of_base.timestep is None:
+            chosen, widths = candidate_timesteps(timesteps), block_widths(unet)
+        else:
+            chosen, widths = (of_base.timestep,), {of_base.block: block_width(unet, of_base.block)}
         check_timesteps(chosen, timesteps)
         return replace(
             self._base,
             spec=spec,
-            dims=block_width(unet, spec.base.block),
+            dims=max(widths.values()),
             model_hash=base_hash(unet, model.schedule),
             layout=None,
             edits=False,
-            timesteps=chosen,
+            places=tuple(Place(t, block, width) for t in chosen for block, width in widths.items()),
         )
 
     def _built_in(self, spec: EntrySpec, first: Entry | None) -> Entry:
@@ -242,6 +254,10 @@ def describe_sizes(entries: Sequence[Entry]) -> str:
         return ""
     listed = ", ".join(f"{name} {size} px ({crop} crop)" for name, (size, crop) in sizes.items())
     return f"Each model reads the images at its own size: {listed}."
+
+
+def _distinct(values: Iterable[_T]) -> tuple[_T, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _pixels(images_BCHW: torch.Tensor) -> torch.Tensor:

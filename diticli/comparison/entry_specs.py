@@ -35,18 +35,26 @@ class EntrySpec:
         kind: "model" (an encoder that reads the images), "features" (a file of them), or a built-in one.
         source: of a model its folder or Hub id, of features their file or folder; "" for the built-in ones.
         seed: of an untrained encoder's weights.
-        base: which features of the first model's frozen base; without a timestep validation images choose one.
+        method: shared by several runs of one method; "" where the entry stands for itself.
+        base: which features of the first model's frozen base; without a timestep validation images choose
+            it, and the block.
     """
 
     name: str
     kind: EntryKind
     source: str = ""
     seed: int = 0
+    method: str = ""
     base: BaseSpec = field(default_factory=BaseSpec)
 
 
 def parse_entries(
-    runs: Sequence[str], baselines: Sequence[str] = BASELINES, *, untrained: int = 1, seed: int = 0
+    runs: Sequence[str],
+    baselines: Sequence[str] = BASELINES,
+    *,
+    untrained: int = 1,
+    seed: int = 0,
+    several: bool = False,
 ) -> tuple[EntrySpec, ...]:
     """The entries in the order of the table: those named, then the built-in ones.
 
@@ -56,6 +64,7 @@ def parse_entries(
         baselines: which built-in ones: of `parse_baselines`.
         untrained: encoders without training, of as many seeds.
         seed: of the first of these.
+        several: whether a NAME given to several runs makes them runs of one method; else it is an error.
 
     Raises:
         ConfigError: without a run, for two entries of one name, or for features that no base has.
@@ -63,10 +72,24 @@ def parse_entries(
     if not runs:
         raise ConfigError("Nothing is named to compare.", remedy="Name runs, e.g. diti compare runs/demo runs/pdae.")
     named = [_named(text) for text in runs]
+    if several:
+        named = _numbered(named)
     repeated = {name for name, count in Counter(c.name for c in named).items() if count > 1}
     named = [_longer(spec) if spec.name in repeated else spec for spec in named]
     found = (*named, *_built_in(baselines, untrained, seed))
     _check_names(found)
+    return found
+
+
+def _numbered(named: Sequence[EntrySpec]) -> list[EntrySpec]:
+    """Runs that were given one name, numbered in their order."""
+    counts = Counter(spec.name for spec in named if spec.name != _short(spec.source))
+    seen: Counter[str] = Counter()
+    found = []
+    for spec in named:
+        seen[spec.name] += 1
+        several = counts[spec.name] > 1
+        found.append(replace(spec, name=f"{spec.name}, run {seen[spec.name]}", method=spec.name) if several else spec)
     return found
 
 
@@ -125,7 +148,7 @@ def _built_in(baselines: Sequence[str], untrained: int, seed: int) -> list[Entry
         found.append(EntrySpec(name=PCA, kind="pca"))
     if "untrained" in baselines:
         seeds = range(seed, seed + untrained)
-        found += [EntrySpec(name=f"{UNTRAINED}, seed {s}", kind="untrained", seed=s) for s in seeds]
+        found += [EntrySpec(name=f"{UNTRAINED}, seed {s}", kind="untrained", seed=s, method=UNTRAINED) for s in seeds]
     wanted = [parse_base(word) for word in baselines if word not in BASELINES]
     return found + [EntrySpec(name=_base_name(spec), kind="base", base=spec) for spec in wanted]
 

@@ -11,16 +11,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from diticli.comparison.base_timestep import choose_timestep
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entry
-from diticli.comparison.pca import pca_features
 from diticli.comparison.protocol import Protocol
 from diticli.comparison.settings import CompareSettings
+from diticli.comparison.split_features import features_under
 from diticli.evaluation.kept import content
 from diticli.evaluation.scores import to_json
-from diticli.features.manifest import FeatureMeta
-from diticli.features.rows import FeatureRows
 from diticli.files import write_atomically
 from diticli.identity import cache_key
 from diticli.probing.probe import probe_features
@@ -28,7 +25,7 @@ from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter
 from diticli.reading import read_regular
 from diticli.sealed import keep_result, kept_result
-from diticli.types import FloatArray, Rows
+from diticli.types import FloatArray
 
 METRIC_DIMS = 1024
 """Features of more dims get no disentanglement metrics: these cost time by dims, attributes and images."""
@@ -64,7 +61,7 @@ class ProbeStore:
 
     def __init__(self, folder: Path, features: FeatureStore, protocol: Protocol, settings: CompareSettings) -> None:
         self.folder, self.features, self.protocol = folder, features, protocol
-        self.seed, self.metrics = settings.seed, settings.metrics
+        self.seed, self.metrics, self.benchmark = settings.seed, settings.metrics, settings.benchmark > 0
 
     def key(self, entry: Entry) -> str:
         """Hash (16 hex digits) of everything that the probe depends on."""
@@ -84,21 +81,21 @@ class ProbeStore:
         """
         if self.has(entry):
             return
-        values, rows, meta, note = self._features(entry, reporter)
         protocol = self.protocol
+        own = features_under(protocol, self.features, entry, seed=self.seed, reporter=reporter)
         report = probe_features(
-            values,
+            own.values,
             protocol.columns,
             protocol.groups,
-            rows=rows,
+            rows=own.rows,
             split=protocol.split,
             seed=self.seed,
-            meta=meta,
+            meta=own.meta,
             **self._extras(entry),
             reporter=reporter,
         )
-        outputs = report.probe.predict(np.asarray(values[rows[protocol.split.test]], dtype=np.float32))
-        self._write(entry, report, outputs, note)
+        outputs = report.probe.predict(np.asarray(own.values[own.rows[protocol.split.test]], dtype=np.float32))
+        self._write(entry, report, outputs, own.note)
 
     def read(self, entry: Entry) -> Probed:
         """What `make` kept; a damaged file counts as none, and is made again.
@@ -117,22 +114,8 @@ class ProbeStore:
         """What `probe_features` measures beside scores."""
         chunked = entry.spec.kind in ("model", "features") and entry.layout is not None
         atlas = chunked and entry.layout is not None and entry.layout.chunks > 1
-        metrics = self.metrics and entry.dims <= METRIC_DIMS
+        metrics = self.metrics and not self.benchmark and entry.dims <= METRIC_DIMS
         return {"statistics": self.metrics, "metrics": metrics, "atlas": self.metrics and atlas}
-
-    def _features(self, entry: Entry, reporter: Reporter) -> tuple[FeatureRows, Rows, FeatureMeta | None, str]:
-        """Features, rows, metadata, and how the features were chosen, where they were."""
-        protocol, rows = self.protocol, self.protocol.rows[entry.name]
-        found = self.features.read(entry)
-        if len(entry.timesteps) > 1:
-            best, merits = choose_timestep(
-                found.values, protocol.columns, rows, protocol.split, entry.timesteps, reporter
-            )
-            return best, np.arange(len(best)), None, _choice_note(entry.name, merits)
-        if entry.spec.kind != "pca":
-            return found.values, rows, found.meta, ""
-        values = pca_features(found.values, rows, protocol.split.train, entry.dims, seed=self.seed)
-        return values, np.arange(len(values)), None, ""
 
     def _write(self, entry: Entry, report: ProbeReport, outputs: FloatArray, note: str) -> None:
         probe, outputs = report.probe, np.ascontiguousarray(outputs)
@@ -161,10 +144,3 @@ class ProbeStore:
 
     def _path(self, entry: Entry, suffix: str) -> Path:
         return self.folder / (self.key(entry) + suffix)
-
-
-def _choice_note(name: str, merits: Mapping[int, float]) -> str:
-    """Which timestep the validation images chose, and by how much."""
-    best = max(merits, key=lambda t: merits[t])
-    tried = ", ".join(f"{t}: {value:.3f}" for t, value in merits.items())
-    return f"{name}: t = {best}, chosen by the mean score on validation images (by timestep: {tried})."

@@ -18,6 +18,7 @@ from diticli.comparison.run import Comparison
 from diticli.comparison.tables import (
     Table,
     attribute_table,
+    benchmark_table,
     centre_table,
     difference_table,
     entry_table,
@@ -57,6 +58,7 @@ def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[
     sections = [
         *_differences(result),
         _scores(result, out / "scores.png"),
+        *_benchmark(result),
         *_pictures(result, out),
         _entries(result),
         _attributes(result),
@@ -78,6 +80,7 @@ def _facts(result: Comparison) -> dict[str, Any]:
         "settings": {key: str(v) if isinstance(v, Path) else v for key, v in vars(result.settings).items()},
         "notes": list(result.notes),
         "compared_with": first,
+        "benchmark": None if result.benchmark is None else result.benchmark.to_dict(),
         "entries": [_entry_facts(result, index) for index in range(len(result.entries))],
     }
 
@@ -123,7 +126,7 @@ def _scores(result: Comparison, picture: Path) -> Section:
         + (", whole groups drawn together" if result.protocol.groups is not None else "")
         + "; it says nothing of other seeds of training."
     )
-    baselines = [entry.name for entry in result.entries if entry.spec.kind in ("pixels", "pca", "untrained")]
+    baselines = [entry.name for entry in result.entries if entry.spec.kind in ("pixels", "pca", "untrained", "base")]
     chart = score_chart(picture, result.scores, baselines)
     return Section(title="Scores", text=text, picture=chart, table=score_table(result), sortable=True)
 
@@ -151,6 +154,25 @@ def _attributes(result: Comparison) -> Section:
         skipped_text = "; ".join(f"{item['name']} ({item['reason']})" for item in skipped)
         text += f"\n\nNot probed: {skipped_text}."
     return Section(title="Attribute by attribute", text=text, table=attribute_table(result), sortable=True)
+
+
+def _benchmark(result: Comparison) -> list[Section]:
+    """Disentanglement over seeds, where it was measured."""
+    found = result.benchmark
+    if found is None or not found.methods:
+        return []
+    split = "its own split, rows and votes" if found.drawn else "rows and votes of the given split"
+    text = (
+        f"Seeds {found.seeds[0]} to {found.seeds[-1]}, each with {split}. Mean and half of the 95 % interval: over the "
+        "runs where a method has several, else over the splits, which share images (variance of Nadeau and Bengio, "
+        "2003); such an interval says nothing of other trainings. + and - mark what is better or worse than "
+        f"{found.methods[0].name} (t tests on the same splits, Holm-adjusted p below 0.05). Units: every dim, or every "
+        "chunk, represented by its first principal component on the training images, as in papers whose units are "
+        "vectors (Du et al., 2021; DisDiff, 2023). Chunks and dims are not marked against each other. D, C and I: DCI "
+        "by boosted trees. 1 is perfect, except for TAD, which sums over the attributes that it captures."
+    )
+    text += "".join(f"\n\n{note}" for note in found.notes)
+    return [Section(title="Benchmark of disentanglement", text=text, table=benchmark_table(found), sortable=True)]
 
 
 def _measured(result: Comparison) -> list[Section]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diticli.comparison.benchmark import Benchmark, BenchmarkStore, summarise
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entries, Entry, describe_sizes
 from diticli.comparison.entry_specs import EntrySpec
@@ -50,6 +51,7 @@ class Comparison:
         pairs: names of the images of each pair.
         features: where each entry's features are.
         notes: what a reader of the table should know.
+        benchmark: disentanglement over several seeds, where it was asked for.
         data: what the images are, and their fingerprint.
     """
 
@@ -64,6 +66,7 @@ class Comparison:
     features: dict[str, str]
     notes: tuple[str, ...]
     data: dict[str, Any]
+    benchmark: Benchmark | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +168,18 @@ class _Run:
         notes += protocol.notes
         probes = ProbeStore(self.out / RESULTS, self.store, protocol, self.settings)
         self._each("Probing", self.entries.all, probes.has, probes.make)
+        benchmark = self._benchmark(protocol)
+        if benchmark is not None:
+            self._each("Benchmark of", self.entries.all, benchmark.has, benchmark.make)
         pictures = self._pictures(protocol)
         self._each("Pictures of", self.editors, pictures.has, pictures.make)
         swaps = SwapStore(self.out / RESULTS, self.images, self.entries, self.settings) if self.settings.edits else None
         if swaps is not None:
             self._each("Exchanging chunks of", self.editors, swaps.has, swaps.make)
-        return self._result(protocol, probes, pictures, swaps, notes) if self.peers.rank.is_main else None
+        if not self.peers.rank.is_main:
+            return None
+        result = self._result(protocol, probes, pictures, swaps, notes)
+        return result if benchmark is None else replace(result, benchmark=self._summary(benchmark))
 
     def _encode(self) -> None:
         for number, entry in enumerate(self.entries.all, 1):
@@ -182,6 +191,19 @@ class _Run:
     def _protocol(self) -> Protocol:
         features = {entry.name: self.store.read(entry) for entry in self.entries.all}
         return make_protocol(features, {s.name: s for s in self.entries.all}, self.images, self.settings.seed)
+
+    def _benchmark(self, protocol: Protocol) -> BenchmarkStore | None:
+        if not (count := self.settings.benchmark):
+            return None
+        return BenchmarkStore(
+            self.out / RESULTS, self.store, protocol, seed=self.settings.seed, count=count, entries=self.entries.all
+        )
+
+    def _summary(self, store: BenchmarkStore) -> Benchmark:
+        found = summarise(store, self.entries.all)
+        for note in found.notes:
+            self.say.note(note)
+        return found
 
     def _pictures(self, protocol: Protocol) -> PictureStore:
         """Of test images, which neither training of the probe nor its choices saw."""

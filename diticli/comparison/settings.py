@@ -33,6 +33,7 @@ class CompareSettings:
         workers: decoding threads, see `iter_decoded`.
         pixel_side: larger images are reduced to so many pixels a side before raw pixels or PCA see them.
         metrics: also measure disentanglement, what each chunk knows, and how the features vary.
+        benchmark: seeds of `diticli.comparison.benchmark`, which replaces the disentanglement of one seed; 0 for none.
         shown: pairs of test images whose reconstructions and exchanges the report shows; 0 for none.
         edits: also measure transfer rates of exchanged chunks (minutes), see `diticli.evaluation.evaluate`.
         pairs: of images that `edits` exchanges.
@@ -55,6 +56,7 @@ class CompareSettings:
     workers: int | None = None
     pixel_side: int = 32
     metrics: bool = True
+    benchmark: int = 0
     shown: int = 2
     edits: bool = False
     pairs: int = 64
@@ -64,7 +66,7 @@ class CompareSettings:
     force: bool = False
 
     def __post_init__(self) -> None:
-        limits = {"pixel_side": 1, "shown": 0, "pairs": 4, "learn": 200, "epochs": 1, "steps": 2}
+        limits = {"pixel_side": 1, "shown": 0, "pairs": 4, "learn": 200, "epochs": 1, "steps": 2, "benchmark": 0}
         for name, least in (limits | {"seed": 0, "batch_size": 1}).items():
             if getattr(self, name) < least:
                 raise ConfigError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diticli.comparison.benchmark import MEASURES, Benchmark, Measured
 from diticli.comparison.charts import METRIC_NAMES
 from diticli.comparison.run import Comparison
 from diticli.comparison.scores import METRICS, Difference
@@ -103,6 +104,33 @@ def metric_table(result: Comparison) -> Table:
                 own = whole | own | {"captured": len(own["captured"])}
                 rows.append([name, f"{own['units']} {units}", *(own.get(key) for key in METRIC_COLUMNS.values())])
     return columns, rows
+
+
+def benchmark_table(result: Benchmark, kind: str | None = None) -> Table:
+    """A row for each method: mean of each measure, half its 95 % interval, + or - where it is clearly better or worse.
+
+    Args:
+        result: the scores.
+        kind: "dims" or "chunks" for one kind of units; None for both, named in a column of their own.
+    """
+    columns = ["entry", *([] if kind else ["units"]), *MEASURES, "over"]
+    rows: list[list[Cell]] = []
+    for method in result.methods:
+        for name, scores in method.scores.items():
+            if kind in (None, name):
+                units: list[Cell] = [] if kind else [f"{method.units[name]} {name}"]
+                cells = [_with_half(scores[key], 2 if kind else 3) for key in MEASURES.values()]
+                rows.append([method.name, *units, *cells, method.over])
+    return columns, rows
+
+
+def _with_half(found: Measured, digits: int) -> str | None:
+    score = found.estimate
+    if math.isnan(score.value):
+        return None
+    mark = MARKS[found.verdict].strip() if found.verdict else ""
+    half = "" if score.high is None else f" ±{score.high - score.value:.{digits}f}"
+    return f"{score.value:.{digits}f}{mark}{half}"
 
 
 def statistics_table(result: Comparison) -> Table:

@@ -120,7 +120,7 @@ def encode_with(
             model=pipeline.model_id,
             model_hash=base_hash(unet, pipeline.schedule),
             preprocessing=image
-            | describe_features(features.timesteps, features.block)
+            | describe_features(features.timesteps, features.blocks)
             | {"precision": features.precision},
         )
         return encode_images(features, source, out, meta=meta, device=features.device, **options)

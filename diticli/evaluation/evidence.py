@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diticli.editing.stages import grouped
+from diticli.editing.stages import OVERVIEW_ROWS, grouped
 from diticli.evaluation.attribute_classifier import AttributeClassifier
 from diticli.evaluation.attribute_survival import SurvivalCurves, measure_survival
 from diticli.evaluation.chunk_ablation import FeatureAblation, measure_ablation
 from diticli.evaluation.composition import Composition, measure_composition
+from diticli.evaluation.decoding import Decoding
 from diticli.evaluation.denoising import ModelGap, measure_model_gap
+from diticli.evaluation.evidence_tables import chunk_text
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.order import OrderAgreement, compare_order
+from diticli.evaluation.realism import Realism, measure_realism
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.evaluation.swap_effects import SwapEffects, measure_swap_effects
 from diticli.progress import Reporter, SilentReporter
@@ -38,6 +42,8 @@ class EvidenceRequest:
         groups: consecutive chunks go together in so many groups; None: every chunk by itself.
         lost_epochs: passes of the classifier of noisy images.
         composition: edits by nothing, one after another; 0 for none.
+        realism: SSIM, LPIPS, FID and so on of reconstructions and of exchanged chunks.
+        weights: folder of the networks that these need.
     """
 
     atlas: bool = False
@@ -46,6 +52,8 @@ class EvidenceRequest:
     groups: int | None = None
     lost_epochs: int = 6
     composition: int = 0
+    realism: bool = False
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,7 @@ class Evidence:
         lost: when attributes are lost, the same for all models with one noise schedule.
         order: whether chunks act in that order.
         composition: how far images drift when they are edited by nothing.
+        realism: how close reconstructions come to their originals, and how real edits look.
     """
 
     atlas: SwapEffects | None = None
@@ -67,6 +76,7 @@ class Evidence:
     lost: SurvivalCurves | None = None
     order: OrderAgreement | None = None
     composition: Composition | None = None
+    realism: Realism | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what was not measured is left out."""
@@ -114,6 +124,13 @@ def collect_evidence(
         if request.composition:
             parts["composition"] = measure_composition(
                 pipeline, images.judge_NCHW, request.composition, settings=settings, reporter=reporter
+            )
+        if request.realism:
+            sets = [*grouped(layout, OVERVIEW_ROWS), tuple(range(layout.chunks))]
+            decoding = Decoding(pipeline, classifier, settings, SilentReporter(), kept or KeptArrays())
+            reporter.note("Comparing reconstructions and edits with the originals.")
+            parts["realism"] = measure_realism(
+                pipeline, images.judge_NCHW, {chunk_text(s): s for s in sets}, decoding, request.weights
             )
         if request.atlas:
             parts["atlas"] = measure_swap_effects(

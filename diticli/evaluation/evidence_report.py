@@ -19,6 +19,8 @@ from diticli.evaluation.evidence_tables import (
     composition_table,
     gap_table,
     lost_table,
+    missing_text,
+    realism_table,
     use_table,
 )
 from diticli.evaluation.order import OrderAgreement
@@ -61,6 +63,14 @@ def evidence_sections(evidence: Evidence, name: str, layout: ChunkLayout, out: P
         )
         table = composition_table(evidence.composition)
         sections.append(Section(title=f"{name}: edits by nothing", text=text, table=table))
+    if evidence.realism is not None:
+        text = (
+            f"{evidence.realism.images} images and as many originals. SSIM and MS-SSIM: 1 for equal images; LPIPS, FID "
+            "and KID: 0 for equal ones. FID depends on the number of images: compare scores of equal numbers only. FID "
+            f"and KID of exchanges are their realism (Melistas et al., 2024). {missing_text(evidence.realism)}"
+        )
+        table = realism_table(evidence.realism)
+        sections.append(Section(title=f"{name}: reconstructions and realism", text=text, table=table))
     return sections
 
 

@@ -9,6 +9,7 @@ from diticli.evaluation.attribute_survival import SurvivalCurves
 from diticli.evaluation.chunk_ablation import FeatureAblation
 from diticli.evaluation.composition import Composition
 from diticli.evaluation.denoising import ModelGap
+from diticli.evaluation.realism import Realism
 from diticli.evaluation.swap_effects import SwapEffects
 from diticli.pictures.report import Cell
 from diticli.statistics import Estimate
@@ -96,6 +97,26 @@ def gap_table(gap: ModelGap) -> Table:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+REALISM_COLUMNS = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "fid": "FID", "kid": "KID"}
+
+
+def realism_table(realism: Realism) -> Table:
+    """A row for the reconstructions and for each set of exchanged chunks, a column for each measure."""
+    measures = [key for key in REALISM_COLUMNS if key in realism.reconstructions]
+    scored = {"reconstructions": realism.reconstructions}
+    scored |= {f"chunks {name} exchanged": own for name, own in realism.edits.items() if own}
+    rows: list[list[Cell]] = [[name, *(digits(own.get(key), 3) for key in measures)] for name, own in scored.items()]
+    return ["images", *(REALISM_COLUMNS[key] for key in measures)], rows
+
+
+def missing_text(realism: Realism) -> str:
+    """Which measures could not be taken, and why; "" where all could."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in realism.missing.items():
+        reasons.setdefault(reason, []).append(REALISM_COLUMNS[key])
+    return " ".join(f"No {', '.join(names)}: {reason}." for reason, names in reasons.items())
 
 
 def composition_table(composition: Composition) -> Table:

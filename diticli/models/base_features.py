@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ WORD = "base"
 DEFAULT_SHARE = 0.05
 """Of the T timesteps, taken where none is named: t = 50 of 1,000."""
 CANDIDATE_SHARES = (0.01, 0.025, 0.05, 0.1, 0.2)
-"""Of the T timesteps, between which validation images choose in a comparison."""
+"""Of the T timesteps, between which validation images choose in a comparison, as they do between all blocks."""
 _BLOCK = re.compile(r"mid|(?:down|up)[0-9]{1,2}")
 _REMEDY = (
     "Write base, base:T or base:T:BLOCK, where BLOCK is mid, down0, down1, ... or up0, up1, ..., e.g. base:50:mid."
@@ -74,14 +75,15 @@ def candidate_timesteps(timesteps: int) -> tuple[int, ...]:
     return tuple(sorted({round(share * timesteps) for share in CANDIDATE_SHARES} & {*range(timesteps)}))
 
 
-def describe_features(timesteps: Sequence[int], block: str) -> dict[str, Any]:
+def describe_features(timesteps: Sequence[int], blocks: Sequence[str]) -> dict[str, Any]:
     """What the metadata of a feature file says of them."""
     of_t = {"timestep": timesteps[0]} if len(timesteps) == 1 else {"timesteps": list(timesteps)}
-    return {"features": WORD, **of_t, "block": block, "pooling": "mean", "noise": "seeded by the pixels"}
+    of_b = {"block": blocks[0]} if len(blocks) == 1 else {"blocks": list(blocks)}
+    return {"features": WORD, **of_t, **of_b, "pooling": "mean", "noise": "seeded by the pixels"}
 
 
 class BaseFeatures:
-    """uint8 images -> float32 features, on the base's device; side by side for several timesteps.
+    """uint8 images -> float32 features, on the base's device; side by side for several timesteps and blocks.
 
     The noise of an image is drawn from a hash of its pixels, and it is the same at all timesteps. So the features of
     an image depend on the image alone, not on its place in a batch or in the data.
@@ -91,11 +93,12 @@ class BaseFeatures:
         schedule: of its noise.
         spec: which block, and which timestep unless `timesteps` are given.
         timesteps: several, whose features follow one another in the columns.
+        blocks: several, whose features follow one another within those of each timestep.
         precision: auto takes bf16 where the hardware computes in it.
 
     Attributes:
         timesteps: whose features these are.
-        block: whose activations these are.
+        blocks: whose activations these are.
         device: of the base.
         precision: "fp32" or "bf16".
 
@@ -111,11 +114,13 @@ class BaseFeatures:
         spec: BaseSpec,
         *,
         timesteps: Sequence[int] = (),
+        blocks: Sequence[str] = (),
         precision: Precision = "auto",
     ) -> None:
         named = spec.timestep if spec.timestep is not None else round(DEFAULT_SHARE * schedule.timesteps)
-        self.timesteps, self.block = tuple(timesteps) or (named,), spec.block
-        block_width(unet, spec.block)
+        self.timesteps, self.blocks = tuple(timesteps) or (named,), tuple(blocks) or (spec.block,)
+        for block in self.blocks:
+            block_width(unet, block)
         check_timesteps(self.timesteps, schedule.timesteps)
         self.device = unet.device
         self.precision = resolve_precision(precision, self.device)
@@ -134,27 +139,43 @@ class BaseFeatures:
         t_1 = torch.full((1,), timestep, device=self.device)
         x_BCHW = self._schedule.add_noise(x0_BCHW, noise_BCHW, t_1)
         with torch.autocast(self.device.type, enabled=False):
-            return block_activations(self._base, x_BCHW, t_1, self.block).float().mean(dim=(2, 3))
+            found = activations(self._base, x_BCHW, t_1, self.blocks)
+            return torch.cat([found[block].float().mean(dim=(2, 3)) for block in self.blocks], dim=1)
 
 
-def block_activations(base: FrozenBase, x_BCHW: torch.Tensor, t_1: torch.Tensor, block: str) -> torch.Tensor:
-    """Output [B, C, H, W] of a block, in the base's dtype; what comes after the block is not computed.
+def activations(
+    base: FrozenBase, x_BCHW: torch.Tensor, t_1: torch.Tensor, blocks: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Outputs [B, C, H, W] of blocks by name, in the base's dtype; what comes after the last of them is not computed.
 
     Args:
         base: an inference copy.
         x_BCHW: noisy images.
         t_1: timestep of all of them, [1].
-        block: see `BaseSpec`.
+        blocks: see `BaseSpec`.
     """
     unet = base.unet
     down = run_down_path(unet, x_BCHW.to(base.dtype), t_1, base.weights("down"))
-    if block.startswith("down"):
-        return down.skips[sum(_skip_counts(unet)[: int(block[4:]) + 1])]
+    ends = list(accumulate(_skip_counts(unet)))
+    found = {block: down.skips[ends[int(block[4:])]] for block in blocks if block.startswith("down")}
+    later = set(blocks) - set(found)
+    if not later:
+        return found
     modulations = modulate(up_resnets(unet), base.weights("up"), down.temb)
     h, remaining = run_middle(unet, down.hidden, modulations), list(down.skips)
-    for level in [] if block == "mid" else list(unet.up_blocks)[: int(block[2:]) + 1]:
-        h = run_up_level(level, h, remaining, modulations)  # type: ignore[arg-type]
-    return h
+    found["mid"] = h
+    for number, level in enumerate(unet.up_blocks):
+        if later <= set(found):
+            break
+        found[f"up{number}"] = h = run_up_level(level, h, remaining, modulations)  # type: ignore[arg-type]
+    return found
+
+
+def block_widths(unet: UNet) -> dict[str, int]:
+    """Channels of each block's output, in the order in which the blocks run."""
+    widths = [int(width) for width in unet.config.block_out_channels]
+    names = {f"down{i}": width for i, width in enumerate(widths)} | {"mid": widths[-1]}
+    return names | {f"up{i}": width for i, width in enumerate(reversed(widths))}
 
 
 def block_width(unet: UNet, block: str) -> int:
@@ -163,9 +184,7 @@ def block_width(unet: UNet, block: str) -> int:
     Raises:
         ConfigError: for a block that the base does not have.
     """
-    widths = [int(width) for width in unet.config.block_out_channels]
-    names = {"mid": widths[-1]} | {f"down{i}": width for i, width in enumerate(widths)}
-    names |= {f"up{i}": width for i, width in enumerate(reversed(widths))}
+    names = block_widths(unet)
     if block not in names:
         raise ConfigError(f"The base has no block {block!r}.", remedy=f"Name one of {', '.join(names)}.")
     return names[block]

@@ -1,0 +1,364 @@
+"""Disentanglement scores of all entries over several seeds, with intervals: what papers on disentanglement report.
+
+Each seed draws its own split, rows, votes and trees. The units are the dims, and the chunks by the rule of
+`diticli.disentanglement.components`.
+
+Intervals (95 %, Student's t): over the runs of a method, each averaged over the seeds, where there are several runs;
+else over the seeds, whose splits share rows, with the variance that Nadeau and Bengio give for that ("Inference for the
+Generalization Error", Machine Learning 52, 2003): 1 / seeds + test rows / training rows in place of 1 / seeds. Such an
+interval says nothing of other trainings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from diticli.comparison.encoding import FeatureStore
+from diticli.comparison.entries import Entry
+from diticli.comparison.probes import METRIC_DIMS
+from diticli.comparison.protocol import Protocol
+from diticli.comparison.scores import ALPHA
+from diticli.comparison.split_features import features_under
+from diticli.data.splits import split_rows
+from diticli.disentanglement import DisentanglementReport, measure_disentanglement
+from diticli.disentanglement.components import first_components
+from diticli.evaluation.scores import to_json
+from diticli.files import write_atomically
+from diticli.identity import cache_key
+from diticli.progress import Reporter
+from diticli.statistics import Estimate, holm
+from diticli.types import DoubleArray
+
+MEASURES = {
+    "Factor VAE": "factor_vae",
+    "D": "disentanglement",
+    "MIG": "mig",
+    "SAP": "sap",
+    "TAD": "tad",
+    "InfoM": "info_modularity",
+    "InfoC": "info_compactness",
+    "InfoE": "info_explicitness",
+    "C": "completeness",
+    "I": "informativeness",
+}
+"""Headings of the table, and the keys of `DisentanglementReport.to_dict()`."""
+UNITS = ("dims", "chunks")
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedScores:
+    """Scores of one entry and seed.
+
+    Attributes:
+        units: "dims" or "chunks" -> their number and their scores.
+        note: how the features were chosen, where they were.
+    """
+
+    units: dict[str, Scores]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One measure of one method.
+
+    Attributes:
+        estimate: mean and 95 % interval.
+        values: of each run and seed, NaN where undefined.
+        p: two-sided, of the difference to the first method, adjusted for several methods (Holm); None where there is
+            nothing to test.
+        verdict: "better" or "worse" than the first method where `p` is below `ALPHA`, else "".
+    """
+
+    estimate: Estimate
+    values: tuple[tuple[float, ...], ...]
+    p: float | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScores:
+    """All scores of a method.
+
+    Attributes:
+        name: of the method.
+        runs: names of its entries.
+        over: what its intervals are over, e.g. "3 runs".
+        units: "dims" or "chunks" -> how many of them vary.
+        scores: "dims" or "chunks" -> key of a measure -> what was measured.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    over: str
+    units: dict[str, int]
+    scores: dict[str, dict[str, Measured]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """The scores of all methods.
+
+    Attributes:
+        seeds: of splits and draws.
+        drawn: whether each seed draws a split; a given split stays the same.
+        methods: in the order of the table.
+        notes: what a reader should know.
+    """
+
+    seeds: tuple[int, ...]
+    drawn: bool
+    methods: tuple[MethodScores, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        facts = {"seeds": self.seeds, "splits": "drawn" if self.drawn else "given", "notes": self.notes}
+        found: dict[str, Any] = to_json(facts | {"methods": [vars(method) for method in self.methods]})
+        return found
+
+
+class BenchmarkStore:
+    """Scores of entries by seed in one folder, each under a hash of features, split and seed.
+
+    Args:
+        folder: made when something is written.
+        features: of the entries.
+        protocol: of the first seed; the others draw their own splits, unless it is given.
+        seed: the first one.
+        count: of seeds.
+        entries: all of them; untrained encoders take the chunks of the first model.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        features: FeatureStore,
+        protocol: Protocol,
+        *,
+        seed: int,
+        count: int,
+        entries: Sequence[Entry],
+    ) -> None:
+        self.folder, self.features, self.drawn = folder, features, protocol.seed is not None
+        self.seeds = tuple(range(seed, seed + count))
+        self.protocols = {seed: protocol}
+        for other in self.seeds[1:]:
+            split = split_rows(len(protocol.images), groups=protocol.groups, seed=other)
+            self.protocols[other] = replace(protocol, split=split, seed=other) if self.drawn else protocol
+        self._first = next((entry for entry in entries if entry.spec.kind == "model"), None)
+
+    def measurable(self, entry: Entry) -> bool:
+        """Whether its dims are few enough."""
+        return entry.dims <= METRIC_DIMS
+
+    def has(self, entry: Entry) -> bool:
+        """Whether all seeds are done."""
+        return not self.measurable(entry) or all(self._path(entry, seed).is_file() for seed in self.seeds)
+
+    def make(self, entry: Entry, reporter: Reporter) -> None:
+        """Measure the seeds that are missing.
+
+        Raises:
+            DiTiError: as `measure_disentanglement` and `features_under`; DataError when it cannot be written.
+        """
+        for seed in self.seeds if self.measurable(entry) else ():
+            path = self._path(entry, seed)
+            if not path.is_file():
+                found = self._measure(entry, seed, reporter)
+                text = json.dumps(to_json(vars(found)), indent=1, allow_nan=False) + "\n"
+                write_atomically(path, "scores", text)
+
+    def read(self, entry: Entry) -> list[SeedScores]:
+        """One item a seed; damaged ones are made again.
+
+        Raises:
+            DiTiError: as `make`.
+        """
+        return [self._read(entry, seed) for seed in self.seeds]
+
+    def _read(self, entry: Entry, seed: int) -> SeedScores:
+        path = self._path(entry, seed)
+        try:
+            data = json.loads(path.read_bytes())
+            units = {name: dict(data["units"][name]) for name in UNITS if name in data["units"]}
+            return SeedScores(units=units, note=str(data["note"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            path.unlink(missing_ok=True)
+            self.make(entry, self.features.reporter)
+            return self._read(entry, seed)
+
+    def _measure(self, entry: Entry, seed: int, reporter: Reporter) -> SeedScores:
+        protocol = self.protocols[seed]
+        own = features_under(protocol, self.features, entry, seed=seed, reporter=reporter)
+        values = np.asarray(own.values[own.rows], dtype=np.float32)
+
+        def scores(codes: Any) -> Scores:
+            found = measure_disentanglement(codes, protocol.columns, protocol.split, seed=seed, reporter=reporter)
+            return _scores(found)
+
+        units = {"dims": scores(values)}
+        layout = entry.layout
+        if entry.spec.kind == "untrained" and self._first is not None and self._first.dims == values.shape[1]:
+            layout = self._first.layout
+        if layout is not None and layout.chunks > 1:
+            units["chunks"] = scores(first_components(values, layout, protocol.split.train))
+        return SeedScores(units=units, note=own.note)
+
+    def _path(self, entry: Entry, seed: int) -> Path:
+        facts = [entry.spec.kind, entry.dims, self.features.key(entry), self.protocols[seed].digest, seed]
+        layout = None if self._first is None or self._first.layout is None else self._first.layout.to_dict()
+        return self.folder / f"{cache_key('benchmark', *facts, layout)}.json"
+
+
+def _scores(report: DisentanglementReport) -> Scores:
+    whole = report.to_dict()
+    found = whole | dict(whole["dims"])
+    return {"units": found["units"]} | {key: found.get(key) for key in MEASURES.values()}
+
+
+def summarise(store: BenchmarkStore, entries: Sequence[Entry]) -> Benchmark:
+    """Means, intervals and tests from what the store holds.
+
+    Raises:
+        DiTiError: as `BenchmarkStore.make`.
+    """
+    kept = [entry for entry in entries if store.measurable(entry)]
+    seeds = {entry.name: store.read(entry) for entry in kept}
+    methods: dict[str, list[str]] = {}
+    for entry in kept:
+        methods.setdefault(entry.spec.method or entry.name, []).append(entry.name)
+    split = store.protocols[store.seeds[0]].split
+    overlap = len(split.test) / len(split.train) if store.drawn else 0.0
+    tables = {
+        name: {kind: _matrices([seeds[run] for run in runs], kind) for kind in UNITS} for name, runs in methods.items()
+    }
+    if not tables:
+        return Benchmark(seeds=store.seeds, drawn=store.drawn, methods=(), notes=_notes(store, entries, seeds))
+    tests, first = _tests(tables, overlap), next(iter(tables.values()))
+    alone = f"{len(store.seeds)} {'splits' if store.drawn else 'draws'}"
+    found = []
+    for name, runs in methods.items():
+        scores = {
+            kind: {
+                key: _measured(values, first[kind].get(key), tests.get((name, kind, key)), overlap)
+                for key, values in matrices.items()
+                if key != "units"
+            }
+            for kind, matrices in tables[name].items()
+            if matrices
+        }
+        units = {kind: int(tables[name][kind]["units"].max()) for kind in scores}
+        over = f"{len(runs)} runs" if len(runs) > 1 else alone
+        found.append(MethodScores(name=name, runs=tuple(runs), over=over, units=units, scores=scores))
+    return Benchmark(seeds=store.seeds, drawn=store.drawn, methods=tuple(found), notes=_notes(store, entries, seeds))
+
+
+def _measured(values_RS: DoubleArray, first_RS: DoubleArray | None, p: float | None, overlap: float) -> Measured:
+    verdict = ""
+    if p is not None and p < ALPHA and first_RS is not None:
+        verdict = "better" if values_RS.mean() > first_RS.mean() else "worse"
+    values = tuple(map(tuple, values_RS.tolist()))
+    return Measured(estimate=estimate_of(values_RS, overlap), values=values, p=p, verdict=verdict)
+
+
+def _notes(
+    store: BenchmarkStore, entries: Sequence[Entry], seeds: Mapping[str, Sequence[SeedScores]]
+) -> tuple[str, ...]:
+    """What each seed chose, and what is too wide."""
+    notes = [
+        f"Seed {seed}, {item.note}"
+        for found in seeds.values()
+        for seed, item in zip(store.seeds, found, strict=True)
+        if item.note
+    ]
+    if wide := [entry.name for entry in entries if not store.measurable(entry)]:
+        notes.append(f"Not measured, since they have more than {METRIC_DIMS:,} dims: {', '.join(wide)}.")
+    return tuple(notes)
+
+
+def _matrices(runs: Sequence[Sequence[SeedScores]], kind: str) -> dict[str, DoubleArray]:
+    """Key -> [runs, seeds] of the runs that have such units; empty where none has."""
+    having = [run for run in runs if all(kind in item.units for item in run)]
+    keys = ("units", *MEASURES.values()) if having else ()
+    return {
+        key: np.array([[_number(item.units[kind].get(key)) for item in run] for run in having], dtype=np.float64)
+        for key in keys
+    }
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def estimate_of(values_RS: DoubleArray, overlap: float) -> Estimate:
+    """Mean and 95 % interval of [runs, seeds]; NaN where a value is undefined.
+
+    Args:
+        values_RS: of one method.
+        overlap: test rows over training rows, where each seed draws a split, else 0.
+    """
+    mean = float(values_RS.mean())
+    error, freedom = _error(values_RS, overlap)
+    if not np.isfinite(error):
+        return Estimate(value=mean, low=None, high=None)
+    half = float(stats.t.ppf(0.975, freedom) * error)
+    return Estimate(value=mean, low=mean - half, high=mean + half)
+
+
+def difference_p(first_RS: DoubleArray, other_QS: DoubleArray, overlap: float) -> float | None:
+    """Two-sided p of the difference of two methods on the same seeds; None where nothing varies or is undefined.
+
+    Several runs of both: Welch's test of their means. Of one of them: its runs against the other's one, seed by seed.
+    Of none: seeds in pairs, with the variance for shared rows.
+    """
+    runs = [len(first_RS), len(other_QS)]
+    if min(runs) > 1:
+        with np.errstate(all="ignore"):
+            p = float(stats.ttest_ind(other_QS.mean(axis=1), first_RS.mean(axis=1), equal_var=False).pvalue)
+        return p if np.isfinite(p) else None
+    gaps = other_QS - first_RS
+    error, freedom = _error(gaps, overlap)
+    if not np.isfinite(error) or error == 0:
+        return None
+    return float(2 * stats.t.sf(abs(gaps.mean()) / error, freedom))
+
+
+def _error(values_RS: DoubleArray, overlap: float) -> tuple[float, int]:
+    """Standard error of the mean and its degrees of freedom; NaN where there is one value, or an undefined one."""
+    runs, seeds = values_RS.shape
+    if runs > 1:
+        return float(values_RS.mean(axis=1).std(ddof=1) / np.sqrt(runs)), runs - 1
+    if seeds > 1:
+        return float(values_RS.std(ddof=1) * np.sqrt(1 / seeds + overlap)), seeds - 1
+    return np.nan, 0
+
+
+def _tests(
+    tables: Mapping[str, Mapping[str, Mapping[str, DoubleArray]]], overlap: float
+) -> dict[tuple[str, str, str], float]:
+    """Adjusted p of each method's difference to the first one."""
+    first, *others = tables
+    adjusted: dict[tuple[str, str, str], float] = {}
+    for kind in UNITS:
+        for key in MEASURES.values():
+            if key not in tables[first][kind]:
+                continue
+            found = {
+                name: difference_p(tables[first][kind][key], tables[name][kind][key], overlap)
+                for name in others
+                if key in tables[name][kind]
+            }
+            known = {name: p for name, p in found.items() if p is not None}
+            for name, p in zip(known, holm(list(known.values())), strict=True):
+                adjusted[name, kind, key] = p
+    return adjusted

@@ -1,0 +1,55 @@
+"""The benchmark on rendered pictures: what it writes and which commands it runs, with a stand-in for the renderer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.experiments import rendered
+from benchmarks.experiments.disent_scores import FACTORS, rotation
+from diticli.data.images import load_images, open_images
+from diticli.data.labels import read_labels
+
+
+def test_pictures_labels_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> None:
+        commands.append(command)
+        if command[1] == "-c":
+            compile(command[2], "RENDER", "exec")
+            count, out = int(command[4]), command[5]
+            factors = np.arange(count)[:, None] % np.array([23, 23, 7, 4, 6])
+            images = np.full((count, 32, 32, 3), 7, np.uint8) + factors[:, :1, None, None].astype(np.uint8)
+            names = np.array(["x", "y", "scale", "intensity", "color"])
+            np.savez(out, images=images, labels=factors, names=names)
+
+    monkeypatch.setattr(rendered, "run", run)
+    monkeypatch.setattr(rendered, "environment", lambda folder: (Path("python"), {}))
+    words = ["rendered", "--folder", str(tmp_path), "--train", "20", "--images", "12", "--budget", "8", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    rendered.main()
+    trainings, compared = commands[1:-1], commands[-1]
+    assert [Path(c[c.index("-o") + 1]).name for c in trainings] == [
+        f"{method}-{seed}" for method in ("diti", "pdae", "modular") for seed in (0, 1)
+    ]
+    assert all(("--base" in c) == ("diti" not in Path(c[c.index("-o") + 1]).name) for c in trainings)
+    assert f"pdae={tmp_path / 'pdae-1'}" in compared
+    assert compared[:6] == [sys.executable, "-m", "diticli", "compare", "--benchmark", "--seeds"]
+
+    source = open_images([str(tmp_path / "test.npz")], 32)
+    names = [source.file_name(index) for index in range(len(source))]
+    table = read_labels(tmp_path / "labels.csv", names)
+    rows, of_table = table.match(names)
+    assert len(rows) == 12
+    levels = load_images(source).images[:, 0, 0, 0]
+    np.testing.assert_array_equal(np.asarray(table.columns["x"].values)[of_table], levels[rows] - 7)
+    assert table.columns["color"].kind == "category"
+
+
+def test_the_rotation_is_one() -> None:
+    turn = rotation()
+    np.testing.assert_allclose(turn @ turn.T, np.eye(FACTORS), atol=1e-12)
