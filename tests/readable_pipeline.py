@@ -19,6 +19,7 @@ class ReadablePipeline:
 
     chunks = LAYOUT
     resolution = SIZE
+    crop = "center"
     reading: ClassVar[dict[str, str]] = {"crop": "center"}
     model_hash = "0123456789abcdef"
     model_id = "readable"
