@@ -1,4 +1,4 @@
-"""`python -m benchmarks train|forward|encode|edit|studio|kernels|resources|all`; see README.md."""
+"""`python -m benchmarks train|forward|encode|edit|studio|kernels|resources|step|all`; see README.md."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ PARTS = {
     "studio": "answers of `diti studio`: 100 changes of one visitor, 20 visitors at once",
     "kernels": "each operation against plain PyTorch",
     "resources": "what the compiler says of each Triton kernel, without a GPU",
+    "step": "launches, bytes and memory of a step on a GPU, counted without one",
     "all": "everything, each part in a process of its own, within a time limit",
 }
-OWN_COMMAND_LINE = ("kernels", "resources")
+OWN_COMMAND_LINE = ("kernels", "resources", "step")
 
 
 def main() -> int:

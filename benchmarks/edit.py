@@ -265,7 +265,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Measure every case; the file is written after each."""
     device = resolve_device(options.device)
-    torch.backends.cudnn.benchmark = True
     default = ["celeba64"] if device.type == "cuda" else ["small64"]
     result: dict[str, Any] = {"what": "counterfactuals of a pair", **collect(device), "cases": {}}
     for name in options.cases or default:

@@ -95,7 +95,7 @@ def candidates(
     gpu = device.type == "cuda"
     tf32, own = "tf32" if gpu else "fp32", resolve_precision("auto", device)
     note = f"as `diti encode`: {own}" + (", compiled" if gpu else "")
-    sides = [Candidate(name=OURS, build=ours(compile=gpu), note=note, precision=tf32 if own == "fp32" else own)]
+    sides = [Candidate(name=OURS, build=ours(compile=gpu), note=note, precision=own)]
     if model is not None:
         sides += [
             Candidate(name="A0", build=theirs("fp32", False), note="official as shipped", precision=tf32),
@@ -104,7 +104,7 @@ def candidates(
         ]
     if gpu:
         sides.append(Candidate(name="no compile", build=ours(), note="ours, eager", precision=own))
-    return [*sides, Candidate(name="fp32", build=ours(precision="fp32"), note="ours, fp32", precision=tf32)]
+    return [*sides, Candidate(name="fp32", build=ours(precision="fp32"), note="ours, fp32")]
 
 
 def _ours(pipeline: DiTiPipeline, *, precision: Precision = "auto", compile: bool = False) -> BatchEncoder:

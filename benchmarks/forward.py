@@ -110,7 +110,7 @@ def candidates(setting: Setting, *, compiled: bool, limit: float) -> list[Candid
             return lambda: void(estimate(TIMED))
 
         compiles = bool({"compile", "compiled"} & options.keys())
-        precise = tf32 if precision == "fp32" else precision
+        precise = tf32 if precision == "fp32" and make == setting.theirs else precision
         return Candidate(name=name, build=build, note=note, precision=precise, limit=limit, compiled=compiles)
 
     sides = [side(OURS, f"ours: {own}", setting.ours, own)]

@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.cases import DIFFUSION, SEED, TIMESTEPS, Case, pictures
 from benchmarks.official_side import OfficialModel
 from benchmarks.our_side import variables
+from diticli.models.device import gpu_convolutions
 from diticli.models.frozen import FrozenBase, FrozenPair
 from diticli.models.pipeline import DiTiPipeline, normalise
 
@@ -133,7 +134,7 @@ class OurForward:
     @torch.no_grad()
     def __call__(self, timestep: int) -> torch.Tensor:
         """The estimate [B, 3, R, R]."""
-        with variables(self.environment):
+        with variables(self.environment), gpu_convolutions(self.inputs.x_t.device, self.pair.base.dtype, timed=True):
             return self.run(timestep)
 
     def _base(self, timestep: int) -> torch.Tensor:

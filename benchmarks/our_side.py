@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler
 
 from benchmarks.cases import SEED, Case
 from diticli.distributed import Rank
+from diticli.models.device import gpu_convolutions
 from diticli.models.frozen import FrozenBase
 from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
@@ -65,6 +66,7 @@ class OurTrainer:
     ) -> None:
         self.environment, self.precision = dict(environment or {}), precision
         self.batch_size, self.device = batch_size, device
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         config = case.run_config(
             batch_size=batch_size, device=device, precision=precision, gradient=gradient, compile=compile
         )
@@ -112,7 +114,7 @@ class OurTrainer:
         before = state._mixed_precision
         state._mixed_precision = "bf16" if self.precision == "bf16" else "no"
         try:
-            with variables(self.environment):
+            with variables(self.environment), gpu_convolutions(self.device, self.dtype, timed=True):
                 yield
         finally:
             state._mixed_precision = before

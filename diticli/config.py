@@ -58,6 +58,9 @@ class RunConfig:
     minutes: float = 0.0
     """Time budget of the run in minutes: the images of both stages are then planned from the speed of its first
     seconds (`diticli.training.budget`), and kept here for a run that goes on. 0: the stages' own images."""
+    fit_batch: bool = False
+    """Take the largest batch of each stage that fits in memory (`diticli.training.batch_fit`), measured when the run
+    begins and kept as the stages' batch_size for a run that goes on."""
     seed: int = 0
     """Seed of weights, data order, timesteps and noise."""
     precision: Precision = "auto"
@@ -86,6 +89,10 @@ class RunConfig:
         self._check_ssl()
         self._check_visible()
         self.provisional_layout()
+
+    def stage(self, name: str) -> StageConfig:
+        """Budget and optimizer of a stage, "base" or "features"."""
+        return self.base if name == "base" else self.features
 
     @property
     def measures_base(self) -> bool:

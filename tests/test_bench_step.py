@@ -92,19 +92,28 @@ def test_what_is_switched_off_is_off(setting):
     assert "DITI_LAYOUT" not in os.environ
 
 
-def test_compiling_that_takes_too_long_leaves_ours_uncompiled(setting, monkeypatch):
+def test_compiling_that_takes_too_long_leaves_no_ours(setting, monkeypatch):
+    """Compiled apart from the check; what then runs uncompiled has another name, and nothing is compared with it."""
+
     def slow(setting):
-        if setting.compile:
-            for _ in range(500):
-                time.sleep(0.02)
-        return gate
+        for _ in range(500):
+            time.sleep(0.02)
 
     gate = Gate()
-    monkeypatch.setattr(train, "check_agreement", slow)
+    monkeypatch.setattr(train, "check_agreement", lambda setting: gate)
+    monkeypatch.setattr(train, "compile_step", slow)
     found = train.checked(replace(setting, compile=True), 0.6)
     assert found[0] == replace(setting, compile=False)
-    assert found[1:] == (gate, {"ours, compiled": "out of time: compiling it had not ended after 1 s"})
+    assert found[1:] == (gate, {"ours": "out of time: compiling it had not ended after 1 s"})
     assert train.checked(setting, 0.6) == (setting, gate, {})
+    sides, _ = candidates(found[0], features=False, compiled=False, own="ours, uncompiled")
+    assert [side.name for side in sides] == ["ours, uncompiled"]
+
+
+def test_a_compiler_that_fails_leaves_no_ours(setting, monkeypatch):
+    monkeypatch.setattr(train, "check_agreement", lambda setting: setting.heard.warn("torch.compile failed on it"))
+    monkeypatch.setattr(train, "compile_step", lambda setting: None)
+    assert train.checked(replace(setting, compile=True), 9)[2] == {"ours": "torch.compile failed on it"}
 
 
 @pytest.mark.skipif("DITI_OFFICIAL" not in os.environ, reason="DITI_OFFICIAL names no checkout of the official code")

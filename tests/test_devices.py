@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from test_training import tiny
 
 from diticli.config import RunConfig
 from diticli.errors import DeviceError
 from diticli.models import compiled
 from diticli.models.compiled import StepGraph
-from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.device import gpu_convolutions, resolve_device, resolve_precision
 from diticli.settings import build_config
 from diticli.training import accelerator as training
 from diticli.training.rundir import identity
@@ -141,3 +142,65 @@ def test_a_graph_is_captured_on_the_device_of_its_inputs(gpus: TwoGPUs, monkeypa
     assert gpus.events[-1] == ("replay", 1)
     assert gpus.current == 0
     assert list(compiled.StepGraph._sides) == [torch.device("cuda:1")]
+
+
+def test_fp32_of_a_gpu_is_float32_and_long_work_is_timed() -> None:
+    """PyTorch's default is TF32 in convolutions, and cuDNN's guess; both are given back."""
+    cudnn = torch.backends.cudnn
+
+    def flags() -> tuple[bool, bool]:
+        return cudnn.allow_tf32, cudnn.benchmark
+
+    before = flags()
+    assert before == (True, False)
+    with gpu_convolutions(torch.device("cuda:1"), torch.float32, timed=True):
+        assert flags() == (False, True)
+        with gpu_convolutions(torch.device("cuda:1"), torch.float32):
+            assert flags() == (False, True)
+        assert flags() == (False, True)
+    with gpu_convolutions(torch.device("cuda"), torch.bfloat16):
+        assert flags() == before
+    with gpu_convolutions(torch.device("cpu"), torch.float32, timed=True):
+        assert flags() == before
+    with pytest.raises(KeyError), gpu_convolutions(torch.device("cuda"), torch.float32):
+        raise KeyError
+    assert flags() == before
+
+
+class Spy:
+    """In place of `gpu_convolutions`: keeps what was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
+        self.asked: list[tuple[torch.dtype, bool]] = []
+        for module in modules:
+            monkeypatch.setattr(module, "gpu_convolutions", self)
+
+    @contextlib.contextmanager
+    def __call__(self, device: torch.device, dtype: torch.dtype, *, timed: bool = False) -> Iterator[None]:
+        self.asked.append((dtype, timed))
+        yield
+
+
+def test_everything_that_says_fp32_asks_for_it(make_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diticli.encoding import batch_encoder
+    from diticli.models import frozen, model
+
+    spy, pipeline = Spy(monkeypatch, batch_encoder, frozen, model), make_pipeline()
+    images = torch.zeros(2, 3, 16, 16)
+    z = pipeline.encode(images)
+    assert spy.asked == [(torch.float32, False)]
+    batch_encoder.BatchEncoder(pipeline.encoder, "fp32")(images.to(torch.uint8))
+    assert spy.asked.pop() == (torch.float32, False)
+    pipeline.sampler(precision="fp32").decode(images, z, steps=2)
+    assert set(spy.asked) == {(torch.float32, False)}
+
+
+def test_training_asks_for_float32_and_for_the_fastest_convolutions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diticli.training import plan, run
+
+    spy = Spy(monkeypatch, run, plan)
+    plan.make_plan(tiny())
+    run.train(tiny("base.images=8", "features.images=8"), tmp_path / "run")
+    assert spy.asked == [(torch.float32, True)] * 2

@@ -54,6 +54,10 @@ class Recorder(SilentReporter):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -279,6 +283,13 @@ def test_compiled_parts_give_the_same_run(base: Path, tmp_path: Path, graphs: li
     config = tiny("compile=true", base_model=str(base))
     train(config, tmp_path / "compiled", reporter=reporter)
     assert not reporter.warnings
+    names = ("frozen base", "features' training graph")
+    said = [note.rstrip("0123456789 s.") for note in reporter.notes if "ompil" in note]
+    assert said == [
+        text
+        for name in names
+        for text in (f"Compiling the {name}, once, before its first use", f"Compiled the {name} in")
+    ]
     assert len(graphs) == 3
     assert loss_curve(tmp_path / "compiled") == pytest.approx(loss_curve(tmp_path / "plain"), rel=1e-4)
     assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()

@@ -39,6 +39,8 @@ def show_plan(plan: RunPlan, *, as_json: bool) -> None:
 
 
 def _print_summary(plan: RunPlan) -> None:
+    from diticli.training.plan import MOST_IMAGES
+
     typer.echo(f"Data: {printable(plan.data)}, {plan.data_images:,} images at {plan.resolution} px")
     beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
@@ -46,6 +48,9 @@ def _print_summary(plan: RunPlan) -> None:
         if stage.schedule:
             typer.echo(stage.schedule)
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
+    if largest := [(stage.name, n) for stage in plan.stages if (n := stage.largest_batch) is not None]:
+        sizes = ", ".join(f"{n:,}{' or more' * (n >= MOST_IMAGES)} in stage {name}" for name, n in largest)
+        typer.echo(f"Largest batch that fits in the memory that is free now: {sizes} (--batch-size auto)")
     typer.echo(f"Total: about {duration(plan.seconds)}, of it {duration(plan.reading_seconds)} to read the images")
     for warning in plan.warnings:
         typer.echo(f"Warning: {warning}")

@@ -110,8 +110,7 @@ def train(
         "ssl.only": ssl_only,
         "base.images": base_images,
         "features.images": images,
-        "base.batch_size": batch_size,
-        "features.batch_size": batch_size,
+        **_batch(batch_size),
         "base.learning_rate": lr,
         "features.learning_rate": lr,
         "precision": precision,
@@ -153,12 +152,15 @@ def train(
 def _show_plan(settings: RunConfig, target: Path, started: float, *, as_json: bool) -> None:
     from diticli.commands.plan_view import show_plan
     from diticli.training.accelerator import resolve
+    from diticli.training.batch_fit import fit_batches
     from diticli.training.budget import fit_to_minutes
     from diticli.training.plan import make_plan
 
+    if settings.fit_batch:
+        settings = fit_batches(resolve(settings), target, reporter=reporter())
     if settings.minutes:
         settings, _ = fit_to_minutes(resolve(settings), target, started=started, reporter=reporter())
-    show_plan(make_plan(settings, reporter=reporter()), as_json=as_json)
+    show_plan(make_plan(settings, reporter=reporter(), memory=True), as_json=as_json)
 
 
 def _check_budget(minutes: float | None, base_images: int | None, images: int | None) -> None:
@@ -208,6 +210,15 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{option} {text!r} is not a list of whole numbers.", remedy="Write 50,100,300.") from error
+
+
+def _batch(text: str | None) -> dict[str, int | bool | None]:
+    if text == "auto":
+        return {"fit_batch": True}
+    if text is not None and not (text.isdecimal() and text.isascii() and 0 < int(text) < 10**9):
+        raise ConfigError(f"--batch-size {text!r} is neither auto nor a number of images.", remedy="Write 128 or auto.")
+    size = None if text is None else int(text)
+    return {"base.batch_size": size, "features.batch_size": size}
 
 
 def _choose_preset(data: str, device: str | None, value_range: str | None) -> str:

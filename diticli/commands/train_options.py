@@ -214,8 +214,14 @@ MinutesOption = Annotated[
     ),
 ]
 BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Global batch of both stages.", show_default=False, rich_help_panel=BUDGET),
+    str | None,
+    typer.Option(
+        metavar="IMAGES|auto",
+        help="Global batch of both stages; auto: the largest that fits in memory, measured for each (on a CPU at most "
+        "the preset's). The learning rate grows with it.",
+        show_default=False,
+        rich_help_panel=BUDGET,
+    ),
 ]
 LrOption = Annotated[
     float | None,
@@ -247,7 +253,7 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the training step with torch.compile. Default: where it is faster, as on a GPU.",
+        help="Compile the training step with torch.compile. Default: for long runs.",
         show_default=False,
         rich_help_panel=MACHINE,
     ),

@@ -12,7 +12,7 @@ from torch import nn
 
 from diticli.config import Precision
 from diticli.models.compiled import CompilablePart, CompiledPart
-from diticli.models.device import resolve_precision
+from diticli.models.device import gpu_convolutions, resolve_precision
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.layout import layout_for
 from diticli.models.pixels import normalise
@@ -62,9 +62,10 @@ class BatchEncoder:
         """Features [B, D], float32 on the device, of uint8 images [B, 3, R, R]; does not wait for the device."""
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
         self._compiled_size = self._compiled_size or len(images_BCHW)
-        if self._compiled is None or len(images_BCHW) != self._compiled_size:
-            return self._features(images_BCHW)
-        features_BD: torch.Tensor = self._compiled(images_BCHW)
+        usual = self._compiled is not None and len(images_BCHW) == self._compiled_size
+        encode = self._compiled if self._compiled is not None and usual else self._features
+        with gpu_convolutions(self.device, self._dtype, timed=usual):
+            features_BD: torch.Tensor = encode(images_BCHW)
         return features_BD
 
     def _features(self, images_BCHW: torch.Tensor) -> torch.Tensor:

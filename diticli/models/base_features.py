@@ -22,7 +22,7 @@ import torch
 
 from diticli.config import Precision
 from diticli.errors import ConfigError
-from diticli.models.device import resolve_precision
+from diticli.models.device import gpu_convolutions, resolve_precision
 from diticli.models.frozen import FrozenBase
 from diticli.models.identity import weights_digest
 from diticli.models.modulation import modulate
@@ -138,7 +138,8 @@ class BaseFeatures:
     def _at(self, timestep: int, x0_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
         t_1 = torch.full((1,), timestep, device=self.device)
         x_BCHW = self._schedule.add_noise(x0_BCHW, noise_BCHW, t_1)
-        with torch.autocast(self.device.type, enabled=False):
+        exact = gpu_convolutions(self.device, self._base.dtype)
+        with exact, torch.autocast(self.device.type, enabled=False):
             found = activations(self._base, x_BCHW, t_1, self.blocks)
             return torch.cat([found[block].float().mean(dim=(2, 3)) for block in self.blocks], dim=1)
 

@@ -8,6 +8,7 @@ takes a few steps' time where compiling takes longer than a whole edit.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -49,8 +50,8 @@ MOST_VARIANTS = 64
 class CompiledPart:
     """A function, compiled as one graph when it is first called.
 
-    Where that fails, the reporter is warned once, with the reason, and the function runs uncompiled from then on: the
-    result is the same.
+    The reporter gets a note when that begins and when it ends. Where it fails, the reporter is warned once, with the
+    reason, and the function runs uncompiled from then on: the result is the same.
 
     Args:
         name: what it is, for the message.
@@ -61,11 +62,23 @@ class CompiledPart:
     def __init__(self, name: str, function: CompilablePart, reporter: Reporter) -> None:
         self.name, self.function, self.reporter = name, function, reporter
         self._compiled: CompilablePart | None = torch.compile(function, fullgraph=True, dynamic=False)
+        self._called = False
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""
         if self._compiled is None:
             return self.function(*arguments)
+        if self._called:
+            return self._run(arguments)
+        self.reporter.note(f"Compiling the {self.name}, once, before its first use ...")
+        self._called, began = True, time.monotonic()
+        result = self._run(arguments)
+        if self._compiled is not None:
+            self.reporter.note(f"Compiled the {self.name} in {time.monotonic() - began:.0f} s.")
+        return result
+
+    def _run(self, arguments: tuple[Any, ...]) -> Any:
+        assert self._compiled is not None
         # Imported here: these modules take a second, and only compiled runs need them.
         from torch._dynamo import config as dynamo
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException

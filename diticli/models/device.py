@@ -59,6 +59,31 @@ def on_device(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def gpu_convolutions(device: torch.device, dtype: torch.dtype, *, timed: bool = False) -> Iterator[None]:
+    """How a GPU computes convolutions within the block; nothing changes on a CPU.
+
+    Args:
+        device: where they are computed.
+        dtype: float32 then is float32. PyTorch's default is TF32, whose factors have 10 bits of mantissa.
+        timed: cuDNN times its algorithms when a shape first comes and takes the fastest, which is worth it where the
+            same shapes come many times.
+    """
+    cudnn, changed = torch.backends.cudnn, {}
+    exact = device.type == "cuda" and dtype == torch.float32
+    if exact and cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        changed["allow_tf32"] = False
+    if device.type == "cuda" and timed and not cudnn.benchmark:
+        changed["benchmark"] = True
+    try:
+        for name, value in changed.items():
+            setattr(cudnn, name, value)
+        yield
+    finally:
+        for name, value in changed.items():
+            setattr(cudnn, name, not value)
+
+
+@contextlib.contextmanager
 def global_generators_kept(device: torch.device) -> Iterator[None]:
     """Give the global random generators back as they were: of the CPU, and of the GPUs when they are in use."""
     gpus = device.type == "cuda" or torch.cuda.is_initialized()  # `torch.manual_seed` seeds all of them

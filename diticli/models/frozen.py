@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from diticli.models.compiled import CompilablePart, CompiledPart, StepGraph, should_capture
+from diticli.models.device import gpu_convolutions
 from diticli.models.layout import layout_for
 from diticli.models.modulation import PathWeights, gather_weights, modulate
 from diticli.models.modules import ResnetBlock, SelfAttention, Upsample
@@ -154,7 +155,11 @@ class FrozenPair:
             z_mod_BM: `FrozenShift.project`.
             scale: factor of the shift, a scalar.
         """
-        inputs = (x_BCHW, t_1, z_mod_BM, scale)
+        with gpu_convolutions(x_BCHW.device, self.base.dtype):
+            return self._run(x_BCHW, t_1, z_mod_BM, scale)
+
+    def _run(self, x_BCHW: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        inputs = (x_BCHW, *others)
         step = self._step_for(x_BCHW.shape)
         if not should_capture(x_BCHW):
             estimate_BCHW: torch.Tensor = step(*inputs)

@@ -83,16 +83,17 @@ def _too_large(
     return DeviceError(f"A batch of {batch_size:,} images does not fit in memory ({first_line(error)}).", remedy=remedy)
 
 
-def largest_batch(trial: Trial, below: int, device: torch.device, processes: int = 1) -> int:
+def largest_batch(trial: Trial, below: int, device: torch.device, processes: int = 1, *, rounded: bool = True) -> int:
     """Most images, under `below`, of which a batch fits in the memory that is free now; 0 where not even one does.
 
     Args:
         trial: computes so many images.
-        below: a number of images that does not fit.
+        below: a number of images that does not fit, or is not wanted.
         device: where it computes.
         processes: that compute at the same time; on a CPU they share the machine's memory.
+        rounded: down to two digits.
     """
-    _release()
+    release_memory()
     small = None
     for _ in range(2 if below > 2 else 0):  # the first may allocate what is then kept
         small = peak_or_none(trial, 2, device)
@@ -103,10 +104,12 @@ def largest_batch(trial: Trial, below: int, device: torch.device, processes: int
         return 2
     room = SHARE * free_bytes(device) / (processes if device.type == "cpu" else 1)
     each = max((large - small) / 2, 1)
-    count = _rounded(min(below - 1, int(4 + max(0, room - large) / each)))
+    count = min(below - 1, int(4 + max(0, room - large) / each))
+    count = _rounded(count) if rounded else count
     # On a GPU a trial takes a moment: the number that is named was seen to fit.
     while device.type != "cpu" and count > 4 and peak_or_none(trial, count, device) is None:
-        count = max(4, _rounded(count * 3 // 4))
+        count = max(4, count * 3 // 4)
+        count = _rounded(count) if rounded else count
     return count
 
 
@@ -128,7 +131,7 @@ def on_halves(run: Callable[..., torch.Tensor], *parts: torch.Tensor) -> torch.T
         if len(parts[0]) == 1:
             raise not_even_one(error, smallest=SMALLER_MODEL) from error
         traceback.clear_frames(error.__traceback__)
-    _release()  # outside the handler: the traceback holds the failed batch's tensors
+    release_memory()  # outside the handler: the traceback holds the failed batch's tensors
     half = len(parts[0]) // 2
     return torch.cat([on_halves(run, *(part[:half] for part in parts)), on_halves(run, *(p[half:] for p in parts))])
 
@@ -166,7 +169,7 @@ def peak_or_none(trial: Trial, count: int, device: torch.device) -> int | None:
         traceback.clear_frames(error.__traceback__)
     else:
         return counter.most
-    _release()
+    release_memory()
     return None
 
 
@@ -203,7 +206,7 @@ def _rounded(count: int) -> int:
     return count // unit * unit
 
 
-def _release() -> None:
+def release_memory() -> None:
     """Give what nobody uses any more back to the device or the system."""
     gc.collect()
     torch.cuda.empty_cache()  # nothing where there is no GPU

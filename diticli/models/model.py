@@ -22,6 +22,7 @@ from diticli.config import Precision
 from diticli.config_groups import ValueRange, check_value_range
 from diticli.data.decode import CROP_NOTES, Crop, decode_image, to_square
 from diticli.errors import ConfigError, ModelError
+from diticli.models.device import gpu_convolutions
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.gate import check_finite
 from diticli.models.identity import FORM, model_identity, weights_digest
@@ -256,7 +257,8 @@ class DiTiModel:
             return torch.empty(0, self.chunks.latent_dim)
 
         def features(part: torch.Tensor) -> torch.Tensor:
-            return self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu()
+            with gpu_convolutions(self.device, self.encoder.dtype):
+                return self.encoder(part.to(self.device, self.encoder.dtype)).float().cpu()
 
         return torch.cat([on_halves(features, part) for part in x.split(batch_size)])
 
@@ -264,7 +266,8 @@ class DiTiModel:
     def encode_uint8(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Features [B, D], float32 on the CPU, of uint8 images [B, C, R, R]; normalised on the device."""
         x = normalise(images_BCHW.to(self.device)).to(self.encoder.dtype)
-        return self.encoder(x).float().cpu()
+        with gpu_convolutions(self.device, self.encoder.dtype):
+            return self.encoder(x).float().cpu()
 
     @torch.no_grad()
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, z: torch.Tensor, masked: bool = True) -> Prediction:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Protocol
 
@@ -131,6 +132,7 @@ class StreamFeed:
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            multiprocessing_context=_start_method(rank, device, self.source) if self.workers else None,
         )
         yield from uploaded(self._noting(loader), device)
 
@@ -202,6 +204,20 @@ class _Decoded(Dataset[_Item]):
                 return error
             return torch.from_numpy(image).permute(2, 0, 1), skipped
         raise UnreadableImageError(self.source.name, "no image is readable any more")
+
+
+def _start_method(rank: Rank, device: torch.device, source: object) -> str | None:
+    """How decoding processes start: not as copies of one in which NCCL runs, whose threads may hold locks then.
+
+    None, PyTorch's own way, where no NCCL runs or the source cannot be handed to another process.
+    """
+    if rank.count == 1 or device.type != "cuda":
+        return None
+    try:
+        ForkingPickler.dumps(source)
+    except (TypeError, AttributeError, ValueError):
+        return None
+    return "forkserver"
 
 
 def _collate(items: list[_Item]) -> _Batch:

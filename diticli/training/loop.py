@@ -77,6 +77,13 @@ class StageTrainer:
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             self.module, self.optimizer = accelerator.prepare(stage.objective, self.fused)
         self.totals = Totals(accelerator, stage.objective.timesteps)
+        self._compiled = compile
+
+    def release(self) -> None:
+        """Let go of what outlives this trainer: Accelerate keeps what it prepared, and torch.compile its graphs."""
+        self.accelerator.free_memory()
+        if self._compiled:
+            torch.compiler.reset()
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of this stage, if there is one."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from diticli.data.images import ImageSource
 from diticli.distributed import Rank
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.device import global_generators_kept
+from diticli.models.device import global_generators_kept, gpu_convolutions
+from diticli.models.largest_batch import largest_batch
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
@@ -30,12 +32,16 @@ from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.loop import StageTrainer
 from diticli.training.objectives import NoiseObjective, Objective
-from diticli.training.stage import Stage, draw_inputs, fitting
+from diticli.training.stage import Stage, draw_inputs, fitting, trial_step
 from diticli.training.stage_two import STAGE, build_objective, step_views
 
 TIMED_STEPS = 4
 WARM_STEPS = 2
 MOST_STEPS = 1000
+MOST_IMAGES = 1024
+"""Of a batch that is tried: more make no GPU faster."""
+TENSOR_CORES = 8
+"""Batches are multiples of it where they are larger: matrix units work on tiles."""
 _FORWARD = 1 / 3
 """Time of a noise estimate in a sample picture, compared with that of training on an image."""
 _ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * 3 * samples.STEPS}
@@ -62,6 +68,10 @@ class StagePlan:
     """Estimated time of the sample pictures."""
     schedule: str = ""
     """The learning rate over the stage, in words."""
+    peak_memory_mb: float = 0.0
+    """Largest use seen in its timed steps: of the GPU, or of the whole process until then on a CPU."""
+    largest_batch: int | None = None
+    """Images, at most `MOST_IMAGES`, of the largest batch that fits in the memory that is free; None: not measured."""
 
     @property
     def seconds(self) -> float:
@@ -100,7 +110,12 @@ class RunPlan:
 
 
 def make_plan(
-    config: RunConfig, *, seconds: float = 0.0, reading: bool = True, reporter: Reporter | None = None
+    config: RunConfig,
+    *,
+    seconds: float = 0.0,
+    reading: bool = True,
+    reporter: Reporter | None = None,
+    memory: bool = False,
 ) -> RunPlan:
     """Build the networks, time a few steps of each stage as a run takes them, write nothing.
 
@@ -110,34 +125,33 @@ def make_plan(
             steps however long they take.
         reading: also measure how long reading the images takes.
         reporter: warned where the step cannot be compiled.
+        memory: measure the largest batches that fit.
 
     Raises:
         DiTiError: as `train` would.
     """
     config = resolve(config)
     accelerator = make_accelerator(config)
-    with global_generators_kept(accelerator.device):
-        return _plan(config, accelerator, seconds, reading, reporter)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    timed = gpu_convolutions(accelerator.device, dtype, timed=True)
+    with timed, global_generators_kept(accelerator.device):
+        return _plan(config, accelerator, seconds, reading, reporter, memory)
 
 
 def _plan(
-    config: RunConfig, accelerator: Accelerator, seconds: float, reading: bool, reporter: Reporter | None
+    config: RunConfig,
+    accelerator: Accelerator,
+    seconds: float,
+    reading: bool,
+    reporter: Reporter | None,
+    memory: bool,
 ) -> RunPlan:
     source = open_source(config, reporter)
-    stages = []
-    if config.ssl.only:
-        unet, scheduler = None, new_scheduler()
-    elif config.base_model:
-        say = (reporter or SilentReporter()).note
-        sizes = {"resolution": config.data.resolution, "channels": config.data.channels}
-        unet, scheduler = load_base(config.base_model, say=say, **sizes)
-    else:
-        unet, scheduler = build_unet(config.unet, config.data.resolution, config.data.channels), new_scheduler()
-        base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler))
-        stages.append(_plan_stage("base", base, None, config, accelerator, seconds, reporter))
-    layout = config.provisional_layout(scheduler.config.num_train_timesteps)
-    features = build_objective(_measured(config), unet, scheduler)
-    stages.append(_plan_stage(STAGE, features, unet, config, accelerator, seconds, reporter))
+    stages = [
+        _plan_stage(name, objective, frozen, config, accelerator, seconds, reporter, memory)
+        for name, objective, frozen in stages_of(config, reporter)
+    ]
+    layout = config.provisional_layout()
     return RunPlan(
         preset=config.preset,
         device=config.device,
@@ -150,10 +164,25 @@ def _plan(
         latent_dim=layout.latent_dim,
         ssl=config.ssl.method if config.ssl.active else "none",
         stages=tuple(stages),
-        peak_memory_mb=_peak_memory_mb(accelerator.device),
+        peak_memory_mb=max(stage.peak_memory_mb for stage in stages),
         reading_seconds=_reading_seconds(config, source, stages) if reading else 0.0,
         warnings=budget_warnings(config),
     )
+
+
+def stages_of(config: RunConfig, reporter: Reporter | None = None) -> Iterator[tuple[str, Objective, UNet | None]]:
+    """Name, objective and frozen base of each stage of a run, with random weights where it would train them."""
+    if config.ssl.only:
+        unet, scheduler = None, new_scheduler()
+    elif config.base_model:
+        say = (reporter or SilentReporter()).note
+        sizes = {"resolution": config.data.resolution, "channels": config.data.channels}
+        unet, scheduler = load_base(config.base_model, say=say, **sizes)
+    else:
+        unet, scheduler = build_unet(config.unet, config.data.resolution, config.data.channels), new_scheduler()
+        yield "base", NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler)), None
+        unet.to("cpu")
+    yield STAGE, build_objective(_measured(config), unet, scheduler), unet
 
 
 def _reading_seconds(config: RunConfig, source: ImageSource, stages: Sequence[StagePlan]) -> float:
@@ -192,13 +221,19 @@ def _plan_stage(
     accelerator: Accelerator,
     seconds: float,
     reporter: Reporter | None,
+    memory: bool,
 ) -> StagePlan:
-    budget = config.base if name == "base" else config.features
-    stage = _stage(name, objective, config, accelerator)
+    budget = config.stage(name)
+    _forget_peak(accelerator.device)
+    stage = stage_of(name, objective, config, accelerator)
     with fitting(stage, accelerator)():
         stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution, config.data.channels))
         trainer = StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
         first, usual = _time_steps(trainer, seconds)
+    peak, trained = _peak_memory_mb(accelerator.device), sum(p.numel() for p in trainer.parameters)
+    trainer.release()
+    del trainer
+    largest = largest_for(stage, accelerator, max(MOST_IMAGES, budget.batch_size)) if memory else None
     rate = budget.batch_size / usual
     pictures = -(-budget.steps // config.sample_every) if config.sample_every and not config.ssl.only else 0
     return StagePlan(
@@ -207,13 +242,32 @@ def _plan_stage(
         steps=budget.steps,
         batch_size=budget.batch_size,
         learning_rate=budget.peak_learning_rate,
-        trained_parameters=sum(p.numel() for p in trainer.parameters),
+        trained_parameters=trained,
         frozen_parameters=0 if frozen is None else sum(p.numel() for p in frozen.parameters()),
         images_per_second=rate,
         compile_seconds=max(0.0, first - usual) if config.compile is True else 0.0,
         drawing_seconds=pictures * seconds_of_a_picture(name, rate),
         schedule=learning_rate_note(name, budget),
+        peak_memory_mb=peak,
+        largest_batch=largest,
     )
+
+
+def largest_for(stage: Stage, accelerator: Accelerator, most: int) -> int:
+    """Images, at most `most`, of the largest global batch of a stage that fits in the memory that is free now.
+
+    0 where not even one image for each process does.
+    """
+    each = largest_batch(
+        functools.partial(trial_step, stage, accelerator),
+        most // accelerator.num_processes + 1,
+        accelerator.device,
+        accelerator.num_processes,
+        rounded=False,
+    )
+    if TENSOR_CORES < each < most // accelerator.num_processes:
+        each -= each % TENSOR_CORES
+    return each * accelerator.num_processes
 
 
 def seconds_of_a_picture(stage: str, images_per_second: float) -> float:
@@ -226,9 +280,9 @@ def _random_feed(images: int, resolution: int, channels: int) -> MemoryFeed:
     return MemoryFeed(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
 
 
-def _stage(name: str, objective: Objective, config: RunConfig, accelerator: Accelerator) -> Stage:
+def stage_of(name: str, objective: Objective, config: RunConfig, accelerator: Accelerator) -> Stage:
     """A stage of one image that neither reads nor writes."""
-    budget = config.base if name == "base" else config.features
+    budget = config.stage(name)
     return Stage(
         name=name,
         objective=objective.train(),
@@ -278,6 +332,11 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from diticli.distributed import PeerMonitor, Rank
 from diticli.files import FolderLock
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.device import global_generators_kept, on_device
+from diticli.models.device import global_generators_kept, gpu_convolutions, on_device
 from diticli.models.identity import weights_digest
+from diticli.models.largest_batch import release_memory
 from diticli.models.pipeline import DDIMScheduler, DDPMScheduler, DiTiPipeline
 from diticli.models.reconstruction_gap import GapCurve
 from diticli.models.unet import UNet
@@ -28,6 +29,7 @@ from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.advice import budget_warnings
 from diticli.training.base_gap import read_gap, write_gap
+from diticli.training.batch_fit import fit_batches
 from diticli.training.batches import fold_seed
 from diticli.training.budget import TimeBudget, fit_to_minutes
 from diticli.training.checkpoint import drop_other_stages, write_json
@@ -70,6 +72,8 @@ def train(
     reporter, started = reporter or SilentReporter(), started or clock()
     RunDirectory(out).refuse_links()  # before anything is read through one
     config, budget = resolve(config), None
+    if config.fit_batch:
+        config = fit_batches(config, out, reporter=reporter)
     if config.minutes:
         config, budget = fit_to_minutes(config, out, started=started, reporter=reporter, clock=clock)
         for warning in () if RunDirectory(out).begun else budget_warnings(config):
@@ -79,6 +83,7 @@ def train(
     check_variables(accelerator.device, dtype)
     with (
         on_device(accelerator.device),
+        gpu_convolutions(accelerator.device, dtype, timed=True),
         global_generators_kept(accelerator.device),
         PeerMonitor(Rank.from_accelerator(accelerator), accelerator.device, reporter) as peers,
         os_errors_as_typed(out),
@@ -154,6 +159,7 @@ class _Worker:
         """The base of this run, trained first unless it already was."""
         if not (self.run.base / "unet").is_dir():
             self._train_base(stop)
+            release_memory()  # its networks refer to themselves
         return load_base(str(self.run.base), resolution=self.config.data.resolution)
 
     def _train_base(self, stop: StopRequest) -> None:
@@ -200,9 +206,9 @@ class _Worker:
         def save_samples(step: int, losses: torch.Tensor) -> None:
             if unet is None:
                 return
-            pipeline.to(self.accelerator.device)
             path = self.run.samples / f"features-{step:08d}.png"
-            quality = samples.reconstructions(pipeline, self.images.preview, seed=config.seed, step=step, path=path)
+            with _lent(pipeline, self.accelerator.device):
+                quality = samples.reconstructions(pipeline, self.images.preview, seed=config.seed, step=step, path=path)
             write_json(self.run.quality, {"reconstruction_psnr_db": quality, "step": step})
             chart = self.run.samples / "features-loss-by-timestep.png"
             samples.loss_chart(losses, layout=layout, title=f"Features, step {step:,}", path=chart)
@@ -270,9 +276,23 @@ class _Worker:
         if resumed:
             self.reporter.note(f"Stage {name} goes on at step {trainer.step:,} of {trainer.whole.steps:,}.")
         run_stage(trainer, self.metrics, self.reporter, stop)
+        trainer.release()
 
     def _publish(self, target: Path, save: Callable[[Path], None]) -> None:
         if self.accelerator.is_main_process:
             self.run.publish(target, save)
             self.run.discard_checkpoints()
         self.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _lent(pipeline: DiTiPipeline, device: torch.device) -> Iterator[None]:
+    """The pipeline on `device`, its base within the block only: training computes a copy of that, beside which it would
+    take memory for the rest of the run."""
+    unet = pipeline.denoisers()[0]
+    home = unet.device
+    pipeline.to(device)
+    try:
+        yield
+    finally:
+        unet.to(home)

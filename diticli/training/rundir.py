@@ -41,8 +41,16 @@ _FILLED = ("checkpoints", "samples", "tensorboard", "probe")
 """Folders whose files are written one by one; the last by `diti demo`."""
 _BEGINNING = {LOCK_NAME, ".config.json.partial"}
 """What a run of this or an earlier version may leave that was killed before its first file; see `is_leftover`."""
-# Settings that change how a run proceeds but not what it computes. (Of minutes, the images that follow are compared.)
-_FREE = {"log_every", "checkpoint_every", "sample_every", "data.workers", "data.memory_limit_mb", "minutes"}
+# Settings that change how a run proceeds but not what it computes. (What follows of minutes and fit_batch is compared.)
+_FREE = {
+    "log_every",
+    "checkpoint_every",
+    "sample_every",
+    "data.workers",
+    "data.memory_limit_mb",
+    "minutes",
+    "fit_batch",
+}
 
 # Settings that runs of earlier versions lack, and what those runs did.
 _LATER: dict[str, tuple[Any, ...]] = {"data.channels": (3,), "data.value_range": (None, [0.0, 65535.0])}

@@ -101,13 +101,13 @@ def fitting(stage: Stage, accelerator: Accelerator) -> Callable[[], contextlib.A
     return functools.partial(
         batch_fits,
         stage.budget.batch_size,
-        functools.partial(_trial_step, stage, accelerator),
+        functools.partial(trial_step, stage, accelerator),
         device=accelerator.device,
         processes=accelerator.num_processes,
     )
 
 
-def _trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
+def trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
     """Losses and gradients of `count` black images: no weight changes, and no other process is waited for."""
     objective = stage.objective.to(accelerator.device)
     # As much as the optimizer's two moments and the moving average take.

@@ -1,8 +1,8 @@
 """Adaptive group norm in plain PyTorch without `torch.compile`: few passes over memory, little kept for backward.
 
 Two forms, because PyTorch's own group norm is only sound and fast for contiguous input (README.md says why):
-contiguous tensors go through its fused group norm, channels_last ones through gradients written out here, which
-keep the input and two statistics per group. Every formula is derived in README.md.
+contiguous tensors, and all that are on no CPU, go through its fused group norm, channels_last ones on a CPU through
+gradients written out here, which keep the input and two statistics per group. Every formula is derived in README.md.
 
 Shapes: B samples, N positions, C = C1 + C2 channels in G groups; rows [B, N, C] are contiguous.
 """
@@ -18,10 +18,13 @@ _BLOCK = 1 << 18
 
 
 def folded_group_norm(h: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-    """Contiguous h [B, C, *], scale and shift [B, C] -> [B, C, *], differentiated by PyTorch.
+    """h [B, C, *], scale and shift [B, C] -> contiguous [B, C, *], differentiated by PyTorch.
 
-    Sample and channel become one dim: group norm over B * G groups, whose affine is the modulation.
+    Sample and channel become one dim: group norm over B * G groups, whose affine is the modulation. On a CPU it stays
+    float32 beside half precision, which PyTorch's kernels elsewhere do not take.
     """
+    if h.device.type != "cpu":
+        scale, shift = scale.to(h.dtype), shift.to(h.dtype)
     B, C = h.shape[:2]
     flat = h.reshape(1, B * C, -1).contiguous()
     size, all_groups = flat.shape[2], B * groups
