@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from diti_kernels.sites import capturing
 
 from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
@@ -126,6 +127,7 @@ class StepGraph:
         # Buffers made under inference mode could not be written to outside it.
         with (
             self._capturing,
+            capturing(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.cuda.device(self._device),
@@ -147,13 +149,17 @@ class StepGraph:
             self._sides[self._device] = torch.cuda.Stream(self._device)
         return self._sides[self._device]
 
+    def replay(self) -> torch.Tensor:
+        """The step on the inputs of the last call, in memory that the next call overwrites."""
+        self._graph.replay()
+        return self._output
+
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """`step(*inputs)`, in memory of its own."""
         with torch.cuda.device(self._device):
             for mine, value in zip(self._inputs, inputs, strict=True):
                 mine.copy_(value)
-            self._graph.replay()
-            return self._output.clone()
+            return self.replay().clone()
 
 
 def should_capture(x: torch.Tensor) -> bool:

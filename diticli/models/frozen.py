@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
+from diti_kernels.sites import Mode, is_measured
 from torch import nn
 
 from diticli.models.compiled import CompilablePart, CompiledPart, StepGraph, should_capture
@@ -138,6 +139,7 @@ class FrozenPair:
         with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
             self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
         self._graphs: dict[torch.Size, StepGraph] = {}
+        self._tuned: set[torch.Size] = set()
         self._compiled: CompilablePart | None = (
             CompiledPart("sampler's step", self._estimate, WarningReporter()) if compile else None
         )
@@ -155,8 +157,14 @@ class FrozenPair:
             scale: factor of the shift, a scalar.
         """
         inputs = (x_BCHW, t_1, z_mod_BM, scale)
-        step = self._step_for(x_BCHW.shape)
-        if not should_capture(x_BCHW):
+        step, capture = self._step_for(x_BCHW.shape), should_capture(x_BCHW)
+        if is_measured(x_BCHW.device.type) and x_BCHW.shape not in self._tuned:
+            self._tuned.add(x_BCHW.shape)
+            from diticli.tuning.tune import tune_alone  # here, as it takes time and needs a GPU
+
+            mode: Mode = "compiled" if step != self._estimate else "captured" if capture else "eager"
+            tune_alone(lambda: self._estimate(*inputs), x_BCHW.device, mode)
+        if not capture:
             estimate_BCHW: torch.Tensor = step(*inputs)
             return estimate_BCHW
         if x_BCHW.shape not in self._graphs:

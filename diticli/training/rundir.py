@@ -2,6 +2,7 @@
 
 runs/NAME/config.json      everything resolved, with versions
           base/            stage 1 result (diffusers layout)
+          kernels.json     the ways of operations that were fastest when the run began, on a GPU
           gap.json         what the base loses by timestep, where the run needs to know
           quality.json     PSNR of reconstructions, when the last picture was drawn
           model/           the finished `DiTiPipeline`
@@ -34,7 +35,7 @@ from diticli.settings import to_dict
 from diticli.training.checkpoint import list_checkpoints
 from diticli.training.failures import write_error
 
-_FILES = ("config.json", "extending.json", "gap.json", "metrics.jsonl", "skipped.txt")
+_FILES = ("config.json", "extending.json", "gap.json", "kernels.json", "metrics.jsonl", "skipped.txt")
 _PUBLISHED = ("base", "model")
 _FILLED = ("checkpoints", "samples", "tensorboard", "probe")
 """Folders whose files are written one by one; the last by `diti demo`."""
@@ -63,6 +64,11 @@ class RunDirectory:
     def gap(self) -> Path:
         """What the base loses by timestep."""
         return self.root / "gap.json"
+
+    @property
+    def kernels(self) -> Path:
+        """How operations run, by stage."""
+        return self.root / "kernels.json"
 
     @property
     def quality(self) -> Path:
@@ -165,7 +171,13 @@ class RunDirectory:
         """Remove what a run left that made no step."""
         for name in ("samples", "tensorboard"):
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in (self.gap, self.quality, self.root / "metrics.jsonl", *self.root.glob("skipped*.txt")):
+        for path in (
+            self.gap,
+            self.kernels,
+            self.quality,
+            self.root / "metrics.jsonl",
+            *self.root.glob("skipped*.txt"),
+        ):
             path.unlink(missing_ok=True)
 
     def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> bool:

@@ -1,0 +1,346 @@
+"""The choice of kernels by measurement: what is kept, what is ignored, who decides, and what is said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diti_kernels import sites
+from diti_kernels.sites import Site
+
+from diticli.distributed import Rank
+from diticli.errors import ConfigError
+from diticli.progress import SilentReporter
+from diticli.tuning import cache, tune
+from diticli.tuning.cache import TuningCache, Verdict
+
+CPU = torch.device("cpu")
+SITE = Site("masked_linear", "eager", "float32", (4, 10, 7, 11), (True, True, True), ("cumulative", "bias"))
+OTHER = SITE._replace(shape=(8, 10, 7, 11))
+FASTER = Verdict(site=SITE, way="triton", choice="triton", outcome="right", detail="fine", reference_ms=2.0, way_ms=1.0)
+WRONG = Verdict(site=SITE, way="triton", choice="reference", outcome="wrong", detail="value: error 1")
+
+
+class Heard(SilentReporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of one's own, no choices, and a CPU in place of the GPU; Triton counts as installed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for variable in ("DITI_TUNE", "DITI_KERNELS", "DITI_ATTENTION"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sites, "MEASURED_DEVICES", ("cpu",))
+    monkeypatch.setattr(tune, "_spent", 0.0)
+    monkeypatch.setattr(tune, "_installed", lambda way: True)
+    cache.environment.cache_clear()
+    sites.forget()
+    yield
+    sites.forget()
+
+
+def new_cache(heard: Heard, **changes: str) -> TuningCache:
+    return TuningCache({"device": "cuda", "gpu": "NVIDIA X", "driver": "580", "torch": "2.13"} | changes, heard)
+
+
+def test_a_verdict_is_found_again() -> None:
+    heard = Heard()
+    new_cache(heard).write(FASTER)
+    assert new_cache(heard).read(SITE) == FASTER
+    assert new_cache(heard).read(OTHER) is None
+    assert new_cache(heard).all() == ([FASTER], 0)
+    assert heard.warnings == []
+
+
+@pytest.mark.parametrize("changed", [{"gpu": "NVIDIA Y"}, {"driver": "581"}, {"torch": "2.14"}, {"sources": "0"}])
+def test_another_gpu_driver_library_or_source_knows_nothing(changed: dict[str, str]) -> None:
+    heard = Heard()
+    new_cache(heard).write(FASTER)
+    assert new_cache(heard, **changed).read(SITE) is None
+    assert new_cache(heard, **changed).all() == ([], 1)
+    assert heard.warnings == []
+
+
+def spoiled(**changes: Any) -> bytes:
+    return json.dumps({"format": 1, "environment": new_cache(Heard()).facts, **FASTER.to_dict(), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        spoiled()[:-20],
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 10_000,
+        spoiled(format=2),
+        spoiled(environment=None),
+        spoiled(site=None),
+        spoiled(site={"operation": "masked_linear"}),
+        spoiled(site=SITE._asdict() | {"shape": [1.5]}),
+        spoiled(site=OTHER._asdict()),
+        spoiled(environment={"gpu": "another"}),
+        spoiled(choice="xformers"),
+        spoiled(outcome="wrong"),
+        spoiled(way_ms=-1),
+        spoiled(way_ms="1"),
+        spoiled(way_ms=float("nan")),
+        spoiled(unknown=1),
+        b" " * (cache.LARGEST_FILE + 1),
+    ],
+)
+def test_damaged_and_foreign_files_are_ignored_and_said(content: bytes) -> None:
+    heard = Heard()
+    path = new_cache(heard).path(SITE)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert new_cache(heard).read(SITE) is None
+    assert len(heard.warnings) == 1
+    assert str(path) in heard.warnings[0]
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    heard = Heard()
+    (tmp_path / "cache").write_text("a file")
+    new_cache(heard).write(FASTER)
+    assert "cannot be kept" in heard.warnings[0]
+    assert new_cache(heard).read(SITE) is None
+
+
+def decide_with(monkeypatch: pytest.MonkeyPatch, heard: Heard, *verdicts: Verdict) -> list[list[Site]]:
+    """Trials that end so; returns what was asked of them."""
+    asked: list[list[Site]] = []
+
+    def trials(missing: list[Site], *arguments: object) -> Iterator[Verdict]:
+        asked.append(list(missing))
+        yield from (verdict for verdict in verdicts if verdict.site in missing)
+
+    monkeypatch.setattr(tune, "run_trials", trials)
+    return asked
+
+
+def test_what_is_known_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    asked = decide_with(monkeypatch, heard, FASTER, replace(WRONG, site=OTHER))
+    for _ in range(2):
+        assert tune.decide([SITE, OTHER], CPU, 10, heard) == {SITE: "triton", OTHER: "reference"}
+    assert asked == [[SITE, OTHER]]
+
+
+def test_tune_0_tries_nothing_and_takes_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    asked = decide_with(monkeypatch, heard, FASTER)
+    monkeypatch.setenv("DITI_TUNE", "0")
+    assert tune.decide([SITE, OTHER], CPU, tune.tuning_seconds(), heard) == {}
+    TuningCache(cache.environment(CPU), heard).write(FASTER)
+    assert tune.decide([SITE, OTHER], CPU, tune.tuning_seconds(), heard) == {SITE: "triton"}
+    assert asked == []
+
+
+@pytest.mark.parametrize("text", ["-1", "soon", "nan", "inf"])
+def test_a_time_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITI_TUNE", text)
+    with pytest.raises(ConfigError, match="DITI_TUNE"):
+        tune.tune(lambda: None, device=CPU, mode="eager")
+
+
+def test_a_process_spends_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = decide_with(monkeypatch, Heard())
+    monkeypatch.setattr(tune.time, "monotonic", iter([0.0, 11.0, 12.0]).__next__)
+    tune.decide([SITE], CPU, 10, Heard())
+    tune.decide([OTHER], CPU, 10, Heard())
+    assert asked == [[SITE]]
+
+
+# Trials in processes of their own
+
+
+def child(*lines: str) -> list[str]:
+    return [sys.executable, "-c", "import os, sys, time, json\njob = json.load(sys.stdin)\n" + "\n".join(lines)]
+
+
+def begin(index: int) -> str:
+    return f"print(json.dumps({{'begin': {index}}}), flush=True)"
+
+
+def end(index: int, verdict: Verdict) -> str:
+    return (
+        f"print(json.dumps({{'end': {index}, 'verdict': json.loads({json.dumps(verdict.to_dict())!r})}}), flush=True)"
+    )
+
+
+def trials(heard: Heard, command: list[str], seconds: float = 10, starting: float = 30) -> list[Verdict]:
+    found = tune.run_trials([SITE, OTHER], CPU, seconds, heard, command=command, starting=starting)
+    return list(found)
+
+
+def test_verdicts_come_among_other_lines() -> None:
+    heard = Heard()
+    command = child("print('hello')", begin(0), "print('{}')", end(0, FASTER), begin(1), "print('{\"skip\": 1}')")
+    assert trials(heard, command) == [FASTER]
+    assert heard.warnings == []
+
+
+def test_a_wrong_value_is_reported_with_what_to_send() -> None:
+    heard = Heard()
+    assert trials(heard, child(begin(0), end(0, WRONG))) == [WRONG]
+    assert "WRONG" in heard.warnings[0]
+    assert SITE.name in heard.warnings[0]
+    assert "diti doctor --json" in heard.warnings[0]
+
+
+def test_a_kernel_that_ends_its_process_costs_that_site_alone() -> None:
+    heard = Heard()
+    last = replace(FASTER, site=OTHER)
+    command = child(
+        "if len(job['sites']) == 2:",
+        f"    {begin(0)}",
+        "    print('Fatal: illegal access', file=sys.stderr, flush=True)",
+        "    os._exit(70)",
+        begin(0),
+        end(0, last),
+    )
+    failed, other = trials(heard, command)
+    assert (failed.site, failed.choice, failed.outcome) == (SITE, "reference", "failed")
+    assert failed.detail == "its process ended with status 70 (Fatal: illegal access)"
+    assert other == last
+    assert "failed" in heard.warnings[0]
+
+
+def test_a_kernel_that_hangs_is_ended() -> None:
+    heard = Heard()
+    (failed,) = trials(heard, child(begin(0), "time.sleep(60)"), seconds=0.1, starting=3.0)
+    assert (failed.site, failed.outcome) == (SITE, "failed")
+    assert "no answer within 3 s" in failed.detail
+
+
+def test_trials_that_cannot_start_are_said() -> None:
+    heard = Heard()
+    assert trials(heard, child("raise RuntimeError('CUDA is busy')")) == []
+    assert "CUDA is busy" in heard.warnings[0]
+
+
+def test_a_process_of_trials_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one, where Triton has no device: the kernel fails and the reference runs."""
+    heard = Heard()
+    (found,) = tune.run_trials([SITE], CPU, 1, heard)
+    assert (found.choice, found.outcome) == ("reference", "failed")
+
+
+# Who decides
+
+
+class Peers:
+    """Two processes, one after the other: the first one's word is heard by the second."""
+
+    said: list[Any]
+
+    def __init__(self, index: int, said: list[Any]) -> None:
+        self.rank, self.said = Rank(index=index, count=2), said
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        self.said.append(json.loads(json.dumps(value)))
+        return self.said
+
+
+def use_linear() -> torch.Tensor:
+    from diti_kernels.masked_linear import masked_linear
+
+    z, weight, bias = (torch.ones(shape, requires_grad=True) for shape in ((4, 10), (7, 10), (7,)))
+    t, visible = torch.zeros(4, dtype=torch.int64), torch.ones(11, 2, dtype=torch.int64)
+    return masked_linear(z, t, visible, weight, bias)
+
+
+def chosen() -> dict[Site, str]:
+    return dict(sites._chosen)
+
+
+def test_the_sites_of_a_network_are_those_it_calls() -> None:
+    assert tune.sites_of(use_linear, "eager") == [SITE]
+    assert tune.sites_of(use_linear, "compiled") == [SITE._replace(mode="compiled")]
+
+
+def test_nothing_changes_while_sites_are_looked_for() -> None:
+    norm, x = torch.nn.BatchNorm1d(3), torch.randn(4, 3)
+    tune.sites_of(lambda: norm(x), "eager")
+    assert norm.running_mean.tolist() == [0, 0, 0]
+    assert norm.running_var.tolist() == [1, 1, 1]
+
+
+def test_a_network_that_needs_its_values_runs_by_the_reference() -> None:
+    heard = Heard()
+    assert tune.sites_of(lambda: torch.ones(3).sum().item() + torch.arange(3).tolist()[0], "eager", heard) == []
+    assert heard.notes
+
+
+def test_the_first_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    asked = decide_with(monkeypatch, Heard(), FASTER)
+    for index in range(2):
+        sites.forget()
+        tune.tune(use_linear, device=CPU, mode="eager", peers=Peers(index, said))  # type: ignore[arg-type]
+        assert chosen() == {SITE: "triton"}
+        monkeypatch.setattr(tune, "decide", lambda *arguments: pytest.fail("the second asked by itself"))
+    assert len(asked) == 1
+
+
+def test_without_a_way_to_agree_processes_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    decide_with(monkeypatch, Heard(), FASTER)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    tune.tune_alone(use_linear, CPU, "eager")
+    assert chosen() == {}
+    monkeypatch.delenv("WORLD_SIZE")
+    tune.tune_alone(use_linear, CPU, "eager")
+    assert chosen() == {SITE: "triton"}
+
+
+def test_a_resumed_run_keeps_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, kept = Heard(), tmp_path / "kernels.json"
+    decide_with(monkeypatch, heard, FASTER)
+    for verdict in (FASTER, WRONG):  # what is known may change meanwhile
+        sites.forget()
+        TuningCache(cache.environment(CPU), heard).write(verdict)
+        tune.tune(use_linear, device=CPU, mode="eager", kept=kept, part="features")
+        assert chosen() == {SITE: "triton"}
+    sites.forget()
+    tune.tune(use_linear, device=CPU, mode="eager", kept=kept, part="base")
+    assert chosen() == {SITE: "reference"}
+    assert set(json.loads(kept.read_text())) == {"base", "features"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"features": 3}', '{"features": [{"choice": "triton"}]}'])
+def test_a_damaged_list_of_a_run_is_said_and_made_anew(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, kept = Heard(), tmp_path / "kernels.json"
+    kept.write_text(content)
+    decide_with(monkeypatch, heard, FASTER)
+    tune.tune(use_linear, device=CPU, mode="eager", kept=kept, part="features", reporter=heard)
+    assert chosen() == {SITE: "triton"}
+    assert json.loads(kept.read_text())["features"][0]["choice"] == "triton"
+    assert "damaged" in heard.warnings[0]
+
+
+def test_a_named_implementation_is_not_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites.learn({SITE: "triton"})
+    monkeypatch.setenv("DITI_KERNELS", "reference")
+    assert tune.sites_of(use_linear, "eager") == []
+    use_linear()  # Triton has no device here
