@@ -57,11 +57,13 @@ def diagnose(device: str | None = None) -> list[Finding]:
 def _with_torch(name: str | None) -> Iterator[Finding]:
     from diticli.doctor.choices import speed
     from diticli.doctor.hardware import hardware
+    from diticli.doctor.tuning import tuning
     from diticli.models.device import resolve_device
 
     device = resolve_device(name)
     yield from hardware()
     yield from speed(device)
+    yield from tuning(device)
 
 
 def _is_cuda(name: str | None) -> bool:
