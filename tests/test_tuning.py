@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from diti_kernels.sites import Site
 from diticli.distributed import Rank
 from diticli.errors import ConfigError
 from diticli.progress import SilentReporter
-from diticli.tuning import cache, tune
+from diticli.tuning import cache, graphs, tune
 from diticli.tuning.cache import TuningCache, Verdict
 
 CPU = torch.device("cpu")
@@ -173,7 +172,7 @@ def test_a_process_spends_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def child(*lines: str) -> list[str]:
-    return [sys.executable, "-c", "import os, sys, time, json\njob = json.load(sys.stdin)\n" + "\n".join(lines)]
+    return ["-c", "import os, sys, time, json\njob = json.load(sys.stdin)\n" + "\n".join(lines)]
 
 
 def begin(index: int) -> str:
@@ -187,7 +186,7 @@ def end(index: int, verdict: Verdict) -> str:
 
 
 def trials(heard: Heard, command: list[str], seconds: float = 10, starting: float = 30) -> list[Verdict]:
-    found = tune.run_trials([SITE, OTHER], CPU, seconds, heard, command=command, starting=starting)
+    found = tune.run_trials([SITE, OTHER], CPU, seconds, heard, program=command, starting=starting)
     return list(found)
 
 
@@ -344,3 +343,54 @@ def test_a_named_implementation_is_not_overruled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DITI_KERNELS", "reference")
     assert tune.sites_of(use_linear, "eager") == []
     use_linear()  # Triton has no device here
+
+
+# Graphs
+
+
+def graph_at(
+    monkeypatch: pytest.MonkeyPatch, heard: Heard, graph_seconds: float, *, batch: int = 32, guess: bool = False
+) -> tuple[bool, list[int]]:
+    """Whether a step is captured, and how often it was; eager steps take 10 s."""
+    captured: list[int] = []
+
+    class Graph:
+        def __init__(self, step: Any, *inputs: torch.Tensor) -> None:
+            captured.append(len(inputs[0]))
+            if graph_seconds < 0:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+        def __call__(self, *inputs: torch.Tensor) -> str:
+            return "graph"
+
+    monkeypatch.setattr(graphs, "StepGraph", Graph)
+    monkeypatch.setattr(graphs, "should_capture", lambda x: guess)
+    inputs = (torch.zeros(batch, 3, 4, 4),)
+
+    def watch(run: Any, repeats: int) -> float:
+        return graph_seconds if run() == "graph" else 10.0
+
+    return graphs.graph_wins(lambda x: x, inputs, "7 weights", watch=watch, reporter=heard), captured
+
+
+@pytest.mark.parametrize(("seconds", "wins"), [(5.0, True), (9.5, False), (20.0, False)])
+def test_a_step_is_captured_where_that_is_faster(seconds: float, wins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    for guess in (True, False):
+        assert graph_at(monkeypatch, heard, seconds, guess=guess) == (wins, [32] if guess else [])
+    assert heard.warnings == []
+
+
+def test_a_step_that_cannot_be_captured_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    assert graph_at(monkeypatch, heard, -1) == (False, [32])
+    assert graph_at(monkeypatch, heard, -1) == (False, [])
+    assert "not permitted" in heard.warnings[0]
+
+
+@pytest.mark.parametrize("guess", [True, False])
+def test_graphs_that_are_not_measured_are_guessed(guess: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITI_TUNE", "0")
+    assert graph_at(monkeypatch, Heard(), 1.0, guess=guess) == (guess, [])
+    monkeypatch.delenv("DITI_TUNE")
+    assert graph_at(monkeypatch, Heard(), 1.0, guess=guess, batch=graphs.LARGEST_TRIED + 1) == (guess, [])

@@ -27,7 +27,7 @@ Compiler = Callable[[str, CompilablePart], CompilablePart]
 
 Step = Callable[..., torch.Tensor]
 LARGEST_BATCH = 16
-"""Batches up to which a step is captured: larger ones keep a GPU busy by themselves. Unmeasured."""
+"""Batches up to which a step is captured, where nothing was measured: larger ones keep a GPU busy by themselves."""
 
 CPU_STEPS = {"fp32": 5_000, "bf16": 20_000}
 """Steps, by precision, from which a run on a CPU is compiled.
@@ -162,6 +162,11 @@ class StepGraph:
             return self.replay().clone()
 
 
+def may_capture(x: torch.Tensor) -> bool:
+    """Whether a batch can be captured: on a GPU, unless DITI_CUDA_GRAPH=0."""
+    return x.is_cuda and len(x) > 0 and os.environ.get("DITI_CUDA_GRAPH", "1") != "0"
+
+
 def should_capture(x: torch.Tensor) -> bool:
-    """Whether a batch is small enough, on a GPU; DITI_CUDA_GRAPH=0 never captures."""
-    return x.is_cuda and 0 < len(x) <= LARGEST_BATCH and os.environ.get("DITI_CUDA_GRAPH", "1") != "0"
+    """Whether a batch that may be captured is small enough, where it was not measured (`diticli.tuning.graphs`)."""
+    return may_capture(x) and len(x) <= LARGEST_BATCH

@@ -9,13 +9,13 @@ The job is a JSON object: sites, device, seconds. An event is a line of JSON: {"
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
 import sys
 import time
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -215,14 +215,20 @@ def error_of(actual: Tensor, expected: Tensor) -> float:
 
 def race(site: Site, inputs: Inputs, way: str, watch: Watch) -> dict[str, list[float]]:
     """Seconds of a call with its gradients, by way: as the site runs, in turns."""
+    torch.compiler.reset()  # a function has few graphs at a time
     runs = {name: runner(site, inputs, name) for name in (REFERENCE, way)}
+    return in_turns(runs, watch, ROUNDS)
+
+
+def in_turns(runs: Mapping[str, Callable[[], object]], watch: Watch, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, so many readings by turns."""
     repeats = 1
     for run in runs.values():
         run()  # compiles
         repeats = max(repeats, math.ceil(READING_SECONDS / max(watch(run, 3), 1e-9)))
     repeats = min(repeats, MOST_REPEATS)
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for name in list(runs)[:: 1 if turn % 2 else -1]:
             times[name].append(watch(runs[name], repeats))
     return times
@@ -239,16 +245,8 @@ def runner(site: Site, inputs: Inputs, way: str) -> Callable[[], object]:
     """A call with its gradients, as the site's mode runs it."""
     call, leaves = inputs.call, inputs.leaves
     if site.mode == "compiled":
-        # A code object of its own: graphs are kept by code object, and the way is no tensor to tell them apart.
-        assert isinstance(call, types.FunctionType)
-        twin = types.FunctionType(
-            call.__code__.replace(co_name=f"{call.__name__}_{way}"),
-            call.__globals__,
-            call.__name__,
-            call.__defaults__,
-            call.__closure__,
-        )
-        call = torch.compile(twin, fullgraph=True, dynamic=False)
+        graph = torch.compile(_by_way, fullgraph=True, dynamic=False)
+        call = functools.partial(graph, way, inputs.call)
     if site.mode == "captured":
         with forcing(way):
             return StepGraph(call, *leaves).replay
@@ -262,6 +260,11 @@ def runner(site: Site, inputs: Inputs, way: str) -> Callable[[], object]:
     with forcing(way):
         grad = torch.ones_like(call(*leaves)) if wanted else None
     return run
+
+
+def _by_way(way: str, call: Call, *leaves: Tensor) -> Tensor:
+    """The call; a graph is one way's alone, since it holds for one `way` only."""
+    return call(*leaves) if way else leaves[0]
 
 
 def stopwatch(device: torch.device) -> Watch:

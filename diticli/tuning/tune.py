@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ STARTING_SECONDS = 60.0
 """How long a process of trials may take beyond its time: to start, and to end the site that it is at."""
 MOST_CRASHES = 3
 REPORT_TO = "Please report it with the output of `diti doctor --json`."
-COMMAND = (sys.executable, "-P", "-m", "diticli.tuning.trial")
+PROGRAM = ("-m", "diticli.tuning.trial")
 _spent = 0.0
 """Seconds that this process spent on trying."""
 
@@ -156,7 +157,7 @@ def run_trials(
     seconds: float,
     reporter: Reporter,
     *,
-    command: Sequence[str] = COMMAND,
+    program: Sequence[str] = PROGRAM,
     starting: float = STARTING_SECONDS,
 ) -> Iterator[Verdict]:
     """Verdicts on the sites that were tried in so many seconds, in processes of their own."""
@@ -166,7 +167,7 @@ def run_trials(
         rest = seconds - (time.monotonic() - started)
         if rest <= 0:
             return
-        events, end = _run_child(left, device, rest, command, starting)
+        events, end = _run_child(left, device, rest, program, starting)
         unfinished = None
         for event in events:
             if "begin" in event:
@@ -189,13 +190,18 @@ def run_trials(
 
 
 def _run_child(
-    sites: Sequence[Site], device: torch.device, seconds: float, command: Sequence[str], starting: float
+    sites: Sequence[Site], device: torch.device, seconds: float, program: Sequence[str], starting: float
 ) -> tuple[list[dict[str, Any]], str]:
     """Events of one process of trials, and in words how it ended where that was not well."""
     job = {"sites": [site._asdict() for site in sites], "device": str(indexed(device)), "seconds": seconds}
     with tempfile.TemporaryFile("w+") as events, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=events, stderr=errors, text=True, start_new_session=True
+            [sys.executable, "-P", *program],
+            stdin=subprocess.PIPE,
+            stdout=events,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
         try:
             process.communicate(json.dumps(job), timeout=seconds + starting)
@@ -203,7 +209,8 @@ def _run_child(
         except subprocess.TimeoutExpired:
             end = f"no answer within {seconds + starting:.0f} s"
         finally:
-            process.kill()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it started
             process.wait()
         events.seek(0)
         errors.seek(0)
