@@ -15,8 +15,10 @@ from diti_kernels.sites import Site
 
 from diticli.distributed import Rank
 from diticli.errors import ConfigError
+from diticli.models import attention
+from diticli.models.compiled import CompiledPart
 from diticli.progress import SilentReporter
-from diticli.tuning import cache, graphs, tune
+from diticli.tuning import cache, graphs, trial, tune
 from diticli.tuning.cache import TuningCache, Verdict
 
 CPU = torch.device("cpu")
@@ -394,3 +396,44 @@ def test_graphs_that_are_not_measured_are_guessed(guess: bool, monkeypatch: pyte
     assert graph_at(monkeypatch, Heard(), 1.0, guess=guess) == (guess, [])
     monkeypatch.delenv("DITI_TUNE")
     assert graph_at(monkeypatch, Heard(), 1.0, guess=guess, batch=graphs.LARGEST_TRIED + 1) == (guess, [])
+
+
+# Attention and compiled parts
+
+ATTENTION = Site("attention", "eager", "float32", (4, 16, 16, 2, 8), (True, True, True), ())
+
+
+@pytest.mark.parametrize(
+    ("factor", "seconds", "choice", "outcome"),
+    [(1.0, 1.0, "xformers", "right"), (1.0, 2.0, "reference", "right"), (1.01, 1.0, "reference", "wrong")],
+)
+def test_xformers_is_taken_where_it_is_right_and_faster(
+    factor: float, seconds: float, choice: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def operator(*qkv: torch.Tensor) -> torch.Tensor:
+        ran.append(1)
+        return attention._attend_math(*qkv) * factor
+
+    monkeypatch.setitem(attention._OPERATORS, "xformers", operator)
+    monkeypatch.setattr(trial, "runner", lambda site, inputs, way: lambda: way)
+    verdict = trial.try_site(ATTENTION, CPU, lambda run, n: {"reference": 2.0, "xformers": seconds}[run()])
+    assert (verdict.choice, verdict.outcome) == (choice, outcome), verdict.detail
+    assert ran
+    ran.clear()
+    sites.learn({ATTENTION: verdict.choice})
+    qkv = [torch.ones(3, 16, 2, 8, requires_grad=True) for _ in range(3)]
+    attention.attend(*qkv)
+    assert bool(ran) == (choice == "xformers")
+    monkeypatch.setenv("DITI_ATTENTION", "sdpa")
+    ran.clear()
+    attention.attend(*qkv)
+    assert not ran
+
+
+def test_compiled_parts_show_their_sites_without_being_compiled() -> None:
+    heard = Heard()
+    part = CompiledPart("part", lambda x: use_linear() + x, heard)
+    assert tune.sites_of(lambda: part(torch.ones(4, 7)), "compiled", heard) == [SITE._replace(mode="compiled")]
+    assert heard.warnings == heard.notes == []
