@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,15 @@ from diti_kernels import sites
 from diti_kernels.sites import Site
 
 from diticli.distributed import Rank
+from diticli.editing.settings import EditSettings
 from diticli.errors import ConfigError
 from diticli.models import attention
 from diticli.models.compiled import CompiledPart
 from diticli.progress import SilentReporter
-from diticli.tuning import cache, graphs, trial, tune
+from diticli.settings import build_config
+from diticli.training.accelerator import resolve
+from diticli.training.rundir import RunDirectory
+from diticli.tuning import cache, compiling, graphs, trial, tune
 from diticli.tuning.cache import TuningCache, Verdict
 
 CPU = torch.device("cpu")
@@ -437,3 +442,68 @@ def test_compiled_parts_show_their_sites_without_being_compiled() -> None:
     part = CompiledPart("part", lambda x: use_linear() + x, heard)
     assert tune.sites_of(lambda: part(torch.ones(4, 7)), "compiled", heard) == [SITE._replace(mode="compiled")]
     assert heard.warnings == heard.notes == []
+
+
+# Compiling
+
+
+def compiled_at(seconds: float, heard: Heard, cost: float = 60.0) -> float | None:
+    """Calls from which a part is compiled whose plain call takes 2 s."""
+    site = compiling.part_site("encoding", 100, 64, "bf16", 7)
+    times, clock = {"plain": 2.0, "compiled": seconds}, iter([0.0, cost])
+
+    def compiled() -> str:
+        if seconds < 0:
+            raise RuntimeError("no compiler")
+        return "compiled"
+
+    compiling.try_compiling(
+        site, lambda: "plain", compiled, CPU, heard, watch=lambda run, n: times[run()], clock=lambda: next(clock)
+    )
+    assert compiling.compiled_from(site._replace(dtype="fp32"), CPU) is None
+    return compiling.compiled_from(site, CPU)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1.0, 120), (1.5, 240), (1.9, math.inf), (3.0, math.inf)])
+def test_compiling_pays_from_twice_the_calls_that_win_it_back(seconds: float, calls: float) -> None:
+    heard = Heard()
+    assert compiled_at(seconds, heard) == pytest.approx(calls)
+    assert compiled_at(0.1, heard) == pytest.approx(calls), "what is known is not measured again"
+
+
+def test_what_cannot_be_compiled_never_pays() -> None:
+    heard = Heard()
+    assert compiled_at(-1, heard) == math.inf
+    assert "no compiler" in heard.warnings[0]
+
+
+def test_the_measured_numbers_decide_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = build_config("faces64", options={"precision": "fp32", "device": "cpu"})
+    plain = resolve(config)
+    site = compiling.training_site(plain)
+    assert plain.compile is True, "15,626 steps, from 5,000 on"
+    slower = Verdict(site=site, way="compiled", choice="reference", outcome="right", detail="", cost_s=9.0)
+    TuningCache(cache.environment(CPU), Heard()).write(slower)
+    assert resolve(config).compile is False
+    assert EditSettings().should_compile("cuda", 10, 10.0)
+    assert not EditSettings().should_compile("cuda", 10**9, math.inf)
+    monkeypatch.setattr(sites, "MEASURED_DEVICES", ())
+    assert resolve(config).compile is True
+
+
+def test_a_resumed_run_is_compiled_as_it_began(tmp_path: Path) -> None:
+    asked = build_config("faces32")
+    resolved, run = replace(asked, compile=False), RunDirectory(tmp_path)
+    assert run.compiled_as_begun(asked, resolved).compile is False
+    run.root.joinpath("config.json").write_text(json.dumps({"config": {"compile": True}, "data": {}}))
+    assert run.compiled_as_begun(asked, resolved).compile is True
+    assert run.compiled_as_begun(resolved, resolved).compile is False
+
+
+def test_each_part_has_a_site_of_its_own(make_pipeline: Any) -> None:
+    pipeline = make_pipeline()
+    encoding = compiling.encoding_site(pipeline.encoder, 100, "bf16")
+    sampling = compiling.sampling_site(pipeline.unet, pipeline.shift_decoder, 3, 16, torch.bfloat16)
+    assert encoding.shape == (128, 16)
+    assert sampling.shape == (4, 16)
+    assert encoding.options != sampling.options

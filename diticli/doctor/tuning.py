@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from diti_kernels.sites import Mode, Site, is_measured
 from torch import nn
 
+from diticli.config import RunConfig
 from diticli.doctor.finding import Finding
+from diticli.editing.settings import EditSettings
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import DeviceError
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.device import global_generators_kept
+from diticli.models.compiled import compiler_for
+from diticli.models.device import global_generators_kept, resolve_precision
 from diticli.models.frozen import FrozenPair
 from diticli.progress import Reporter, SilentReporter, WarningReporter
+from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config, preset_names
 from diticli.training.accelerator import resolve
 from diticli.training.objectives import FeatureObjective, NoiseObjective
 from diticli.training.stage_two import build_objective
 from diticli.tuning.cache import TuningCache, Verdict, environment
+from diticli.tuning.compiling import encoding_site, sampling_site, training_site, try_compiling
 from diticli.tuning.tune import REPORT_TO, decide, describe, indexed, sites_of
 
 TUNE_SECONDS = 1200.0
@@ -79,50 +86,111 @@ def tune_presets(device: torch.device, reporter: Reporter) -> None:
     """
     if not is_measured(device.type):
         raise DeviceError(f"There is nothing to tune on {device}.", remedy="Name a GPU: --device cuda.")
-    sites = dict.fromkeys(site for preset in preset_names() for site in preset_sites(preset, device, reporter))
+    networks = {preset: Networks.of(preset, device) for preset in preset_names()}
+    sites = dict.fromkeys(site for found in networks.values() for site in found.sites(reporter))
     decide(list(sites), device, TUNE_SECONDS, reporter)
+    for found in networks.values():
+        found.try_compiling(reporter)
 
 
-def preset_sites(preset: str, device: torch.device, reporter: Reporter | None = None) -> list[Site]:
-    """The sites of a preset's second stage and of its base's training, of encoding, and of editing a pair."""
-    config = resolve(build_config(preset, options={"device": str(device)}))
-    with global_generators_kept(device):
-        unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
-        features = build_objective(config, unet, scheduler).to(device).train()
-    assert isinstance(features, FeatureObjective)
-    base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler)).to(device).train()
-    encoder = BatchEncoder(features.encoder, config.precision)
-    pair = FrozenPair(unet, features.shift_decoder, torch.float32)
-    side, latent_dim = config.data.resolution, features.encoder.config.latent_dim
-    mode: Mode = "compiled" if config.compile else "eager"
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Those of a preset on a device, with random weights."""
 
-    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
+    config: RunConfig
+    device: torch.device
+    base: NoiseObjective
+    features: FeatureObjective
+    encoder: BatchEncoder
+    pair: FrozenPair
 
-    def trained(objective: nn.Module, count: int) -> list[Site]:
-        def step() -> object:
-            images, t_B = zeros(count, 3, side, side), zeros(count, dtype=torch.int64)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                return objective(images, t_B, images)
+    @classmethod
+    def of(cls, preset: str, device: torch.device) -> Self:
+        """Built anew.
 
-        return sites_of(step, mode, reporter)
+        Raises:
+            ConfigError: for an unknown preset.
+        """
+        config = resolve(build_config(preset, options={"device": str(device)}))
+        with global_generators_kept(device):
+            unet, scheduler = build_unet(config.unet, config.data.resolution), new_scheduler()
+            features = build_objective(config, unet, scheduler).to(device).train()
+        assert isinstance(features, FeatureObjective)
+        base = NoiseObjective(unet, NoiseSchedule.from_scheduler(scheduler)).to(device).train()
+        bf16 = resolve_precision(DEFAULT_PRECISION[DEFAULT_SOLVER], device) == "bf16"
+        return cls(
+            config=config,
+            device=device,
+            base=base,
+            features=features,
+            encoder=BatchEncoder(features.encoder, config.precision),
+            pair=FrozenPair(unet, features.shift_decoder, torch.bfloat16 if bf16 else torch.float32),
+        )
+
+    def sites(self, reporter: Reporter | None = None) -> list[Site]:
+        """The sites of training both stages, of encoding, and of editing a pair."""
+        batches, mode = self.config.features.batch_size, self._mode
+        base, encoded = self.config.base.batch_size, self._bytes(batches)
+        return [
+            *sites_of(lambda: self._losses(self.features, batches), mode, reporter),
+            *sites_of(lambda: self._losses(self.base, base), mode, reporter),
+            *sites_of(lambda: self._encode(encoded), "eager", reporter),
+            *sites_of(lambda: self._sample(EDITED), "captured", reporter),
+        ]
+
+    def try_compiling(self, reporter: Reporter) -> None:
+        """Time a training step, a batch of encoding and a sampler's step, uncompiled and compiled, unless known."""
+        config, device = self.config, self.device
+        batch, side = config.features.batch_size, config.data.resolution
+        compiler, twin = compiler_for(reporter), copy.deepcopy(self.features)
+        twin.compile_parts(compiler)
+
+        def step(objective: nn.Module) -> object:
+            parameters = [p for p in objective.parameters() if p.requires_grad]
+            return torch.autograd.grad(self._losses(objective, batch).mean(), parameters, allow_unused=True)
+
+        try_compiling(training_site(config), lambda: step(self.features), lambda: step(twin), device, reporter)
+        with torch.no_grad():
+            images, features = self._bytes(batch), self.encoder._features
+            compiled = compiler("encoder", features)
+            site = encoding_site(self.features.encoder, batch, self.encoder.precision)
+            try_compiling(site, lambda: features(images), lambda: compiled(images), device, reporter)
+
+            count, estimate = EditSettings().default_batch_size(side, device.type), self.pair._estimate
+            inputs, compiled_step = self._step_inputs(count), compiler("sampler's step", estimate)
+            site = sampling_site(self.base.unet, self.features.shift_decoder, count, side, self.pair.base.dtype)
+            try_compiling(site, lambda: estimate(*inputs), lambda: compiled_step(*inputs), device, reporter)
+        torch.compiler.reset()
+
+    @property
+    def _mode(self) -> Mode:
+        return "compiled" if self.config.compile else "eager"
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def _bytes(self, count: int) -> torch.Tensor:
+        return self._zeros(count, 3, self.config.data.resolution, self.config.data.resolution, dtype=torch.uint8)
+
+    def _losses(self, objective: nn.Module, count: int) -> torch.Tensor:
+        images = self._bytes(count).float()
+        t_B = self._zeros(count, dtype=torch.int64)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses: torch.Tensor = objective(images, t_B, images)
+        return losses
 
     @torch.no_grad()
-    def encode() -> object:
-        return encoder._features(zeros(config.features.batch_size, 3, side, side, dtype=torch.uint8))
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encoder._features(images)
 
     @torch.no_grad()
-    def sample() -> object:
-        t_1 = zeros(1, dtype=torch.int64)
-        z_mod = pair.shift.project(zeros(EDITED, latent_dim), t_1, features.windows)
-        return pair._estimate(zeros(EDITED, 3, side, side), t_1, z_mod, zeros())
+    def _sample(self, count: int) -> torch.Tensor:
+        return self.pair._estimate(*self._step_inputs(count))
 
-    return [
-        *trained(features, config.features.batch_size),
-        *trained(base, config.base.batch_size),
-        *sites_of(encode, "eager", reporter),
-        *sites_of(sample, "captured", reporter),
-    ]
+    def _step_inputs(self, count: int) -> tuple[torch.Tensor, ...]:
+        t_1, latent_dim = self._zeros(1, dtype=torch.int64), self.features.encoder.config.latent_dim
+        z_mod = self.pair.shift.project(self._zeros(count, latent_dim), t_1, self.features.windows)
+        return self._bytes(count).float(), t_1, z_mod, self._zeros()
 
 
 class _Complaints(WarningReporter):

@@ -7,6 +7,7 @@ takes a few steps' time where compiling takes longer than a whole edit.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -89,16 +90,19 @@ def _reason(error: Exception) -> str:
     return ": ".join([type(inner).__name__, *lines[:1]])
 
 
-def should_compile(config: RunConfig, device: torch.device) -> bool:
-    """What `compile = "auto"` means: yes for runs of at least `CUDA_STEPS` steps on a GPU and `CPU_STEPS` on a CPU.
+def should_compile(config: RunConfig, device: torch.device, least: float | None = None) -> bool:
+    """What `compile = "auto"` means: yes for runs of at least `least` steps.
+
+    By default that is `CUDA_STEPS` on a GPU and `CPU_STEPS` on a CPU.
 
     The steps are those of all stages that the run trains; auto precision is that of the device. Where they are not
     known yet, as the run is planned by time, it is compiled on a GPU from `CUDA_MINUTES` on, and never on a CPU.
     """
     cuda = device.type == "cuda"
     if config.minutes:
-        return cuda and config.minutes >= CUDA_MINUTES
-    least = CUDA_STEPS if cuda else CPU_STEPS[resolve_precision(config.precision, device)]
+        return cuda and config.minutes >= CUDA_MINUTES and least != math.inf
+    if least is None:
+        least = CUDA_STEPS if cuda else CPU_STEPS[resolve_precision(config.precision, device)]
     trains_base = not config.base_model and not config.ssl.only
     return config.features.steps + (config.base.steps if trains_base else 0) >= least
 

@@ -71,7 +71,7 @@ def train(
     """
     reporter, started = reporter or SilentReporter(), started or clock()
     RunDirectory(out).refuse_links()  # before anything is read through one
-    config, budget = resolve(config), None
+    config, budget = RunDirectory(out).compiled_as_begun(config, resolve(config)), None
     if config.minutes:
         config, budget = fit_to_minutes(config, out, started=started, reporter=reporter, clock=clock)
         for warning in () if RunDirectory(out).begun else budget_warnings(config):

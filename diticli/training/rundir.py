@@ -108,6 +108,13 @@ class RunDirectory:
         """Whether anything was trained: without a checkpoint or a result, new settings may replace the old ones."""
         return self.base.exists() or self.model.exists() or any(self.checkpoints.glob("step-*"))
 
+    def compiled_as_begun(self, asked: RunConfig, resolved: RunConfig) -> RunConfig:
+        """The resolved settings; where compiling was left to us, as it was decided when the run began."""
+        if asked.compile != "auto" or not (self.root / "config.json").is_file():
+            return resolved
+        saved = _read_config(self.root / "config.json")["config"].get("compile")
+        return replace(resolved, compile=saved) if isinstance(saved, bool) else resolved
+
     def open(self, config: RunConfig, fingerprint: dict[str, Any]) -> bool:
         """Create the directory or take it up again; returns whether there was a run of these settings.
 

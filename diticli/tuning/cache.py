@@ -49,6 +49,8 @@ class Verdict:
     reference_ms: float | None = None
     way_ms: float | None = None
     """Median time of a call with its gradients, None unless it was right."""
+    cost_s: float | None = None
+    """Time that the way takes once, such as that of compiling."""
 
     @property
     def ratio(self) -> float | None:
@@ -68,7 +70,7 @@ class Verdict:
             raise ValueError("its fields are of other types")
         if verdict.choice != REFERENCE and (verdict.choice != verdict.way or verdict.outcome != "right"):
             raise ValueError("its choice does not follow from what was found")
-        for time in (verdict.reference_ms, verdict.way_ms):
+        for time in (verdict.reference_ms, verdict.way_ms, verdict.cost_s):
             if time is not None and not (type(time) in (int, float) and math.isfinite(time) and time > 0):
                 raise ValueError("its times are no times")
         return verdict

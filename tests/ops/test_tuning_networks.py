@@ -84,11 +84,8 @@ def test_encoding_and_sampling_choose_at_their_first_batch(every_kernel_wins: li
 
 
 def test_the_sites_of_a_preset_cover_training_encoding_and_editing(every_kernel_wins: list[int]) -> None:
-    found = doctor.preset_sites("faces32", torch.device("cpu"))
-    assert {site.mode for site in found} == {"compiled", "eager", "captured"} or {site.mode for site in found} == {
-        "eager",
-        "captured",
-    }
+    found = doctor.Networks.of("faces32", torch.device("cpu")).sites()
+    assert {site.mode for site in found} >= {"eager", "captured"}
     assert {site.operation for site in found} == {"adaptive_group_norm", "masked_linear", "attention"}
     assert any(any(site.wants) for site in found)
     assert every_kernel_wins[0] == 0
