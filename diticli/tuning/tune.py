@@ -51,8 +51,9 @@ def tune(
     peers: PeerMonitor | None = None,
     kept: Path | None = None,
     part: str = "",
+    fake: bool = True,
 ) -> None:
-    """Choose the ways of all operations that `function` calls, before it runs: it is called with fake tensors.
+    """Choose the ways of all operations that `function` calls, before the work begins.
 
     Args:
         function: calls the network; where it wants gradients, so do its sites.
@@ -62,6 +63,7 @@ def tune(
         peers: the processes that run it together: the first one decides. All must call this.
         kept: file of the choices that a run began with, which it keeps, by `part`.
         part: of that run.
+        fake: call it with fake tensors: a training step changes batch norm and takes memory.
 
     Raises:
         ConfigError: when DITI_TUNE is no number of seconds.
@@ -75,7 +77,7 @@ def tune(
     if main:
         choices = _read_kept(kept, part, reporter) if kept is not None else None
         if choices is None:
-            choices = decide(sites_of(function, mode, reporter), device, seconds, reporter)
+            choices = decide(sites_of(function, mode, reporter, fake=fake), device, seconds, reporter)
             if kept is not None:
                 _write_kept(kept, part, choices)
     if peers is not None:
@@ -84,9 +86,12 @@ def tune(
 
 
 def tune_alone(function: Callable[[], object], device: torch.device, mode: Mode) -> None:
-    """As `tune`; where a launcher started other processes, which could choose otherwise, the reference runs."""
+    """As `tune` for inference, which one real call shows sooner than fake tensors.
+
+    Where a launcher started other processes, which could choose otherwise, the reference runs.
+    """
     if Rank.from_environment().count == 1:
-        tune(function, device=device, mode=mode, reporter=WarningReporter())
+        tune(function, device=device, mode=mode, reporter=WarningReporter(), fake=False)
 
 
 def tuning_seconds() -> float:
@@ -107,11 +112,22 @@ def tuning_seconds() -> float:
     return seconds
 
 
-def sites_of(function: Callable[[], object], mode: Mode, reporter: Reporter | None = None) -> list[Site]:
+def sites_of(
+    function: Callable[[], object], mode: Mode, reporter: Reporter | None = None, *, fake: bool = True
+) -> list[Site]:
     """The sites at which `function` calls operations, those that move most values first.
 
-    Nothing is computed: tensors are fake, and so are the changes of those that are not.
+    With fake tensors nothing is computed, and nothing changes but buffers that count by themselves.
     """
+    with recording(mode) as sites:
+        if fake:
+            _call_with_fakes(function, reporter or SilentReporter())
+        else:
+            function()
+    return sorted(sites, key=lambda site: sites[site] * math.prod(site.shape), reverse=True)
+
+
+def _call_with_fakes(function: Callable[[], object], reporter: Reporter) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
@@ -119,14 +135,11 @@ def sites_of(function: Callable[[], object], mode: Mode, reporter: Reporter | No
             torch.inference_mode(False),
             torch.compiler.set_stance("force_eager"),
             FakeTensorMode(allow_non_fake_inputs=True),
-            recording(mode) as sites,
         ):
             function()
-    except Exception as error:  # the reference runs whatever a fake tensor cannot do
+    except Exception as error:  # the reference runs wherever this did not come
         text = (str(error).strip().splitlines() or [""])[0][:200]
-        (reporter or SilentReporter()).note(f"No kernels are chosen, as no fake tensor runs: {text}")
-        return []
-    return sorted(sites, key=lambda site: sites[site] * math.prod(site.shape), reverse=True)
+        reporter.note(f"Kernels are not chosen for all of the network, as no fake tensor runs through it: {text}")
 
 
 def decide(sites: Sequence[Site], device: torch.device, seconds: float, reporter: Reporter) -> dict[Site, str]:
