@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 TuneOption = Annotated[
-    bool, typer.Option("--tune", help="First try the kernels of all presets on this GPU, up to 20 minutes.")
+    bool, typer.Option("--tune", help="First try the kernels of all presets on this GPU and compiling them: long.")
 ]
 
 
@@ -58,11 +58,17 @@ def doctor(device: DeviceOption = None, tune: TuneOption = False, as_json: JsonO
 def _tried(device: str | None) -> list[dict[str, Any]]:
     """A row for every kernel that was tried here; none where PyTorch is missing."""
     try:
-        from diticli.doctor.tuning import rows
+        from diti_kernels.sites import is_measured
+
         from diticli.models.device import resolve_device
     except (ImportError, OSError, RuntimeError):
         return []
-    return rows(resolve_device(device))
+    found = resolve_device(device)
+    if not is_measured(found.type):
+        return []
+    from diticli.doctor.tuning import rows
+
+    return rows(found)
 
 
 def _show_tables(findings: list[Finding]) -> None:

@@ -55,15 +55,19 @@ def diagnose(device: str | None = None) -> list[Finding]:
 
 
 def _with_torch(name: str | None) -> Iterator[Finding]:
+    from diti_kernels.sites import is_measured
+
     from diticli.doctor.choices import speed
     from diticli.doctor.hardware import hardware
-    from diticli.doctor.tuning import tuning
     from diticli.models.device import resolve_device
 
     device = resolve_device(name)
     yield from hardware()
     yield from speed(device)
-    yield from tuning(device)
+    if is_measured(device.type):
+        from diticli.doctor.tuning import tuning  # here, as it brings the networks
+
+        yield from tuning(device)
 
 
 def _is_cuda(name: str | None) -> bool:

@@ -79,18 +79,19 @@ def rows(device: torch.device) -> list[dict[str, Any]]:
 
 
 def tune_presets(device: torch.device, reporter: Reporter) -> None:
-    """Try the operations of all presets' training, encoding and editing, whatever is known already left out.
+    """Try the operations of all presets' training, encoding and editing, then compiling; what is known is left out.
 
     Raises:
         DeviceError: on a CPU.
     """
     if not is_measured(device.type):
         raise DeviceError(f"There is nothing to tune on {device}.", remedy="Name a GPU: --device cuda.")
-    networks = {preset: Networks.of(preset, device) for preset in preset_names()}
-    sites = dict.fromkeys(site for found in networks.values() for site in found.sites(reporter))
+    sites: dict[Site, None] = {}
+    for preset in preset_names():
+        sites |= dict.fromkeys(Networks.of(preset, device).sites(reporter))
     decide(list(sites), device, TUNE_SECONDS, reporter)
-    for found in networks.values():
-        found.try_compiling(reporter)
+    for preset in preset_names():
+        Networks.of(preset, device).try_compiling(reporter)
 
 
 @dataclass(frozen=True, kw_only=True)
