@@ -11,7 +11,7 @@ from diti_kernels.sites import is_measured
 from diticli.distributed import PeerMonitor, Rank
 from diticli.progress import Reporter
 from diticli.training.batches import StepNoise
-from diticli.training.loop import Stage, draw_inputs
+from diticli.training.stage import Stage, draw_inputs
 
 
 def choose_kernels(
