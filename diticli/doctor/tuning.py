@@ -88,10 +88,10 @@ def tune_presets(device: torch.device, reporter: Reporter) -> None:
         raise DeviceError(f"There is nothing to tune on {device}.", remedy="Name a GPU: --device cuda.")
     sites: dict[Site, None] = {}
     for preset in preset_names():
-        sites |= dict.fromkeys(Networks.of(preset, device).sites(reporter))
+        sites |= dict.fromkeys(Networks.of_preset(preset, device).sites(reporter))
     decide(list(sites), device, TUNE_SECONDS, reporter)
     for preset in preset_names():
-        Networks.of(preset, device).try_compiling(reporter)
+        Networks.of_preset(preset, device).try_compiling(reporter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Networks:
     pair: FrozenPair
 
     @classmethod
-    def of(cls, preset: str, device: torch.device) -> Self:
+    def of_preset(cls, preset: str, device: torch.device) -> Self:
         """Built anew.
 
         Raises:

@@ -58,13 +58,13 @@ class Verdict:
         return self.reference_ms / self.way_ms if self.reference_ms and self.way_ms else None
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Verdict:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Verdict:
         """From `to_dict`.
 
         Raises:
             ValueError, TypeError: when it is something else.
         """
-        verdict = cls(**{**fields, "site": Site.of(fields["site"])})
+        verdict = cls(**{**fields, "site": Site.from_dict(fields["site"])})
         texts = (verdict.way, verdict.choice, verdict.detail)
         if any(type(text) is not str for text in texts) or verdict.outcome not in get_args(Outcome):
             raise ValueError("its fields are of other types")
@@ -178,7 +178,7 @@ class TuningCache:
             if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
                 raise ValueError("it is of another version or program")
             facts = content.pop("environment")
-            return dict(facts), Verdict.of(content)
+            return dict(facts), Verdict.from_dict(content)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

@@ -317,7 +317,7 @@ def main(source: TextIO = sys.stdin, target: TextIO = sys.stdout) -> int:
     device = torch.device(job["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    for event in try_sites([Site.of(site) for site in job["sites"]], device, job["seconds"]):
+    for event in try_sites([Site.from_dict(site) for site in job["sites"]], device, job["seconds"]):
         target.write(json.dumps(event) + "\n")
         target.flush()
     return 0

@@ -188,7 +188,7 @@ def run_trials(
             else:
                 unfinished = None
             if "verdict" in event:
-                verdict = Verdict.of(event["verdict"])
+                verdict = Verdict.from_dict(event["verdict"])
                 _say(verdict, reporter)
                 yield verdict
         if unfinished is None:
@@ -276,7 +276,7 @@ def _to_json(choices: dict[Site, str]) -> list[dict[str, Any]]:
 
 
 def _from_json(items: list[dict[str, Any]]) -> dict[Site, str]:
-    return {Site.of({k: v for k, v in item.items() if k != "choice"}): str(item["choice"]) for item in items}
+    return {Site.from_dict({k: v for k, v in item.items() if k != "choice"}): str(item["choice"]) for item in items}
 
 
 def _read_kept(path: Path, part: str, reporter: Reporter) -> dict[Site, str] | None:

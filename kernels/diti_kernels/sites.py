@@ -53,7 +53,7 @@ class Site(NamedTuple):
         return ", ".join([f"{self.operation} {size}", self.dtype, self.mode, gradients, *self.options])
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """From `_asdict()`, perhaps by way of JSON.
 
         Raises:

@@ -84,7 +84,7 @@ def test_encoding_and_sampling_choose_at_their_first_batch(every_kernel_wins: li
 
 
 def test_the_sites_of_a_preset_cover_training_encoding_and_editing(every_kernel_wins: list[int]) -> None:
-    found = doctor.Networks.of("faces32", torch.device("cpu")).sites()
+    found = doctor.Networks.of_preset("faces32", torch.device("cpu")).sites()
     assert {site.mode for site in found} >= {"eager", "captured"}
     assert {site.operation for site in found} == {"adaptive_group_norm", "masked_linear", "attention"}
     assert any(any(site.wants) for site in found)
