@@ -9,7 +9,15 @@ from difflib import get_close_matches
 from diticli.errors import ConfigError
 from diticli.reading import quoted
 
-KNOWN = ("DITI_ATTENTION", "DITI_CUDA_GRAPH", "DITI_JOIN_SECONDS", "DITI_KERNELS", "DITI_LAYOUT", "DITI_MODEL")
+KNOWN = (
+    "DITI_ATTENTION",
+    "DITI_CUDA_GRAPH",
+    "DITI_JOIN_SECONDS",
+    "DITI_KERNELS",
+    "DITI_LAYOUT",
+    "DITI_MODEL",
+    "DITI_TUNE",
+)
 CUDA_GRAPH, CUDA_GRAPH_CHOICES = "DITI_CUDA_GRAPH", ("1", "0")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,32 +14,61 @@ if TYPE_CHECKING:
     from diticli.doctor.finding import Finding
 
 
-def doctor(device: DeviceOption = None, as_json: JsonOption = False) -> None:
+TuneOption = Annotated[
+    bool, typer.Option("--tune", help="First try the kernels of all presets on this GPU and compiling them: long.")
+]
+
+
+def doctor(device: DeviceOption = None, tune: TuneOption = False, as_json: JsonOption = False) -> None:
     """Tell what this machine offers, what diti uses of it, and why.
 
     Covers versions, GPUs and processor, precision, fused kernels, the attention operator for every shape of
-    the presets, torch.compile (a tiny function is compiled), free disk and the Hugging Face cache. What could
+    the presets, torch.compile (a tiny function is compiled), free disk and the Hugging Face cache; on a GPU also
+    every kernel that was tried there: both times, their ratio, whether it agrees, what runs. What could
     be better comes with a remedy. The exit status is 1 only when something that commands need is broken.
 
     Example: diti doctor
 
     Example: diti doctor --device cpu --json
+
+    Example: diti doctor --tune --json
     """
     from dataclasses import asdict
 
-    from diticli.commands.console import emit_json
+    from diticli.commands.console import emit_json, reporter
     from diticli.doctor.diagnose import diagnose
 
+    if tune:
+        from diticli.doctor.tuning import tune_presets
+        from diticli.models.device import resolve_device
+
+        tune_presets(resolve_device(device), reporter())
     findings = diagnose(device)
     broken = any(finding.status == "broken" for finding in findings)
     if as_json:
-        emit_json({"ok": not broken, "findings": [asdict(finding) for finding in findings]})
+        emit_json({"ok": not broken, "findings": [asdict(finding) for finding in findings], "tuning": _tried(device)})
     elif sys.stdout.isatty():
         _show_tables(findings)
     else:
         _print_lines(findings)
     if broken:
         raise typer.Exit(1)
+
+
+def _tried(device: str | None) -> list[dict[str, Any]]:
+    """A row for every kernel that was tried here; none where PyTorch is missing."""
+    try:
+        from diti_kernels.sites import is_measured
+
+        from diticli.models.device import resolve_device
+    except (ImportError, OSError, RuntimeError):
+        return []
+    found = resolve_device(device)
+    if not is_measured(found.type):
+        return []
+    from diticli.doctor.tuning import rows
+
+    return rows(found)
 
 
 def _show_tables(findings: list[Finding]) -> None:

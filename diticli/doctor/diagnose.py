@@ -55,6 +55,8 @@ def diagnose(device: str | None = None) -> list[Finding]:
 
 
 def _with_torch(name: str | None) -> Iterator[Finding]:
+    from diti_kernels.sites import is_measured
+
     from diticli.doctor.choices import speed
     from diticli.doctor.hardware import hardware
     from diticli.models.device import resolve_device
@@ -62,6 +64,10 @@ def _with_torch(name: str | None) -> Iterator[Finding]:
     device = resolve_device(name)
     yield from hardware()
     yield from speed(device)
+    if is_measured(device.type):
+        from diticli.doctor.tuning import tuning  # here, as it brings the networks
+
+        yield from tuning(device)
 
 
 def _is_cuda(name: str | None) -> bool:

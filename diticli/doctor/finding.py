@@ -11,7 +11,7 @@ class Finding:
     """One fact, and whether something should be done about it."""
 
     topic: str
-    """Group of facts: software, hardware, speed, attention, compile, storage."""
+    """Group of facts: software, hardware, speed, attention, tuning, compile, storage."""
     name: str
     value: str
     status: Literal["ok", "note", "broken"] = "ok"

@@ -42,7 +42,9 @@ from diticli.editing.pair import pair_jobs, pair_result, to_decode
 from diticli.editing.settings import EditSettings
 from diticli.editing.table import PairRow
 from diticli.errors import DiTiError, MachineError
+from diticli.models.device import resolve_precision
 from diticli.progress import Reporter, SilentReporter
+from diticli.sampling.defaults import DEFAULT_PRECISION
 
 _READERS = 4
 
@@ -205,7 +207,20 @@ def _compiled(pipeline: ManyPipeline, plan: TablePlan, settings: EditSettings) -
     inverting, decoding = settings.steps_run(pipeline.chunks.timesteps)
     steps = (invert * inverting + decode * decoding) // batch
     device = getattr(pipeline, "device", like.device)
-    return replace(settings, compile=settings.should_compile(device.type, steps))
+    least = _compiled_from(pipeline, batch, settings) if device.type == "cuda" and settings.compile is None else None
+    return replace(settings, compile=settings.should_compile(device.type, steps, least))
+
+
+def _compiled_from(pipeline: ManyPipeline, batch: int, settings: EditSettings) -> float | None:
+    """Steps from which compiling was measured to pay on this GPU; None where nothing is known."""
+    from diticli.tuning.compiling import compiled_from, sampling_site
+
+    unet, decoder = (getattr(pipeline, name, None) for name in ("unet", "shift_decoder"))
+    if unet is None or decoder is None:
+        return None
+    precision = resolve_precision(settings.precision or DEFAULT_PRECISION[settings.solver], unet.device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return compiled_from(sampling_site(unet, decoder, batch, pipeline.resolution, dtype), unet.device)
 
 
 def _read_images(

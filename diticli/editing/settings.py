@@ -15,7 +15,7 @@ SINGLE_IMAGE_NOISE: tuple[Noise, ...] = ("keep", "random", "mean")
 PIXELS_A_BATCH = {"cpu": 2**16, "cuda": 2**20}
 """Pixels of the images that are sampled together by default: 64 images of 32 px on a CPU, 64 of 128 px on a GPU."""
 COMPILED_FROM = 2_000
-"""Steps of full batches from which sampling on a GPU is compiled. Unmeasured; compiling takes a minute or so.
+"""Steps of full batches from which sampling on a GPU is compiled, where nothing was measured: it takes a minute or so.
 
 On a CPU it does not pay: measured in bf16 on a network for 64 px (`python -m benchmarks forward --cases small64:2
 small64:32 --compiled`), a compiled step of 32 images took 1.39 times as long as the plain one, and one of 2 images 0.87
@@ -95,9 +95,13 @@ class EditSettings:
         official = {"clip": True, "shift_form": "score"} if self.official else {}
         return {"solver": self.solver, **precision, **compiled, **official}
 
-    def should_compile(self, device: str, steps: int) -> bool:
-        """Whether so many steps of full batches on a device of type `device` are to be compiled."""
-        return (device == "cuda" and steps >= COMPILED_FROM) if self.compile is None else self.compile
+    def should_compile(self, device: str, steps: int, least: float | None = None) -> bool:
+        """Whether so many steps of full batches on a device of type `device` are to be compiled.
+
+        `least`: steps from which that was measured to pay; None: `COMPILED_FROM`.
+        """
+        least = COMPILED_FROM if least is None else least
+        return (device == "cuda" and steps >= least) if self.compile is None else self.compile
 
     def default_batch_size(self, resolution: int, device: str) -> int:
         """Images to sample together at `resolution` on a device of type `device`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from diti_kernels.sites import is_measured
 from torch import nn
 
 from diticli.config import Precision
@@ -56,6 +57,7 @@ class BatchEncoder:
             CompiledPart("encoder", self._features, reporter or SilentReporter()) if compile else None
         )
         self._compiled_size = 0
+        self._tuned: set[int] = set()
 
     @torch.no_grad()
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -63,6 +65,11 @@ class BatchEncoder:
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
         self._compiled_size = self._compiled_size or len(images_BCHW)
         usual = self._compiled is not None and len(images_BCHW) == self._compiled_size
+        if is_measured(self.device.type) and len(images_BCHW) not in self._tuned:
+            from diticli.tuning.tune import tune_alone  # here, as it takes time and needs a GPU
+
+            self._tuned.add(len(images_BCHW))
+            tune_alone(lambda: self._features(images_BCHW), self.device, "compiled" if usual else "eager")
         encode = self._compiled if self._compiled is not None and usual else self._features
         with gpu_convolutions(self.device, self._dtype, timed=usual):
             features_BD: torch.Tensor = encode(images_BCHW)

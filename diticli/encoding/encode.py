@@ -31,6 +31,8 @@ from diticli.features.shard_reader import FeatureShards
 from diticli.features.shard_writer import ShardFolder
 from diticli.features.writer import FeatureWriter
 from diticli.models.base_features import BaseFeatures, BaseSpec, base_hash, describe_features
+from diticli.models.device import resolve_precision
+from diticli.models.encoder import SemanticEncoder
 from diticli.models.largest_batch import SMALLER_MODEL, batch_fits
 from diticli.models.model import DiTiModel
 from diticli.models.transfer import Download, prefetched, upload
@@ -42,7 +44,8 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 DEFAULT_SHARD = 100_000
 """Images per shard: 200 MB of 512 dims, and names of 20 MB while it is written."""
 _COMPILED_FROM = 200_000
-"""Images from which compiling the encoder for a GPU can be worth its time: fewer are over in seconds."""
+"""Images from which the encoder is compiled for a GPU, where nothing was measured: fewer are over in seconds."""
+DEFAULT_BATCH = 128
 _NAMED = 3
 """Unreadable images that a message names."""
 
@@ -124,7 +127,8 @@ def encode_with(
             | {"precision": features.precision},
         )
         return encode_images(features, source, out, meta=meta, device=features.device, **options)
-    compile = pipeline.device.type == "cuda" and len(source) >= _COMPILED_FROM
+    batch = options.get("batch_size", DEFAULT_BATCH)
+    compile = pipeline.device.type == "cuda" and len(source) >= _compiled_from(pipeline.encoder, batch, precision)
     encoder = BatchEncoder(pipeline.encoder, precision, compile=compile, reporter=options.get("reporter"))
     meta = FeatureMeta(
         files=(),
@@ -138,6 +142,15 @@ def encode_with(
     return encode_images(encoder, source, out, meta=meta, device=encoder.device, **options)
 
 
+def _compiled_from(encoder: SemanticEncoder, batch: int, precision: Precision) -> float:
+    """Images from which the encoder is compiled on its GPU."""
+    from diticli.tuning.compiling import compiled_from, encoding_site
+
+    site = encoding_site(encoder, batch, resolve_precision(precision, encoder.device))
+    batches = compiled_from(site, encoder.device)
+    return _COMPILED_FROM if batches is None else batches * batch
+
+
 def encode_images(
     encode: Encode,
     source: ImageSource,
@@ -147,7 +160,7 @@ def encode_images(
     shard_size: int | None = None,
     suffix: str = ".npy",
     rank: Rank | None = None,
-    batch_size: int = 128,
+    batch_size: int = DEFAULT_BATCH,
     workers: int | None = None,
     resume: bool = True,
     checkpoint_seconds: float = 5.0,

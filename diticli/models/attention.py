@@ -1,8 +1,8 @@
 """Attention of the networks: one call, `attend`, and the choice of the operator behind it.
 
-PyTorch's `scaled_dot_product_attention` (SDPA), or the weights written out where that was measured to be faster.
-xformers only when asked for: its operators for these shapes are PyTorch's own flash and efficient kernels behind
-Python operators, whose launches are slower. `DITI_ATTENTION=auto|xformers|sdpa|math` forces one.
+PyTorch's `scaled_dot_product_attention` (SDPA), or the weights written out where that was measured to be faster, or
+xformers where this machine's own measurement (`diticli.tuning`) found it faster: for these shapes its operators are
+PyTorch's flash and efficient kernels behind Python operators. `DITI_ATTENTION=auto|xformers|sdpa|math` forces one.
 
 Legend of shape suffixes: B batch, M query tokens, N key tokens, H heads, K channels of a head.
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from diti_kernels.dispatch import constant_in_graphs
+from diti_kernels.sites import asked, choice, wants_gradient
 from torch import Tensor
 
 from diticli.errors import DeviceError
@@ -73,6 +74,10 @@ def attend(q_BMHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor) -> Tensor:
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     math_is_faster = gradient and _math_is_faster(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads)
     name = _choose_and_log(q.device, q.dtype, tokens, heads, head_dim, math_is_faster)
+    if name == "sdpa" and asked(q.device.type, VARIABLE):
+        shape = (len(q), tokens, k.shape[1], heads, head_dim)
+        if choice("attention", q.dtype, shape, wants_gradient(q, k, v)) == "xformers":
+            name = "xformers"
     return _OPERATORS[name](q, k, v)
 
 

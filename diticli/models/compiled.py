@@ -7,12 +7,14 @@ takes a few steps' time where compiling takes longer than a whole edit.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from diti_kernels.sites import capturing
 
 from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
@@ -27,7 +29,7 @@ Compiler = Callable[[str, CompilablePart], CompilablePart]
 
 Step = Callable[..., torch.Tensor]
 LARGEST_BATCH = 16
-"""Batches up to which a step is captured: larger ones keep a GPU busy by themselves. Unmeasured."""
+"""Batches up to which a step is captured, where nothing was measured: larger ones keep a GPU busy by themselves."""
 
 CPU_STEPS = {"fp32": 5_000, "bf16": 20_000}
 """Steps, by precision, from which a run on a CPU is compiled.
@@ -101,16 +103,19 @@ def _reason(error: Exception) -> str:
     return ": ".join([type(inner).__name__, *lines[:1]])
 
 
-def should_compile(config: RunConfig, device: torch.device) -> bool:
-    """What `compile = "auto"` means: yes for runs of at least `CUDA_STEPS` steps on a GPU and `CPU_STEPS` on a CPU.
+def should_compile(config: RunConfig, device: torch.device, least: float | None = None) -> bool:
+    """What `compile = "auto"` means: yes for runs of at least `least` steps.
+
+    By default that is `CUDA_STEPS` on a GPU and `CPU_STEPS` on a CPU.
 
     The steps are those of all stages that the run trains; auto precision is that of the device. Where they are not
     known yet, as the run is planned by time, it is compiled on a GPU from `CUDA_MINUTES` on, and never on a CPU.
     """
     cuda = device.type == "cuda"
     if config.minutes:
-        return cuda and config.minutes >= CUDA_MINUTES
-    least = CUDA_STEPS if cuda else CPU_STEPS[resolve_precision(config.precision, device)]
+        return cuda and config.minutes >= CUDA_MINUTES and least != math.inf
+    if least is None:
+        least = CUDA_STEPS if cuda else CPU_STEPS[resolve_precision(config.precision, device)]
     trains_base = not config.base_model and not config.ssl.only
     return config.features.steps + (config.base.steps if trains_base else 0) >= least
 
@@ -139,6 +144,7 @@ class StepGraph:
         # Buffers made under inference mode could not be written to outside it.
         with (
             self._capturing,
+            capturing(),
             torch.inference_mode(False),
             torch.no_grad(),
             torch.cuda.device(self._device),
@@ -160,15 +166,24 @@ class StepGraph:
             self._sides[self._device] = torch.cuda.Stream(self._device)
         return self._sides[self._device]
 
+    def replay(self) -> torch.Tensor:
+        """The step on the inputs of the last call, in memory that the next call overwrites."""
+        self._graph.replay()
+        return self._output
+
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """`step(*inputs)`, in memory of its own."""
         with torch.cuda.device(self._device):
             for mine, value in zip(self._inputs, inputs, strict=True):
                 mine.copy_(value)
-            self._graph.replay()
-            return self._output.clone()
+            return self.replay().clone()
+
+
+def may_capture(x: torch.Tensor) -> bool:
+    """Whether a batch can be captured: on a GPU, unless DITI_CUDA_GRAPH=0."""
+    return x.is_cuda and len(x) > 0 and word_of(CUDA_GRAPH, CUDA_GRAPH_CHOICES) == "1"
 
 
 def should_capture(x: torch.Tensor) -> bool:
-    """Whether a batch is small enough, on a GPU; DITI_CUDA_GRAPH=0 never captures."""
-    return x.is_cuda and 0 < len(x) <= LARGEST_BATCH and word_of(CUDA_GRAPH, CUDA_GRAPH_CHOICES) == "1"
+    """Whether a batch that may be captured is small enough, where it was not measured (`diticli.tuning.graphs`)."""
+    return may_capture(x) and len(x) <= LARGEST_BATCH

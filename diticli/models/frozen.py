@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
+from diti_kernels.sites import Mode, is_measured
 from torch import nn
 
-from diticli.models.compiled import CompilablePart, CompiledPart, StepGraph, should_capture
+from diticli.models.compiled import CompilablePart, CompiledPart, StepGraph, may_capture, should_capture
 from diticli.models.device import gpu_convolutions
 from diticli.models.layout import layout_for
 from diticli.models.modulation import PathWeights, gather_weights, modulate
@@ -139,6 +140,7 @@ class FrozenPair:
         with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
             self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
         self._graphs: dict[torch.Size, StepGraph] = {}
+        self._captured: dict[torch.Size, bool] = {}
         self._compiled: CompilablePart | None = (
             CompiledPart("sampler's step", self._estimate, WarningReporter()) if compile else None
         )
@@ -161,7 +163,9 @@ class FrozenPair:
     def _run(self, x_BCHW: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         inputs = (x_BCHW, *others)
         step = self._step_for(x_BCHW.shape)
-        if not should_capture(x_BCHW):
+        if x_BCHW.shape not in self._captured:
+            self._captured[x_BCHW.shape] = self._choose(step, inputs)
+        if not self._captured[x_BCHW.shape]:
             estimate_BCHW: torch.Tensor = step(*inputs)
             return estimate_BCHW
         if x_BCHW.shape not in self._graphs:
@@ -169,6 +173,22 @@ class FrozenPair:
                 del self._graphs[next(iter(self._graphs))]
             self._graphs[x_BCHW.shape] = StepGraph(step, *inputs)
         return self._graphs[x_BCHW.shape](*inputs)
+
+    def _choose(self, step: CompilablePart, inputs: tuple[torch.Tensor, ...]) -> bool:
+        """Choose the kernels of a batch of this shape on a GPU; returns whether to capture it."""
+        x, capture = inputs[0], should_capture(inputs[0])
+        if not is_measured(x.device.type):
+            return capture
+        from diticli.tuning.graphs import graph_wins  # here, as they take time and need a GPU
+        from diticli.tuning.tune import tune_alone
+
+        mode: Mode = "compiled" if step != self._estimate else "captured" if capture else "eager"
+        tune_alone(lambda: self._estimate(*inputs), x.device, mode)
+        if not may_capture(x):
+            return False
+        weights = sum(p.numel() for network in (self.base, self.shift) for p in network.parameters())
+        network = f"{weights} weights, {self.base.dtype}{', compiled' if step != self._estimate else ''}"
+        return graph_wins(step, inputs, network, reporter=WarningReporter())
 
     def _step_for(self, shape: torch.Size) -> CompilablePart:
         if self._compiled is None:

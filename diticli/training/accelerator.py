@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
+from diti_kernels.sites import is_measured
 
 from diticli.config import RunConfig
 from diticli.distributed import join
@@ -25,12 +26,18 @@ def resolve(config: RunConfig) -> RunConfig:
         DeviceError: for a device or precision it does not have.
     """
     device = resolve_device(config.device)
-    return replace(
-        config,
-        device=str(device),
-        precision=resolve_precision(config.precision, device),
-        compile=should_compile(config, device) if config.compile == "auto" else config.compile,
-    )
+    config = replace(config, device=str(device), precision=resolve_precision(config.precision, device))
+    if config.compile != "auto":
+        return config
+    return replace(config, compile=should_compile(config, device, _compiled_from(config, device)))
+
+
+def _compiled_from(config: RunConfig, device: torch.device) -> float | None:
+    if not is_measured(device.type):
+        return None
+    from diticli.tuning.compiling import compiled_from, training_site  # here, as building networks takes time
+
+    return compiled_from(training_site(config), device)
 
 
 def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Accelerator:

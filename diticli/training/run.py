@@ -36,6 +36,7 @@ from diticli.training.checkpoint import drop_other_stages, write_json
 from diticli.training.content import content_digest
 from diticli.training.failures import os_errors_as_typed
 from diticli.training.images import RunImages, compare_skipped, looks_grey, open_source, prepare_images
+from diticli.training.kernels import choose_kernels
 from diticli.training.loop import StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import NoiseObjective, Objective
@@ -71,7 +72,7 @@ def train(
     """
     reporter, started = reporter or SilentReporter(), started or clock()
     RunDirectory(out).refuse_links()  # before anything is read through one
-    config, budget = resolve(config), None
+    config, budget = RunDirectory(out).compiled_as_begun(config, resolve(config)), None
     if config.fit_batch:
         config = fit_batches(config, out, reporter=reporter)
     if config.minutes:
@@ -271,6 +272,14 @@ class _Worker:
             drop_other_stages(self.run.checkpoints, name)
         self.accelerator.wait_for_everyone()
         trainer = StageTrainer(stage, self.accelerator, compile=config.compile is True, reporter=self.reporter)
+        choose_kernels(
+            stage,
+            self.accelerator,
+            self.peers,
+            self.run.kernels,
+            compiled=config.compile is True,
+            reporter=self.reporter,
+        )
         resumed = trainer.resume()
         self.peers.check_same("checkpoints", trainer.step)
         if resumed:

@@ -2,6 +2,7 @@
 
 runs/NAME/config.json      everything resolved, with versions
           base/            stage 1 result (diffusers layout)
+          kernels.json     the ways of operations that were fastest when the run began, on a GPU
           gap.json         what the base loses by timestep, where the run needs to know
           quality.json     PSNR of reconstructions, when the last picture was drawn
           model/           the finished `DiTiPipeline`
@@ -35,7 +36,7 @@ from diticli.settings import to_dict
 from diticli.training.checkpoint import list_checkpoints
 from diticli.training.failures import write_error
 
-_FILES = ("config.json", "extending.json", "gap.json", "metrics.jsonl", "skipped.txt")
+_FILES = ("config.json", "extending.json", "gap.json", "kernels.json", "metrics.jsonl", "skipped.txt")
 _PUBLISHED = ("base", "model")
 _FILLED = ("checkpoints", "samples", "tensorboard", "probe")
 """Folders whose files are written one by one; the last by `diti demo`."""
@@ -77,6 +78,11 @@ class RunDirectory:
         return self.root / "gap.json"
 
     @property
+    def kernels(self) -> Path:
+        """How operations run, by stage."""
+        return self.root / "kernels.json"
+
+    @property
     def quality(self) -> Path:
         """How well the features give images back, when the last picture was drawn."""
         return self.root / "quality.json"
@@ -113,6 +119,13 @@ class RunDirectory:
     def begun(self) -> bool:
         """Whether anything was trained: without a checkpoint or a result, new settings may replace the old ones."""
         return self.base.exists() or self.model.exists() or any(self.checkpoints.glob("step-*"))
+
+    def compiled_as_begun(self, asked: RunConfig, resolved: RunConfig) -> RunConfig:
+        """The resolved settings; where compiling was left to us, as it was decided when the run began."""
+        if asked.compile != "auto" or not (self.root / "config.json").is_file():
+            return resolved
+        saved = _read_config(self.root / "config.json")["config"].get("compile")
+        return replace(resolved, compile=saved) if isinstance(saved, bool) else resolved
 
     def open(self, config: RunConfig, fingerprint: dict[str, Any]) -> bool:
         """Create the directory or take it up again; returns whether there was a run of these settings.
@@ -177,7 +190,13 @@ class RunDirectory:
         """Remove what a run left that made no step."""
         for name in ("samples", "tensorboard"):
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in (self.gap, self.quality, self.root / "metrics.jsonl", *self.root.glob("skipped*.txt")):
+        for path in (
+            self.gap,
+            self.kernels,
+            self.quality,
+            self.root / "metrics.jsonl",
+            *self.root.glob("skipped*.txt"),
+        ):
             path.unlink(missing_ok=True)
 
     def _compare(self, saved: dict[str, Any], config: RunConfig, fingerprint: dict[str, Any]) -> bool:

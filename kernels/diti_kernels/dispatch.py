@@ -1,7 +1,7 @@
 """The one place that chooses between the Triton kernels and plain PyTorch.
 
-`DITI_KERNELS=auto|triton|reference` (default auto). No GPU has run these kernels yet, so `auto` is the
-reference on every device and `triton` must be asked for; the README of `kernels/` says what changes that.
+`DITI_KERNELS=auto|triton|reference` (default auto). No GPU of ours has run these kernels, so `auto` is the
+reference, but for sites on a GPU where a measurement says otherwise (`diti_kernels.sites`).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def decide(device_type: str) -> Decision:
     if setting == "reference":
         return Decision("reference", f"{VARIABLE}=reference")
     if setting == "auto":
-        return Decision("reference", f"{VARIABLE}=auto, and no GPU has run the Triton kernels yet")
+        unless = ", unless this GPU was seen to be faster by Triton" if device_type == "cuda" else ""
+        return Decision("reference", f"{VARIABLE}=auto{unless}")
     _require_triton(device_type)
     return Decision("triton", f"{VARIABLE}=triton")
 

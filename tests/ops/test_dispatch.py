@@ -19,10 +19,11 @@ def test_interpreter_was_chosen_in_time() -> None:
         )
 
 
-def test_auto_is_the_reference_until_a_gpu_has_run_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_reference_until_this_gpu_has_shown_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     assert decide("cpu").backend == decide("cuda").backend == "reference"
-    assert "no GPU" in decide("cuda").reason
+    assert "this GPU" in decide("cuda").reason
+    assert "GPU" not in decide("cpu").reason
 
 
 def test_unknown_setting_names_the_three(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from diti_kernels.adaptive_group_norm.eager import folded_group_norm
 from diti_kernels.adaptive_group_norm.layout import from_rows, is_channels_last, like_channels_last, to_rows
 from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_group_norm_reference, concatenate
 from diti_kernels.adaptive_group_norm.registration import adaptive_group_norm_op
-from diti_kernels.dispatch import backend_for
+from diti_kernels.dispatch import VARIABLE, Backend, backend_for
+from diti_kernels.sites import asked, choice, wants_gradient
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -53,7 +54,7 @@ def adaptive_group_norm(
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on x's device.
     """
     _check(x, scale, shift, groups, skip, activation)
-    backend = backend_for(x)
+    backend = _backend(x, scale, shift, groups, skip, activation)
     if backend == "reference" and _definition_serves(x):
         return adaptive_group_norm_reference(x, scale, shift, groups, eps, skip=skip, activation=activation)
     if x.dtype not in _KERNEL_DTYPES:
@@ -69,6 +70,20 @@ def adaptive_group_norm(
     skip_rows = None if skip is None else to_rows(skip.to(x.dtype))
     arguments = (scale, shift, groups, eps, activation == "silu", backend == "triton")
     return from_rows(adaptive_group_norm_op(to_rows(x), skip_rows, *arguments)[0], x)
+
+
+def _backend(
+    x: Tensor, scale: Tensor, shift: Tensor, groups: int, skip: Tensor | None, activation: Activation
+) -> Backend:
+    """What DITI_KERNELS says; where that is auto, what was measured at this site."""
+    backend = backend_for(x)
+    if x.dtype not in _KERNEL_DTYPES or not asked(x.device.type, VARIABLE) or x.numel() == 0:
+        return backend
+    shape = (len(x), x.shape[1], 0 if skip is None else skip.shape[1], groups, *x.shape[2:])
+    modulation = "per sample" if scale.ndim == 2 and len(scale) == len(x) > 1 else "shared"
+    options = (activation, modulation, "channels_last" if is_channels_last(x) else "contiguous")
+    found = choice("adaptive_group_norm", x.dtype, shape, wants_gradient(x, skip, scale, shift), options)
+    return "triton" if found == "triton" else backend
 
 
 def _definition_serves(x: Tensor) -> bool:

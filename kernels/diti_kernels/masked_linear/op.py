@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diti_kernels.dispatch import LAUNCH_OPTIONS, backend_for
+from diti_kernels.dispatch import LAUNCH_OPTIONS, VARIABLE, Backend, backend_for
 from diti_kernels.masked_linear.reference import masked_linear_reference
+from diti_kernels.sites import asked, choice, wants_gradient
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INTERPRETER_DTYPES = _KERNEL_DTYPES[:2]  # its tl.dot multiplies the bit patterns of bfloat16 as integers
@@ -55,11 +56,25 @@ def masked_linear(
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on z's device.
     """
     _check_layout(z, t, visible_T2, weight, bias, own_T2)
-    if backend_for(z) == "reference":
+    if _backend(z, visible_T2, weight, bias, own_T2) == "reference":
         return masked_linear_reference(z, t, visible_T2, weight, bias, own_T2=own_T2)
     z, weight, bias = _autocast(z), _autocast(weight), None if bias is None else _autocast(bias)
     _check_kernel_dtypes(z, weight, bias)
     return masked_linear_op(z, t, visible_T2, own_T2, weight, bias)
+
+
+def _backend(z: Tensor, visible_T2: Tensor, weight: Tensor, bias: Tensor | None, own_T2: Tensor | None) -> Backend:
+    """What DITI_KERNELS says; where that is auto, what was measured at this site."""
+    backend = backend_for(z)
+    if not asked(z.device.type, VARIABLE):
+        return backend
+    dtypes = {_autocast_dtype(x) for x in (z, weight, bias) if x is not None}
+    if len(dtypes) > 1 or not dtypes <= set(_dtypes_on(z.device)) or z.numel() == 0:
+        return backend
+    shape = (len(z), z.shape[1], len(weight), len(visible_T2))
+    options = ("cumulative" if own_T2 is None else "detached", "no bias" if bias is None else "bias")
+    found = choice("masked_linear", dtypes.pop(), shape, wants_gradient(z, weight, bias), options)
+    return "triton" if found == "triton" else backend
 
 
 @torch.library.custom_op("diti::masked_linear", mutates_args=())
@@ -162,10 +177,18 @@ def _tiles(size: int, tile: int) -> int:
 
 def _autocast(tensor: Tensor) -> Tensor:
     """`tensor` as `F.linear` would take it: autocast converts every floating dtype but float64."""
+    return tensor.to(_autocast_dtype(tensor))
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
     device_type = tensor.device.type
     if torch.is_autocast_enabled(device_type) and tensor.dtype != torch.float64:
-        return tensor.to(torch.get_autocast_dtype(device_type))
-    return tensor
+        return torch.get_autocast_dtype(device_type)
+    return tensor.dtype
+
+
+def _dtypes_on(device: torch.device) -> tuple[torch.dtype, ...]:
+    return _INTERPRETER_DTYPES if device.type == "cpu" else _KERNEL_DTYPES
 
 
 def _check_layout(
@@ -194,7 +217,7 @@ def _check_layout(
 def _check_kernel_dtypes(z: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise ValueError unless the kernels take these dtypes."""
     dtypes = {t.dtype for t in (z, weight, bias) if t is not None}
-    allowed = _INTERPRETER_DTYPES if z.device.type == "cpu" else _KERNEL_DTYPES
+    allowed = _dtypes_on(z.device)
     if len(dtypes) > 1 or z.dtype not in allowed:
         raise ValueError(
             f"On {z.device.type} the Triton kernels take z, weight and bias of one dtype out of "

@@ -1,0 +1,65 @@
+"""How a stage's operations run on a GPU: chosen before its first step, by the first process for all, and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diti_kernels.sites import is_measured
+
+from diticli.distributed import PeerMonitor, Rank
+from diticli.progress import Reporter
+from diticli.training.batches import StepNoise
+from diticli.training.stage import Stage, draw_inputs
+
+
+def choose_kernels(
+    stage: Stage, accelerator: Accelerator, peers: PeerMonitor, kept: Path, *, compiled: bool, reporter: Reporter
+) -> None:
+    """Measure or look up the ways of the stage's operations; see `diticli.tuning.tune`. Nothing is done on a CPU.
+
+    Args:
+        stage: its objective is on the device.
+        accelerator: device, precision and processes.
+        peers: the same processes.
+        kept: file of the run's choices, which a resumed run goes on with.
+        compiled: whether the stage's parts are compiled.
+        reporter: told of kernels that are wrong or fail.
+
+    Raises:
+        ConfigError: when DITI_TUNE is no number of seconds.
+    """
+    from diticli.tuning.tune import tune
+
+    device = accelerator.device
+    if not is_measured(device.type) or (stage.views is not None and accelerator.num_processes > 1):
+        return  # the heads of views wait for other processes: the reference runs
+    count = stage.budget.batch_size // accelerator.num_processes
+    noise = StepNoise(
+        seed=stage.seed,
+        stage=stage.name,
+        timesteps=stage.objective.timesteps,
+        batch_size=count,
+        flip=stage.flip,
+        rank=Rank(),
+    )
+    images = torch.zeros(count, 3, stage.resolution, stage.resolution, dtype=torch.uint8, device=device)
+    inputs = draw_inputs(stage, noise, stage.views, 0, images)
+
+    def losses() -> object:
+        with accelerator.autocast():
+            return stage.objective(**inputs)
+
+    before = [buffer.clone() for buffer in stage.objective.buffers()]  # batch norm counts by itself
+    tune(
+        losses,
+        device=device,
+        mode="compiled" if compiled else "eager",
+        reporter=reporter,
+        peers=peers,
+        kept=kept,
+        part=stage.name,
+    )
+    for buffer, value in zip(stage.objective.buffers(), before, strict=True):
+        buffer.copy_(value)
