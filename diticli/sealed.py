@@ -12,7 +12,7 @@ from diticli.files import write_atomically
 from diticli.reading import parse_json, quoted, read_regular
 
 _SEAL = "state_sha256"
-_ENTRY = "entry"
+_ENTRY = "sealed_as"
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def keep_result(path: Path, what: str, content: dict[str, Any], *, default: Call
     Raises:
         DataError: when it cannot be written.
     """
-    plain = json.loads(json.dumps({_ENTRY: path.name, **content}, allow_nan=False, default=default))
+    plain = json.loads(json.dumps({**content, _ENTRY: path.name}, allow_nan=False, default=default))
     text = json.dumps(sealed(plain), indent=1)
     write_atomically(path, what, f"{text}\n")
 
