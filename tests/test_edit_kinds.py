@@ -5,11 +5,13 @@ import pytest
 import torch
 from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
+from diticli.chunks import ChunkLayout
 from diticli.editing.attribute import Move, edit_attribute
 from diticli.editing.contact_sheet import amount_texts, attribute_sheet, edit_strip, reconstruction_sheet
 from diticli.editing.inputs import image_stems, slug
-from diticli.editing.quality import reconstruction_warnings
+from diticli.editing.quality import effect_warnings, reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
+from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
 from diticli.errors import ChunkError, ConfigError, LabelError
 
@@ -144,6 +146,31 @@ def test_bad_reconstructions_are_named_with_their_cause():
     assert "built-in faces" in far
     assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, 1000, None, "")[0]
     assert "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), 10, None, "")[0]
+
+
+def test_chunks_without_effect_are_named():
+    layout = ChunkLayout.uniform(chunks=4, latent_dim=8)
+    grey = np.full((2, 4, 4, 3), 100, np.uint8)
+    edits = {
+        Edit(side, chunks, alpha): grey[0] + np.uint8(alpha * (20 if chunks == (1,) and side == "b" else 0))
+        for side in SIDES
+        for chunks in ((1,), (2, 3))
+        for alpha in (0.0, 1.0)
+    }
+    result = EditResult(
+        names=("A", "B"),
+        originals=grey,
+        reconstructions=grey,
+        edits=edits,
+        z=np.zeros((2, 8), np.float32),
+        psnr=(math.inf, math.inf),
+        layout=layout,
+        model_hash="",
+        settings=EditSettings(),
+    )
+    (warning,) = effect_warnings(result)
+    assert "chunks 2-3 (t 500-999)" in warning
+    assert "--grid" in warning
 
 
 def test_a_strength_that_changes_nothing_is_shown_once():

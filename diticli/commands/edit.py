@@ -47,6 +47,7 @@ def pair(options: PairOptions) -> None:
     from diticli.editing.contact_sheet import grid_sheet, pair_sheet
     from diticli.editing.mixing import parse_alphas
     from diticli.editing.pair import edit_pair
+    from diticli.editing.quality import effect_warnings
     from diticli.editing.stages import OVERVIEW_ROWS, grouped
 
     alphas = parse_alphas(options.alphas or ("0:1:9" if options.animate else "0:1:5"))
@@ -66,7 +67,8 @@ def pair(options: PairOptions) -> None:
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
     strip = grid_sheet(result) if options.grid else None
-    request.finish(options, model, pair_sheet(result), settings, facts, quality, strip=strip)
+    unseen = effect_warnings(result) if options.chunks else []  # of an overview one expects rows that show nothing
+    request.finish(options, model, pair_sheet(result), settings, facts, quality, strip=strip, warnings=unseen)
 
 
 def attribute(options: AttributeOptions) -> None:

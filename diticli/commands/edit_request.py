@@ -237,6 +237,7 @@ def finish(
     quality: Mapping[str, float],
     *,
     strip: Sheet | None = None,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write all pictures, and say so; first what spoils them.
 
@@ -248,6 +249,7 @@ def finish(
         facts: of this kind of edit, for --json.
         quality: PSNR of the images' reconstructions, by name.
         strip: for the strip, when it is laid out in another way.
+        warnings: beside those about reconstructions.
     """
     from dataclasses import replace
 
@@ -258,7 +260,7 @@ def finish(
 
     if options.separate:
         check_pictures(separate_paths(sheet, options.separate), overwrite=options.overwrite, quiet=True)
-    warnings = warnings_of(model, settings, quality)
+    warnings = [*warnings_of(model, settings, quality), *warnings]
     for warning in warnings:
         reporter().warn(warning)
     command = command_line(replace(options, model=_name(options, model)))

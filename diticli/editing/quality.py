@@ -1,10 +1,13 @@
-"""Warnings about images that the model does not reconstruct, since edits of them mean nothing."""
+"""Warnings about edits that show something else than they seem to: images that the model does not reconstruct, and
+chunks without effect."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diticli.editing.results import decibels
+import numpy as np
+
+from diticli.editing.results import SIDES, Edit, EditResult, decibels
 from diticli.editing.settings import EditSettings
 from diticli.sampling.defaults import DEFAULT_STEPS
 
@@ -12,6 +15,8 @@ LEAST_PSNR = 20.0
 """dB below which a reconstruction is another picture than the original."""
 FAR_BELOW = 10.0
 """dB below the model's own reconstructions from which something is wrong: 10 times the squared error."""
+LEAST_CHANGE = 1.0
+"""Grey levels of 255, on average, below which nobody sees an edit."""
 ENOUGH_STEPS = {"dpm": DEFAULT_STEPS, "ddim": 100}
 
 
@@ -38,6 +43,22 @@ def reconstruction_warnings(
     consequence = " Edits show that error, not what was changed." if bad else ""
     cause = _cause(settings, timesteps, trained_on)
     return [f"{worst}{others}: the reconstruction has {decibels(psnr[worst])} PSNR{beside}.{consequence} {cause}"]
+
+
+def effect_warnings(result: EditResult) -> list[str]:
+    """A warning for each set of chunks whose exchange nobody sees in either image."""
+    alpha = max(result.alphas, key=abs)
+    images = dict(zip(SIDES, result.reconstructions.astype(np.float32), strict=True))
+
+    def change(chunks: tuple[int, ...]) -> float:
+        return max(float(np.abs(result.edits[Edit(s, chunks, alpha)] - images[s]).mean()) for s in SIDES)
+
+    return [
+        f"Exchanging {result.layout.describe(chunks)} changes both images by less than {LEAST_CHANGE:g} of 255 grey "
+        "levels: what differs between them is in other chunks. --grid shows all of them."
+        for chunks in (result.chunk_sets if alpha else ())
+        if change(chunks) < LEAST_CHANGE
+    ]
 
 
 def _cause(settings: EditSettings, timesteps: int, trained_on: str) -> str:
