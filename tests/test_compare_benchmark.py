@@ -167,6 +167,14 @@ def test_the_command_goes_on_after_an_interruption(
     assert "Benchmark of disentanglement" in page
     assert "first principal component" in page
 
+    here = [p for p in (tmp_path / "out" / "results").glob("*.json") if "units" in json.loads(p.read_text())]
+    assert len(here) == 10
+    here[0].write_text(here[0].read_text().replace("0.", "1.", 1))
+    again.clear()
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert len(set(again)) == 1, "a damaged result is made again, and it alone"
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["benchmark"] == found
+
 
 def test_wide_features_are_left_out_and_it_is_said(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,6 @@ interval says nothing of other trainings.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +29,9 @@ from diticli.data.splits import split_rows
 from diticli.disentanglement import DisentanglementReport, measure_disentanglement
 from diticli.disentanglement.components import first_components
 from diticli.evaluation.scores import to_json
-from diticli.files import write_atomically
 from diticli.identity import cache_key
 from diticli.progress import Reporter
+from diticli.sealed import keep_result, kept_result
 from diticli.statistics import Estimate, holm
 from diticli.types import DoubleArray
 
@@ -175,8 +174,7 @@ class BenchmarkStore:
             path = self._path(entry, seed)
             if not path.is_file():
                 found = self._measure(entry, seed, reporter)
-                text = json.dumps(to_json(vars(found)), indent=1, allow_nan=False) + "\n"
-                write_atomically(path, "scores", text)
+                keep_result(path, "scores", to_json(vars(found)))
 
     def read(self, entry: Entry) -> list[SeedScores]:
         """One item a seed; damaged ones are made again.
@@ -189,7 +187,7 @@ class BenchmarkStore:
     def _read(self, entry: Entry, seed: int) -> SeedScores:
         path = self._path(entry, seed)
         try:
-            data = json.loads(path.read_bytes())
+            data = kept_result(path)
             units = {name: dict(data["units"][name]) for name in UNITS if name in data["units"]}
             return SeedScores(units=units, note=str(data["note"]))
         except (OSError, ValueError, KeyError, TypeError):
