@@ -64,7 +64,7 @@ def test_mig_is_equal(name: str) -> None:
     shares = []
     for factor in factors:
         labels = factor.values[:TRAIN].astype(np.int64)
-        binned = bin_columns(found.of(factor).x_train, bin_count(TRAIN))
+        binned = bin_columns(found.known_rows(factor).x_train, bin_count(TRAIN))
         shares.append(mutual_information(binned, labels) / entropy(labels))
     gap = mutual_information_gap(np.stack(shares, axis=1))
     assert gap == pytest.approx(THEIRS[name]["mig.discrete_score"], abs=DRAW)
@@ -73,7 +73,7 @@ def test_mig_is_equal(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_sap_of_numbers_is_equal(name: str) -> None:
     found, factors = drawn(name)
-    gaps = [top_gap(predictability(found.of(factor))) for factor in factors]
+    gaps = [top_gap(predictability(found.known_rows(factor))) for factor in factors]
     assert np.mean(gaps) == pytest.approx(THEIRS[name]["sap.score_continuous"], abs=DRAW)  # type: ignore[arg-type]
 
 
@@ -94,7 +94,7 @@ def test_factor_vae_is_equal_but_for_constant_dims(name: str) -> None:
 def test_dci_agrees_where_codes_are_pure(name: str) -> None:
     """disent always classifies, in 100 rounds; a factor that is a number is regressed here, in 30 quicker ones."""
     found, factors = drawn(name)
-    importance = np.stack([tree_importance(found.of(factor), 0)[0] for factor in factors], axis=1)
+    importance = np.stack([tree_importance(found.known_rows(factor), 0)[0] for factor in factors], axis=1)
     d, c = float(disentanglement(importance)), float(completeness(importance))
     theirs = [THEIRS[name][f"dci.{key}"] for key in ("disentanglement", "completeness")]
     if name == "doubled":  # which of two equal dims a split takes is a draw of lots
