@@ -12,9 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from diticli._version import __version__
-from diticli.chunks import ChunkLayout
 
 if TYPE_CHECKING:
+    from diticli.chunks import ChunkLayout
     from diticli.features.read import load_features
     from diticli.models.encoder import SemanticEncoder
     from diticli.models.pipeline import DiTiPipeline
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diticli.models.unet import UNet
 
 _LAZY = {
+    "ChunkLayout": "diticli.chunks",
     "DiTiPipeline": "diticli.models.pipeline",
     "SemanticEncoder": "diticli.models.encoder",
     "ShiftDecoder": "diticli.models.shift_decoder",

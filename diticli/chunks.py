@@ -13,13 +13,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal, get_args
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diticli.errors import ChunkError
 from diticli.reading import quoted, shortened
+
+if TYPE_CHECKING:  # every command imports this file, and NumPy takes a third of the start of `diti --help`
+    import numpy as np
+    import numpy.typing as npt
 
 Visible = Literal["prefix", "all"]
 """What a timestep sees of the features: the dims of its own chunk and all before it, or everything."""
@@ -212,6 +213,8 @@ class ChunkLayout:
 
     def timestep_to_chunk(self) -> npt.NDArray[np.int64]:
         """[T] chunk of every timestep."""
+        import numpy as np
+
         return np.searchsorted(np.array(self.timestep_ends), np.arange(self.timesteps), side="right").astype(np.int64)
 
     def chunk_of(self, timestep: int) -> int:
@@ -236,6 +239,8 @@ class ChunkLayout:
 
     def own_dims(self) -> npt.NDArray[np.int64]:
         """[T, 2] first dimension and end of the chunk of timestep t: no others get gradient in `detached` mode."""
+        import numpy as np
+
         return np.array([self.starts, self.ends], dtype=np.int64).T[self.timestep_to_chunk()]
 
     def seen_by(self, chunk: int) -> range:
@@ -244,6 +249,8 @@ class ChunkLayout:
 
     def dim_mask(self, chunks: Sequence[int]) -> npt.NDArray[np.bool_]:
         """[d] True where a dimension belongs to one of `chunks`."""
+        import numpy as np
+
         mask = np.zeros(self.latent_dim, dtype=bool)
         for chunk in chunks:
             mask[self.dims_of(chunk)] = True

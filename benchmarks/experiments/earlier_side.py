@@ -24,7 +24,7 @@ from typing import Any
 
 CHUNKS = {"chunks.count": 64, "chunks.latent_dim": 256, "chunks.partition": "uniform"}
 """The same in both checkouts, whose presets differ."""
-ENCODED, CALLS = 128, 4
+ENCODED, CALLS = 128, 2
 """Images of one call of the encoder, and calls of one piece of work."""
 
 

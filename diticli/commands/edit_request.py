@@ -21,7 +21,6 @@ from diticli.commands.edit_options import (
 )
 from diticli.commands.outputs import check_pictures
 from diticli.errors import ConfigError, DataError
-from diticli.files import check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,6 +120,8 @@ def _check_output(options: Options) -> None:
         if animate and animate.absolute() == out.absolute():
             raise ConfigError(f"The strip and the animation are both {out}.", remedy="Name two files.")
         check_pictures([path for path in (out, animate) if path], overwrite=options.overwrite)
+    from diticli.files import check_writable
+
     for folder in folders:
         if folder is not None:
             check_writable(folder)
