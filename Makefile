@@ -17,7 +17,7 @@ demo: $(STAMP)  ## edits at once, then a training of its own, on built-in data: 
 	$(BIN)/diti demo
 
 SHIPPED := runs/shipped
-IMAGES := 1000000
+IMAGES := 200000
 model: $(STAMP)  ## train, export and measure the model that ships with the package: hours; stopped, it goes on
 	test -f $(SHIPPED)/model/model_index.json || \
 	  $(BIN)/diti train --data faces:200000 --preset faces32 --images $(IMAGES) -o $(SHIPPED)
