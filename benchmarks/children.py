@@ -30,6 +30,7 @@ def run_python(
     environment: Mapping[str, str] = os.environ,
     timeout: float | None = None,
     check: bool = False,
+    shown: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python to its end, and keep what it says.
 
@@ -41,6 +42,7 @@ def run_python(
         environment: its variables, to which the import path is added.
         timeout: seconds.
         check: whether a status other than 0 is an error.
+        shown: whether what it says goes to the terminal instead.
 
     Raises:
         subprocess.TimeoutExpired, subprocess.CalledProcessError: as `subprocess.run`.
@@ -50,7 +52,7 @@ def run_python(
             [str(python), "-P", *arguments],
             cwd=cwd,
             env=_variables(environment, packages),
-            capture_output=True,
+            capture_output=not shown,
             text=True,
             timeout=timeout,
             check=check,
@@ -58,7 +60,9 @@ def run_python(
 
 
 @contextmanager
-def started_python(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+def started_python(
+    arguments: Sequence[str], *, stderr: int | None = None
+) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A Python of this environment beside this process, and what it prints, line by line; as `run_python`."""
     with (
         _folder(None) as cwd,
@@ -67,6 +71,7 @@ def started_python(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[
             cwd=cwd,
             env=_variables(os.environ, PACKAGES),
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             bufsize=1,
         ) as process,

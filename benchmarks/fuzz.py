@@ -69,6 +69,8 @@ TRAIN: Values = {
     "--data": ("photos", "faces:20", "faces:20:3", "photos.tar", "{photos,more}"),
     "--resolution": ("8", "16", "24", "32"),
     "--crop": ("center", "celeba"),
+    "--channels": ("1", "3"),
+    "--value-range": ("0,255",),
     "--out": ("run", "other"),
     "--preset": ("faces32", "faces64", "celeba64", "bedroom128", "ffhq128"),
     "--base": ("run/base", "run/model/unet"),
@@ -88,7 +90,7 @@ TRAIN: Values = {
     "--ssl-only": _FLAG,
     "--base-images": ("1", "8", "20"),
     "--images": ("1", "8", "20"),
-    "--batch-size": ("1", "3", "8", "64"),
+    "--batch-size": ("1", "3", "8", "64", "auto"),
     "--lr": ("1e-3", "1e-5"),
     "--precision": _PRECISION,
     "--device": ("cpu",),
@@ -103,6 +105,8 @@ TRAIN: Values = {
 ENCODE: Values = {
     "--out": ("new.npy", "new.npz", "new.safetensors", "new.parquet", "shards"),
     "--shard-size": ("1", "7", "100"),
+    "--value-range": ("0,255",),
+    "--overwrite": _FLAG,
     "--format": ("npy", "parquet"),
     "--model": _MODELS,
     "--crop": ("center", "celeba"),
@@ -115,6 +119,7 @@ ENCODE: Values = {
     "--features": ("base", "base:50", "base:100:mid", "encoder"),
 }
 PROBE: Values = {
+    "--overwrite": _FLAG,
     "--labels": ("labels.csv", "labels.json", "persons.txt"),
     "--groups": ("persons.txt",),
     "--split": ("parts.txt",),
@@ -138,6 +143,8 @@ _SAMPLING: Values = {
     "--difference": _FLAG,
     "--separate": ("singles",),
     "--no-metadata": _FLAG,
+    "--overwrite": _FLAG,
+    "--value-range": ("0,255",),
     "--batch-size": ("1", "2", "64"),
     "--seed": _SEEDS,
     "--device": ("cpu",),
@@ -156,6 +163,7 @@ PAIR: Values = {**_CHUNKS, **_BETWEEN, **_ALPHAS, **_STRIP, **_SAMPLING}
 ATTRIBUTE: Values = {
     "--attribute": ("hat", "age", "mood=sad"),
     "--amount": ("-0.5:0.5:2", "1"),
+    "--also": ("hat=0.2", "age=-0.5"),
     "--probe": ("probe",),
     "--dims": ("2",),
     "--along": ("pattern", "weight"),

@@ -19,7 +19,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -31,6 +30,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.children import started_python
 from benchmarks.facts import collect, write
 from benchmarks.table import render
 from benchmarks.timing import quantile
@@ -69,28 +69,28 @@ def running_studio(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
     Raises:
         ConfigError: when it does not start.
     """
-    command = [sys.executable, "-u", *arguments]
-    studio = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
-    assert studio.stdout is not None
     said: list[str] = []
-    try:
-        timer = threading.Timer(_START_SECONDS, studio.kill)
-        timer.start()
-        for line in studio.stdout:
-            said.append(line)
-            if found := re.search(r"http://\S+", line):
-                break
-        else:
-            raise ConfigError("The studio did not start: " + "".join(said[-5:]), remedy="Run `diti studio` by hand.")
-        timer.cancel()
-        threading.Thread(target=studio.stdout.read, daemon=True).start()  # nobody else empties the pipe
-        yield found[0], studio.pid
-    finally:
-        studio.terminate()
+    with started_python(["-u", *arguments], stderr=subprocess.STDOUT) as (studio, lines):
         try:
-            studio.wait(30)
-        except subprocess.TimeoutExpired:
-            studio.kill()
+            timer = threading.Timer(_START_SECONDS, studio.kill)
+            timer.start()
+            for line in lines:
+                said.append(line)
+                if found := re.search(r"http://\S+", line):
+                    break
+            else:
+                raise ConfigError(
+                    "The studio did not start: " + "".join(said[-5:]), remedy="Run `diti studio` by hand."
+                )
+            timer.cancel()
+            threading.Thread(target=lines.read, daemon=True).start()  # nobody else empties the pipe
+            yield found[0], studio.pid
+        finally:
+            studio.terminate()
+            try:
+                studio.wait(30)
+            except subprocess.TimeoutExpired:
+                studio.kill()
 
 
 def processor_seconds(pid: int) -> float:

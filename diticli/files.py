@@ -119,6 +119,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
         save_file(dict(tensors), temporary, metadata=metadata)
 
 
+def write_torch(path: Path, state: Mapping[str, Any]) -> None:
+    """Put a file of PyTorch's own format in place, for libraries that read nothing else.
+
+    Raises:
+        OSError: when it cannot be written; what was at `path` stays.
+    """
+    import torch
+
+    with replacing(path) as file:
+        torch.save(dict(state), file)
+
+
 def write_atomically(path: Path, what: str, content: bytes | str | Callable[[IO[bytes]], object]) -> Path:
     """Put a result in place, in missing folders too.
 

@@ -143,15 +143,15 @@ def test_a_base_keeps_its_schedule_and_size(official_project, official_weights, 
     assert torch.equal(scheduler.betas, torch.linspace(0.001, 0.03, 500))
 
 
-def test_a_base_without_colour_is_refused(official_project, tmp_path):
+def test_a_base_of_two_channels_is_refused(official_project, tmp_path):
     _, dpm = official_project
-    grey = SETTINGS | {"input_channel": 1}
+    odd = SETTINGS | {"input_channel": 2}
     state = unet_state(SETTINGS)
-    state["input_blocks.0.0.weight"], state["out.2.weight"] = torch.ones(32, 1, 3, 3), torch.ones(1, 32, 3, 3)
-    state["out.2.bias"] = torch.ones(1)
-    write_yaml(dpm / "config.yml", {"denoise_fn_config": grey})
+    state["input_blocks.0.0.weight"], state["out.2.weight"] = torch.ones(32, 2, 3, 3), torch.ones(2, 32, 3, 3)
+    state["out.2.bias"] = torch.ones(2)
+    write_yaml(dpm / "config.yml", {"denoise_fn_config": odd})
     save(dpm / "checkpoint.pt", {"ema_denoise_fn": state}, "ema_denoise_fn")
-    with pytest.raises(ModelError, match="1 input and 1 output channels"):
+    with pytest.raises(ModelError, match="2 input and 2 output channels"):
         convert(dpm, tmp_path / "base")
 
 

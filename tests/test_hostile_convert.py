@@ -107,7 +107,7 @@ def test_folders_that_were_there_stay(official_project, tmp_path):
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "mine").write_text("kept")
     (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(ModelError, match="exists"):
+    with pytest.raises(ModelError, match="is there already"):
         convert(run, tmp_path / "dangling")
     convert(run, tmp_path / "out")
     assert (tmp_path / ".out.partial" / "mine").read_text() == "kept"

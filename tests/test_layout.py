@@ -70,7 +70,7 @@ def test_an_unknown_value_is_refused(make_unet: Callable[..., Any], monkeypatch:
     monkeypatch.setenv(layout.VARIABLE, "NHWC")
     with pytest.raises(ConfigError, match="DITI_LAYOUT='nhwc' is unknown") as refused:
         layout_choice(CPU, torch.float32)
-    assert refused.value.remedy == "Use one of auto, contiguous, channels_last."
+    assert refused.value.remedy == "Use one of auto, contiguous, channels_last, or unset it."
     with pytest.raises(ConfigError):
         FrozenBase(unet)
 

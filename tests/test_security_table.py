@@ -28,7 +28,11 @@ def test_a_row_names_a_guard_and_a_test_that_runs(row):
     tree = ast.parse((ROOT / "tests" / name).read_text(encoding="utf-8"))
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     assert len(found) == 1
-    module = [ast.unparse(node) for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    module = [  # what holds for all tests of the file
+        ast.unparse(node)
+        for node in tree.body
+        if isinstance(node, ast.Expr) or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark")
+    ]
     marks = " ".join([*map(ast.unparse, found[0].decorator_list), *module])
     assert not [mark for mark in LEFT_OUT if re.search(rf"\b{mark}\b", marks)]
 

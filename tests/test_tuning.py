@@ -495,7 +495,9 @@ def test_a_resumed_run_is_compiled_as_it_began(tmp_path: Path) -> None:
     asked = build_config("faces32")
     resolved, run = replace(asked, compile=False), RunDirectory(tmp_path)
     assert run.compiled_as_begun(asked, resolved).compile is False
-    run.root.joinpath("config.json").write_text(json.dumps({"config": {"compile": True}, "data": {}}))
+    run.root.joinpath("config.json").write_text(
+        json.dumps({"config": {"compile": True, "data": {"source": "faces:1"}}, "data": {}})
+    )
     assert run.compiled_as_begun(asked, resolved).compile is True
     assert run.compiled_as_begun(resolved, resolved).compile is False
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.children import run_python
 
 DISENT = "0.8.0"
 FACTORS, VALUES = 4, 10
@@ -143,7 +144,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         python, versions = environment(Path(folder) / "env")
         scores = Path(folder) / "scores.json"
-        subprocess.run([str(python), __file__, "--inside", "--out", str(scores)], check=True, cwd=folder)
+        arguments = [str(Path(__file__).resolve()), "--inside", "--out", str(scores)]
+        run_python(arguments, python=python, folder=folder, check=True, shown=True)
         facts = {
             "origin": f"disent {DISENT} (github.com/nmichlo/disent, MIT), its public metrics run unchanged",
             "versions": versions,

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.children import run_python
 from benchmarks.experiments.disent_scores import environment
 from diticli.training.rundir import RunDirectory
 
@@ -28,6 +27,7 @@ SIDE = 32
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 RENDER = """
 import sys, numpy as np
+from benchmarks.children import run_python
 from benchmarks.experiments.disent_scores import usable_torchvision
 usable_torchvision()
 from disent.dataset.data import XYObjectShadedData
@@ -56,7 +56,8 @@ def render(options: argparse.Namespace) -> None:
         python, _ = environment(Path(place) / "env")
         drawn = Path(place) / "drawn.npz"
         count = options.train + options.images
-        run([str(python), "-c", RENDER, str(SIDE), str(count), str(drawn)])
+        arguments = ["-c", RENDER, str(SIDE), str(count), str(drawn.resolve())]
+        run_python(arguments, python=python, check=True, shown=True)
         with np.load(drawn) as data:
             images, factors, names = data["images"], data["labels"], data["names"].tolist()
     order = np.random.default_rng(1).permutation(len(images))
@@ -90,16 +91,7 @@ def train_missing(options: argparse.Namespace) -> list[str]:
 def diti(*words: str) -> None:
     """A command of this environment's diti, shown first."""
     print(shlex.join(["diti", *words]), flush=True)
-    run([sys.executable, "-m", "diticli", *words])
-
-
-def run(command: list[str]) -> None:
-    """To its end.
-
-    Raises:
-        CalledProcessError: when it fails.
-    """
-    subprocess.run(command, check=True)
+    run_python(["-m", "diticli", *words], folder=Path.cwd(), check=True, shown=True)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import torch
 from diticli.editing.mixing import mix_chunks
 from diticli.evaluation.decoding import Decoding
 from diticli.evaluation.image_metrics import WINDOW, ssim
+from diticli.files import write_torch
 from diticli.models.pixels import normalise
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def inception(path: Path) -> torch.nn.Module:
     # torch-fidelity unpickles whatever the file holds: it gets a copy that holds tensors alone.
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / INCEPTION
-        torch.save(state, plain)
+        write_torch(plain, state)
         return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(plain))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from diti_kernels.sites import capturing
+from diti_kernels.sites import capturing, is_recording
 
 from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
@@ -70,7 +70,7 @@ class CompiledPart:
         """The function's result."""
         if self._compiled is None:
             return self.function(*arguments)
-        if self._called:
+        if self._called or is_recording():
             return self._run(arguments)
         self.reporter.note(f"Compiling the {self.name}, once, before its first use ...")
         self._called, began = True, time.monotonic()

@@ -86,7 +86,7 @@ def inside_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, chan
     if options.effects:
         gr.Markdown(_effects_table(options))
     for title, path in options.heatmaps:
-        picture = Image.open(path)  # read here: Gradio hands out no file of another folder
+        picture = Image.open(path, formats=["PNG"])  # read here: Gradio hands out no file of another folder
         gr.Image(
             picture.convert("RGB"),
             label=title,

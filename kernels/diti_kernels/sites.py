@@ -106,6 +106,11 @@ def forcing(way: str) -> Iterator[None]:
         yield
 
 
+def is_recording() -> bool:
+    """Whether calls are only listed: nothing is compiled then."""
+    return _recorder.get() is not None
+
+
 @contextmanager
 def capturing() -> Iterator[None]:
     """What runs within the block is captured as a CUDA graph, or warms up for it."""
