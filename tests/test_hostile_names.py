@@ -177,7 +177,7 @@ def test_what_lies_where_a_picture_goes_stops_no_table(tmp_path, kind):
     os.mkfifo(place) if kind == "pipe" else place.write_bytes(BOMBS[kind])
     rows = [PairRow(a="faces:1", b="faces:2", name="x")]
     plan = plan_pairs(rows, tmp_path, ChunkLayout.uniform(chunks=4, latent_dim=8), "hash", ManyOptions())
-    assert plan.todo == []
+    assert not plan.todo
     ((row, reason),) = plan.failed
     assert (row.name, "diti did not make" in reason) == ("x", True)
 
