@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from diti_kernels.sites import capturing
+from diti_kernels.sites import capturing, is_recording
 
 from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
@@ -68,7 +68,7 @@ class CompiledPart:
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""
-        if self._compiled is None:
+        if self._compiled is None or is_recording():  # what is recorded takes seconds, compiling minutes
             return self.function(*arguments)
         if self._called:
             return self._run(arguments)

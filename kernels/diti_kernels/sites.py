@@ -99,6 +99,11 @@ def recording(mode: Mode) -> Iterator[Counter[Site]]:
         yield recorder.sites
 
 
+def is_recording() -> bool:
+    """Whether the sites of what runs now are recorded."""
+    return _recorder.get() is not None
+
+
 @contextmanager
 def forcing(way: str) -> Iterator[None]:
     """Take one way at every site within the block."""
