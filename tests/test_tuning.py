@@ -20,7 +20,7 @@ from diticli.errors import ConfigError
 from diticli.models import attention
 from diticli.models.compiled import CompiledPart
 from diticli.progress import SilentReporter
-from diticli.settings import build_config
+from diticli.settings import build_config, to_dict
 from diticli.training.accelerator import resolve
 from diticli.training.rundir import RunDirectory
 from diticli.tuning import cache, compiling, graphs, trial, tune
@@ -496,7 +496,7 @@ def test_a_resumed_run_is_compiled_as_it_began(tmp_path: Path) -> None:
     resolved, run = replace(asked, compile=False), RunDirectory(tmp_path)
     assert run.compiled_as_begun(asked, resolved).compile is False
     run.root.joinpath("config.json").write_text(
-        json.dumps({"config": {"compile": True, "data": {"source": "faces:1"}}, "data": {}})
+        json.dumps({"config": to_dict(replace(asked, compile=True)), "data": {}})
     )
     assert run.compiled_as_begun(asked, resolved).compile is True
     assert run.compiled_as_begun(resolved, resolved).compile is False

@@ -58,7 +58,7 @@ def render(options: argparse.Namespace) -> None:
         count = options.train + options.images
         arguments = ["-c", RENDER, str(SIDE), str(count), str(drawn.resolve())]
         run_python(arguments, python=python, check=True, shown=True)
-        with np.load(drawn) as data:
+        with np.load(drawn, allow_pickle=False) as data:
             images, factors, names = data["images"], data["labels"], data["names"].tolist()
     order = np.random.default_rng(1).permutation(len(images))
     parts = {"train": order[: options.train], "test": np.sort(order[options.train :])}

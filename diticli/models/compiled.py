@@ -68,9 +68,9 @@ class CompiledPart:
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""
-        if self._compiled is None:
+        if self._compiled is None or is_recording():  # what is recorded takes seconds, compiling minutes
             return self.function(*arguments)
-        if self._called or is_recording():
+        if self._called:
             return self._run(arguments)
         self.reporter.note(f"Compiling the {self.name}, once, before its first use ...")
         self._called, began = True, time.monotonic()

@@ -99,16 +99,16 @@ def recording(mode: Mode) -> Iterator[Counter[Site]]:
         yield recorder.sites
 
 
+def is_recording() -> bool:
+    """Whether the sites of what runs now are recorded."""
+    return _recorder.get() is not None
+
+
 @contextmanager
 def forcing(way: str) -> Iterator[None]:
     """Take one way at every site within the block."""
     with _set(_forced, way):
         yield
-
-
-def is_recording() -> bool:
-    """Whether calls are only listed: nothing is compiled then."""
-    return _recorder.get() is not None
 
 
 @contextmanager
