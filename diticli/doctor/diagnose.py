@@ -27,7 +27,7 @@ NEEDED = {
 }
 OPTIONAL = {
     "triton": "Without it there are no fused kernels and torch.compile has no GPU code: pip install triton.",
-    "xformers": "Only DITI_ATTENTION=xformers needs it: PyTorch's own attention runs the same kernels.",
+    "xformers": "Used where a trial on this GPU found it faster, or with DITI_ATTENTION=xformers.",
 }
 LOW_DISK_GIB = 5
 COMPILE_SECONDS = 8.0
