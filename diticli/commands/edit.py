@@ -79,6 +79,7 @@ def attribute(options: AttributeOptions) -> None:
     from diticli.editing.contact_sheet import attribute_sheet
     from diticli.editing.mixing import parse_numbers
     from diticli.probing.directions import DEFAULT_ALONG, load_directions
+    from diticli.probing.read_scores import chance_warnings, read_scores
 
     amount = options.amount or ("-0.6:0.6:9" if options.animate else "-0.6:0.6:5")
     remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."
@@ -116,7 +117,8 @@ def attribute(options: AttributeOptions) -> None:
         "model_hash": result.model_hash,
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
-    request.finish(options, model, attribute_sheet(result), settings, facts, quality)
+    unread = chance_warnings(read_scores(options.probe or Path("probe")), [*result.attributes, *result.also])
+    request.finish(options, model, attribute_sheet(result), settings, facts, quality, warnings=unread)
 
 
 def reconstruct(options: ReconstructOptions) -> None:

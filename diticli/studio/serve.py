@@ -127,17 +127,6 @@ def read_effects(
     return effects, groups
 
 
-def read_scores(probe: Path | None) -> dict[str, float]:
-    """Attribute -> score of a probe's report; empty where there is none."""
-    if probe is None:
-        return {}
-    try:
-        report = parse_json(read_regular(probe / "report.json"))
-        return {str(one["name"]): float(one["value"]) for one in report["attributes"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-
-
 HEATMAPS = {
     "atlas-0.png": "Swap atlas: what exchanging each group of chunks moves",
     "atlas.png": "Swap atlas: what exchanging each group of chunks moves",
@@ -169,6 +158,7 @@ def page_options(
         FeatureFileError: when the features cannot be read or are of another width.
         ConfigError: when the evaluation holds no swap effects.
     """
+    from diticli.probing.read_scores import read_scores
     from diticli.studio.neighbours import Neighbours
 
     effects, groups = read_effects(evaluation, bench.model.hash_like)
@@ -177,7 +167,7 @@ def page_options(
         model=model or bench.model.model_id,
         effects=effects,
         groups=groups,
-        scores=read_scores(probe),
+        scores={name: score.value for name, score in read_scores(probe).items()},
         probe=None if probe is None else str(probe),
         neighbours=None if features is None else Neighbours(features, bench.model.chunks.latent_dim),
         features=None if features is None else str(features),

@@ -1,0 +1,43 @@
+"""Scores of a probe that was written earlier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diticli.reading import parse_json, printable, read_regular, shortened
+
+
+class Score(NamedTuple):
+    """Of one attribute on test images, with its 95 % interval, and what guessing scores."""
+
+    value: float
+    low: float
+    high: float
+    guessing: float
+
+
+def read_scores(probe: Path | None) -> dict[str, Score]:
+    """Attribute -> score, of the report in a probe's folder; empty where there is none that can be read."""
+    if probe is None:
+        return {}
+    try:
+        found = {}
+        for one in parse_json(read_regular(probe / "report.json"))["attributes"]:
+            numbers = (one.get(key) for key in ("value", "low", "high", "base_rate"))
+            found[str(one["name"])] = Score(*(math.nan if number is None else float(number) for number in numbers))
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def chance_warnings(scores: dict[str, Score], attributes: Sequence[str]) -> list[str]:
+    """A warning for each attribute that the probe does not read surely better than guessing."""
+    return [
+        f"The probe hardly reads {shortened(printable(name))}: it scores {score.value:.2f} ({score.low:.2f} to "
+        f"{score.high:.2f}), guessing {score.guessing:.2f}. Something else may move. More labelled images help."
+        for name in attributes
+        if (score := scores.get(name)) is not None and score.low <= score.guessing
+    ]
