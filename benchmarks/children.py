@@ -61,15 +61,19 @@ def run_python(
 
 @contextmanager
 def started_python(
-    arguments: Sequence[str], *, stderr: int | None = None
+    arguments: Sequence[str],
+    *,
+    packages: Sequence[Path] = PACKAGES,
+    folder: Path | str | None = None,
+    stderr: int | None = None,
 ) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """A Python of this environment beside this process, and what it prints, line by line; as `run_python`."""
     with (
-        _folder(None) as cwd,
+        _folder(folder) as cwd,
         subprocess.Popen(
             [sys.executable, "-P", *arguments],
             cwd=cwd,
-            env=_variables(os.environ, PACKAGES),
+            env=_variables(os.environ, packages),
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

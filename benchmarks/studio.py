@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.children import started_python
+from benchmarks.children import PACKAGES, started_python
 from benchmarks.facts import collect, write
 from benchmarks.table import render
 from benchmarks.timing import quantile
@@ -60,17 +60,24 @@ class Answer:
 
 
 @contextmanager
-def running_studio(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
+def running_studio(
+    arguments: Sequence[str], folder: Path | None = None, packages: Sequence[Path] = PACKAGES
+) -> Iterator[tuple[str, int]]:
     """Address and process id of a studio that runs until the block ends.
 
     Args:
         arguments: of Python.
+        folder: where it runs; None for an empty one.
+        packages: folders that it imports from first.
 
     Raises:
         ConfigError: when it does not start.
     """
     said: list[str] = []
-    with started_python(["-u", *arguments], stderr=subprocess.STDOUT) as (studio, lines):
+    with started_python(["-u", *arguments], folder=folder, packages=packages, stderr=subprocess.STDOUT) as (
+        studio,
+        lines,
+    ):
         try:
             timer = threading.Timer(_START_SECONDS, studio.kill)
             timer.start()

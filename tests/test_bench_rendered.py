@@ -17,17 +17,17 @@ from diticli.data.labels import read_labels
 def test_pictures_labels_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str]) -> None:
-        commands.append(command)
-        if command[1] == "-c":
-            compile(command[2], "RENDER", "exec")
-            count, out = int(command[4]), command[5]
+    def run_python(arguments: list[str], **_: object) -> None:
+        commands.append(arguments)
+        if arguments[0] == "-c":
+            compile(arguments[1], "RENDER", "exec")
+            count, out = int(arguments[3]), arguments[4]
             factors = np.arange(count)[:, None] % np.array([23, 23, 7, 4, 6])
             images = np.full((count, 32, 32, 3), 7, np.uint8) + factors[:, :1, None, None].astype(np.uint8)
             names = np.array(["x", "y", "scale", "intensity", "color"])
             np.savez(out, images=images, labels=factors, names=names)
 
-    monkeypatch.setattr(rendered, "run", run)
+    monkeypatch.setattr(rendered, "run_python", run_python)
     monkeypatch.setattr(rendered, "environment", lambda folder: (Path("python"), {}))
     words = ["rendered", "--folder", str(tmp_path), "--train", "20", "--images", "12", "--budget", "8", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", words)
@@ -38,7 +38,7 @@ def test_pictures_labels_and_commands(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     assert all(("--base" in c) == ("diti" not in Path(c[c.index("-o") + 1]).name) for c in trainings)
     assert f"pdae={tmp_path / 'pdae-1'}" in compared
-    assert compared[:6] == [sys.executable, "-m", "diticli", "compare", "--benchmark", "--seeds"]
+    assert compared[:5] == ["-m", "diticli", "compare", "--benchmark", "--seeds"]
 
     source = open_images([str(tmp_path / "test.npz")], 32)
     names = [source.file_name(index) for index in range(len(source))]
