@@ -66,7 +66,7 @@ SMALLEST = [
     "precision=fp32", "device=cpu", "sample_every=32",
 ]  # fmt: skip
 HERE = "works: the version installed here, on which the whole suite runs"
-LIMIT = 3600
+LIMIT, PIP_LIMIT = 3600, 1800
 """Seconds that the commands or the tests may take: a guard against what never ends."""
 COMMANDS = {
     "--help": ["--help"],
@@ -260,8 +260,15 @@ def write_labels(folder: Path) -> None:
 
 
 def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """pip of this environment."""
-    return run_python(["-m", "pip", *arguments], packages=(), timeout=900)
+    """pip of this environment.
+
+    Raises:
+        Failure: when it does not end.
+    """
+    try:
+        return run_python(["-m", "pip", *arguments], packages=(), timeout=PIP_LIMIT)
+    except subprocess.TimeoutExpired as timeout:
+        raise Failure(f"pip {arguments[0]}: not finished after {timeout.timeout:.0f} s") from timeout
 
 
 def row(result: Result) -> tuple[str, ...]:
