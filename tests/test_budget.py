@@ -268,7 +268,7 @@ def test_a_dry_run_tells_the_time_of_a_simulated_run(
 @pytest.mark.parametrize(
     ("source", "images", "said"),
     [
-        ("faces", 3_000, "mean R2 was 0.66 after 25,600 images"),
+        ("faces", 3_000, "mean R2 was 0.74 after 25,600 images"),
         ("faces:500", 80_000, None),
         ("./photos", 80_000, "how many are enough was not measured"),
         ("./photos", 38_000_000, None),
