@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.experiments import earlier_side
-from benchmarks.experiments.earlier_code import HERE, NEW, OLD, WORKS, Checkout, paired
+from benchmarks.experiments.earlier_code import HERE, NEW, OLD, WORKS, Checkout, compared, paired
 from benchmarks.timing import TWIN
 
 
@@ -39,4 +39,8 @@ def test_a_step_of_training_and_a_batch_are_timed(tmp_path: Path) -> None:
     works = earlier_side.Works(str(tmp_path), str(tmp_path))
     assert kinds == {"train", "encode", "files"}
     assert works.run("train faces32 2 features") > 0
+    once, again = works.operators("train faces32 2 features"), works.operators("train faces32 2 features")
+    assert sum(once.values()) > 1000
+    assert compared(once, again) == {"old": sum(once.values()), "new": sum(once.values()), "only_old": 0, "only_new": 0}
+    assert compared({"add": 2, "mul": 1}, {"add": 3}) == {"old": 3, "new": 3, "only_old": 1, "only_new": 1}
     assert "diticli" in sys.modules

@@ -7,7 +7,8 @@ Three processes live side by side on one core with one thread: the earlier code,
 today's. A round asks each of them, in a new random order, for the same piece of work, and counts the processor seconds
 that it took; so what else the machine does matters little. The figure is the median of the ratio per round. The second
 process of the earlier code is the control: where it differs from the first by more than 2 %, rounds were too few.
-Commands are timed likewise, each in a fresh process.
+Commands are timed likewise, each in a fresh process. Where the machine is too loaded for a ratio, the operators that
+both sides hand to PyTorch, with the shapes and strides of their arguments, are compared: they do not depend on it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,8 @@ WORKS = (
     "encode faces64",
     "files",
 )
+COUNTED = ("train", "encode")
+"""Kinds of work that are operators of PyTorch, most of all."""
 FILES = 1024
 """So many that what a run costs once, such as the hash of the weights, does not matter."""
 EDIT = ("edit", "faces:3", "faces:8", "--chunks", "10-20", "--steps", "2", "-o", "x.png")
@@ -129,12 +133,12 @@ class Worker:
             raise SystemExit("A side ended; its error is above.")
         return line
 
-    def run(self, work: str) -> float:
-        """Processor seconds of a piece of work."""
+    def ask(self, method: str, work: str) -> Any:
+        """What a method of the side's `Works` gives for a piece of work."""
         assert self.process.stdin is not None
-        self.process.stdin.write(work + "\n")
+        self.process.stdin.write(f"{method} {work}\n")
         self.process.stdin.flush()
-        return float(self.line())
+        return json.loads(self.line())
 
     def end(self) -> None:
         """Let it go."""
@@ -158,27 +162,44 @@ def paired(runs: dict[str, Callable[[], float]], *, rounds: int, seconds: float)
     return Timings(seconds=found.seconds, control=OLD, failures=found.failures)
 
 
-def rates(old: Checkout, new: Checkout, works: Sequence[str], folder: Path, **limits: Any) -> dict[str, Timings]:
-    """Pieces of work, in processes that live throughout."""
+def rates(
+    old: Checkout, new: Checkout, works: Sequence[str], folder: Path, **limits: Any
+) -> tuple[dict[str, Timings], dict[str, dict[str, int]]]:
+    """Pieces of work, in processes that live throughout: their times, and the operators of both sides compared."""
     model, pictures = folder / "model", folder / "pictures"
     old.call("save", str(model), folder=folder)
     write_jpegs(pictures, FILES)
     places = [str(model), str(pictures)]
     workers = {name: side.start(*places, folder=folder) for name, side in _sides(old, new).items()}
     try:
-        found = {}
+        found: dict[str, Timings] = {}
+        operators: dict[str, dict[str, int]] = {}
         for work in works:
             runs = {name: _asking(worker, work) for name, worker in workers.items()}
             found[work] = paired(runs, **limits)
             print(_row(work, found[work]), flush=True)
-        return found
+            if work.split()[0] in COUNTED:
+                operators[work] = compared(*(workers[name].ask("operators", work) for name in (OLD, NEW)))
+                print(f"operators of {work}: {operators[work]}", flush=True)
+        return found, operators
     finally:
         for worker in workers.values():
             worker.end()
 
 
+def compared(old: dict[str, int], new: dict[str, int]) -> dict[str, int]:
+    """Operators that one run takes in all, and how many of them only one side runs."""
+    before, after = Counter(old), Counter(new)
+    return {
+        "old": before.total(),
+        "new": after.total(),
+        "only_old": (before - after).total(),
+        "only_new": (after - before).total(),
+    }
+
+
 def _asking(worker: Worker, work: str) -> Callable[[], float]:
-    return lambda: worker.run(work)
+    return lambda: float(worker.ask("run", work))
 
 
 def commands(old: Checkout, new: Checkout, folder: Path, **limits: Any) -> dict[str, Timings]:
@@ -223,18 +244,21 @@ def main() -> None:
         os.sched_setaffinity(0, {options.core})
     facts = collect(torch.device("cpu")) | {"command": "python -m benchmarks.experiments.earlier_code --old OLD"}
     found: dict[str, Timings] = {}
+    operators: dict[str, dict[str, int]] = {}
     walks: dict[str, dict[str, Any]] = {}
 
     def keep() -> None:
         if options.out:
             works = {work: {**t.to_dict(), "new_by_old": t.ratio(NEW, OLD).to_dict()} for work, t in found.items()}
-            write(options.out, {**facts, "works": works, "walk": walks})
+            write(options.out, {**facts, "works": works, "operators": operators, "walk": walks})
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         old, new = Checkout(options.old, folder / OLD), Checkout(HERE, folder / NEW)
         limits = {"rounds": options.rounds, "seconds": options.seconds}
-        found |= rates(old, new, options.works, folder, **limits)
+        timed, counted = rates(old, new, options.works, folder, **limits)
+        found |= timed
+        operators |= counted
         keep()
         words = [*EDIT, "--model", str(folder / "model")]
         for side, checkout in ((OLD, old), (NEW, new)):

@@ -1,7 +1,7 @@
 """One checkout's side of `benchmarks.experiments.earlier_code`, which starts it with PYTHONPATH set to the checkout.
 
     python -P earlier_side.py save MODEL                 # a model with random weights
-    python -P earlier_side.py work MODEL PICTURES        # does what it is asked to, a line each, and says what it took
+    python -P earlier_side.py work MODEL PICTURES        # answers a line each: run WORK, or operators WORK
     python -P earlier_side.py walk edit a.png b.png ...  # the files and functions that a command enters
 
 It uses what both checkouts have, and nothing of `benchmarks`, which would be that of one of them.
@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -51,13 +52,36 @@ class Works:
 
     def run(self, name: str) -> float:
         """Do it once; processor seconds of all threads of this process."""
+        work = self._work(name)
+        before = time.process_time()
+        work()
+        return time.process_time() - before
+
+    def operators(self, name: str) -> dict[str, int]:
+        """Do it once; how often PyTorch ran each operator, by shapes and strides of its arguments."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+        from torch.utils._pytree import tree_leaves
+
+        found: Counter[str] = Counter()
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                shapes = [f"{x.dtype}{list(x.shape)}{x.stride()}" for x in tree_leaves(args) if hasattr(x, "stride")]
+                found[" ".join([str(function), *shapes])] += 1
+                return function(*args, **(kwargs or {}))
+
+        work = self._work(name)
+        work()  # what is made once is made by now
+        with Count():
+            work()
+        return dict(found)
+
+    def _work(self, name: str) -> Callable[[], object]:
         if name not in self._made:
             kind, *words = name.split()
             make = {"train": self._training, "encode": self._encoding, "files": self._files}[kind]
             self._made[name] = make(*words)
-        before = time.process_time()
-        self._made[name]()
-        return time.process_time() - before
+        return self._made[name]
 
     def _training(self, preset: str, batch: str, stage: str) -> Callable[[], object]:
         """Three steps of a stage with their inputs, as a run takes them."""
@@ -86,6 +110,7 @@ class Works:
             from diticli.encoding.batch_encoder import BatchEncoder
         except ModuleNotFoundError:  # its place in commit 0c98ef0
             from diticli.analysis.batch_encoder import BatchEncoder  # type: ignore[import-not-found,no-redef]
+        torch.manual_seed(0)
         config = config_of(preset, 32)
         images = torch.randint(0, 256, (ENCODED, 3, *[config.data.resolution] * 2), dtype=torch.uint8)
         encoder = BatchEncoder(build_encoder(config))
@@ -199,7 +224,8 @@ def main() -> None:
     works = Works(*words)
     print(json.dumps({"of": diticli.__file__}), flush=True)
     for line in sys.stdin:
-        print(works.run(line.strip()), flush=True)
+        method, _, name = line.strip().partition(" ")
+        print(json.dumps(getattr(works, method)(name)), flush=True)
 
 
 if __name__ == "__main__":
