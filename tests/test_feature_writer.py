@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
+import diticli.features.writer as writer_module
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.read import FeatureMeta, read_features
@@ -144,6 +147,56 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
         pytest.raises(FeatureFileError, match="Another process is writing"),
     ):
         FeatureWriter(path, identity="id")
+
+
+def test_a_writer_that_waited_for_the_lock_of_a_finished_file_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the partial file and locking it, the other process finishes: what was opened is its output."""
+    path = tmp_path / "feats.npy"
+    first = FeatureWriter(path, identity="id")
+    first.append(VALUES, FILES)
+    real, calls = writer_module.open_in_place, 0
+
+    def finish_first(partial: Path) -> IO[bytes]:
+        nonlocal calls
+        calls += 1
+        file = real(partial)
+        if calls == 1:
+            first.finish(META)
+        return file
+
+    monkeypatch.setattr(writer_module, "open_in_place", finish_first)
+    with FeatureWriter(path, identity="other") as second:
+        np.testing.assert_array_equal(read_features(path).values, VALUES)
+        assert (calls, second.resumed, second.discarded) == (2, 0, False)
+        second.append(VALUES + 1, FILES)
+        second.finish(META)
+    np.testing.assert_array_equal(read_features(path).values, VALUES + 1)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_writer_that_begins_while_another_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """The one that ends takes away only its own files."""
+    path = (tmp_path / "feats").with_suffix(suffix)
+    begun: list[FeatureWriter] = []
+    real = writer_module.write_bytes
+
+    def begin_another(target: Path, data: bytes) -> None:
+        real(target, data)
+        if target == path.with_suffix(".json") and not begun:  # the rows are in place
+            with suppress(FeatureFileError):
+                begun.append(FeatureWriter(path, identity="id"))
+
+    monkeypatch.setattr(writer_module, "write_bytes", begin_another)
+    write(path)
+    for second in begun:
+        assert not second.discarded
+        second.append(VALUES + 1, FILES)
+        second.finish(META)
+    assert bool(begun) == (suffix == ".npy")  # other formats keep their partial file, and its lock, to the end
+    np.testing.assert_array_equal(read_features(path).values, VALUES + len(begun))
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_full_disk_keeps_what_was_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

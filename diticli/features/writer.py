@@ -62,7 +62,7 @@ class FeatureWriter:
         self._log: list[tuple[Sequence[str], Sequence[Skipped]]] = []
         with self._file_errors():
             self._file = self._open()
-            had_rows = self._progress_path.exists()
+            had_rows = os.fstat(self._file.fileno()).st_size > 0 and self._progress_path.exists()
             self.resumed = self._restore() if resume else 0
             self.discarded = resume and had_rows and self.resumed == 0
             if not self.resumed:
@@ -161,14 +161,19 @@ class FeatureWriter:
         if self.path.is_dir():
             raise FeatureFileError(f"{self.path} is a folder.", remedy="Name a file in it.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open_in_place(self._partial)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        while True:
+            file = open_in_place(self._partial)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.close()
+                raise FeatureFileError(
+                    f"Another process is writing {self.path}.", remedy="Wait for it, or choose another name."
+                ) from error
+            # Between opening and locking another process may have finished: then this is its output, or nothing.
+            if _is_at(file, self._partial):
+                break
             file.close()
-            raise FeatureFileError(
-                f"Another process is writing {self.path}.", remedy="Wait for it, or choose another name."
-            ) from error
         remove_leftovers(self.path.parent, [self._progress_path.name, self.path.name, sidecar_path(self.path).name])
         return file
 
@@ -216,8 +221,9 @@ class FeatureWriter:
                     sidecar.unlink(missing_ok=True)
             if not owned:
                 write_bytes(sidecar, meta.to_json().encode())
+            self._partial.unlink(missing_ok=True)
+        # A partial file that is there now belongs to another process.
         self._progress_path.unlink(missing_ok=True)
-        self._partial.unlink(missing_ok=True)
 
     @contextmanager
     def _file_errors(self) -> Iterator[None]:
@@ -231,6 +237,14 @@ class FeatureWriter:
                 if full
                 else "Choose a place that can be written.",
             ) from error
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _npy_header(rows: int, dim: int) -> bytes:
