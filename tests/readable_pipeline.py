@@ -20,7 +20,7 @@ class ReadablePipeline:
     chunks = LAYOUT
     resolution = SIZE
     crop = "center"
-    reading: ClassVar[dict[str, str]] = {"crop": "center"}
+    reading: ClassVar[dict[str, Any]] = {"crop": "center", "value_range": None, "channels": 3}
     model_hash = "0123456789abcdef"
     model_id = "readable"
     origin = "readable (--model)"

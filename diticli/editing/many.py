@@ -201,7 +201,7 @@ def _edit_window(
 
 def _compiled(pipeline: ManyPipeline, plan: TablePlan, settings: EditSettings) -> EditSettings:
     """The settings, with the compilation decided by how much there is to sample."""
-    like = torch.zeros(1, getattr(pipeline, "channels", 3), pipeline.resolution, pipeline.resolution)
+    like = torch.zeros(1, pipeline.reading["channels"], pipeline.resolution, pipeline.resolution)
     batch = batch_of(pipeline, like, settings)
     invert, decode = plan.pictures
     inverting, decoding = settings.steps_run(pipeline.chunks.timesteps)

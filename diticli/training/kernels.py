@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from diti_kernels.sites import is_measured
 
-from diticli.distributed import PeerMonitor, Rank
+from diticli.distributed import PeerMonitor
 from diticli.progress import Reporter
-from diticli.training.batches import StepNoise
-from diticli.training.stage import Stage, draw_inputs
+from diticli.training.stage import Stage, trial_inputs
 
 
 def choose_kernels(
@@ -35,17 +33,7 @@ def choose_kernels(
     device = accelerator.device
     if not is_measured(device.type) or (stage.views is not None and accelerator.num_processes > 1):
         return  # the heads of views wait for other processes: the reference runs
-    count = stage.budget.batch_size // accelerator.num_processes
-    noise = StepNoise(
-        seed=stage.seed,
-        stage=stage.name,
-        timesteps=stage.objective.timesteps,
-        batch_size=count,
-        flip=stage.flip,
-        rank=Rank(),
-    )
-    images = torch.zeros(count, 3, stage.resolution, stage.resolution, dtype=torch.uint8, device=device)
-    inputs = draw_inputs(stage, noise, stage.views, 0, images)
+    inputs = trial_inputs(stage, stage.budget.batch_size // accelerator.num_processes, device)
 
     def losses() -> object:
         with accelerator.autocast():

@@ -21,7 +21,7 @@ from diticli.models.compiled import compiler_for
 from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
 from diticli.reading import quoted, shortened
-from diticli.training.batches import DataOrder, StepNoise, fold_seed
+from diticli.training.batches import DataOrder, fold_seed
 from diticli.training.checkpoint import (
     MAX_STEP,
     Checkpoint,
@@ -266,14 +266,7 @@ def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter,
     rank = Rank.from_accelerator(accelerator)
     budget = stage.budget
     order = DataOrder(stage.images, budget.batch_size, fold_seed(stage.seed, stage.name, "order"))
-    noise = StepNoise(
-        seed=stage.seed,
-        stage=stage.name,
-        timesteps=stage.objective.timesteps,
-        batch_size=budget.batch_size,
-        flip=stage.flip,
-        rank=rank,
-    )
+    noise = stage.noise(rank, budget.batch_size)
     stage.objective.train()
     metrics.truncate_after(stage.name, trainer.step)
     done = trainer.step * budget.batch_size

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from diticli.config import RunConfig
-from diticli.data.decode import UnreadableImageError
 from diticli.data.images import ImageSource
 from diticli.distributed import Rank
+from diticli.errors import UnreadableImageError
 from diticli.models.base_files import load_base
 from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept, gpu_convolutions
@@ -28,7 +28,7 @@ from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
 from diticli.training.advice import budget_warnings, learning_rate_note
-from diticli.training.batches import DataOrder, MemoryFeed, StepNoise
+from diticli.training.batches import DataOrder, MemoryFeed
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.loop import StageTrainer
 from diticli.training.objectives import NoiseObjective, Objective
@@ -308,14 +308,7 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
     size = stage.budget.batch_size
     rank = Rank.from_accelerator(trainer.accelerator)
     order = DataOrder(stage.images, size, seed=0)
-    noise = StepNoise(
-        seed=0,
-        stage=stage.name,
-        timesteps=stage.objective.timesteps,
-        batch_size=size,
-        flip=stage.flip,
-        rank=rank,
-    )
+    noise = stage.noise(rank, size)
     # In a few seconds there is no time for more than one step to warm up, and every step is looked at.
     warm, timed = (1, 1) if seconds else (WARM_STEPS, TIMED_STEPS)
     marks = [time.perf_counter()]

@@ -56,6 +56,17 @@ class Stage:
     pace: Pace | None = None
     """The stage's clock, where time is its budget; the steps of `budget` are the first plan."""
 
+    def noise(self, rank: Rank, batch_size: int) -> StepNoise:
+        """What the steps of this process draw, for batches of so many images over all processes."""
+        return StepNoise(
+            seed=self.seed,
+            stage=self.name,
+            timesteps=self.objective.timesteps,
+            batch_size=batch_size,
+            flip=self.flip,
+            rank=rank,
+        )
+
 
 def draw_inputs(
     stage: Stage,
@@ -107,25 +118,20 @@ def fitting(stage: Stage, accelerator: Accelerator) -> Callable[[], contextlib.A
     )
 
 
+def trial_inputs(stage: Stage, count: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """`draw_inputs` of the first step for `count` black images, whatever other processes do."""
+    images = torch.zeros(count, stage.channels, stage.resolution, stage.resolution, dtype=torch.uint8, device=device)
+    views = None if stage.views is None else stage.views.with_batch_size(count)
+    return draw_inputs(stage, stage.noise(Rank(), count), views, 0, images)
+
+
 def trial_step(stage: Stage, accelerator: Accelerator, count: int) -> None:
     """Losses and gradients of `count` black images: no weight changes, and no other process is waited for."""
     objective = stage.objective.to(accelerator.device)
     # As much as the optimizer's two moments and the moving average take.
     kept = [torch.empty_like(p) for p in objective.parameters() if p.requires_grad for _ in range(3)]
-    images = torch.zeros(
-        (count, stage.channels, stage.resolution, stage.resolution), dtype=torch.uint8, device=accelerator.device
-    )
-    noise = StepNoise(
-        seed=stage.seed,
-        stage=stage.name,
-        timesteps=stage.objective.timesteps,
-        batch_size=count,
-        flip=stage.flip,
-        rank=Rank(),
-    )
-    views = None if stage.views is None else stage.views.with_batch_size(count)
     with accelerator.autocast():
-        losses = StepLosses.coerce(objective(**draw_inputs(stage, noise, views, 0, images)))
+        losses = StepLosses.coerce(objective(**trial_inputs(stage, count, accelerator.device)))
     losses.total_B.mean().backward()
     objective.zero_grad(set_to_none=True)
     del kept

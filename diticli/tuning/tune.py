@@ -25,7 +25,7 @@ from diti_kernels.sites import Mode, Site, is_measured, learn, recording
 
 from diticli.distributed import PeerMonitor, Rank
 from diticli.errors import ConfigError
-from diticli.files import write_json
+from diticli.files import write_atomically
 from diticli.progress import Reporter, SilentReporter, WarningReporter
 from diticli.reading import parse_json, quoted, read_regular
 from diticli.tuning.cache import REFERENCE, TuningCache, Verdict, environment
@@ -287,9 +287,9 @@ def _read_kept(path: Path, part: str, reporter: Reporter) -> dict[Site, str] | N
 
 
 def _write_kept(path: Path, part: str, choices: dict[Site, str]) -> None:
-    """Raises OSError when it cannot be written."""
     try:
         kept = parse_json(read_regular(path))
     except (OSError, ValueError, RecursionError):
         kept = {}
-    write_json(path, {**(kept if isinstance(kept, dict) else {}), part: _to_json(choices)})
+    text = json.dumps({**(kept if isinstance(kept, dict) else {}), part: _to_json(choices)}, indent=1)
+    write_atomically(path, "kernels' choices", f"{text}\n")
