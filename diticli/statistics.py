@@ -128,6 +128,57 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def mean_of_runs(values_RS: DoubleArray, overlap: float) -> Estimate:
+    """Mean and 95 % interval (Student's t) of [runs, seeds]; NaN where a value is undefined.
+
+    Over the runs, each averaged over the seeds, where there are several; else over the seeds, whose splits share rows,
+    with the variance of Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003:
+    1 / seeds + test rows / training rows in place of 1 / seeds.
+
+    Args:
+        values_RS: of one method.
+        overlap: test rows over training rows, where each seed draws a split, else 0.
+    """
+    from scipy import stats
+
+    mean = float(values_RS.mean())
+    error, freedom = _error(values_RS, overlap)
+    if not np.isfinite(error):
+        return Estimate(value=mean, low=None, high=None)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
+    return Estimate(value=mean, low=mean - half, high=mean + half)
+
+
+def difference_p(first_RS: DoubleArray, other_QS: DoubleArray, overlap: float) -> float | None:
+    """Two-sided p of the difference of two methods on the same seeds; None where nothing varies or is undefined.
+
+    Several runs of both: Welch's test of their means. Of one of them: its runs against the other's one, seed by seed.
+    Of none: seeds in pairs, with the variance for shared rows.
+    """
+    from scipy import stats
+
+    runs = [len(first_RS), len(other_QS)]
+    if min(runs) > 1:
+        with np.errstate(all="ignore"):
+            p = float(stats.ttest_ind(other_QS.mean(axis=1), first_RS.mean(axis=1), equal_var=False).pvalue)
+        return p if np.isfinite(p) else None
+    gaps = other_QS - first_RS
+    error, freedom = _error(gaps, overlap)
+    if not np.isfinite(error) or error == 0:
+        return None
+    return float(2 * stats.t.sf(abs(gaps.mean()) / error, freedom))
+
+
+def _error(values_RS: DoubleArray, overlap: float) -> tuple[float, int]:
+    """Standard error of the mean and its degrees of freedom; NaN where there is one value, or an undefined one."""
+    runs, seeds = values_RS.shape
+    if runs > 1:
+        return float(values_RS.mean(axis=1).std(ddof=1) / np.sqrt(runs)), runs - 1
+    if seeds > 1:
+        return float(values_RS.std(ddof=1) * np.sqrt(1 / seeds + overlap)), seeds - 1
+    return np.nan, 0
+
+
 def spearman(first: DoubleArray, second: DoubleArray) -> DoubleArray:
     """Rank correlation along the last axis, of each row; NaN where a row holds NaN, or ties alone."""
     from scipy.stats import rankdata

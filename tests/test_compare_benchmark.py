@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
 from diticli.comparison import benchmark
-from diticli.comparison.benchmark import difference_p, estimate_of
 from diticli.comparison.entry_specs import parse_entries
 from diticli.disentanglement import measure_disentanglement
 from diticli.disentanglement.components import first_components
 from diticli.errors import ConfigError, FeatureFileError
+from diticli.statistics import difference_p, mean_of_runs
 
 T_975_2 = 4.302652729911275
 """97.5 % quantile of Student's t with two degrees of freedom."""
@@ -29,19 +29,19 @@ T_975_2 = 4.302652729911275
 
 def test_intervals_over_splits_have_the_variance_for_shared_rows() -> None:
     values = np.array([[0.4, 0.5, 0.6]])
-    found = estimate_of(values, 0.15 / 0.7)
+    found = mean_of_runs(values, 0.15 / 0.7)
     half = T_975_2 * 0.1 * np.sqrt(1 / 3 + 0.15 / 0.7)
     assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
-    alone = estimate_of(values[:, :1], 0.2)
+    alone = mean_of_runs(values[:, :1], 0.2)
     assert (alone.low, alone.high) == (None, None)
-    unknown = estimate_of(np.array([[0.4, np.nan]]), 0.2)
+    unknown = mean_of_runs(np.array([[0.4, np.nan]]), 0.2)
     assert np.isnan(unknown.value)
     assert unknown.low is None
 
 
 def test_intervals_over_runs_are_of_their_means() -> None:
     values = np.array([[0.3, 0.5], [0.4, 0.6], [0.5, 0.7]])
-    found = estimate_of(values, 0.2)
+    found = mean_of_runs(values, 0.2)
     assert found.value == pytest.approx(0.5)
     assert found.high == pytest.approx(0.5 + T_975_2 * 0.1 / np.sqrt(3))
 

@@ -4,9 +4,8 @@ Each seed draws its own split, rows, votes and trees. The units are the dims, an
 `diticli.disentanglement.components`.
 
 Intervals (95 %, Student's t): over the runs of a method, each averaged over the seeds, where there are several runs;
-else over the seeds, whose splits share rows, with the variance that Nadeau and Bengio give for that ("Inference for the
-Generalization Error", Machine Learning 52, 2003): 1 / seeds + test rows / training rows in place of 1 / seeds. Such an
-interval says nothing of other trainings.
+else over the seeds, whose splits share rows (`diticli.statistics.mean_of_runs`). Such an interval says nothing of other
+trainings.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from diticli.comparison.encoding import FeatureStore
 from diticli.comparison.entries import Entry
@@ -32,7 +30,7 @@ from diticli.evaluation.scores import to_json
 from diticli.identity import cache_key
 from diticli.progress import Reporter
 from diticli.sealed import keep_result, kept_result
-from diticli.statistics import Estimate, holm
+from diticli.statistics import Estimate, difference_p, holm, mean_of_runs
 from diticli.types import DoubleArray
 
 MEASURES = {
@@ -266,7 +264,7 @@ def _measured(values_RS: DoubleArray, first_RS: DoubleArray | None, p: float | N
     if p is not None and p < ALPHA and first_RS is not None:
         verdict = "better" if values_RS.mean() > first_RS.mean() else "worse"
     values = tuple(map(tuple, values_RS.tolist()))
-    return Measured(estimate=estimate_of(values_RS, overlap), values=values, p=p, verdict=verdict)
+    return Measured(estimate=mean_of_runs(values_RS, overlap), values=values, p=p, verdict=verdict)
 
 
 def _notes(
@@ -296,49 +294,6 @@ def _matrices(runs: Sequence[Sequence[SeedScores]], kind: str) -> dict[str, Doub
 
 def _number(value: float | None) -> float:
     return np.nan if value is None else float(value)
-
-
-def estimate_of(values_RS: DoubleArray, overlap: float) -> Estimate:
-    """Mean and 95 % interval of [runs, seeds]; NaN where a value is undefined.
-
-    Args:
-        values_RS: of one method.
-        overlap: test rows over training rows, where each seed draws a split, else 0.
-    """
-    mean = float(values_RS.mean())
-    error, freedom = _error(values_RS, overlap)
-    if not np.isfinite(error):
-        return Estimate(value=mean, low=None, high=None)
-    half = float(stats.t.ppf(0.975, freedom) * error)
-    return Estimate(value=mean, low=mean - half, high=mean + half)
-
-
-def difference_p(first_RS: DoubleArray, other_QS: DoubleArray, overlap: float) -> float | None:
-    """Two-sided p of the difference of two methods on the same seeds; None where nothing varies or is undefined.
-
-    Several runs of both: Welch's test of their means. Of one of them: its runs against the other's one, seed by seed.
-    Of none: seeds in pairs, with the variance for shared rows.
-    """
-    runs = [len(first_RS), len(other_QS)]
-    if min(runs) > 1:
-        with np.errstate(all="ignore"):
-            p = float(stats.ttest_ind(other_QS.mean(axis=1), first_RS.mean(axis=1), equal_var=False).pvalue)
-        return p if np.isfinite(p) else None
-    gaps = other_QS - first_RS
-    error, freedom = _error(gaps, overlap)
-    if not np.isfinite(error) or error == 0:
-        return None
-    return float(2 * stats.t.sf(abs(gaps.mean()) / error, freedom))
-
-
-def _error(values_RS: DoubleArray, overlap: float) -> tuple[float, int]:
-    """Standard error of the mean and its degrees of freedom; NaN where there is one value, or an undefined one."""
-    runs, seeds = values_RS.shape
-    if runs > 1:
-        return float(values_RS.mean(axis=1).std(ddof=1) / np.sqrt(runs)), runs - 1
-    if seeds > 1:
-        return float(values_RS.std(ddof=1) * np.sqrt(1 / seeds + overlap)), seeds - 1
-    return np.nan, 0
 
 
 def _tests(
