@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from benchmarks import fuzz
-from benchmarks.fuzz import LEFT_OUT, OPTIONS, WRONG, arguments_of, attempt, command_of, prepare, summary
+from benchmarks.fuzz import arguments_of, attempt, command_of, prepare, summary
+from benchmarks.fuzz_options import LEFT_OUT, OPTIONS, WRONG
 from diticli.commands.app import app
 
 
