@@ -67,3 +67,17 @@ class OtherProcessError(DiTiError):
 
 class DeviceError(DiTiError):
     """A device or a precision that this machine does not offer."""
+
+
+class UnreadableImageError(DataError):
+    """An image file that cannot be decoded.
+
+    Attributes:
+        file: path of the file.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"Cannot read the image {file}: {reason}.", remedy="Repair, replace or remove it.")
+        self.file = file
+        self.reason = reason

@@ -16,8 +16,9 @@ from test_tar_images import write_tar
 from typer.testing import CliRunner, Result
 
 from diticli.commands.app import app
-from diticli.data.decode import celeba_box, decode_bytes, decode_image, to_square
+from diticli.data.decode import decode_bytes, decode_image
 from diticli.data.images import open_images
+from diticli.data.square import celeba_box, to_square
 from diticli.errors import ModelError
 
 RED = (255, 0, 0)

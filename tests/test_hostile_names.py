@@ -23,13 +23,13 @@ from diticli.commands.failure import explain
 from diticli.commands.plan_view import show_plan
 from diticli.commands.reporting import LineReporter, RichReporter
 from diticli.data import decode, decode_budget
-from diticli.data.decode import UnreadableImageError, decode_bytes, decode_image, image_size, is_image, short_side
+from diticli.data.decode import decode_bytes, decode_image, image_size, is_image, short_side
 from diticli.data.decode_budget import DecodeBudget
 from diticli.data.images import open_images
 from diticli.data.labels import read_labels
 from diticli.editing.many_files import ManyOptions, plan_pairs, write_failed
 from diticli.editing.table import PairRow, read_pairs
-from diticli.errors import ConfigError, DataError, DiTiError
+from diticli.errors import ConfigError, DataError, DiTiError, UnreadableImageError
 from diticli.features.read import read_features
 from diticli.pictures import report
 from diticli.pictures.animation import save_animation

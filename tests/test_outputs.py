@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from diticli.commands import completion
 from diticli.commands.app import app
 from diticli.commands.outputs import check_features, check_folder, check_pictures
-from diticli.data.decode import list_images
+from diticli.data.listing import list_images
 from diticli.data.own_files import FEW_JPEGS, is_own_picture
 from diticli.editing.contact_sheet import Sheet, SheetCell, SheetRow, edit_strip
 from diticli.errors import ConfigError, DataError
@@ -155,7 +155,7 @@ def test_of_very_many_jpegs_none_is_opened(tmp_path: Path, monkeypatch: pytest.M
     save_picture(PICTURE, tmp_path / "strip.jpg", {})
     for i in range(FEW_JPEGS):
         (tmp_path / f"{i}.jpg").touch()
-    monkeypatch.setattr("diticli.data.decode.is_own_picture", lambda path: pytest.fail("opened"))
+    monkeypatch.setattr("diticli.data.listing.is_own_picture", lambda path: pytest.fail("opened"))
     assert len(list_images(tmp_path).images) == FEW_JPEGS + 1
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diticli.data.decode import list_images
 from diticli.data.faces import write_faces
 from diticli.data.images import open_images
+from diticli.data.listing import list_images
 from diticli.data.own_files import is_own_picture
 from diticli.errors import DataError
 from diticli.pictures.animation import save_animation

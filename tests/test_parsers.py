@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diticli.chunks import ChunkLayout
-from diticli.data.decode import has_image_suffix
 from diticli.data.labels import read_groups, read_labels, read_parts
+from diticli.data.listing import has_image_suffix
 from diticli.data.names import expand_pattern
 from diticli.editing.many_files import ManyOptions, plan_pairs
 from diticli.editing.mixing import parse_alphas

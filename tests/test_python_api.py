@@ -13,8 +13,7 @@ from tiny_models import SIZE
 
 import diticli
 import diticli.features.read
-from diticli.data.decode import UnreadableImageError
-from diticli.errors import ConfigError, FeatureFileError
+from diticli.errors import ConfigError, FeatureFileError, UnreadableImageError
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def table(options: TableOptions) -> None:
     from diticli.editing.many_files import ManyOptions, plan_pairs
     from diticli.editing.mixing import chunk_ranges, parse_alphas
     from diticli.editing.table import PairRow, read_pairs
+    from diticli.pictures.metadata import provenance
 
     rows = read_pairs(Path(options.sources[0]))
     alphas = parse_alphas(options.alphas or ("0:1:9" if options.animate else "0:1:5"))
@@ -171,7 +172,7 @@ def table(options: TableOptions) -> None:
         difference=options.difference,
         separate=options.separate,
         animate=request.animation(options),
-        metadata=request.provenance(model),
+        metadata=provenance(model.known_as),
         command=command,
         overwrite=options.overwrite,
     )

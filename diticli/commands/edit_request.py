@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diticli._version import __version__
 from diticli.commands.edit_options import (
     DDIM_STEPS,
     AttributeOptions,
@@ -258,6 +257,7 @@ def finish(
     from diticli.editing.contact_sheet import edit_strip, separate_paths, write_animation, write_separate
     from diticli.editing.results import decibels
     from diticli.pictures.grids import save_picture
+    from diticli.pictures.metadata import provenance
 
     if options.separate:
         check_pictures(separate_paths(sheet, options.separate), overwrite=options.overwrite, quiet=True)
@@ -265,7 +265,7 @@ def finish(
     for warning in warnings:
         reporter().warn(warning)
     command = command_line(replace(options, model=_name(options, model)))
-    metadata = provenance(model) | {"diti:command": command}
+    metadata = provenance(model.known_as, command)
     if warnings:
         metadata["diti:warnings"] = " ".join(warnings)
     out = target(options)
@@ -316,11 +316,6 @@ def warnings_of(model: DiTiModel, settings: EditSettings, quality: Mapping[str, 
     from diticli.editing.quality import reconstruction_warnings
 
     return reconstruction_warnings(quality, settings, model.chunks.timesteps, model.usual_psnr, model.trained_on)
-
-
-def provenance(model: DiTiModel) -> dict[str, str]:
-    """By which version and which model; its hash stands beside them."""
-    return {"diti:version": __version__, "diti:model_name": model.origin or model.model_id}
 
 
 def number(value: float) -> float | None:

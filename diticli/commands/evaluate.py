@@ -100,7 +100,7 @@ def evaluate(
         bool,
         typer.Option(
             "--realism",
-            help='Also SSIM of reconstructions and, with `pip install "diticli[metrics]"` and the networks they need, '
+            help="Also SSIM of reconstructions and, with torchmetrics (extra `metrics`) and the networks they need, "
             "MS-SSIM, LPIPS, FID and KID of reconstructions and edits. Downloads nothing.",
         ),
     ] = False,

@@ -16,7 +16,8 @@ from diticli.chunks import ChunkLayout
 from diticli.comparison.base_choice import Place
 from diticli.comparison.entry_specs import EntrySpec
 from diticli.config import Precision
-from diticli.data.decode import CROP_NOTES, Crop
+from diticli.config_groups import Crop
+from diticli.data.square import CROP_NOTES
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.encoding.encode import Encode
 from diticli.errors import ConfigError

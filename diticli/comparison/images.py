@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diticli.comparison.settings import FOLDER_LABELS, CompareSettings
-from diticli.data.decode import Crop
+from diticli.config_groups import Crop
 from diticli.data.faces import FACTORS
 from diticli.data.images import FaceImages, ImageSource, open_images
 from diticli.data.labels import LabelColumn, LabelTable, folder_labels, read_groups, read_labels, read_parts

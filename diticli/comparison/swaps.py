@@ -9,7 +9,7 @@ from diticli.chunks import ChunkLayout
 from diticli.comparison.entries import Entries, Entry
 from diticli.comparison.images import ComparedImages
 from diticli.comparison.settings import FOLDER_LABELS, QUARTERS, CompareSettings
-from diticli.data.decode import Crop
+from diticli.config_groups import Crop
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diticli.config_groups import ValueRange
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.array_files import ImageRows
 from diticli.data.array_sets import picture_axes, read_array_set, row_name
-from diticli.data.decode import MAX_PIXELS, Crop, UnreadableImageError, levels_to_square, to_square
+from diticli.data.decode import MAX_PIXELS
 from diticli.data.depth import beyond, levels, range_of_values, reading_facts
 from diticli.data.machine import patiently
-from diticli.errors import DataError
+from diticli.data.square import levels_to_square, to_square
+from diticli.errors import DataError, UnreadableImageError
 from diticli.progress import Reporter
 
 _SAMPLE = 256

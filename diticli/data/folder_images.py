@@ -11,18 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.config_groups import ValueRange
-from diticli.data.decode import (
-    Crop,
-    Listing,
-    decode_image,
-    file_extremes,
-    has_image_suffix,
-    is_image,
-    list_images,
-    short_side,
-)
+from diticli.config_groups import Crop, ValueRange
+from diticli.data.decode import decode_image, file_extremes, is_image, short_side
 from diticli.data.depth import reading_facts
+from diticli.data.listing import Listing, has_image_suffix, list_images
 from diticli.data.names import unique_names, visible_entries
 from diticli.errors import DataError
 

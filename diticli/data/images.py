@@ -17,16 +17,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    UnreadableImageError,
-    decode_image,
-    find_images,
-    to_square,
-)
+from diticli.data.decode import MAX_PIXELS, decode_image
+from diticli.data.listing import IMAGE_SUFFIXES, find_images
 from diticli.data.sources import FaceImages, FolderImages, ImageSource, LmdbImages, TarImages, open_images
-from diticli.errors import DataError
+from diticli.data.square import to_square
+from diticli.errors import DataError, UnreadableImageError
 from diticli.files import write_atomically
 from diticli.progress import Reporter, SilentReporter
 

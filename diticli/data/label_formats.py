@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from diticli.data.decode import has_image_suffix
+from diticli.data.listing import has_image_suffix
 from diticli.data.name_match import is_count, match_names
 from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
 from diticli.errors import LabelError

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import has_image_suffix
 from diticli.data.label_columns import IDENTITY_HEADERS, UNKNOWN, LabelColumn, make_column
 from diticli.data.label_formats import (
     FILE_HEADERS,
@@ -24,6 +23,7 @@ from diticli.data.label_formats import (
     read_raw,
     unique_file,
 )
+from diticli.data.listing import has_image_suffix
 from diticli.data.name_match import match_names
 from diticli.data.set_labels import read_set_labels, read_set_parts
 from diticli.data.tables import CellTable, csv_rows, read_records, read_text

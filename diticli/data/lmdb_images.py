@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.config_groups import ValueRange
-from diticli.data.decode import Crop, UnreadableImageError, decode_bytes, image_size
+from diticli.config_groups import Crop, ValueRange
+from diticli.data.decode import decode_bytes, image_size
 from diticli.data.depth import reading_facts
 from diticli.data.lmdb_reader import LmdbReader, lmdb_reader
 from diticli.data.names import visible_entries
-from diticli.errors import DataError
+from diticli.errors import DataError, UnreadableImageError
 from diticli.reading import quoted
 
 DATA_FILE = "data.mdb"

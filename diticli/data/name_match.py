@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import has_image_suffix
+from diticli.data.listing import has_image_suffix
 
 _PADDED_NUMBER = re.compile(r"(?<![^/])0+(?=[0-9]+(\.[A-Za-z]+)?\Z)")
 _BARE_NUMBER = re.compile(r"[0-9]{1,18}")

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.config_groups import ValueRange
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.array_sets import row_name
-from diticli.data.decode import Crop, UnreadableImageError, bytes_extremes, decode_bytes, find_images, image_size
+from diticli.data.decode import bytes_extremes, decode_bytes, image_size
 from diticli.data.depth import reading_facts
+from diticli.data.listing import find_images
 from diticli.data.machine import patiently
 from diticli.data.names import visible_entries
-from diticli.errors import DataError
+from diticli.errors import DataError, UnreadableImageError
 from diticli.reading import check_regular, shortened
 
 SUFFIXES = frozenset({".parquet", ".pq"})

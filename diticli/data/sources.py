@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diticli.config_groups import ValueRange
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.array_images import ArrayImages
 from diticli.data.array_sets import is_array_set
-from diticli.data.decode import Crop, UnreadableImageError, to_square
 from diticli.data.depth import beyond, range_of_values, reading_facts
 from diticli.data.faces import face_name, render_face, sample_factors
 from diticli.data.faces_word import faces_beside, is_faces, parse_faces
@@ -22,8 +21,9 @@ from diticli.data.folder_images import FolderImages
 from diticli.data.lmdb_images import LmdbImages, find_lmdb
 from diticli.data.name_lists import expand_source
 from diticli.data.parquet_images import ParquetImages, find_parquet
+from diticli.data.square import to_square
 from diticli.data.tar_images import TarImages, find_tars
-from diticli.errors import DataError
+from diticli.errors import DataError, UnreadableImageError
 from diticli.progress import Reporter, SilentReporter
 
 _SAMPLE = 64

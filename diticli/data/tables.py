@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diticli.data.decode import has_image_suffix
+from diticli.data.listing import has_image_suffix
 from diticli.errors import LabelError
 from diticli.reading import check_regular, read_table_bytes, shortened
 

@@ -12,22 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diticli.config_groups import ValueRange
-from diticli.data.decode import (
-    MAX_BYTES,
-    Crop,
-    UnreadableImageError,
-    bytes_extremes,
-    decode_bytes,
-    find_images,
-    image_size,
-)
+from diticli.config_groups import Crop, ValueRange
+from diticli.data.decode import MAX_BYTES, bytes_extremes, decode_bytes, image_size
 from diticli.data.depth import reading_facts
+from diticli.data.listing import find_images
 from diticli.data.machine import patiently
 from diticli.data.names import visible_entries
 from diticli.data.packed_names import prefixes_that_tell_apart
 from diticli.data.tar_index import Member, index_tar
-from diticli.errors import DataError
+from diticli.errors import DataError, UnreadableImageError
 
 _SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _KEPT_OPEN = 128

@@ -11,7 +11,7 @@ from typing import IO, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from diticli.data.decode import has_image_suffix
+from diticli.data.listing import has_image_suffix
 from diticli.data.packed_names import PackedNames, last_of_equals
 from diticli.errors import DataError
 

@@ -16,8 +16,7 @@ from diticli.progress import Reporter
 if TYPE_CHECKING:
     from PIL import Image
 
-    from diticli.config_groups import ValueRange
-    from diticli.data.decode import Crop
+    from diticli.config_groups import Crop, ValueRange
 
 
 def face_of(source: str) -> FacesWord | None:

@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 
 from diticli.config import Precision
-from diticli.data.decode import CROP_NOTES
 from diticli.data.depth import reading_facts
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
+from diticli.data.square import CROP_NOTES
 from diticli.distributed import Rank
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import DataError, ModelError

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diticli.config_groups import ValueRange
-from diticli.data.decode import Crop, to_square
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.faces import FACTORS, render_face, sample_factors
 from diticli.data.images import FaceImages, load_images, open_images
 from diticli.data.labels import LabelColumn, read_groups, read_labels
+from diticli.data.square import to_square
 from diticli.errors import ConfigError
 from diticli.probing.label_join import identity_note, join_labels
 from diticli.progress import Reporter

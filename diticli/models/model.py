@@ -19,8 +19,9 @@ from PIL import Image
 
 from diticli.chunks import ChunkLayout
 from diticli.config import Precision
-from diticli.config_groups import ValueRange, check_value_range
-from diticli.data.decode import CROP_NOTES, Crop, decode_image, to_square
+from diticli.config_groups import Crop, ValueRange, check_value_range
+from diticli.data.decode import decode_image
+from diticli.data.square import CROP_NOTES, to_square
 from diticli.errors import ConfigError, ModelError
 from diticli.models.device import gpu_convolutions
 from diticli.models.encoder import SemanticEncoder
@@ -192,6 +193,11 @@ class DiTiModel:
         """Which square of a picture the model was trained on."""
         crop: Crop = self.config.crop
         return crop
+
+    @property
+    def known_as(self) -> str:
+        """What pictures call it: `origin`, else `model_id`."""
+        return self.origin or self.model_id
 
     @property
     def channels(self) -> int:

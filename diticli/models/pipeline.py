@@ -58,7 +58,7 @@ class DiTiPipeline(DiTiModel, DiffusionPipeline):
         scheduler: the noise schedule (its betas; sampling is ours).
         chunk_layout: `ChunkLayout.to_dict()`.
         shift_form: "score" (the official sampler) or "posterior" (as trained); see `NoiseSchedule.shift_scale`.
-        crop: which square of a picture it was trained on, see `diticli.data.decode.Crop`.
+        crop: which square of a picture it was trained on, see `diticli.config_groups.Crop`.
         value_range: black and white of its pictures of more than 8 bits, {"low": ..., "high": ...}.
 
     Raises:

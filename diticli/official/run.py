@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from diticli.data.decode import Crop
+from diticli.config_groups import Crop
 from diticli.errors import DiTiError, ModelError
 from diticli.models.pipeline import DDPMScheduler
 from diticli.official.chunks import NOT_CONVERTIBLE, RESTORE_CONFIG, OfficialChunks, official_chunks

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
+from diticli.pictures.captions import cut
 from diticli.pictures.charts import UNKNOWN, plain, save_chart, short
 from diticli.types import DoubleArray
 
@@ -26,8 +27,6 @@ Mark = tuple[float, float, float] | None
 
 MAX_TEXT_CHUNKS = 80
 """Cells of more chunks are too narrow for text."""
-MAX_LETTERS = 600
-"""Of a title or a note; a hostile name may be longer."""
 _LONG_TEXT_CHUNKS = 20
 _T_LABELS = 20
 _GAP = 0.4
@@ -178,8 +177,7 @@ def _number(value: float, short: bool, top: float) -> str:
 
 
 def _wrapped(text: str, letters: float) -> str:
-    text = text if len(text) <= MAX_LETTERS else f"{text[: MAX_LETTERS - 1]}…"
-    return "\n".join(plain(line) for line in textwrap.wrap(text, max(20, int(letters))))
+    return "\n".join(plain(line) for line in textwrap.wrap(cut(text), max(20, int(letters))))
 
 
 def _colours() -> Colormap:

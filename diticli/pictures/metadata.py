@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 from PIL import ExifTags, Image
 
+from diticli._version import __version__
 from diticli.data.own_files import SOFTWARE
 from diticli.pictures.captions import clean
 
@@ -29,6 +30,12 @@ def metadata_left_out(left_out: bool = True) -> Iterator[None]:
         yield
     finally:
         _left_out.reset(token)
+
+
+def provenance(model_name: str, command: str = "") -> dict[str, str]:
+    """By which version and which model a picture was made, and the command that makes it again."""
+    facts = {"diti:version": __version__, "diti:model_name": model_name}
+    return facts | ({"diti:command": command} if command else {})
 
 
 def written(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from diticli.editing.contact_sheet import attribute_sheet, edit_strip
 from diticli.editing.mixing import alpha_text
 from diticli.editing.results import AttributeResult, decibels
 from diticli.pictures.grids import save_png
+from diticli.pictures.metadata import provenance
 from diticli.pictures.tiles import Pixels
 from diticli.studio.parts import (
     AT_ONCE,
@@ -26,7 +27,6 @@ from diticli.studio.parts import (
     follow_changes,
     named,
     picture_out,
-    provenance,
     safe,
     scratch,
     shown,
@@ -92,13 +92,13 @@ def attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, c
             words = _also_changed(bench, moved, picture, ranked, result) + (" Preview ..." if preview else "")
             rows = attribute_sheet(result).rows
             named = {cell.stem: cell.picture for cell in rows[0].cells}
-            yield [*shown(named, {**result.to_metadata(), **provenance(bench, line)}), words, line]
+            yield [*shown(named, {**result.to_metadata(), **provenance(bench.model.known_as, line)}), words, line]
 
     def make_png(stale: Stale, *values: Any) -> str:
         _, result, line = read(stale, values, preview=False)
         sheet = attribute_sheet(result)
         path = scratch(f"{sheet.rows[0].cells[-1].stem}.png")
-        save_png(edit_strip(sheet), path, {**sheet.metadata, **provenance(bench, line)})
+        save_png(edit_strip(sheet), path, {**sheet.metadata, **provenance(bench.model.known_as, line)})
         return str(path)
 
     inputs = [image, word, chunks, learned, *sliders]

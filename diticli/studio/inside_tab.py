@@ -14,6 +14,7 @@ from diticli.chunks import ChunkLayout
 from diticli.data.faces_word import parse_faces
 from diticli.editing.inputs import slug
 from diticli.editing.results import decibels
+from diticli.pictures.metadata import provenance
 from diticli.studio.parts import (
     EXAMPLES,
     Changes,
@@ -23,7 +24,6 @@ from diticli.studio.parts import (
     follow_changes,
     named,
     picture_out,
-    provenance,
     safe,
     shown,
     source_of,
@@ -71,7 +71,7 @@ def inside_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, chan
         said += "".join(f" **{safe(text)}**" for text in bench.warnings(picture))
         line, name = inside_command(picture, options), slug(picture.name)
         pictures = {f"{name}_original": picture.original, f"{name}_reconstruction": picture.reconstruction}
-        metadata = provenance(bench, line)
+        metadata = provenance(bench.model.known_as, line)
         found: list[Any] = [*shown(pictures, metadata), said]
         found += shown({f"{name}_features": feature_bars(bench.by_chunk(picture))}, metadata)
         if options.neighbours is not None:

@@ -25,6 +25,7 @@ from diticli.editing.settings import Noise
 from diticli.editing.stages import grouped, stages
 from diticli.pictures.differences import difference_gain, difference_map
 from diticli.pictures.grids import save_png
+from diticli.pictures.metadata import provenance
 from diticli.studio.parts import (
     AT_ONCE,
     EXAMPLES,
@@ -36,7 +37,6 @@ from diticli.studio.parts import (
     follow_changes,
     on_click,
     picture_out,
-    provenance,
     safe,
     scratch,
     shown,
@@ -113,7 +113,7 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
         for preview in (True, False):
             result = bench.exchange(one, two, chosen, [asked.alpha], asked.noise, preview=preview, stale=stale)
             note = " Preview ..." if preview else ""
-            metadata = {**result.to_metadata(), **provenance(bench, line)}
+            metadata = {**result.to_metadata(), **provenance(bench.model.known_as, line)}
             yield [*shown(_named(result, asked.difference), metadata), quality + warnings + note, line]
 
     inputs = [a, a_word, b, b_word, chunks, alpha, noise, difference]
@@ -143,19 +143,23 @@ def _outputs(
     def make_strip(stale: Stale, *values: Any) -> list[Any]:
         sheet, stem, line, differ = made(stale, values, STRIP_ALPHAS)
         path = scratch(f"{stem}_strip.png")
-        save_png(edit_strip(sheet, difference=differ), path, {**sheet.metadata, **provenance(bench, line)})
+        save_png(
+            edit_strip(sheet, difference=differ), path, {**sheet.metadata, **provenance(bench.model.known_as, line)}
+        )
         return [gr.Image(str(path), visible=True), gr.Textbox(line, visible=True)]
 
     def make_animation(stale: Stale, *values: Any) -> list[Any]:
         sheet, stem, line, _ = made(stale, values, ANIMATION_ALPHAS, "--animate", "edit.webp")
         path = scratch(f"{stem}.webp")
-        write_animation(sheet, path, provenance(bench, line))
+        write_animation(sheet, path, provenance(bench.model.known_as, line))
         return [gr.Image(str(path), visible=True, format="webp"), gr.Textbox(line, visible=True)]
 
     def make_png(stale: Stale, *values: Any) -> str:
         sheet, stem, line, differ = made(stale, values)
         path = scratch(f"{stem}_alpha{alpha_text(float(values[5]))}.png")
-        save_png(edit_strip(sheet, difference=differ), path, {**sheet.metadata, **provenance(bench, line)})
+        save_png(
+            edit_strip(sheet, difference=differ), path, {**sheet.metadata, **provenance(bench.model.known_as, line)}
+        )
         return str(path)
 
     def make_singles(stale: Stale, *values: Any) -> str:
@@ -164,7 +168,7 @@ def _outputs(
         sheet, stem, line, _ = made(stale, values, None, "--separate", "singles")
         path = scratch(f"{stem}_alpha{alpha_text(float(values[5]))}.zip")
         with zipfile.ZipFile(path, "w") as archive:
-            for single in write_separate(sheet, path.parent, provenance(bench, line)):
+            for single in write_separate(sheet, path.parent, provenance(bench.model.known_as, line)):
                 archive.write(single, single.name)
         return str(path)
 

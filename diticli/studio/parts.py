@@ -17,7 +17,6 @@ from typing import Any
 
 import gradio as gr
 
-from diticli._version import __version__
 from diticli.data.images import UnreadableImageError
 from diticli.errors import DataError, DiTiError
 from diticli.pictures.captions import clean
@@ -25,7 +24,7 @@ from diticli.pictures.grids import save_png
 from diticli.pictures.tiles import Pixels
 from diticli.reading import printable, shortened
 from diticli.studio.neighbours import Neighbours
-from diticli.studio.workbench import SupersededError, Workbench
+from diticli.studio.workbench import SupersededError
 
 EXAMPLES = (("faces:3", "faces:8"), ("faces:0:1", "faces:5:1"), ("faces:11", "faces:42"))
 KEPT_OUTPUTS = 1000
@@ -265,15 +264,6 @@ def named(text: str) -> str:
 def safe(text: str) -> str:
     """The same for Markdown tables and HTML."""
     return named(text).translate(_ESCAPED)
-
-
-def provenance(bench: Workbench, command: str) -> dict[str, str]:
-    """What a downloaded picture says about how it was made, beside what is known of the edit."""
-    return {
-        "diti:version": __version__,
-        "diti:model_name": bench.model.origin or bench.model.model_id,
-        "diti:command": command,
-    }
 
 
 _made: deque[Path] = deque()
