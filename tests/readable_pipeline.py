@@ -23,7 +23,7 @@ class ReadablePipeline:
     reading: ClassVar[dict[str, Any]] = {"crop": "center", "value_range": None, "channels": 3}
     model_hash = "0123456789abcdef"
     model_id = "readable"
-    origin = "readable (--model)"
+    origin = known_as = "readable (--model)"
     trained_on = ""
     usual_psnr: float | None = None
 
