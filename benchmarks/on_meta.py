@@ -210,22 +210,17 @@ def _windows(config: RunConfig) -> Any:
     return ChunkWindows(config.provisional_layout(new_scheduler().config.num_train_timesteps)).to(META)
 
 
-def activation_bytes(objective: Objective, config: RunConfig, precision: str) -> tuple[float, float]:
-    """Bytes that a step takes beside weights and their states, at most at once: for no image, and for each more.
+def step_bytes(objective: Objective, config: RunConfig, precision: str, count: int) -> int:
+    """Bytes that a step of `count` images takes beside weights and their states, at most at once.
 
-    Every operator by itself, in plain PyTorch: a compiled step keeps less.
+    Every operator by itself, in plain PyTorch: a compiled step keeps less. The gradients of the weights count.
     """
-    peaks = []
-    for count in (2, 4):
-        with as_on_a_gpu("reference", precision):
-            peaks.append(peak_or_none(lambda n: _step(objective, config, n), count, META))
-    small, large = peaks
-    assert small is not None
-    assert large is not None
-    each = (large - small) / 2
-    return small - 2 * each, each
 
+    def step(count: int) -> None:
+        gradients(objective, config, count)
+        objective.zero_grad(set_to_none=True)
 
-def _step(objective: Objective, config: RunConfig, count: int) -> None:
-    gradients(objective, config, count)
-    objective.zero_grad(set_to_none=True)
+    with as_on_a_gpu("reference", precision):
+        peak = peak_or_none(step, count, META)
+    assert peak is not None
+    return peak

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out is not None:
         chosen = {chip: CHIPS[chip]._asdict() for chip in chips}
         facts = {"what": "resources of the Triton kernels, compiled and not run", **collect(torch.device("cpu"))}
-        write(options.out, facts | {"kernels": source_hash(), "chips": chosen, "rows": rows})
+        write(options.out, facts | {"kernels": source_hash(), "chips": chosen, "rows": rows, "traffic": traffic(rows)})
     return int(bool(broken))
 
 
@@ -213,6 +213,37 @@ def bytes_moved(kernel: str, site: Site, element: int, batch: int) -> int | None
     if site.operation != "norm" or kernel not in passes:
         return None
     return passes[kernel] * batch * (site.channels + site.skip) * site.size**2 * element
+
+
+def traffic(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Bytes of each norm's kernels together and the least time they take, beside those of the unfused sequence.
+
+    Args:
+        rows: of kernels, as the result holds them.
+    """
+    found: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        if row["bytes"] is not None:
+            direction = row["kernel"].partition("_")[0]
+            key = (row["site"], row["dtype"], row["batch"], row["chip"], direction)
+            found[key] = found.get(key, 0) + row["bytes"]
+    sites = {site.name: site for site in SITES}
+    return [
+        {
+            **dict(zip(("site", "dtype", "batch", "chip", "direction"), key, strict=True)),
+            "bytes": moved,
+            "least_ms": moved / CHIPS[key[3]].bandwidth * 1e3,
+            "unfused_bytes": (usual := _usual_bytes(sites[key[0]], DTYPES[key[1]].itemsize, key[2], key[4])),
+            "unfused_least_ms": usual / CHIPS[key[3]].bandwidth * 1e3,
+        }
+        for key, moved in found.items()
+    ]
+
+
+def _usual_bytes(site: Site, element: int, batch: int, direction: str) -> int:
+    """Of concatenation, norm, scale, shift and SiLU in their own passes, all in one dtype; see the op's README."""
+    passes = {"fwd": 5 + 4, "bwd": 11 + 4}[direction] + 2 * bool(site.skip)
+    return passes * batch * (site.channels + site.skip) * site.size**2 * element
 
 
 def source_hash() -> str:

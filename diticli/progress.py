@@ -5,6 +5,7 @@ The core never prints. A notebook that wants no output passes nothing and gets `
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Protocol
 
@@ -53,8 +54,15 @@ class SilentReporter:
         """See `Reporter.warn`."""
 
 
-class WarningReporter(SilentReporter):
-    """Discards everything but warnings, which become Python's own."""
+class LoggingReporter(SilentReporter):
+    """For work that pauses where nobody passes a reporter: notes are logged, warnings become Python's own.
+
+    Python shows notes on stderr unless logging is configured otherwise: without them a program seems to hang.
+    """
+
+    def note(self, message: str) -> None:
+        """See `Reporter.note`."""
+        logging.getLogger(__name__).warning(message)
 
     def warn(self, message: str) -> None:
         """See `Reporter.warn`."""

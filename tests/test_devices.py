@@ -19,7 +19,7 @@ from diticli.models.compiled import StepGraph
 from diticli.models.device import gpu_convolutions, resolve_device, resolve_precision
 from diticli.settings import build_config
 from diticli.training import accelerator as training
-from diticli.training.rundir import identity
+from diticli.training.rundir import gpu_name, identity
 
 
 class TwoGPUs:
@@ -205,3 +205,9 @@ def test_training_asks_for_float32_and_for_the_fastest_convolutions(
     plan.make_plan(tiny())
     run.train(tiny("base.images=8", "features.images=8"), tmp_path / "run")
     assert spy.asked == [(torch.float32, True)] * 2
+
+
+def test_a_run_names_the_gpu_that_its_noise_depends_on(gpus: TwoGPUs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA X of {device}")
+    assert gpu_name("cuda:1") == {"gpu": "NVIDIA X of cuda:1"}
+    assert gpu_name("cpu") == {}

@@ -81,6 +81,24 @@ def test_the_largest_batch_follows_from_two_small_ones(
         assert largest_batch(work, below, CPU) == size
 
 
+def test_a_batch_in_which_images_hide_is_not_taken_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 20 images the gradients of the weights, 100 MiB, are more than the maps of 5 MiB an image."""
+    tried: list[int] = []
+
+    def step(count: int) -> None:
+        tried.append(count)
+        maps = torch.zeros(5 * count * MIB, dtype=torch.uint8)
+        del maps
+        gradients = torch.zeros(100 * MIB, dtype=torch.uint8)
+        del gradients
+
+    with Memory(1000 * MIB, ERRORS["CUDA"], monkeypatch) as memory:
+        assert largest_batch(step, 800, CPU) == 140  # 0.7 of the memory
+        assert max(tried) < 2 * 140
+        memory.size, memory.failures = 150 * MIB, 0
+        assert largest_batch(step, 800, CPU) == 16
+
+
 def test_processes_share_a_batch_and_the_memory_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         Memory(1000 * MIB, ERRORS["NumPy"], monkeypatch),

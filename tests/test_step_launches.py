@@ -19,12 +19,13 @@ from diti_kernels.adaptive_group_norm import adaptive_group_norm
 from benchmarks.on_meta import (
     META,
     Launches,
-    activation_bytes,
     as_on_a_gpu,
     objectives,
     sampler_launches,
+    step_bytes,
     step_launches,
 )
+from benchmarks.step import largest
 from diticli.distributed import Rank
 from diticli.models.largest_batch import peak_or_none
 from diticli.settings import build_config
@@ -32,7 +33,8 @@ from diticli.training.augment import SIMCLR, StepViews
 from diticli.training.objectives import Objective
 from diticli.training.stage import trial_step
 
-TRAINING = {"base": {"reference": 2009, "triton": 1495}, "features": {"reference": 2101, "triton": 1574}}
+CELEBA64 = build_config("celeba64", options={"precision": "bf16"})
+TRAINING = {"base": {"reference": 2009, "triton": 1495}, "features": {"reference": 2239, "triton": 1570}}
 """Launches of the forward and backward passes of celeba64 in bf16."""
 SAMPLING = {"reference": 1204, "triton": 722}
 """Launches of a sampler's step of celeba64 in bf16."""
@@ -40,19 +42,19 @@ SAMPLING = {"reference": 1204, "triton": 722}
 
 @pytest.fixture(scope="module")
 def celeba64() -> dict[str, Objective]:
-    return objectives(build_config("celeba64"))
+    return objectives(CELEBA64)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
 @pytest.mark.parametrize("stage", TRAINING)
 def test_a_training_step_launches_no_more(celeba64: dict[str, Objective], stage: str, kernels: str) -> None:
-    launches = step_launches(celeba64[stage], build_config("celeba64"), kernels, "bf16", 2)
+    launches = step_launches(celeba64[stage], CELEBA64, kernels, "bf16", 2)
     assert launches.total <= TRAINING[stage][kernels], launches.counts.most_common(12)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
 def test_a_samplers_step_launches_no_more(kernels: str) -> None:
-    launches = sampler_launches(build_config("celeba64"), kernels, torch.bfloat16, 2)
+    launches = sampler_launches(CELEBA64, kernels, torch.bfloat16, 2)
     assert launches.total <= SAMPLING[kernels], launches.counts.most_common(12)
 
 
@@ -99,17 +101,27 @@ def test_an_uncompiled_norm_is_no_more_than_pytorchs(dtype: torch.dtype, skip: i
     assert backward.bytes <= (5 + bool(skip)) * 3 * least * 1.01, backward.bytes / (3 * least)
 
 
+def test_the_largest_batch_is_found_where_small_ones_say_nothing() -> None:
+    """At few images the weights' gradients are the most at once, which no image adds to."""
+
+    def used(count: int) -> float:
+        return max(100.0 + count, 40 + 7 * count)
+
+    for room, wanted in ((99, 0), (101, 1), (110, 10), (111, 10), (117, 11), (747, 101), (7040, 1000)):
+        assert largest(used, room) == wanted
+
+
 def test_memory_by_formula_is_what_a_step_takes() -> None:
-    """The peak of a real step on the CPU, whose norms keep other maps, lies within a third of the line's."""
+    """The peak of a real step on the CPU, whose norms keep other maps, lies within a third of what is counted."""
     from diticli.training.accelerator import make_accelerator, resolve
     from diticli.training.plan import stage_of, stages_of
 
     config = resolve(tiny("unet.channels=16,32"))
-    none, each = activation_bytes(objectives(config)["base"], config, "fp32")
+    counted = step_bytes(objectives(config)["base"], config, "fp32", 16)
     accelerator = make_accelerator(config)
     name, objective, _ = next(iter(stages_of(config)))
     stage = stage_of(name, objective, config, accelerator)
     real = peak_or_none(lambda count: trial_step(stage, accelerator, count), 16, torch.device("cpu"))
     assert real is not None
     states = 12 * sum(p.numel() for p in objective.parameters())
-    assert real - states == pytest.approx(none + 16 * each, rel=0.33)
+    assert real - states == pytest.approx(counted, rel=0.33)

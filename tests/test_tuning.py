@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +20,9 @@ import torch
 from diti_kernels import sites
 from diti_kernels.sites import Site
 
-from diticli.distributed import Rank
+from diticli.distributed import PeerMonitor, Rank, join
 from diticli.editing.settings import EditSettings
+from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ConfigError
 from diticli.models import attention
 from diticli.models.compiled import CompiledPart
@@ -75,13 +82,44 @@ def test_a_verdict_is_found_again() -> None:
     assert heard.warnings == []
 
 
-@pytest.mark.parametrize("changed", [{"gpu": "NVIDIA Y"}, {"driver": "581"}, {"torch": "2.14"}, {"sources": "0"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"gpu": "NVIDIA Y"},
+        {"capability": "9.1"},
+        {"driver": "581"},
+        {"torch": "2.14"},
+        {"triton": "3.10"},
+        {"xformers": "0.0.36"},
+        {"sources": "0"},
+    ],
+)
 def test_another_gpu_driver_library_or_source_knows_nothing(changed: dict[str, str]) -> None:
     heard = Heard()
     new_cache(heard).write(FASTER)
     assert new_cache(heard, **changed).read(SITE) is None
     assert new_cache(heard, **changed).all() == ([], 1)
     assert heard.warnings == []
+
+
+def test_the_environment_of_a_gpu_names_all_that_may_change_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA X", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    found = cache.environment(torch.device("cuda:1"))
+    assert set(found) == {"device", "gpu", "capability", "driver", "torch", "triton", "xformers", "sources"}
+    assert (found["gpu"], found["capability"], found["torch"]) == ("NVIDIA X", "9.0", torch.__version__)
+    assert found["driver"]
+
+
+def test_a_change_of_our_kernels_is_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache.sources_digest()
+    kernels = tmp_path / "diti_kernels"
+    shutil.copytree(cache.diti_kernels.__path__[0], kernels, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache.diti_kernels, "__path__", [str(kernels)])
+    assert cache.sources_digest() == before
+    with (kernels / "masked_linear" / "triton_kernels.py").open("a") as file:
+        file.write("# changed")
+    assert cache.sources_digest() != before
 
 
 def spoiled(**changes: Any) -> bytes:
@@ -173,6 +211,22 @@ def test_a_process_spends_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None
     tune.decide([SITE], CPU, 10, Heard())
     tune.decide([OTHER], CPU, 10, Heard())
     assert asked == [[SITE]]
+
+
+def test_who_waits_is_told(
+    make_pipeline: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever encodes, by its reporter; whoever samples without one, by the log, which Python writes to stderr."""
+    monkeypatch.setattr(tune, "_run_child", lambda *arguments: ([], ""))
+    heard, pipeline = Heard(), make_pipeline()
+    z = BatchEncoder(pipeline.encoder, "fp32", reporter=heard)(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    assert heard.notes[0].startswith("Trying ")
+    assert "up to 10 s and a start (DITI_TUNE=0 tries none)" in heard.notes[0]
+    assert heard.notes[1] == "Tried 0 in 0 s, took 0 that are right and faster; the others are tried the next time."
+    assert caplog.messages == []
+    pipeline.sampler(precision="fp32").decode(torch.randn(2, 3, 16, 16), z, steps=2)
+    assert [message.split()[0] for message in caplog.messages] == ["Trying", "Tried"]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}, "INFO is not shown unless asked for"
 
 
 # Trials in processes of their own
@@ -307,14 +361,47 @@ def test_the_first_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(asked) == 1
 
 
+def one_of_two(folder: Path) -> None:
+    """What each of two real processes does, of which only the first may measure."""
+    rank = join(CPU)
+
+    def trials(*arguments: object) -> Iterator[Verdict]:
+        assert rank.is_main, "the second asked by itself"
+        yield FASTER
+
+    sites.MEASURED_DEVICES = ("cpu",)
+    tune._installed, tune.run_trials = lambda way: True, trials
+    with PeerMonitor(rank, CPU, SilentReporter()) as peers:
+        tune.tune(use_linear, device=CPU, mode="eager", peers=peers, kept=folder / "kernels.json", part="features")
+        peers.wait()
+    (folder / f"{rank.index}.json").write_text(json.dumps(tune._to_json(chosen())))
+
+
+def test_two_real_processes_choose_the_same(tmp_path: Path) -> None:
+    code = f"import pathlib, test_tuning; test_tuning.one_of_two(pathlib.Path({str(tmp_path)!r}))"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=os.environ | place | {"RANK": rank, "PYTHONPATH": path})
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second == json.loads((tmp_path / "kernels.json").read_text())["features"]
+    assert [row["choice"] for row in first] == ["triton"]
+
+
 def test_without_a_way_to_agree_processes_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     decide_with(monkeypatch, Heard(), FASTER)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    tune.tune_alone(use_linear, CPU, "eager")
+    tune.tune_alone(use_linear, CPU, "eager", SilentReporter())
     assert chosen() == {}
     monkeypatch.delenv("WORLD_SIZE")
-    tune.tune_alone(use_linear, CPU, "eager")
+    tune.tune_alone(use_linear, CPU, "eager", SilentReporter())
     assert chosen() == {SITE: "triton"}
 
 

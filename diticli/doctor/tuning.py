@@ -20,7 +20,7 @@ from diticli.models.build import build_unet, new_scheduler
 from diticli.models.compiled import compiler_for
 from diticli.models.device import global_generators_kept, resolve_precision
 from diticli.models.frozen import FrozenPair
-from diticli.progress import Reporter, SilentReporter, WarningReporter
+from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_PRECISION, DEFAULT_SOLVER
 from diticli.schedule import NoiseSchedule
 from diticli.settings import build_config, preset_names
@@ -194,7 +194,7 @@ class Networks:
         return self._bytes(count).float(), t_1, z_mod, self._zeros()
 
 
-class _Complaints(WarningReporter):
+class _Complaints(SilentReporter):
     """Keeps warnings."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from diti_kernels.sites import is_measured
+from diti_kernels.sites import Mode, is_measured
 from torch import nn
 
 from diticli.config import Precision
@@ -17,7 +17,7 @@ from diticli.models.device import gpu_convolutions, resolve_precision
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.layout import layout_for
 from diticli.models.pixels import normalise
-from diticli.progress import Reporter, SilentReporter
+from diticli.progress import LoggingReporter, Reporter
 
 
 class BatchEncoder:
@@ -31,7 +31,7 @@ class BatchEncoder:
         encoder: left as it is; later changes of its weights are not seen.
         precision: auto takes bf16 where the hardware computes in it.
         compile: with torch.compile, for batches of the first one's size.
-        reporter: warned where that fails.
+        reporter: hears of what pauses the first batch: trying kernels, compiling. By default that is logged.
 
     Attributes:
         device: of the encoder.
@@ -53,8 +53,9 @@ class BatchEncoder:
         self.precision = resolve_precision(precision, self.device)
         self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self._encoder = _inference_copy(encoder, self._dtype)
+        self._reporter = reporter or LoggingReporter()
         self._compiled: CompilablePart | None = (
-            CompiledPart("encoder", self._features, reporter or SilentReporter()) if compile else None
+            CompiledPart("encoder", self._features, self._reporter) if compile else None
         )
         self._compiled_size = 0
         self._tuned: set[int] = set()
@@ -69,7 +70,8 @@ class BatchEncoder:
             from diticli.tuning.tune import tune_alone  # here, as it takes time and needs a GPU
 
             self._tuned.add(len(images_BCHW))
-            tune_alone(lambda: self._features(images_BCHW), self.device, "compiled" if usual else "eager")
+            mode: Mode = "compiled" if usual else "eager"
+            tune_alone(lambda: self._features(images_BCHW), self.device, mode, self._reporter)
         encode = self._compiled if self._compiled is not None and usual else self._features
         with gpu_convolutions(self.device, self._dtype, timed=usual):
             features_BD: torch.Tensor = encode(images_BCHW)

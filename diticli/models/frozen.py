@@ -33,7 +33,7 @@ from diticli.models.unet_forward import (
     run_up_path,
     up_resnets,
 )
-from diticli.progress import WarningReporter
+from diticli.progress import LoggingReporter, Reporter
 
 # Measured on a Xeon with AMX, batch 4 to 64: 1.2 to 2.4 times as fast up to 256 channels, at 512 as slow in bf16.
 # On GPUs unmeasured: 4/9 of the products.
@@ -128,21 +128,31 @@ class FrozenPair:
         dtype: in which the copies compute.
         compile: the step with torch.compile, for the first two shapes of x that come: inverting and decoding full
             batches. Others, such as those of a last batch, run uncompiled.
+        reporter: hears of what pauses the first step: trying kernels, compiling. By default that is logged.
     """
 
     MOST_GRAPHS = 4
     MOST_COMPILED = 2
 
-    def __init__(self, unet: UNet, decoder: ShiftDecoder, dtype: torch.dtype, *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        decoder: ShiftDecoder,
+        dtype: torch.dtype,
+        *,
+        compile: bool = False,
+        reporter: Reporter | None = None,
+    ) -> None:
         if unet.dtype != torch.float32:
             unet = copy.deepcopy(unet).float()  # the time embedding is computed in float32
         devices = [unet.device] if unet.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # new layers draw their weights before they are given others
             self.base, self.shift = FrozenBase(unet, dtype), FrozenShift(decoder, dtype)
+        self._reporter = reporter or LoggingReporter()
         self._graphs: dict[torch.Size, StepGraph] = {}
         self._captured: dict[torch.Size, bool] = {}
         self._compiled: CompilablePart | None = (
-            CompiledPart("sampler's step", self._estimate, WarningReporter()) if compile else None
+            CompiledPart("sampler's step", self._estimate, self._reporter) if compile else None
         )
         self._compiled_shapes: set[torch.Size] = set()
 
@@ -183,12 +193,12 @@ class FrozenPair:
         from diticli.tuning.tune import tune_alone
 
         mode: Mode = "compiled" if step != self._estimate else "captured" if capture else "eager"
-        tune_alone(lambda: self._estimate(*inputs), x.device, mode)
+        tune_alone(lambda: self._estimate(*inputs), x.device, mode, self._reporter)
         if not may_capture(x):
             return False
         weights = sum(p.numel() for network in (self.base, self.shift) for p in network.parameters())
         network = f"{weights} weights, {self.base.dtype}{', compiled' if step != self._estimate else ''}"
-        return graph_wins(step, inputs, network, reporter=WarningReporter())
+        return graph_wins(step, inputs, network, reporter=self._reporter)
 
     def _step_for(self, shape: torch.Size) -> CompilablePart:
         if self._compiled is None:

@@ -1,10 +1,11 @@
-"""The largest batch that fits in the free memory, from the memory that batches of 2 and 4 images take.
+"""The largest batch that fits in the free memory, from the memory that smaller batches take.
 
     with batch_fits(len(images), lambda n: encode(images[:n]), device=device):
         encode(images)
 
-Memory is taken to be a line through these two peaks. They are counted in tensors, not in what the system gives: a small
-batch hides in memory that the process already has.
+Memory is taken to be a line through the peaks of two batches, the larger of which is at least half of the answer: at
+few images the gradients of the weights may be the most at once, to which no image adds. Peaks are counted in tensors,
+not in what the system gives: a small batch hides in memory that the process already has.
 """
 
 from __future__ import annotations
@@ -103,8 +104,15 @@ def largest_batch(trial: Trial, below: int, device: torch.device, processes: int
     if large is None:
         return 2
     room = SHARE * free_bytes(device) / (processes if device.type == "cpu" else 1)
-    each = max((large - small) / 2, 1)
+    tried, each = 4, max((large - small) / 2, 1)
     count = min(below - 1, int(4 + max(0, room - large) / each))
+    while 2 * tried <= count:
+        peak = peak_or_none(trial, 2 * tried, device)
+        if peak is None:
+            count = tried if device.type == "cpu" else 2 * tried - 1
+            break
+        tried, each, large = 2 * tried, max((peak - large) / tried, each), peak
+        count = min(below - 1, int(tried + max(0, room - large) / each))
     count = _rounded(count) if rounded else count
     # On a GPU a trial takes a moment: the number that is named was seen to fit.
     while device.type != "cpu" and count > 4 and peak_or_none(trial, count, device) is None:

@@ -272,6 +272,7 @@ def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter,
     done = trainer.step * budget.batch_size
     reporter.start(f"Stage {stage.name}", trainer.whole.steps * budget.batch_size, unit="images", done=done)
     started, first_step, skipped = time.perf_counter(), trainer.step, 0
+    second = started
     apart = stage.pace.apart if stage.pace else contextlib.nullcontext
     open_end = stage.pace is not None and stage.pace.seconds is not None and trainer.step < trainer.whole.steps
     last_step = MOST_STEPS if open_end else trainer.whole.steps
@@ -281,6 +282,8 @@ def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter,
         views = stage.views if trainer.step >= stage.views_from else None
         with fits():
             trainer.train_step(draw_inputs(stage, noise, views, trainer.step, images, trainer.whole))
+        if (steps := trainer.step - first_step) == 1:
+            second = time.perf_counter()  # the first step may compile
         fields: dict[str, Any] = _plan_anew(trainer, reporter)
         last = trainer.step >= trainer.whole.steps
         if trainer.step % stage.log_every == 0 or last:
@@ -290,7 +293,8 @@ def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter,
             if (loss := trainer.take_mean_loss()) is not None:
                 fields["loss"] = loss
             # After the loss was read, which waits for the device: queued steps are not yet computed.
-            rate = (trainer.step - first_step) * budget.batch_size / (time.perf_counter() - started)
+            counted, since = (steps - 1, second) if steps > 1 else (steps, started)
+            rate = counted * budget.batch_size / (time.perf_counter() - since)
             if (ssl_loss := trainer.totals.take_mean_ssl()) is not None:
                 fields["ssl_loss"] = ssl_loss
             metrics.log(

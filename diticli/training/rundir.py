@@ -151,7 +151,8 @@ class RunDirectory:
             remove_leftovers(self.root)
             remove_leftovers(self.checkpoints)
             if not resumed:
-                write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": versions()})
+                made_with = versions() | gpu_name(config.device)
+                write_json(path, {"config": to_dict(config), "data": fingerprint, "versions": made_with})
             if longer:  # the mark first: with it alone, the earlier command makes the run what it was
                 write_json(self._extending, {_EXTENSIBLE: config.features.images})
                 write_json(path, _extended(saved, config))
@@ -272,6 +273,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def gpu_name(device: str) -> dict[str, str]:
+    """Under "gpu" the model of the GPU, on which random numbers depend; nothing elsewhere."""
+    import torch
+
+    return (
+        {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") and torch.cuda.is_available() else {}
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from diti_kernels.sites import Mode, Site, is_measured, learn, recording
 from diticli.distributed import PeerMonitor, Rank
 from diticli.errors import ConfigError
 from diticli.files import write_atomically
-from diticli.progress import Reporter, SilentReporter, WarningReporter
+from diticli.progress import Reporter, SilentReporter
 from diticli.reading import parse_json, quoted, read_regular
 from diticli.tuning.cache import REFERENCE, TuningCache, Verdict, environment
 from diticli.tuning.trial import LEAST_GAIN, way_of
@@ -85,13 +85,13 @@ def tune(
     learn(choices or {})
 
 
-def tune_alone(function: Callable[[], object], device: torch.device, mode: Mode) -> None:
-    """As `tune` for inference, which one real call shows sooner than fake tensors.
+def tune_alone(function: Callable[[], object], device: torch.device, mode: Mode, reporter: Reporter) -> None:
+    """As `tune` for inference, which one real call shows sooner than fake tensors. The reporter hears of the pause.
 
     Where a launcher started other processes, which could choose otherwise, the reference runs.
     """
     if Rank.from_environment().count == 1:
-        tune(function, device=device, mode=mode, reporter=WarningReporter(), fake=False)
+        tune(function, device=device, mode=mode, reporter=reporter, fake=False)
 
 
 def tuning_seconds() -> float:
@@ -153,10 +153,16 @@ def decide(sites: Sequence[Site], device: torch.device, seconds: float, reporter
     missing = [site for site in sites if site not in known and _installed(way_of(site))]
     left, started = seconds - _spent, time.monotonic()
     if missing and left > 0:
+        found = []
         for verdict in run_trials(missing, device, left, reporter):
-            known[verdict.site] = verdict
+            found.append(verdict)
             cache.write(verdict)
-        _spent += time.monotonic() - started
+        took = time.monotonic() - started
+        _spent += took
+        known |= {verdict.site: verdict for verdict in found}
+        faster = sum(verdict.choice != REFERENCE for verdict in found)
+        rest = "; the others are tried the next time" if len(found) < len(missing) else ""
+        reporter.note(f"Tried {len(found)} in {took:.0f} s, took {faster} that are right and faster{rest}.")
     return {site: verdict.choice for site, verdict in known.items()}
 
 
@@ -171,7 +177,9 @@ def run_trials(
 ) -> Iterator[Verdict]:
     """Verdicts on the sites that were tried in so many seconds, in processes of their own."""
     left, started, crashes = list(sites), time.monotonic(), 0
-    reporter.note(f"Trying {len(left)} kernels on this GPU, up to {seconds:.0f} s ({VARIABLE}=0 leaves it out).")
+    reporter.note(
+        f"Trying {len(left)} kernels on this GPU, once: up to {seconds:.0f} s and a start ({VARIABLE}=0 tries none) ..."
+    )
     while left and crashes < MOST_CRASHES:
         rest = seconds - (time.monotonic() - started)
         if rest <= 0:

@@ -9,14 +9,26 @@ from pathlib import Path
 import pytest
 from op_sites import run_python
 
-# Apart from this process, where the kernels may be decorated for the interpreter. The first variant of a
-# kernel has everything at run time; in the second, arguments are constants, as Triton makes of None and 1.
-COMPILE = """
+# For an H100 ("cuda") or an MI300 ("hip"): whether there is a binary, and what must not be in it.
+BEGINNING = """
 import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from diti_kernels.dispatch import LAUNCH_OPTIONS
+
+def compiled(source):
+    target = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}[KIND]
+    assembly = triton.compile(source, target=target, options=LAUNCH_OPTIONS).asm
+    binary, text = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}[KIND]
+    wrong = set(re.findall(r"\\b(?:atom|red)\\.|tf32|_atomic_|xf32|vgpr_spill_count: +[1-9]", assembly[text]))
+    return binary in assembly, sorted(wrong)
+
+KIND = """
+
+# Apart from this process, where the kernels may be decorated for the interpreter. The first variant of a
+# kernel has everything at run time; in the second, arguments are constants, as Triton makes of None and 1.
+COMPILE = """
 from diti_kernels.masked_linear import triton_kernels
 
 UNIT_STRIDES = {"stride_zd": 1, "stride_wd": 1, "stride_ge": 1, "stride_t": 1}
@@ -33,28 +45,22 @@ for name in ("fwd", "bwd_dz", "bwd_dw"):
         types = {k: f"*{index}" if k in INDICES else f"*{dtype}" if "_ptr" in k else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
-        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH_OPTIONS).asm
-        found = sorted(set(re.findall(r"\\b(?:atom|red)\\.|tf32", assembly["ptx"])))
-        print(name, dtype, "cubin" in assembly, found)
+        print(name, dtype, *compiled(source))
 """
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
-def test_kernels_compile_without_atomics_or_tf32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["cuda", "hip"])
+def test_kernels_compile_without_atomics_or_tf32(kind: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs Triton")
-    lines = run_python(COMPILE, TRITON_CACHE_DIR=str(tmp_path)).splitlines()
+    lines = run_python(f"{BEGINNING}{kind!r}\n{COMPILE}", TRITON_CACHE_DIR=str(tmp_path)).splitlines()
     kernels = ("fwd", "bwd_dz", "bwd_dw")
     assert lines == [f"{name} {dtype} True []" for name in kernels for dtype in ("fp32", "bf16")]
 
 
 # The second variant has every size that can be one at one: Triton makes constants of those.
 COMPILE_NORM = """
-import re
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from diti_kernels.dispatch import LAUNCH_OPTIONS
 from diti_kernels.adaptive_group_norm import triton_kernels
 
 BLOCKS = {"BLOCK_N": 64, "BLOCK_G": 8, "BLOCK_D": 4, "BLOCK_T": 16}
@@ -72,17 +78,16 @@ for name in ("fwd_one_pass", "fwd_moments", "fwd_merge", "fwd_apply",
         types = {k: f"*{dtype}" if k in IN_DTYPE else "*fp32" if "_ptr" in k else "fp32" if k == "eps" else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
-        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH_OPTIONS).asm
-        found = sorted(set(re.findall(r"\\b(?:atom|red)\\.|tf32", assembly["ptx"])))
-        print(name, dtype, "cubin" in assembly, found)
+        print(name, dtype, *compiled(source))
 """
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
-def test_norm_kernels_compile_without_atomics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["cuda", "hip"])
+def test_norm_kernels_compile_without_atomics(kind: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs Triton")
-    lines = run_python(COMPILE_NORM, TRITON_CACHE_DIR=str(tmp_path)).splitlines()
+    lines = run_python(f"{BEGINNING}{kind!r}\n{COMPILE_NORM}", TRITON_CACHE_DIR=str(tmp_path)).splitlines()
     passes = (
         "fwd_one_pass",
         "fwd_moments",
