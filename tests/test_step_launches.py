@@ -5,6 +5,7 @@ A count that falls is welcome: lower it here. Numbers of PyTorch's own operators
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from diticli.training.augment import SIMCLR, StepViews
 from diticli.training.objectives import Objective
 from diticli.training.stage import trial_step
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 CELEBA64 = build_config("celeba64", options={"precision": "bf16"})
 TRAINING = {"base": {"reference": 2009, "triton": 1495}, "features": {"reference": 2239, "triton": 1570}}
 """Launches of the forward and backward passes of celeba64 in bf16."""
@@ -56,6 +58,14 @@ def test_a_training_step_launches_no_more(celeba64: dict[str, Objective], stage:
 def test_a_samplers_step_launches_no_more(kernels: str) -> None:
     launches = sampler_launches(CELEBA64, kernels, torch.bfloat16, 2)
     assert launches.total <= SAMPLING[kernels], launches.counts.most_common(12)
+
+
+def test_the_committed_table_is_of_these_steps() -> None:
+    rows = json.loads(max(RESULTS.glob("*-cpu-step.json")).read_text())["rows"]
+    assert {row["preset"] for row in rows} == {"celeba64", "ffhq128"}
+    assert all(row["waits"] == 0 and set(row["uploads"].values()) == {0} for row in rows)
+    found = {row["what"]: row["launches"] for row in rows if (row["preset"], row["precision"]) == ("celeba64", "bf16")}
+    assert found == {**{f"stage {stage}": counts for stage, counts in TRAINING.items()}, "sampler's step": SAMPLING}
 
 
 def test_views_are_drawn_without_waiting() -> None:

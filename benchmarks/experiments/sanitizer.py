@@ -3,7 +3,7 @@
     python -m benchmarks.experiments.sanitizer --viz CHECKOUT [--out FILE.json]
 
 In an environment with Triton 3.6.0 and what CHECKOUT (github.com/Deep-Learning-Profiling-Tools/triton-viz at 203b0c7)
-needs: z3-solver, anytree, ml_dtypes, pyarrow, flask. The release 3.0 of triton-viz cannot be imported beside Triton 3.9,
+needs: z3-solver, anytree, ml_dtypes, pyarrow, flask. Release 3.0 of triton-viz cannot be imported beside Triton 3.9,
 and beside 3.6 it follows none of our kernels: neither reductions along an axis nor indices that are loaded.
 
 The sanitizer runs a kernel in Triton's interpreter with symbols for its indices and asks a solver for one that lies

@@ -33,7 +33,7 @@ ODD = (
 )
 MODES = {
     "cumulative": (1, STEPS, "gradient=cumulative"),
-    "detached": (2, 10, "gradient=detached"),
+    "detached": (1, STEPS, "gradient=detached"),
     "detached, all visible": (1, STEPS, "gradient=detached", "chunks.visible=all"),
 }
 """Images of a step, steps, and settings."""
