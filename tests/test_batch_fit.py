@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_cli import TINY
 from test_largest_batch import CPU, ERRORS, MIB, Memory
 from test_training import StopAfter, tiny
 from typer.testing import CliRunner
@@ -83,6 +84,17 @@ def test_a_dry_run_says_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(4 <= (stage.largest_batch or 0) < 1024 for stage in stages)
     assert all(stage.largest_batch is None for stage in make_plan(tiny()).stages)
     assert CPU.type == "cpu"
+
+
+def test_the_command_says_and_takes_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_fit, "largest_for", lambda *args: 48)
+    monkeypatch.setattr(plan, "largest_for", lambda *args: plan.MOST_IMAGES)
+    command = ["train", "--data", "faces", "--out", str(tmp_path / "run"), *TINY, "--batch-size", "auto", "--dry-run"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "Batch of stage base: 48 images, with a learning rate of " in result.output
+    words = "1,024 or more in stage base, 1,024 or more in stage features (--batch-size auto)"
+    assert f"Largest batch that fits in the memory that is free now: {words}" in result.output
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-3", "1.5"])

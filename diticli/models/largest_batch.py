@@ -3,9 +3,10 @@
     with batch_fits(len(images), lambda n: encode(images[:n]), device=device):
         encode(images)
 
-Memory is taken to be a line through the peaks of two batches, the larger of which is at least half of the answer: at
-few images the gradients of the weights may be the most at once, to which no image adds. Peaks are counted in tensors,
-not in what the system gives: a small batch hides in memory that the process already has.
+Memory is taken to be a line through the peaks of two batches, the larger of which is at least half of the answer, or
+on a CPU the first that takes seconds: at few images the gradients of the weights may be the most at once, to which no
+image adds. Peaks are counted in tensors, not in what the system gives: a small batch hides in memory that the process
+already has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import gc
 import os
 import resource
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ from torch.utils._pytree import tree_leaves
 from diticli.errors import DeviceError
 from diticli.memory import first_line, is_out_of_memory, not_even_one
 
+LONGEST = 2.0
+"""Seconds of a trial after which no larger one is made on a CPU."""
 Trial = Callable[[int], object]
 """Computes so many images as the batch would have been, and leaves nothing behind."""
 
@@ -106,11 +110,14 @@ def largest_batch(trial: Trial, below: int, device: torch.device, processes: int
     room = SHARE * free_bytes(device) / (processes if device.type == "cpu" else 1)
     tried, each = 4, max((large - small) / 2, 1)
     count = min(below - 1, int(4 + max(0, room - large) / each))
-    while 2 * tried <= count:
+    took = 0.0
+    while 2 * tried <= count and (device.type != "cpu" or took < LONGEST):
+        began = time.monotonic()
         peak = peak_or_none(trial, 2 * tried, device)
         if peak is None:
             count = tried if device.type == "cpu" else 2 * tried - 1
             break
+        took = time.monotonic() - began
         tried, each, large = 2 * tried, max((peak - large) / tried, each), peak
         count = min(below - 1, int(tried + max(0, room - large) / each))
     count = _rounded(count) if rounded else count
