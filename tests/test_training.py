@@ -9,6 +9,7 @@ import shutil
 import signal
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -489,6 +490,20 @@ def test_the_gap_counts_each_image_once(tmp_path: Path) -> None:
     """40 images in batches of 32: the second batch begins anew after 8."""
     train(tiny("chunks.partition=auto", "modularity.weighting=gap", "gradient=detached"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "gap.json").read_text())["images"] == 40
+
+
+def test_the_first_step_may_compile_and_counts_in_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, real = [0.0], loop.StageTrainer.train_step
+
+    def step(self: Any, inputs: Any) -> None:
+        now[0] += 1.0 if self.step else 99.0
+        real(self, inputs)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop.StageTrainer, "train_step", step)
+    train(tiny("base.images=32", "features.images=8", "log_every=1"), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["images_per_second"] for row in rows] == pytest.approx([8 / 99, 8, 8, 8, 8 / 99])
 
 
 def test_a_sample_picture_never_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
