@@ -184,7 +184,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Measure every case; the file is written after each part."""
     device = resolve_device(options.device)
-    torch.backends.cudnn.benchmark = True
     default = ["celeba64:128", "ffhq128:64"] if device.type == "cuda" else ["small64:16", "celeba64:4"]
     result: dict[str, Any] = {"what": "one noise estimate", **collect(device), "cases": {}}
     for text in options.cases or default:

@@ -190,8 +190,13 @@ def test_everything_that_says_fp32_asks_for_it(make_pipeline: Any, monkeypatch: 
     images = torch.zeros(2, 3, 16, 16)
     z = pipeline.encode(images)
     assert spy.asked == [(torch.float32, False)]
-    batch_encoder.BatchEncoder(pipeline.encoder, "fp32")(images.to(torch.uint8))
-    assert spy.asked.pop() == (torch.float32, False)
+    encoder = batch_encoder.BatchEncoder(pipeline.encoder, "fp32")
+    for count in (2, 2, 1):
+        encoder(images[:count].to(torch.uint8))
+    assert spy.asked[1:] == [(torch.float32, True), (torch.float32, True), (torch.float32, False)], (
+        "full batches repeat"
+    )
+    spy.asked.clear()
     pipeline.sampler(precision="fp32").decode(images, z, steps=2)
     assert set(spy.asked) == {(torch.float32, False)}
 

@@ -57,22 +57,23 @@ class BatchEncoder:
         self._compiled: CompilablePart | None = (
             CompiledPart("encoder", self._features, self._reporter) if compile else None
         )
-        self._compiled_size = 0
+        self._usual_size = 0
         self._tuned: set[int] = set()
 
     @torch.no_grad()
     def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Features [B, D], float32 on the device, of uint8 images [B, 3, R, R]; does not wait for the device."""
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
-        self._compiled_size = self._compiled_size or len(images_BCHW)
-        usual = self._compiled is not None and len(images_BCHW) == self._compiled_size
+        self._usual_size = self._usual_size or len(images_BCHW)
+        usual = len(images_BCHW) == self._usual_size
+        compiled = self._compiled if usual else None
         if is_measured(self.device.type) and len(images_BCHW) not in self._tuned:
             from diticli.tuning.tune import tune_alone  # here, as it takes time and needs a GPU
 
             self._tuned.add(len(images_BCHW))
-            mode: Mode = "compiled" if usual else "eager"
+            mode: Mode = "eager" if compiled is None else "compiled"
             tune_alone(lambda: self._features(images_BCHW), self.device, mode, self._reporter)
-        encode = self._compiled if self._compiled is not None and usual else self._features
+        encode = self._features if compiled is None else compiled
         with gpu_convolutions(self.device, self._dtype, timed=usual):
             features_BD: torch.Tensor = encode(images_BCHW)
         return features_BD
