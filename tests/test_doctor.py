@@ -108,7 +108,7 @@ def test_broken_pytorch_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert "broken  software   torch: cannot be imported: No module named 'torch_that_is_not_there'" in result.stdout
     assert "pip install --force-reinstall torch" in result.stdout
     assert "storage" in result.stdout
-    assert "attention" not in result.stdout
+    assert "attention  " not in result.stdout, "no findings on attention"
 
 
 def test_answers_where_pytorch_is_missing() -> None:
@@ -126,6 +126,13 @@ def test_optional_packages_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(diagnose.OPTIONAL, "no-such-package", "Install it.")
     found = named(list(diagnose._software()), "no-such-package")
     assert (found.value, found.status, found.remedy) == ("not installed", "note", "Install it.")
+
+
+def test_it_says_what_xformers_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnose, "version", lambda package: "0.0.35")
+    found = {finding.name: finding.value for finding in diagnose._software()}
+    assert found["xformers"].startswith("0.0.35: calls PyTorch's own attention kernels")
+    assert found["triton"] == "0.0.35"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

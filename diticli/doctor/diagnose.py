@@ -29,6 +29,7 @@ OPTIONAL = {
     "triton": "Without it there are no fused kernels and torch.compile has no GPU code: pip install triton.",
     "xformers": "Used where a trial on this GPU found it faster, or with DITI_ATTENTION=xformers.",
 }
+BRINGS = {"xformers": "calls PyTorch's own attention kernels; used where a trial on a GPU found it faster"}
 LOW_DISK_GIB = 5
 COMPILE_SECONDS = 8.0
 CUDA_COMPILE_SECONDS = 30.0
@@ -106,7 +107,8 @@ def _software() -> Iterator[Finding]:
         yield _importable(package, module)
     for package, remedy in OPTIONAL.items():
         try:
-            yield Finding(topic="software", name=package, value=version(package))
+            value = ": ".join([version(package), *([BRINGS[package]] if package in BRINGS else [])])
+            yield Finding(topic="software", name=package, value=value)
         except PackageNotFoundError:
             yield Finding(topic="software", name=package, value="not installed", status="note", remedy=remedy)
 
