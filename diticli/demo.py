@@ -64,6 +64,7 @@ RECONSTRUCTED = 8
 PAIRS = ((0, 1), (2, 3))
 _LEAST_TRAINING = 20.0
 """Seconds of stage 2 below which the demo shows nothing."""
+_TRIES = 3
 _Result = TypeVar("_Result")
 
 
@@ -103,8 +104,9 @@ def run_demo(
             remedy="Run `diti demo --full`, which trains one from nothing (half an hour on two cores).",
         )
     demo = _Demo(config, out, held_out, steps, reporter, clock)
+    planned = full or RunDirectory(out).finished or _kept_minutes(out) is not None
     if has_shipped():
-        demo.measure(SHIPPED_MODEL, SHIPPED, early=True)
+        demo.measure(SHIPPED_MODEL, SHIPPED, early=True, started=None if planned else started)
     measured = clock()
     if RunDirectory(out).finished:
         reporter.note(f"{out} is trained already; measuring it again.")
@@ -125,21 +127,40 @@ def _within_budget(config: RunConfig, out: Path, spent: float, seconds: dict[str
     """
     # Fewer faces than a long training wants: drawing them all would take a tenth of the time.
     config = replace(config, base_model=SHIPPED, data=replace(config.data, faces_count=10_000))
+    if (kept := _kept_minutes(out)) is not None:
+        return replace(config, minutes=kept)
+    left = _left(config, spent, _measuring(sum(seconds.values())))
+    return replace(config, minutes=round(left / 60, 2))
+
+
+def _kept_minutes(out: Path) -> float | None:
+    """As the run in `out` was planned, where there is one."""
     try:
-        saved = json.loads((out / "config.json").read_bytes())["config"]["minutes"]
-        return replace(config, minutes=float(saved))
+        return float(json.loads((out / "config.json").read_bytes())["config"]["minutes"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    measuring = 1.2 * sum(seconds.values()) + 2.0
+        return None
+
+
+def _measuring(seconds: float) -> float:
+    """Seconds to set aside for a model when measuring the shipped one takes `seconds`."""
+    return 1.2 * seconds + 2.0
+
+
+def _left(config: RunConfig, spent: float, measuring: float) -> float:
+    """Seconds that are left for the training.
+
+    Raises:
+        ConfigError: when they are too few.
+    """
     left = 60 * config.minutes - spent - measuring
     if left < _LEAST_TRAINING:
         needed = (60 * config.minutes - left + _LEAST_TRAINING) / 60
         raise ConfigError(
-            f"{config.minutes:g} minutes are too short on this machine: measuring two models takes "
-            f"{spent + measuring:.0f} s.",
+            f"{config.minutes:g} minutes are too short on this machine, as busy as it is now: measuring two models "
+            f"takes about {spent + measuring:.0f} s.",
             remedy=f"Give --minutes {needed + 0.1:.1f} or more, or a smaller --held-out.",
         )
-    return replace(config, minutes=round(left / 60, 2))
+    return left
 
 
 class _Demo:
@@ -172,9 +193,19 @@ class _Demo:
         self.seconds[name] = self.clock() - began
         return done
 
-    def measure(self, name: str, source: str, *, early: bool) -> None:
-        """Edits first, then probes and reconstructions. `early`: before there is a run directory."""
+    def measure(self, name: str, source: str, *, early: bool, started: float | None = None) -> None:
+        """Edits first, then probes and reconstructions.
+
+        Args:
+            name: of the model.
+            source: where it is.
+            early: before there is a run directory.
+            started: when the budget of minutes began, which then is refused at once where it is too short.
+        """
         model = self.timed(f"load the {name}", lambda: load_model(source, self.device))
+        if started is not None:
+            seconds = self._seconds_to_measure(model)
+            _left(self.config, self.clock() - started, seconds + _measuring(seconds))
         edits = self.timed(f"edit by the {name}", lambda: self._edits(model, early=early))
         self.probes[name] = self.timed(f"probe the {name}", lambda: self._probe(model, keep=not early))
         quality = self.timed(f"reconstruct by the {name}", lambda: self._reconstruction_psnr(model))
@@ -186,9 +217,29 @@ class _Demo:
             edits=edits,
         )
 
+    def _seconds_to_measure(self, model: DiTiModel) -> float:
+        """An estimate, from a few timed steps; fitting the probe is not in it."""
+        x0 = self._first_images()
+        z = model.encode(x0)
+        model.decode(x0, z, steps=2)  # the first call also prepares
+
+        def seconds(work: Callable[[], object]) -> float:
+            began = self.clock()
+            work()
+            return self.clock() - began
+
+        # The best of a few: on a busy machine a single one may have waited.
+        encoding = min(seconds(lambda: model.encode(x0)) for _ in range(_TRIES)) / len(x0)
+        step = min(seconds(lambda: model.decode(x0, z, steps=2)) for _ in range(_TRIES)) / 2 / len(x0)
+        edited = len(PAIRS) * (4 + 2 * len(_sets(model)))  # two to invert, two reconstructions, and the edits
+        return encoding * len(self.images) + step * self.steps * (edited + 2 * len(x0))
+
+    def _first_images(self) -> torch.Tensor:
+        return normalise(torch.from_numpy(self.images[:RECONSTRUCTED]).permute(0, 3, 1, 2))
+
     def _edits(self, model: DiTiModel, *, early: bool) -> tuple[EditResult, ...]:
         """Each pair with each stage of the chunks exchanged, and all of them; `early`: shown at once."""
-        sets = list(dict.fromkeys([*stages(model.chunks), tuple(range(model.chunks.chunks))]))
+        sets = _sets(model)
         settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
         done = []
         for a, b in PAIRS:
@@ -250,7 +301,7 @@ class _Demo:
             return build_encoder(self.config).eval()
 
     def _reconstruction_psnr(self, model: DiTiModel) -> float:
-        x0 = normalise(torch.from_numpy(self.images[:RECONSTRUCTED]).permute(0, 3, 1, 2))
+        x0 = self._first_images()
         z = model.encode(x0)
 
         def count(step: int, total: int) -> None:
@@ -279,6 +330,11 @@ class _Demo:
         write_json(self.out / "demo.json", result.to_dict())
         write_demo_report(result)
         return result
+
+
+def _sets(model: DiTiModel) -> list[tuple[int, ...]]:
+    """Each stage of the chunks, and all of them."""
+    return list(dict.fromkeys([*stages(model.chunks), tuple(range(model.chunks.chunks))]))
 
 
 def _labels(faces: FaceImages) -> JoinedLabels:

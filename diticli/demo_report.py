@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diticli.data.faces import FACTORS
-from diticli.editing.contact_sheet import edit_strip, grid_sheet
+from diticli.editing.contact_sheet import edit_strip, pair_sheet
 from diticli.editing.pair import EditResult
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.report import Cell, Section, write_report
@@ -224,4 +224,4 @@ def _newest(folder: Path, pattern: str) -> Path | None:
 
 def strip_of(edit: EditResult) -> Image.Image:
     """A picture of one pair: a row for each set of chunks, A with B's chunks on the left, B with A's on the right."""
-    return edit_strip(grid_sheet(edit))
+    return edit_strip(pair_sheet(edit))

@@ -19,8 +19,8 @@ SIDE = 32
 class DrawingPipeline:
     """A perfect editor: features are the true factors, one chunk each, and decoding draws them."""
 
-    model_id, model_hash = "drawn", "0"
-    usual_psnr, trained_on = None, ""
+    model_id, model_hash, origin, resolution = "drawn", "0", "drawn (--model)", SIDE
+    usual_psnr, trained_on, trained_images = None, "", None
     chunks = ChunkLayout.uniform(chunks=len(FACTORS), latent_dim=len(FACTORS))
 
     def __init__(self, images: EvaluationImages) -> None:

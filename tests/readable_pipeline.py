@@ -26,6 +26,7 @@ class ReadablePipeline:
     origin = known_as = "readable (--model)"
     trained_on = ""
     usual_psnr: float | None = None
+    trained_images: int | None = None
 
     def __init__(self) -> None:
         self.batches: list[int] = []

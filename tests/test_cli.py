@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,24 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage: diti" in done.stdout
+
+
+COMMANDS = ["train", "encode", "probe", "compare", "evaluate", "convert", "faces", "studio", "demo", "doctor"]
+EDITS = [("edit", kind) for kind in ("pair", "attribute", "reconstruct", "table")]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS), ("edit",), *EDITS])
+def test_help_texts_fill_their_lines(command: tuple[str, ...], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line ends where the next word does not fit, not where the source's line ended; none is wider."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = diti(*command, "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    prose = [line.strip() for line in lines if line.startswith(" ") and not line.startswith(" Usage")]
+    assert any(prose)
+    for line, after in pairwise(prose):
+        if line and after and not after.startswith("Example"):
+            assert len(line) + len(after.split()[0]) + 2 > width - 2, line
 
 
 def test_python_dash_m_starts() -> None:

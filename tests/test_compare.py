@@ -80,6 +80,19 @@ def test_entries_are_named_after_their_folders(tmp_path: Path) -> None:
     assert parse_entries([str(odd)], ())[0].source == str(odd)
 
 
+@pytest.mark.parametrize("name", ["pixels", "pca", "untrained", "base:50", "x=pixels"])
+def test_a_baseline_among_the_runs_is_no_model_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is a built-in baseline, not a run") as caught:
+        parse_entries(["shipped", name], ())
+    baseline = name.removeprefix("x=")
+    assert f"--baselines {baseline}" in caught.value.remedy
+    (tmp_path / baseline).mkdir()
+    assert parse_entries(["shipped", name], ())[1].source == baseline, "a run that is there"
+
+
 def test_equal_names_take_the_whole_path_or_are_refused() -> None:
     assert [c.name for c in parse_entries(["x/run", "y/run"], ())] == ["x/run", "y/run"]
     for runs in (["runs/a", "runs/a"], ["b=runs/a", "b=runs/c"], ["raw pixels=runs/a"]):

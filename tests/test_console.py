@@ -42,3 +42,9 @@ def test_a_pipe_has_room_for_whole_names(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     show_table("Scores", COLUMNS, ROWS)
     assert "/data/somewhere/deep/in/runs/celeba" in capsys.readouterr().out
+
+
+def test_a_title_may_be_wider_than_its_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show_table("reconstructions and the realism of edits", ["images", "SSIM"], [["a", "1.0"]])
+    assert capsys.readouterr().out.startswith("reconstructions and the realism of edits\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_budget import Clock, plan_at
 from test_training import tiny
 
@@ -85,6 +86,39 @@ def test_a_demo_that_goes_on_keeps_the_minutes_it_began_with(shipped: Path, tmp_
     with pytest.raises(ConfigError, match="too short") as error:
         demo._within_budget(tiny("minutes=1"), tmp_path / "new", 30.0, {"probe": 20.0})
     assert "--minutes 1.4" in error.value.remedy
+
+
+def test_minutes_that_are_too_few_are_refused_before_anything_is_edited(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine, too: by a few timed steps, in the first seconds."""
+    monkeypatch.setattr(demo._Demo, "_edits", lambda *_, **__: pytest.fail("edited first"))
+    monkeypatch.setattr(demo._Demo, "_seconds_to_measure", lambda *_: 30.0)
+    clock = Clock()
+    with pytest.raises(ConfigError, match="busy as it is now") as error:
+        run_demo(tiny("minutes=1"), Path("runs/demo"), held_out=200, steps=3, clock=clock)
+    assert "--minutes 1.6" in error.value.remedy, "30 s, 38 s for the second model, 20 s of training"
+    assert not Path("runs").exists()
+
+
+def test_the_time_to_measure_is_estimated_from_a_few_steps(shipped: Path) -> None:
+    """A stand-in of a second a step and 0.1 s an encoding of 8 faces."""
+    clock = Clock()
+    begun = demo._Demo(tiny(), Path("runs/demo"), 200, 3, SilentReporter(), clock)
+
+    class Slow:
+        chunks = demo.load_model("shipped").chunks
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            clock.now += 0.1
+            return x
+
+        def decode(self, x: torch.Tensor, z: torch.Tensor, *, steps: int) -> None:
+            clock.now += steps
+
+    model: Any = Slow()
+    edited = 2 * (4 + 2 * len(demo._sets(model)))
+    assert begun._seconds_to_measure(model) == pytest.approx(0.1 * 200 / 8 + 3 / 8 * (edited + 16))
 
 
 def test_without_a_shipped_model_the_demo_names_the_long_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

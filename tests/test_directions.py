@@ -157,6 +157,7 @@ def test_unknown_attributes_suggest_near_ones(directions: Directions, z: torch.T
 def test_capitals_of_attributes_do_not_count_unless_they_tell_two_apart(directions: Directions) -> None:
     for asked, meant in (("AGE", "Age"), ("smiling", "Smiling"), ("Colour=RED", "colour=red")):
         assert directions.full.row_of(asked) == directions.full.row_of(meant)
+        assert directions.named(asked) == meant
     two = replace(directions.full, names=("Age", "age", *directions.full.names[2:]))
     assert (two.row_of("Age"), two.row_of("age")) == (0, 1)
     with pytest.raises(LabelError, match="Age, age"):

@@ -8,7 +8,8 @@ from PIL import Image
 from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.contact_sheet import edit_strip, grid_sheet, pair_sheet, write_animation, write_separate
+from diticli.editing import contact_sheet
+from diticli.editing.contact_sheet import edit_strip, pair_sheet, write_animation, write_separate
 from diticli.editing.engine import Job, decode_all
 from diticli.editing.pair import Edit, EditSettings, Noise, edit_pair
 from diticli.editing.stages import grouped, stages
@@ -179,12 +180,13 @@ def test_groups_cover_all_chunks():
     assert [len(chunks) for chunks in grouped(layout, 4)] == [2, 3, 2, 3]
 
 
-def test_strip_has_two_rows_a_set_and_shows_the_inputs():
+def test_strip_has_one_row_a_set_and_shows_the_inputs():
     result = run(((0,), (1, 2)), (0.5,))
     strip = edit_strip(pair_sheet(result))
     assert strip.mode == "RGB"
     one = edit_strip(pair_sheet(run(((0,),), (0.5,))))
-    assert strip.height > one.height + 2 * 96
+    assert one.height + 96 < strip.height < one.height + 2 * 96
+    assert strip.width > 6 * 96, "both directions side by side"
     colours = {colour for _, colour in strip.getcolors(1 << 20)}
     assert {tuple(result.originals[0][0, c]) for c in range(SIZE)} <= colours
     assert edit_strip(pair_sheet(result)).tobytes() == strip.tobytes()
@@ -220,21 +222,35 @@ def test_many_scattered_chunks_still_make_a_file_name(tmp_path):
     edit_strip(pair_sheet(run((chunks,), (1.0,), pipeline)))
 
 
-def test_grid_has_one_row_a_set_and_both_directions():
+def test_pairs_stand_side_by_side_in_every_strip(monkeypatch):
+    """One grammar for one set of chunks, for several, and for --grid: A with B's left, B with A's right."""
+    drawn = {}
+    monkeypatch.setattr(contact_sheet, "captioned_strip", lambda rows, **texts: drawn.update(texts, rows=rows))
     result = run(((0,), (1, 2)), (0.5, 1.0))
-    sheet = grid_sheet(result)
-    assert sheet.columns == ("A", "reconstruction", "α 0.50", "α 1.00", "B", "reconstruction", "α 0.50", "α 1.00")
-    assert [row.caption for row in sheet.rows] == ["chunk 0 (t\xa00-249)", "chunks 1-2 (t\xa0250-749)"]
-    last = sheet.rows[1].cells[-1].picture
-    assert np.array_equal(last, result.edits[Edit("b", (1, 2), 1.0)])
+    edit_strip(pair_sheet(result))
+    halves = [[side, "reconstruction", "α 0.50", "α 1.00"] for side in "AB"]
+    assert drawn["column_captions"] == halves[0] + halves[1]
+    assert drawn["row_captions"] == ["chunk 0 (t\xa00-249)", "chunks 1-2 (t\xa0250-749)"]
+    assert drawn["parts"] == {4}
+    assert drawn["mark"] == {(row, column) for row in (0, 1) for column in (0, 4)}, "the originals are framed"
+    assert np.array_equal(drawn["rows"][1][3], result.edits[Edit("a", (1, 2), 1.0)])
+    assert np.array_equal(drawn["rows"][1][7], result.edits[Edit("b", (1, 2), 1.0)])
+    edit_strip(pair_sheet(run(((1,),), (0.0, 1.0))))
+    assert drawn["column_captions"] == [
+        "A",
+        "α 0.00\n= reconstruction",
+        "α 1.00",
+        "B",
+        "α 0.00\n= reconstruction",
+        "α 1.00",
+    ]
+    assert drawn["parts"] == {3}
 
 
 def test_the_headline_says_what_was_done_and_alpha_zero_stands_once():
     result = run(((1, 2),), (0.0, 1.0))
-    assert pair_sheet(result).title.startswith("A with B's chunks 1-2, and B with A's.")
-    for sheet, hidden in ((pair_sheet(result), {1}), (grid_sheet(result), {1, 5})):
-        assert sheet.repeated == hidden
-        assert all(sheet.columns[column] == "reconstruction" for column in hidden)
+    assert pair_sheet(result).title.startswith("A with B's chunks 1-2 (left), and B with A's (right).")
+    assert pair_sheet(result).repeated == {1}
     assert pair_sheet(run(((1,),), (0.0, 1.0), noise="mean")).repeated == set()
     assert pair_sheet(result).title.endswith("Model: readable.")
     stems = [cell.stem for cell in pair_sheet(result).rows[0].cells]

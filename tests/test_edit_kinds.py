@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
 from diticli.errors import ChunkError, ConfigError, LabelError
+from diticli.probing.read_scores import Score
 
 FAST = EditSettings(invert_steps=1, decode_steps=1)
 
@@ -110,6 +112,13 @@ def test_attribute_sheet():
     assert amount_texts([0.301, 0.302]) == ["+0.301", "+0.302"]
 
 
+def test_scores_stand_beside_the_names_of_attributes():
+    scores = {"bright": Score(0.744, 0.7, 0.8, 0.5, "average_precision")}
+    sheet = attribute_sheet(run((A,), chunk_sets=[(0,), None]), scores)
+    assert [row.caption for row in sheet.rows] == ["bright (AP 0.74), chunk 0 (t\xa00-249)", "bright (AP 0.74)"]
+    assert attribute_sheet(run((A,)), {"other": scores["bright"]}).rows[0].caption == "bright"
+
+
 def test_file_names_are_plain_and_distinct():
     assert slug("../a b/ü?.png") == "a-b-ü-.png"
     assert slug("...") == "x"
@@ -133,19 +142,38 @@ def test_reconstructions_by_kind_of_noise():
     assert edit_strip(sheet, difference=True).height > edit_strip(sheet).height
 
 
+def model_of(usual=None, trained_on="", images=None, timesteps=1000):
+    chunks = ChunkLayout.uniform(chunks=2, latent_dim=2, timesteps=timesteps)
+    return SimpleNamespace(chunks=chunks, usual_psnr=usual, trained_on=trained_on, trained_images=images)
+
+
 def test_bad_reconstructions_are_named_with_their_cause():
     few, enough, ddim = EditSettings(invert_steps=5), EditSettings(), EditSettings(solver="ddim", decode_steps=50)
-    assert reconstruction_warnings({"a": 45.0, "b": math.inf}, few, 1000, 54.0, "") == []
-    assert reconstruction_warnings({"a": 25.0}, few, 1000, None, "") == []
-    (bad,) = reconstruction_warnings({"a": 25.0, "b": 9.3}, few, 1000, None, "")
+    assert reconstruction_warnings({"a": 45.0, "b": math.inf}, few, model_of(54.0)) == []
+    assert reconstruction_warnings({"a": 25.0}, few, model_of()) == []
+    (bad,) = reconstruction_warnings({"a": 25.0, "b": 9.3}, few, model_of())
     assert "b: the reconstruction has 9.3 dB" in bad
     assert "--steps 20" in bad
-    (far,) = reconstruction_warnings({"a": 36.0, "b": 38.0}, enough, 1000, 54.0, "built-in faces")
+    (far,) = reconstruction_warnings({"a": 36.0, "b": 38.0}, enough, model_of(54.0, "built-in faces", 200_000))
     assert "a and 1 more" in far
     assert "54.0 dB is usual" in far
-    assert "built-in faces" in far
-    assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, 1000, None, "")[0]
-    assert "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), 10, None, "")[0]
+    assert "such as built-in faces" in far
+    assert "200,000" not in far, "that many are enough"
+    assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, model_of())[0]
+    assert (
+        "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), model_of(timesteps=10))[0]
+    )
+
+
+def test_a_short_training_is_named_as_the_cause():
+    """Its own images come back no better: nothing is wrong with these images, or with the steps."""
+    (own,) = reconstruction_warnings({"a": 15.0}, EditSettings(), model_of(17.0, "built-in faces", 640))
+    assert "gives its own images back no better (17.0 dB)" in own
+    assert "trained on 640 images in stage 2: features of the built-in faces were usable from about 80,000 on" in own
+    assert "only images like those" not in own
+    (photos,) = reconstruction_warnings({"a": 15.0}, EditSettings(), model_of(None, "photos", 640))
+    assert "such as photos" in photos
+    assert "trained on 640 images in stage 2: for features of photographs 80,000 were too few" in photos
 
 
 def test_chunks_without_effect_are_named():

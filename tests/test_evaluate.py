@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from drawing_pipeline import SIDE, DrawingPipeline, oracle
+from PIL import Image
+from tiny_models import SIZE
 from typer.testing import CliRunner
 
 from diticli.commands.app import app
@@ -294,6 +297,7 @@ def test_the_command_writes_a_report_for_every_model(
         "-o",
         str(tmp_path / "out"),
     ]
+    monkeypatch.setattr("sys.argv", ["diti", *arguments])
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -301,8 +305,13 @@ def test_the_command_writes_a_report_for_every_model(
     assert [len(model["swaps"]) for model in told["models"]] == [5, 5]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("exchanged chunks") >= 2
-    for picture in ("shares", "atlas", "lost", "gap", "use"):
-        assert (tmp_path / "out" / f"{picture}-1.png").is_file()
+    for picture in ("edits", "shares", "atlas", "lost", "gap", "use"):
+        with Image.open(tmp_path / "out" / f"{picture}-1.png") as image:
+            assert image.info["diti:command"] == told["command"] == shlex.join(["diti", *arguments])
+            assert f"{tmp_path / 'b'} (--model)" in image.info["diti:model_name"]
+    assert "Repeat it" in page
+    assert f"Model: {tmp_path / 'b'} (--model), {SIZE} px." in page, "which model, and why"
+    assert told["models"][0]["facts"]["model_origin"] == f"{tmp_path / 'a'} (--model), {SIZE} px"
     model = told["models"][1]
     assert [len(shares) for shares in model["atlas"]["shares"].values()] == [2] * len(FACTORS)
     assert [group["chunks"] for group in model["use"]["groups"]] == [[0, 1], [2, 3]]
@@ -385,13 +394,13 @@ def test_bad_reconstructions_are_not_judged_without_force(
     assert not (tmp_path / "out").exists()
 
 
-def test_far_below_the_models_own_counts_only_where_it_shows(make_pipeline: Any) -> None:
+def test_far_below_the_models_own_is_not_judged_without_force(make_pipeline: Any) -> None:
     pipeline, settings = make_pipeline(), EvaluationSettings()
     pipeline.usual_psnr = 60.0
-    assert reconstruction_problems(pipeline, 43.0, settings) == ()
+    assert reconstruction_problems(pipeline, 53.0, settings) == ()
     with pytest.raises(ConfigError, match=r"60\.0 dB is usual"):
-        reconstruction_problems(pipeline, 30.0, settings)
-    assert len(reconstruction_problems(pipeline, 30.0, EvaluationSettings(force=True))) == 1
+        reconstruction_problems(pipeline, 43.0, settings)
+    assert len(reconstruction_problems(pipeline, 43.0, EvaluationSettings(force=True))) == 1
     pipeline.usual_psnr = None
     assert reconstruction_problems(pipeline, 30.0, settings) == ()
 

@@ -2,12 +2,15 @@
 
 import csv
 import hashlib
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from diticli.commands.app import app
 from diticli.data.faces import FACTORS, render_face, sample_factors, write_faces, write_labels_csv
 from diticli.data.labels import read_labels
 from diticli.errors import ConfigError, DataError
@@ -197,3 +200,13 @@ def test_a_file_in_the_way_is_named(tmp_path):
         write_faces(tmp_path / "out", 1, 16)
     with pytest.raises(DataError, match="Cannot write"):
         write_faces(tmp_path / "out" / "deeper", 1, 16)
+
+
+def test_the_folder_is_named_as_in_other_commands_too(tmp_path):
+    written = CliRunner().invoke(app, ["faces", "-o", str(tmp_path / "a"), "-n", "2", "--size", "16", "--json"])
+    assert json.loads(written.stdout)["out"] == str(tmp_path / "a")
+    assert (tmp_path / "a" / "000001.png").exists()
+    for arguments in ([], [str(tmp_path / "b"), "-o", str(tmp_path / "c")]):
+        refused = CliRunner().invoke(app, ["faces", *arguments, "-n", "2"])
+        assert refused.exit_code == 2
+        assert "diti faces -o OUT" in refused.stderr

@@ -222,12 +222,13 @@ def test_cells_have_captions_below_and_groups_stand_apart():
         captioned_strip(cells, **arguments, cell_captions=[["", ""]])
 
 
-def test_difference_maps_are_black_where_nothing_changed():
+def test_difference_maps_are_paper_where_nothing_changed_and_show_small_changes():
     image = tile(100)
-    image[0, 0] = 110
-    shown = difference_map(image, tile(100), 16)
-    assert (shown[1:] < 6).all()
-    assert shown[0, 0].astype(int).sum() > 300
+    image[0, 0], image[0, 1] = 110, 101
+    shown = difference_map(image, tile(100), 16).astype(int)
+    assert (shown[1:] > 235).all()
+    assert shown[0, 0].sum() < 400
+    assert shown[1, 0].sum() - shown[0, 1].sum() > 60, "a sixteenth of the scale is a quarter of the colours"
     assert np.array_equal(difference_map(image, tile(100), 32)[0, 0], difference_map(tile(255), tile(0), 1)[0, 0])
 
 

@@ -18,6 +18,7 @@ from diticli.commands.encode import encode
 from diticli.commands.evaluate import evaluate
 from diticli.commands.faces import faces
 from diticli.commands.failure import be_verbose, explain, explain_interrupt, sigterm_as_interrupt
+from diticli.commands.options import paragraphs
 from diticli.commands.probe import probe
 from diticli.commands.studio import studio
 from diticli.commands.train import train
@@ -66,7 +67,6 @@ def _version(show: bool) -> None:
     raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
@@ -88,6 +88,7 @@ def _root(
         say(text)
 
 
+app.callback(help=paragraphs(_root.__doc__))(_root)
 app.add_typer(edit.app, name="edit")
 for _command in (train, encode, probe, compare, evaluate, convert, faces, studio, demo, doctor):
-    app.command()(_command)
+    app.command(help=paragraphs(_command.__doc__))(_command)

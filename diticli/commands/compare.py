@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from diticli.commands.options import (
     SeedOption,
     WorkersOption,
 )
-from diticli.commands.outputs import OverwriteOption, check_folder
+from diticli.commands.outputs import OverwriteOption, check_folder, this_command
 from diticli.comparison.settings import DEFAULT_DATA
 from diticli.config import Precision
 
@@ -159,6 +159,7 @@ def compare(
     from diticli.comparison.report import COMMANDS, DATA, REPORT, write_comparison
     from diticli.comparison.run import compare as run_comparison
     from diticli.comparison.settings import CompareSettings
+    from diticli.pictures.metadata import made_by, provenance
     from diticli.sampling import DEFAULT_STEPS
 
     if not dry_run:
@@ -200,7 +201,10 @@ def compare(
     result = run_comparison(specs, settings, out, device=device, reporter=reporter())
     if result is None:
         return
-    written = write_comparison(result, out, ["diti", *sys.argv[1:], *taken])
+    command = this_command(*taken)
+    models = "; ".join(spec.source for spec in specs if spec.kind == "model")
+    with made_by(provenance(models, command)):
+        written = write_comparison(result, out, shlex.split(command))
     if as_json:
         emit_json(written)
         return

@@ -59,12 +59,13 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: 
     console = Console(highlight=False, width=wide)
     cells = [[printable(text) for text in column] for column in zip(columns, *rows, strict=True)]
     kept, shown = _fitted(cells, console.width, [printable(name) for name in spare])
-    table = Table(title=_literal(title), title_justify="left")
+    table = Table()
     for index, (column, width) in zip(kept, shown, strict=True):
         numeric = index > 0 and any(map(_is_number, column[1:]))
         table.add_column(Text(column[0]), justify="right" if numeric else "left", overflow="fold", width=width)
     for row in zip(*(column[1:] for column, _ in shown), strict=True):
         table.add_row(*map(Text, row))
+    console.print(Text(printable(title)))  # a title of the table's own would wrap at the table's width
     console.print(table)
     if left_out := [column[0] for index, column in enumerate(cells) if index not in kept]:
         say(f"Left out, for a line of {console.width} characters: {', '.join(left_out)}.")
@@ -128,11 +129,6 @@ def _short_path(text: str) -> str:
     if cell_len(text) <= PATH_LENGTH or "/" not in text or " " in text:
         return text
     return "…" + text[1 - PATH_LENGTH :]
-
-
-def _literal(text: str) -> Text:
-    """For rich, a str would be markup."""
-    return Text(printable(text))
 
 
 def _is_number(text: str) -> bool:

@@ -29,6 +29,7 @@ from diticli.commands.edit_options import (
     parameters,
     with_parameters,
 )
+from diticli.commands.options import paragraphs
 from diticli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def pair(options: PairOptions) -> None:
     """Exchange chunks of two images."""
     request.check(options)
     from diticli.commands.console import reporter
-    from diticli.editing.contact_sheet import grid_sheet, pair_sheet
+    from diticli.editing.contact_sheet import pair_sheet
     from diticli.editing.mixing import parse_alphas
     from diticli.editing.pair import edit_pair
     from diticli.editing.quality import effect_warnings
@@ -66,9 +67,8 @@ def pair(options: PairOptions) -> None:
         "model_hash": result.model_hash,
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
-    strip = grid_sheet(result) if options.grid else None
     unseen = effect_warnings(result) if options.chunks else []  # of an overview one expects rows that show nothing
-    request.finish(options, model, pair_sheet(result), settings, facts, quality, strip=strip, warnings=unseen)
+    request.finish(options, model, pair_sheet(result), settings, facts, quality, warnings=unseen)
 
 
 def attribute(options: AttributeOptions) -> None:
@@ -79,22 +79,23 @@ def attribute(options: AttributeOptions) -> None:
     from diticli.editing.contact_sheet import attribute_sheet
     from diticli.editing.mixing import parse_numbers
     from diticli.probing.directions import DEFAULT_ALONG, load_directions
-    from diticli.probing.read_scores import chance_warnings, read_scores
+    from diticli.probing.read_scores import chance_warnings, read_scores, score_of
 
     amount = options.amount or ("-0.6:0.6:9" if options.animate else "-0.6:0.6:5")
     remedy = "0 is the image itself, 0.3 a clear change, 1 a strong one."
     amounts = parse_numbers(amount, "amount", 10.0, remedy=remedy)
-    also = _also(options)
     settings = request.settings_of(options)
     directions = load_directions(options.probe or Path("probe"))
-    _check_dims(directions, options, [*(options.attribute or ()), *also])
+    also = _also(options, directions)
+    attributes = [directions.named(name) for name in options.attribute or ()]
+    _check_dims(directions, options, [*attributes, *also])
     model = request.load(options, settings)
     directions.check_model(model.hash_like(directions.full.model_hash), model.model_id)
     result = edit_attribute(
         model,
         request.read_images(options, model),
         directions,
-        options.attribute or (),
+        attributes,
         amounts,
         also=also,
         chunk_sets=request.chunk_sets(options, model.chunks) or (None,),
@@ -104,9 +105,15 @@ def attribute(options: AttributeOptions) -> None:
         names=request.names_of(options),
         reporter=reporter(),
     )
+    scores = read_scores(options.probe or Path("probe"))
     facts = {
         "images": list(result.names),
         "attributes": list(result.attributes),
+        "scores": {
+            name: {"metric": score.metric, "value": request.number(score.value)}
+            for name in result.attributes
+            if (score := score_of(scores, name))
+        },
         "amounts": list(result.amounts),
         "also": dict(result.also),
         "chunks": [None if chunks is None else list(chunks) for chunks in result.chunk_sets],
@@ -117,8 +124,8 @@ def attribute(options: AttributeOptions) -> None:
         "model_hash": result.model_hash,
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
-    unread = chance_warnings(read_scores(options.probe or Path("probe")), [*result.attributes, *result.also])
-    request.finish(options, model, attribute_sheet(result), settings, facts, quality, warnings=unread)
+    unread = chance_warnings(scores, [*result.attributes, *result.also])
+    request.finish(options, model, attribute_sheet(result, scores), settings, facts, quality, warnings=unread)
 
 
 def reconstruct(options: ReconstructOptions) -> None:
@@ -238,7 +245,7 @@ def _noises(spec: str | None) -> list[Noise]:
     return [noise for name in names for noise in get_args(Noise) if noise == name]
 
 
-def _also(options: AttributeOptions) -> dict[str, float]:
+def _also(options: AttributeOptions, directions: Directions) -> dict[str, float]:
     """Attribute -> amount by which every edit moves besides."""
     from diticli.editing.mixing import parse_numbers
 
@@ -248,6 +255,7 @@ def _also(options: AttributeOptions) -> dict[str, float]:
         remedy = "Write --also NAME=AMOUNT, e.g. --also Smiling=0.3."
         if not name or "," in amount or ":" in amount:
             raise ConfigError(f"Cannot read --also {text!r}.", remedy=remedy)
+        name = directions.named(name)
         if name in found:
             raise ConfigError(f"--also names {name!r} twice.", remedy="Give each attribute once.")
         (found[name],) = parse_numbers(amount, "amount", 10.0, remedy=remedy)
@@ -287,7 +295,6 @@ class _EditGroup(TyperGroup):
 app = typer.Typer(cls=_EditGroup, no_args_is_help=True, subcommand_metavar="{IMAGE... | TABLE | COMMAND} [ARGS]...")
 
 
-@app.callback()
 def _edit() -> None:
     """Exchange parts of the features of two images (chunks), or change an attribute, and show the pictures.
 
@@ -349,12 +356,9 @@ def _every_parameter() -> dict[str, Parameter]:
     return found | {"reconstruct": Parameter("reconstruct", Parameter.KEYWORD_ONLY, default=False, annotation=choice)}
 
 
-def _help(options: type[Options]) -> str:
-    return options.__doc__ or ""
-
-
+app.callback(help=paragraphs(_edit.__doc__))(_edit)
 for _kind_name, _options in KINDS.items():
-    app.command(_kind_name, help=_help(_options))(as_command(_options, partial(_run, _kind_name)))
+    app.command(_kind_name, help=paragraphs(_options.__doc__))(as_command(_options, partial(_run, _kind_name)))
 app.command(SHORT, hidden=True, help="Without a sub-command: the options of all of them; see diti edit --help.")(
     with_parameters(_short, _every_parameter())
 )

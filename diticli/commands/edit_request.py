@@ -236,7 +236,6 @@ def finish(
     facts: dict[str, Any],
     quality: Mapping[str, float],
     *,
-    strip: Sheet | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
     """Write all pictures, and say so; first what spoils them.
@@ -248,7 +247,6 @@ def finish(
         settings: how it was made.
         facts: of this kind of edit, for --json.
         quality: PSNR of the images' reconstructions, by name.
-        strip: for the strip, when it is laid out in another way.
         warnings: beside those about reconstructions.
     """
     from dataclasses import replace
@@ -269,7 +267,7 @@ def finish(
     if warnings:
         metadata["diti:warnings"] = " ".join(warnings)
     out = target(options)
-    save_picture(edit_strip(strip or sheet, difference=options.difference), out, {**sheet.metadata, **metadata})
+    save_picture(edit_strip(sheet, difference=options.difference), out, {**sheet.metadata, **metadata})
     singles = write_separate(sheet, options.separate, metadata) if options.separate else []
     animate = _animate(options)
     if animate:
@@ -315,7 +313,7 @@ def warnings_of(model: DiTiModel, settings: EditSettings, quality: Mapping[str, 
     """What spoils the pictures, in words."""
     from diticli.editing.quality import reconstruction_warnings
 
-    return reconstruction_warnings(quality, settings, model.chunks.timesteps, model.usual_psnr, model.trained_on)
+    return reconstruction_warnings(quality, settings, model)
 
 
 def number(value: float) -> float | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption, ValueRangeOption
-from diticli.commands.outputs import OverwriteOption, check_folder
+from diticli.commands.outputs import OverwriteOption, check_folder, this_command
 from diticli.config import Along
 from diticli.config_groups import parse_value_range
 from diticli.data.faces_word import WORD, is_faces
@@ -165,6 +165,7 @@ def evaluate(
     from diticli.evaluation.settings import EvaluationSettings
     from diticli.files import refuse_links
     from diticli.models.load import load_model
+    from diticli.pictures.metadata import made_by, provenance
     from diticli.sampling import DEFAULT_STEPS
 
     if is_faces(data) and data != WORD:
@@ -236,12 +237,14 @@ def evaluate(
         weights=weights,
     )
     evidence = collect_evidence(pipelines, images, judge, request, settings=settings, reporter=progress, kept=kept)
-    layouts = [p.chunks for p in pipelines]
-    written = write_evaluation(results, judge, images, out, evidence=list(zip(evidence, layouts, strict=True)))
+    found = [(one, p.chunks) for one, p in zip(evidence, pipelines, strict=True)]
+    command = this_command(*(() if models else [first.model_id]))
+    with made_by(provenance("; ".join(p.known_as for p in pipelines), command)):
+        written = write_evaluation(results, judge, images, out, evidence=found, command=command)
     if as_json:
         emit_json(written)
         return
-    for result, found in zip(results, evidence, strict=True):
+    for result, measured in zip(results, evidence, strict=True):
         show_faithfulness(result)
-        show_evidence(result.model, found)
+        show_evidence(result.model, measured)
     say(f"Wrote {out / 'report.html'} and {out / 'evaluation.json'}.")

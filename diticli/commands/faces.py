@@ -8,17 +8,21 @@ from typing import Annotated
 import typer
 
 from diticli.commands.options import JsonOption
+from diticli.errors import ConfigError
 
 
 def faces(
-    out: Annotated[
-        Path,
+    folder: Annotated[
+        Path | None,
         typer.Argument(
-            metavar="OUT",
+            metavar="[OUT]",
             help="Folder for the pictures and labels.csv; made when missing.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    option: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The same, as in other commands.", show_default=False)
+    ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many faces.")] = 1000,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels, 16 to 512.")] = 64,
     seed: Annotated[int, typer.Option(help="Which faces: the same seed draws the same faces.")] = 0,
@@ -35,6 +39,11 @@ def faces(
 
     Example: diti faces shapes -n 1000 --size 64 --seed 0
     """
+    if (folder is None) == (option is None):
+        text = "Two folders are named." if folder else "No folder is named for the faces."
+        raise ConfigError(text, remedy="Write diti faces OUT, or diti faces -o OUT.")
+    out = folder or option
+    assert out is not None
     from diticli.commands.console import emit_json, reporter, say
     from diticli.data.faces import write_faces
 

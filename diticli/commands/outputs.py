@@ -7,6 +7,8 @@ refused, unless --overwrite. An interrupted command goes on with what it left, a
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
@@ -97,3 +99,8 @@ def _check(path: Path, *, own: bool, overwrite: bool, quiet: bool = False) -> No
         )
     if not quiet:
         say(f"{path} is there already and will be replaced.")
+
+
+def this_command(*more: str) -> str:
+    """The call of this command, with `more` arguments that make it independent of the environment."""
+    return shlex.join(["diti", *sys.argv[1:], *more])

@@ -19,6 +19,8 @@ def show_plan(plan: RunPlan, *, as_json: bool) -> None:
     if as_json:
         emit_json({**asdict(plan), "seconds": plan.seconds})
         return
+    for warning in plan.warnings:
+        typer.echo(f"Warning: {warning}")
     show_table(
         f"Plan: preset {plan.preset} on {plan.device} in {plan.precision}, {_compiled(plan)}",
         ["stage", "parameters", "images", "steps", "batch", "images/s", "time"],
@@ -52,8 +54,6 @@ def _print_summary(plan: RunPlan) -> None:
         sizes = ", ".join(f"{n:,}{' or more' * (n >= MOST_IMAGES)} in stage {name}" for name, n in largest)
         typer.echo(f"Largest batch that fits in the memory that is free now: {sizes} (--batch-size auto)")
     typer.echo(f"Total: about {duration(plan.seconds)}, of it {duration(plan.reading_seconds)} to read the images")
-    for warning in plan.warnings:
-        typer.echo(f"Warning: {warning}")
 
 
 def _short(count: int) -> str:

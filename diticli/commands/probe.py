@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
-from diticli.commands.outputs import OverwriteOption, check_folder
+from diticli.commands.outputs import OverwriteOption, check_folder, this_command
 from diticli.comparison.settings import FOLDER_LABELS
 from diticli.errors import ConfigError, FeatureFileError
 
@@ -128,6 +128,7 @@ def probe(
     from diticli.data.splits import given_split
     from diticli.features.read import read_features
     from diticli.models.device import resolve_device
+    from diticli.pictures.metadata import made_by, provenance
     from diticli.probing.files import write_report
     from diticli.probing.label_join import identity_note, join_labels
     from diticli.probing.probe import probe_features
@@ -172,7 +173,9 @@ def probe(
     facts["split_file"] = str(split or "")
     together = "" if groups or split else identity_note(meta.files, list(joined.columns))
     facts["identity_hint"] = together
-    data = write_report(report, out, facts | {"matched": joined.to_dict()})
+    facts["command"] = this_command()
+    with made_by(provenance(meta.model, facts["command"])):
+        data = write_report(report, out, facts | {"matched": joined.to_dict()})
     say(report.describe_split())
     if together:
         say(together)

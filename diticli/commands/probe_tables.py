@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diticli.commands.console import say, show_table
+from diticli.probing.read_scores import SHORT
 
 if TYPE_CHECKING:
     from diticli.chunks import ChunkLayout
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from diticli.probing.report import AttributeReport, ProbeReport
     from diticli.statistics import Estimate, Interval
 
-SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
 COLUMNS = ["attribute", "kind", "metric", "value", "95 %", "base rate", "MSE", "R2", "fit"]
 BUSIEST = 3
 UNITS = (

@@ -73,17 +73,15 @@ def train(
     The same command goes on where a stopped run left off, exactly. On a CPU it says first how long it will take;
     --minutes 30 makes it take as long as you have.
 
-    Examples:
+    Example: diti train --data ./ffhq --dry-run
 
-        diti train --data ./ffhq --dry-run
+    Example: diti train --data ./photos --minutes 60
 
-        diti train --data ./photos --minutes 60
+    Example: diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
 
-        diti train --data ./photos --base google/ddpm-celebahq-256 --chunks 64 --latent-dim 512
+    Example: diti train --data ./photos --modular
 
-        diti train --data ./photos --modular
-
-        diti train --ssl simclr --ssl-only -o runs/simclr
+    Example: diti train --ssl simclr --ssl-only -o runs/simclr
     """
     started = time.perf_counter()
     _check_budget(minutes, base_images, images)

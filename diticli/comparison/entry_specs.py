@@ -117,6 +117,12 @@ def _named(text: str) -> EntrySpec:
     name, mark, source = text.partition("=")
     if not mark or not name.strip() or not source or Path(text).exists() or "/" in name:
         name, source = "", text
+    if source.partition(":")[0].lower() in (*BASELINES, BASE) and not Path(source).exists():
+        raise ConfigError(
+            f"{source} is a built-in baseline, not a run.",
+            remedy=f"Write --baselines {source.lower()} (several: --baselines {','.join(BASELINES)}); a run of that "
+            f"name is ./{source}.",
+        )
     return EntrySpec(name=name.strip() or _short(source), kind=_kind(source), source=source)
 
 

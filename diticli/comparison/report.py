@@ -57,9 +57,9 @@ def write_comparison(result: Comparison, out: Path, own: Sequence[str]) -> dict[
     write_atomically(out / COMMANDS, "commands", script)
     sections = [
         *_differences(result),
+        *_pictures(result, out),
         _scores(result, out / "scores.png"),
         *_benchmark(result),
-        *_pictures(result, out),
         _entries(result),
         _attributes(result),
         *_measured(result),
@@ -242,9 +242,9 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
         swaps, attributes = found["swaps"], list(found["swaps"][0]["shares"])
         chart = heatmap_chart(
             out / f"swaps-{index}.png",
-            [[_readable(found, swap, attribute) for attribute in attributes] for swap in swaps],
-            rows=[f"t {swap['timesteps'][0]}-{swap['timesteps'][1] - 1}" for swap in swaps],
-            columns=attributes,
+            [[_readable(found, swap, attribute) for swap in swaps] for attribute in attributes],
+            rows=attributes,
+            columns=[f"t {swap['timesteps'][0]}-{swap['timesteps'][1] - 1}" for swap in swaps],
             title="Transfer rate of exchanged chunks",
         )
         sections.append(Section(title=f"{name}: exchanged chunks", picture=chart))

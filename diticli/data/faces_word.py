@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 WORD = "faces"
+IN_WORDS = "built-in faces"
 _GRAMMAR = re.compile(rf"{WORD}(?::([0-9]{{1,19}}))?(?::([0-9]{{1,20}}))?")
 
 

@@ -31,6 +31,7 @@ from diticli.pictures.differences import difference_gain, difference_map, with_c
 from diticli.pictures.grids import save_png
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
+from diticli.probing.read_scores import Score, score_of
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
 ANIMATION_TILE_PX, MAX_LARGE_TILES = 192, 4
@@ -93,6 +94,7 @@ class Sheet:
         moving: the columns that an animation runs through.
         metadata: text that lets the pictures be made again.
         repeated: columns that a strip leaves out, as another shows the same pictures.
+        beside: a strip shows as many rows in turn as one, side by side; these are the captions of their originals.
     """
 
     title: str
@@ -101,50 +103,33 @@ class Sheet:
     moving: range
     metadata: Mapping[str, str]
     repeated: frozenset[int] = frozenset()
+    beside: tuple[str, ...] = ()
 
 
 def pair_sheet(result: EditResult) -> Sheet:
-    """Two rows a chunk set: A with B's chunks, and B with A's.
+    """Two rows a chunk set, which a strip shows as one: A with B's chunks on the left, B with A's on the right.
 
-    Columns: the original, its reconstruction, the edits in the order of the alphas, and the image that the chunks
-    come from.
+    Columns: the original, its reconstruction, and the edits in the order of the alphas.
     """
-    rows = tuple(_pair_row(result, own, chunks) for chunks in result.chunk_sets for own in (0, 1))
+    columns = ("original", "reconstruction", *_alpha_columns(result))
     return Sheet(
         title=_pair_title(result),
-        columns=("original", "reconstruction", *_alpha_columns(result), "chunks from"),
-        rows=rows,
-        moving=range(2, 2 + len(result.alphas)),
+        columns=columns,
+        rows=tuple(_pair_row(result, own, chunks) for chunks in result.chunk_sets for own in (0, 1)),
+        moving=range(2, len(columns)),
         metadata=result.to_metadata(),
         repeated=frozenset({1} if _shows_alpha_zero(result) else ()),
+        beside=("A", "B"),
     )
 
 
-def grid_sheet(result: EditResult) -> Sheet:
-    """One row a chunk set, for many of them: A with B's chunks on the left, B with A's on the right."""
-    rows = []
-    for chunks in result.chunk_sets:
-        halves = [_pair_row(result, own, chunks) for own in (0, 1)]
-        cells = tuple(cell for half in halves for cell in half.cells[:-1])
-        rows.append(SheetRow(caption=halves[0].down, cells=cells))
-    alphas = _alpha_columns(result)
-    return Sheet(
-        title=f"{_pair_title(result)} Left: A with B's chunks; right: B with A's.",
-        columns=("A", "reconstruction", *alphas, "B", "reconstruction", *alphas),
-        rows=tuple(rows),
-        moving=range(0),
-        metadata=result.to_metadata(),
-        repeated=frozenset({1, 3 + len(alphas)} if _shows_alpha_zero(result) else ()),
-    )
-
-
-def attribute_sheet(result: AttributeResult) -> Sheet:
-    """One row for every image, attribute and chunk set.
+def attribute_sheet(result: AttributeResult, scores: Mapping[str, Score] | None = None) -> Sheet:
+    """One row for every image, attribute and chunk set; `scores`: of the attributes, to stand beside their names.
 
     Columns: the original, its reconstruction, and the edits in the order of the amounts.
     """
     rows = tuple(
-        _attribute_row(result, image, attribute, chunks)
+        _attribute_row(result, image, attribute, chunks, scores or {})
         for image in range(len(result.names))
         for attribute in result.attributes
         for chunks in result.chunk_sets
@@ -196,6 +181,8 @@ def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = Fal
         scale: integer magnification (default: the smallest that makes images 96 px high and wide).
         difference: below each row, how far every edit is from the reconstruction, and that from the original.
     """
+    sheet = _side_by_side(sheet)
+    width = len(sheet.columns) // (len(sheet.beside) or 1)
     shown = [column for column in range(len(sheet.columns)) if column not in sheet.repeated]
     gain = _gain(sheet) if difference else None
     all_rows = list(sheet.rows) if gain is None else _with_differences(sheet, gain)
@@ -211,6 +198,7 @@ def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = Fal
         scale=scale,
         mark={(r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if cell.framed},
         groups={r for r, row in enumerate(rows) if row.begins},
+        parts={c for c, column in enumerate(shown) if c and column % width == 0},
     )
     return strip if gain is None else with_colour_bar(strip, gain, DIFFERENCES)
 
@@ -284,7 +272,7 @@ def _alpha_columns(result: EditResult) -> list[str]:
 
 
 def _pair_row(result: EditResult, own: int, chunks: tuple[int, ...]) -> SheetRow:
-    side, other = SIDES[own], 1 - own
+    side = SIDES[own]
     back, before = result.reconstructions[own], result.originals[own]
     same = result.settings.alpha_zero_is_reconstruction
     edits = [
@@ -295,21 +283,21 @@ def _pair_row(result: EditResult, own: int, chunks: tuple[int, ...]) -> SheetRow
         )
         for alpha in result.alphas
     ]
-    source = SheetCell(picture=result.originals[other], stem=f"{SIDES[other]}_original", framed=True)
     original = SheetCell(picture=before, stem=f"{side}_original", framed=True)
     reconstruction = SheetCell(picture=back, stem=f"{side}_reconstruction", against=before)
     what = _in_words(result.layout, chunks)
     across = f"{'AB'[own]} with {'BA'[own]}'s"
     return SheetRow(
         caption=f"{across} {what}",
-        cells=(original, reconstruction, *edits, source),
+        cells=(original, reconstruction, *edits),
         across=across,
         down=what,
-        begins=own == 0,
     )
 
 
-def _attribute_row(result: AttributeResult, image: int, attribute: str, chunks: Chunks) -> SheetRow:
+def _attribute_row(
+    result: AttributeResult, image: int, attribute: str, chunks: Chunks, scores: Mapping[str, Score]
+) -> SheetRow:
     back, before = result.reconstructions[image], result.originals[image]
     name = image_stems(result.names)[image]
     where = f"_chunks{chunks_stem(chunks, result.layout)}" if chunks else ""
@@ -325,7 +313,8 @@ def _attribute_row(result: AttributeResult, image: int, attribute: str, chunks: 
     ]
     original = SheetCell(picture=before, stem=f"{name}_original", framed=True)
     reconstruction = SheetCell(picture=back, stem=f"{name}_reconstruction", against=before)
-    what = attribute
+    score = score_of(scores, attribute)
+    what = attribute if score is None else f"{attribute} ({score.short()})"
     if chunks:
         what += ", " + _in_words(result.layout, chunks)
     several = len(result.names) > 1
@@ -339,6 +328,22 @@ def _attribute_row(result: AttributeResult, image: int, attribute: str, chunks: 
     )
 
 
+def _side_by_side(sheet: Sheet) -> Sheet:
+    """The sheet with rows in turn put beside each other, where it says so."""
+    count, width = len(sheet.beside), len(sheet.columns)
+    if not count:
+        return sheet
+    turns = [sheet.rows[first : first + count] for first in range(0, len(sheet.rows), count)]
+    return replace(
+        sheet,
+        rows=tuple(
+            SheetRow(caption=turn[0].down, cells=tuple(cell for row in turn for cell in row.cells)) for turn in turns
+        ),
+        columns=tuple(name for original in sheet.beside for name in (original, *sheet.columns[1:])),
+        repeated=frozenset(part * width + column for part in range(count) for column in sheet.repeated),
+    )
+
+
 def _in_words(layout: ChunkLayout, chunks: tuple[int, ...]) -> str:
     return layout.describe(chunks).replace("(t ", "(t\N{NO-BREAK SPACE}")
 
@@ -349,7 +354,8 @@ def _pair_title(result: EditResult) -> str:
     images = ", ".join(f"{letter} = {name}" for letter, name in zip("AB", result.names, strict=True))
     quality = " and ".join(decibels(value) for value in result.psnr)
     noise = _noise_in_words(result.settings.noise)
-    return f"A with B's {what}, and B with A's. {images}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
+    done = f"A with B's {what} (left), and B with A's (right)."
+    return f"{done} {images}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
 
 
 def _attribute_title(result: AttributeResult) -> str:
@@ -359,8 +365,9 @@ def _attribute_title(result: AttributeResult) -> str:
     along = "" if result.along == "weight" else f"'s {result.along}"
     noise = _noise_in_words(result.settings.noise)
     also = ", ".join(f"{name} {_signed(amount, alpha_text(abs(amount)))}" for name, amount in result.also.items())
-    dims += f", and every edit by {also}" if also else ""
-    return f"{image}Moved along each attribute{along}{dims}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
+    done = f"{image}Moved along each attribute{along}{dims}, in standard deviations of a dim"
+    done += f", and every edit by {also}" if also else ""
+    return f"{done}. Reconstruction: {quality} PSNR.{noise}{_model(result)}"
 
 
 def _model(result: EditResult | AttributeResult | ReconstructionResult) -> str:

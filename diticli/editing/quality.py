@@ -4,12 +4,16 @@ chunks without effect."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
+from diticli.chunks import ChunkLayout
+from diticli.data.faces_word import IN_WORDS
 from diticli.editing.results import SIDES, Edit, EditResult, decibels
 from diticli.editing.settings import EditSettings
 from diticli.sampling.defaults import DEFAULT_STEPS
+from diticli.training.advice import short_training
 
 LEAST_PSNR = 20.0
 """dB below which a reconstruction is another picture than the original."""
@@ -20,18 +24,35 @@ LEAST_CHANGE = 1.0
 ENOUGH_STEPS = {"dpm": DEFAULT_STEPS, "ddim": 100}
 
 
-def reconstruction_warnings(
-    psnr: Mapping[str, float], settings: EditSettings, timesteps: int, usual: float | None, trained_on: str
-) -> list[str]:
-    """Warnings about reconstructions that are bad, or far worse than those that the model was trained to.
+class KnownModel(Protocol):
+    """What is known of a model; a `DiTiModel`."""
+
+    @property
+    def chunks(self) -> ChunkLayout:
+        """Its chunks."""
+
+    @property
+    def usual_psnr(self) -> float | None:
+        """dB of reconstructions of its own images; None where nobody measured it."""
+
+    @property
+    def trained_on(self) -> str:
+        """Its own images in words, or ""."""
+
+    @property
+    def trained_images(self) -> int | None:
+        """How many of them stage 2 saw; None where no run says so."""
+
+
+def reconstruction_warnings(psnr: Mapping[str, float], settings: EditSettings, model: KnownModel) -> list[str]:
+    """Warnings about reconstructions that are bad, or far worse than those of the model's own images.
 
     Args:
         psnr: dB by image.
         settings: how they were made.
-        timesteps: T of the model.
-        usual: dB of the model's own images; None where nobody measured it.
-        trained_on: the model's own images in words, or "".
+        model: that made them.
     """
+    usual = model.usual_psnr
     bad = [name for name, value in psnr.items() if value < LEAST_PSNR]
     far = [name for name, value in psnr.items() if usual is not None and value < usual - FAR_BELOW]
     poor = list(dict.fromkeys([*bad, *far]))
@@ -41,7 +62,7 @@ def reconstruction_warnings(
     others = f" and {len(poor) - 1} more" if len(poor) > 1 else ""
     beside = f", where {decibels(usual)} is usual for this model" if worst in far and usual is not None else ""
     consequence = " Edits show that error, not what was changed." if bad else ""
-    cause = _cause(settings, timesteps, trained_on)
+    cause = _cause(settings, model, as_usual=usual is not None and not far)
     return [f"{worst}{others}: the reconstruction has {decibels(psnr[worst])} PSNR{beside}.{consequence} {cause}"]
 
 
@@ -61,9 +82,17 @@ def effect_warnings(result: EditResult) -> list[str]:
     ]
 
 
-def _cause(settings: EditSettings, timesteps: int, trained_on: str) -> str:
+def _cause(settings: EditSettings, model: KnownModel, *, as_usual: bool) -> str:
+    """`as_usual`: its own images come back no better."""
+    timesteps = model.chunks.timesteps
     steps, enough = min(settings.steps_run(timesteps)), min(ENOUGH_STEPS[settings.solver], timesteps - 1)
     if steps < enough:
         return f"{steps} steps of {settings.solver} are too few: use --steps {enough}."
-    images = f", such as {trained_on}" if trained_on else ""
-    return f"The model gives back well only images like those it was trained on{images}."
+    images = f", such as {model.trained_on}" if model.trained_on else ""
+    short = short_training(model.trained_images, faces=model.trained_on == IN_WORDS)
+    cause = (
+        f"The model gives its own images back no better ({decibels(model.usual_psnr or 0.0)})."
+        if as_usual
+        else f"The model gives back well only images like those it was trained on{images}."
+    )
+    return f"{cause} {short}".strip()

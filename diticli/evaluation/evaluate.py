@@ -49,8 +49,6 @@ from diticli.statistics import Estimate
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 CHECKED = 16
 """Images that are inverted and decoded to see whether judging makes sense."""
-GOOD_ENOUGH = 35.0
-"""dB from which a classifier reads a reconstruction like its original, however good others are."""
 SHOWN = 4
 """Pairs whose edits are shown."""
 
@@ -209,10 +207,7 @@ def reconstruction_problems(pipeline: DiTiModel, decibels: float, settings: Eval
         ConfigError: where something is, unless `settings.force`.
     """
     how = EditSettings(solver=settings.solver, invert_steps=settings.steps, decode_steps=settings.steps)
-    usual = None if decibels >= GOOD_ENOUGH else pipeline.usual_psnr
-    found = reconstruction_warnings(
-        {"Images to judge": decibels}, how, pipeline.chunks.timesteps, usual, pipeline.trained_on
-    )
+    found = reconstruction_warnings({"Images to judge": decibels}, how, pipeline)
     if found and not settings.force:
         raise ConfigError(found[0], remedy="Edits would be judged by that error; --force judges them all the same.")
     return tuple(found)
@@ -272,6 +267,7 @@ class _Evaluation:
             unreadable=self.unreadable,
             warnings=warnings,
             facts={
+                "model_origin": self.pipeline.origin and f"{self.pipeline.origin}, {self.pipeline.resolution} px",
                 "chunks": layout.chunks,
                 "latent_dim": layout.latent_dim,
                 **vars(self.settings),

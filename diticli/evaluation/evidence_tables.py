@@ -122,7 +122,7 @@ def missing_text(realism: Realism) -> str:
 def composition_table(composition: Composition) -> Table:
     """A row for each number of edits by nothing: change of the pixels and PSNR."""
     rows: list[list[Cell]] = [
-        [str(times), change, "exact" if math.isinf(quality) else quality]
+        [str(times), digits(change), "exact" if math.isinf(quality) else digits(quality, 1)]
         for times, (change, quality) in enumerate(zip(composition.change, composition.psnr, strict=True), 1)
     ]
     return ["edits by nothing", "mean change, grey levels", "PSNR, dB"], rows

@@ -48,16 +48,16 @@ def classifier_text(classifier: AttributeClassifier) -> str:
     return f"{text} Not judged: {', '.join(poor)}. More --learn images or --epochs may help."
 
 
-def swap_table(result: Faithfulness) -> Table:
+def swap_table(result: Faithfulness, *, rates: bool = True) -> Table:
     """A column per set of chunks: transfer rate of each attribute, other change, drift, PSNR to the truth.
 
-    Attributes that the classifier cannot read are left out.
+    Attributes that the classifier cannot read are left out; without `rates` all are.
     """
     swaps = result.swaps
     columns = ["chunks", *(chunk_text(score.chunks) for score in swaps)]
     rows: list[list[Cell]] = [["timesteps", *(f"{s.timesteps[0]}-{s.timesteps[1] - 1}" for s in swaps)]]
     names = [name for name in (swaps[0].shares if swaps else ()) if name not in result.unreadable]
-    rows += [[name, *(digits(score.shares[name].value) for score in swaps)] for name in names]
+    rows += [[name, *(digits(score.shares[name].value) for score in swaps)] for name in names if rates]
     if names:
         rows.append(["other change", *(f"{np.mean([s.unexplained[n] for n in names]):.2f}" for s in swaps)])
     if any(score.drift is not None for score in swaps):
@@ -91,6 +91,7 @@ def write_evaluation(
     out: Path,
     *,
     evidence: Sequence[tuple[Evidence, ChunkLayout]] = (),
+    command: str = "",
 ) -> dict[str, Any]:
     """Write evaluation.json, pictures and report.html into `out`; returns what the JSON holds.
 
@@ -100,6 +101,7 @@ def write_evaluation(
         images: on these images.
         out: folder.
         evidence: what else was measured of each model, and its chunks; none, or one per model.
+        command: that repeats it.
 
     Raises:
         DataError: when `out` cannot be written.
@@ -113,6 +115,7 @@ def write_evaluation(
             for index, result in enumerate(results)
         ],
         "version": __version__,
+        "command": command,
     }
     text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
     write_atomically(out / "evaluation.json", "evaluation", text)
@@ -124,6 +127,8 @@ def write_evaluation(
         if evidence:
             sections += evidence_sections(evidence[index][0], result.model, evidence[index][1], out, index)
     sections.append(_classifier_section(classifier, images))
+    if command:
+        sections.append(Section(title="Repeat it", code=command))
     write_report(out / "report.html", title="Faithfulness of edits", sections=sections)
     return facts
 
@@ -149,6 +154,7 @@ def _classifier_section(classifier: AttributeClassifier, images: EvaluationImage
 def _verdict(results: Sequence[Faithfulness], classifier: AttributeClassifier) -> Section:
     """What is found, in a sentence a model, after whatever makes it worthless."""
     lines = [f"Warning, {result.model}: {text}" for result in results for text in result.warnings]
+    lines += [f"Model: {origin}." for result in results if (origin := result.facts.get("model_origin"))]
     lines += [verdict_text(result) for result in results]
     return Section(title="The verdict", text="\n\n".join([*lines, classifier_text(classifier)]))
 
@@ -186,18 +192,18 @@ def _examples(result: Faithfulness, picture: Path) -> list[Section]:
 
 
 def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
-    swaps, moves = swap_table(result), move_table(result)
+    swaps, moves = swap_table(result, rates=False), move_table(result)  # the heatmap has the rates
     names = list(result.swaps[0].shares) if result.swaps else []
     sections = []
     if result.swaps:
         heatmap_chart(
             picture,
             [
-                [math.nan if name in result.unreadable else score.shares[name].value for name in names]
-                for score in result.swaps
+                [math.nan if name in result.unreadable else score.shares[name].value for score in result.swaps]
+                for name in names
             ],
-            rows=[f"{_chunks(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
-            columns=names,
+            rows=names,
+            columns=[f"{_chunks(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
             title="Transfer rate of exchanged chunks",
         )
         text = (

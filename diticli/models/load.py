@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diticli._version import __version__
+from diticli.data.faces_word import IN_WORDS, is_faces
 from diticli.errors import ModelError
 from diticli.models.device import resolve_device
 from diticli.models.hub import SHIPPED, has_shipped, pipeline_folder
@@ -51,7 +52,13 @@ class Located:
         source = self._recorded("config", "data", "source")
         if not isinstance(source, str):
             return ""
-        return "built-in faces" if source.split(":")[0] == "faces" else source
+        return IN_WORDS if is_faces(source) else source
+
+    @property
+    def trained_images(self) -> int | None:
+        """Images that stage 2 of a model on disk saw, where its run says so."""
+        images = self._recorded("config", "features", "images")
+        return images if isinstance(images, int) else None
 
     @property
     def usual_psnr(self) -> float | None:
@@ -166,3 +173,4 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
 
 def _introduce(model: DiTiModel, located: Located) -> None:
     model.origin, model.trained_on, model.usual_psnr = located.describe(), located.trained_on, located.usual_psnr
+    model.trained_images = located.trained_images

@@ -87,6 +87,7 @@ class DiTiModel:
         trained_on: the last alone, where its run says so.
         value_range: black and white of pictures of more than 8 bits that it is given; at first those of its training.
         usual_psnr: dB of reconstructions of such images, where it was measured.
+        trained_images: how many of them stage 2 saw, where its run says so.
     """
 
     unet: UNet | None
@@ -101,6 +102,7 @@ class DiTiModel:
     trained_on: str
     value_range: ValueRange | None
     usual_psnr: float | None
+    trained_images: int | None
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class DiTiModel:
         self.chunks, self.schedule = ChunkLayout.from_dict(self.config.chunk_layout), schedule
         self.windows = ChunkWindows(self.chunks)
         self.model_id = self.origin = self.trained_on = ""
-        self.usual_psnr = None
+        self.usual_psnr = self.trained_images = None
         self.value_range = _window(self.config.get("value_range"))
         self._check_parts()
         check_finite(self.networks, "The model")

@@ -18,6 +18,7 @@ from diticli.pictures.grids import PAPER, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 SERIES = ("#2463b4", "#e08a1e", "#8a929b", "#3c8d5a", "#b0435c", "#6b52a8")
 GREYS = ("#8a929b", "#b4bac1", "#d5d9de")
@@ -126,6 +127,8 @@ def heatmap_chart(
 ) -> Path:
     """Write a PNG of numbers in coloured cells, rows from top to bottom; colours run from -1 over 0 to 1, NaN is grey.
 
+    In the colours of `diticli.pictures.heatmaps`, so that one quantity looks the same in both.
+
     Raises:
         ValueError: when the values are not one per row and column.
     """
@@ -134,8 +137,7 @@ def heatmap_chart(
         raise ValueError(f"{len(rows)} x {len(columns)} values expected, got {list(grid.shape)}.")
 
     def draw(axes: Axes) -> None:
-        axes.imshow(np.ma.masked_invalid(grid), cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
-        axes.set_facecolor(UNKNOWN)
+        axes.imshow(np.ma.masked_invalid(grid), cmap=diverging(), vmin=-1, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(grid):
             text = "" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if abs(value) > 0.6 else "k")
@@ -146,6 +148,14 @@ def heatmap_chart(
         axes.tick_params(length=0)
 
     return save_chart(path, draw, (2.2 + 0.55 * len(columns), 1.6 + 0.34 * len(rows)))
+
+
+def diverging() -> Colormap:
+    """Of values around 0: blue positive, white 0, orange negative, grey unknown."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
+    return LinearSegmentedColormap.from_list("diti", stops).with_extremes(bad=UNKNOWN)
 
 
 def save_chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Path:

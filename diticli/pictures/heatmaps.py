@@ -16,12 +16,11 @@ import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.pictures.captions import cut
-from diticli.pictures.charts import UNKNOWN, plain, save_chart, short
+from diticli.pictures.charts import diverging, plain, save_chart, short
 from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
 
 Mark = tuple[float, float, float] | None
 
@@ -117,7 +116,7 @@ def _cells(axes: Axes, grid: DoubleArray, left: float, top: float, sure: npt.NDA
     height, width = grid.shape
     axes.imshow(
         np.ma.masked_invalid(grid if sure is None else np.where(sure | np.isnan(grid), grid, 0.0)),
-        cmap=_colours(),
+        cmap=diverging(),
         vmin=-top,
         vmax=top,
         aspect="auto",
@@ -178,10 +177,3 @@ def _number(value: float, short: bool, top: float) -> str:
 
 def _wrapped(text: str, letters: float) -> str:
     return "\n".join(plain(line) for line in textwrap.wrap(cut(text), max(20, int(letters))))
-
-
-def _colours() -> Colormap:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
-    return LinearSegmentedColormap.from_list("diti", stops).with_extremes(bad=UNKNOWN)

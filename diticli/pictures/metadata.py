@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from PIL import ExifTags, Image
 
@@ -17,6 +18,7 @@ KEY = "diti:key"
 """A hash by which finished pictures of a table are known again. Says nothing to people, so it is always written."""
 
 _left_out: ContextVar[bool] = ContextVar("_left_out", default=False)
+_made_by: ContextVar[Mapping[str, str]] = ContextVar("_made_by", default=MappingProxyType({}))
 
 
 @contextmanager
@@ -32,6 +34,16 @@ def metadata_left_out(left_out: bool = True) -> Iterator[None]:
         _left_out.reset(token)
 
 
+@contextmanager
+def made_by(facts: Mapping[str, str]) -> Iterator[None]:
+    """Within the block every picture holds these entries, e.g. those of `provenance`, beside its own."""
+    token = _made_by.set(facts)
+    try:
+        yield
+    finally:
+        _made_by.reset(token)
+
+
 def provenance(model_name: str, command: str = "") -> dict[str, str]:
     """By which version and which model a picture was made, and the command that makes it again."""
     facts = {"diti:version": __version__, "diti:model_name": model_name}
@@ -40,7 +52,8 @@ def provenance(model_name: str, command: str = "") -> dict[str, str]:
 
 def written(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """The entries that go into a file."""
-    return {key: value for key, value in (metadata or {}).items() if key == KEY or not _left_out.get()}
+    entries = {**_made_by.get(), **(metadata or {})}
+    return {key: value for key, value in entries.items() if key == KEY or not _left_out.get()}
 
 
 def note(metadata: Mapping[str, str] | None) -> str:

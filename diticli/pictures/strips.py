@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from PIL import Image, ImageDraw
 
@@ -49,6 +50,7 @@ def captioned_strip(
     scale: int | None = None,
     mark: Collection[tuple[int, int]] = (),
     groups: Collection[int] = (),
+    parts: Collection[int] = (),
 ) -> Image.Image:
     """Rows of images with a caption before each row and above each column. Captions wrap, and are never cut.
 
@@ -61,6 +63,7 @@ def captioned_strip(
         scale: integer magnification (default: the smallest that makes tiles 96 px high and wide).
         mark: (row, column) of cells to frame.
         groups: rows that stand further from the one before.
+        parts: columns that stand further from the one before.
 
     Raises:
         ValueError: when the captions do not fit the rows, or the images differ in size.
@@ -76,26 +79,28 @@ def captioned_strip(
     left = [Caption(caption, GUTTER) for caption in row_captions]
     gutter = max(text.width for text in left)
     x0 = PAD + (gutter + 2 * GAP if gutter else 0)
-    total_w = x0 + len(column_captions) * (tile_w + GAP) - GAP + PAD
+    steps = (tile_w + GAP + 2 * GROUP_GAP * (c + 1 in parts) for c in range(len(column_captions) - 1))
+    lefts = list(accumulate(steps, initial=x0))
+    total_w = lefts[-1] + tile_w + PAD
     texts = _Texts(
         head=Caption(title or "", total_w - 2 * PAD, sizes=(14,)),
         left=left,
         above=[Caption(caption, tile_w) for caption in column_captions],
         below=[[Caption(text, tile_w) for text in row] for row in cell_captions or ()],
     )
-    return _draw(cells, texts, (x0, total_w), (tile_w, tile_h), factor, set(mark), set(groups))
+    return _draw(cells, texts, (lefts, total_w), (tile_w, tile_h), factor, set(mark), set(groups))
 
 
 def _draw(
     cells: Sequence[Sequence[Pixels | None]],
     texts: _Texts,
-    across: tuple[int, int],
+    across: tuple[Sequence[int], int],
     tile: tuple[int, int],
     factor: int,
     mark: Collection[tuple[int, int]],
     groups: Collection[int],
 ) -> Image.Image:
-    (x0, total_w), (tile_w, tile_h) = across, tile
+    (lefts, total_w), (tile_w, tile_h) = across, tile
     y_columns = PAD + (texts.head.height + GAP if texts.head.height else 0)
     top = y_columns + (texts.column_height + GAP // 2 if texts.column_height else 0)
     tops, y = [], top
@@ -107,13 +112,13 @@ def _draw(
     draw = ImageDraw.Draw(canvas)
     texts.head.draw(draw, PAD, PAD)
     for c, text in enumerate(texts.above):
-        at = x0 + c * (tile_w + GAP) + (tile_w - text.width) // 2
+        at = lefts[c] + (tile_w - text.width) // 2
         text.draw(draw, at, y_columns + texts.column_height - text.height, centred=True)
     for r, row in enumerate(cells):
         y = tops[r]
         texts.left[r].draw(draw, PAD, y + max(0, (tile_h - texts.left[r].height) // 2))
         for c, pixels in enumerate(row):
-            x = x0 + c * (tile_w + GAP)
+            x = lefts[c]
             if pixels is not None:
                 canvas.paste(magnified(pixels, factor), (x, y))
             if (r, c) in mark:

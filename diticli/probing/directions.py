@@ -90,6 +90,14 @@ class Directions:
         """d."""
         return len(self.full.mean)
 
+    def named(self, attribute: str) -> str:
+        """An attribute as the labels spell it; capitals and small letters may differ.
+
+        Raises:
+            LabelError: for an unknown attribute.
+        """
+        return self.attributes[self.full.row_of(attribute)]
+
     def check_model(self, model_hash: str, model: str = "") -> None:
         """Refuse a model other than the one whose features were probed; unknown hashes pass.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from diticli.reading import parse_json, printable, read_regular, shortened
+
+SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
+"""Names of metrics where there is little room."""
 
 
 class Score(NamedTuple):
@@ -17,6 +20,11 @@ class Score(NamedTuple):
     low: float
     high: float
     guessing: float
+    metric: str = ""
+
+    def short(self) -> str:
+        """E.g. "AP 0.74"."""
+        return f"{SHORT.get(self.metric, 'score')} {self.value:.2f}"
 
 
 def read_scores(probe: Path | None) -> dict[str, Score]:
@@ -27,17 +35,23 @@ def read_scores(probe: Path | None) -> dict[str, Score]:
         found = {}
         for one in parse_json(read_regular(probe / "report.json"))["attributes"]:
             numbers = (one.get(key) for key in ("value", "low", "high", "base_rate"))
-            found[str(one["name"])] = Score(*(math.nan if number is None else float(number) for number in numbers))
+            value, low, high, guessing = (math.nan if number is None else float(number) for number in numbers)
+            found[str(one["name"])] = Score(value, low, high, guessing, str(one.get("metric", "")))
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def chance_warnings(scores: dict[str, Score], attributes: Sequence[str]) -> list[str]:
+def score_of(scores: Mapping[str, Score], attribute: str) -> Score | None:
+    """The score of an attribute; of a class, "attribute=class", that of its category."""
+    return scores.get(attribute) or scores.get(attribute.rpartition("=")[0])
+
+
+def chance_warnings(scores: Mapping[str, Score], attributes: Sequence[str]) -> list[str]:
     """A warning for each attribute that the probe does not read surely better than guessing."""
     return [
         f"The probe hardly reads {shortened(printable(name))}: it scores {score.value:.2f} ({score.low:.2f} to "
         f"{score.high:.2f}), guessing {score.guessing:.2f}. Something else may move. More labelled images help."
         for name in attributes
-        if (score := scores.get(name)) is not None and score.low <= score.guessing
+        if (score := score_of(scores, name)) is not None and score.low <= score.guessing
     ]

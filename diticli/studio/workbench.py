@@ -142,10 +142,7 @@ class Workbench:
 
     def warnings(self, *pictures: Picture) -> list[str]:
         """What spoils edits of these pictures, as `diti edit` says it."""
-        quality, model = {picture.name: picture.psnr for picture in pictures}, self.model
-        return reconstruction_warnings(
-            quality, self.settings, model.chunks.timesteps, model.usual_psnr, model.trained_on
-        )
+        return reconstruction_warnings({picture.name: picture.psnr for picture in pictures}, self.settings, self.model)
 
     def exchange(
         self,

@@ -33,6 +33,18 @@ def budget_warnings(config: RunConfig) -> tuple[str, ...]:
     )
 
 
+def short_training(images: int | None, *, faces: bool) -> str:
+    """A sentence on a stage 2 that saw too few images for usable features; "" where it did not, or nobody knows."""
+    if images is None or (images >= USABLE_FACES if faces else images > TRIED_PHOTOS):
+        return ""
+    enough = (
+        f"features of the built-in faces were usable from about {USABLE_FACES:,} on"
+        if faces
+        else f"for features of photographs {TRIED_PHOTOS:,} were too few"
+    )
+    return f"It was trained on {images:,} images in stage 2: {enough}."
+
+
 def learning_rate_note(name: str, stage: StageConfig) -> str:
     """What the optimizer gets in a stage, and how it comes to it."""
     per_32 = "" if stage.batch_size == 32 else f" ({stage.learning_rate:g} per 32 images, batch {stage.batch_size})"

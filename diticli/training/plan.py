@@ -24,6 +24,7 @@ from diticli.models.device import global_generators_kept, gpu_convolutions
 from diticli.models.largest_batch import largest_batch
 from diticli.models.unet import UNet
 from diticli.progress import Reporter, SilentReporter
+from diticli.sampling import DEFAULT_STEPS
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
@@ -44,7 +45,7 @@ TENSOR_CORES = 8
 """Batches are multiples of it where they are larger: matrix units work on tiles."""
 _FORWARD = 1 / 3
 """Time of a noise estimate in a sample picture, compared with that of training on an image."""
-_ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * 3 * samples.STEPS}
+_ESTIMATES = {"base": samples.COUNT * 2 * samples.STEPS, STAGE: samples.COUNT * (samples.STEPS + 2 * DEFAULT_STEPS)}
 """Noise estimates in one sample picture."""
 
 

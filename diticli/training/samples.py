@@ -13,7 +13,7 @@ from diticli.models.unet import UNet
 from diticli.models.unet_forward import estimate_noise
 from diticli.pictures.charts import loss_by_timestep_chart
 from diticli.pictures.grids import captioned_strip, psnr, save_png
-from diticli.sampling import ddim_decode
+from diticli.sampling import DEFAULT_STEPS, ddim_decode
 from diticli.schedule import NoiseSchedule
 
 COUNT = 8
@@ -51,17 +51,19 @@ def reconstructions(
     The first of these shows what the features have learned; the second is good from the first step on.
 
     Returns:
-        PSNR of the last in dB, over all pixels; None where it is no finite number.
+        PSNR of the last in dB, over all pixels, in as many steps as edits have by default, which are compared with it;
+        None where it is no finite number.
     """
     x0 = normalise(images_BCHW[:COUNT])
     z = pipeline.encode(x0)
     sampler = pipeline.sampler()  # anew for every picture: training goes on between them
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-    steps = _steps(pipeline.scheduler.config.num_train_timesteps)
+    timesteps = pipeline.scheduler.config.num_train_timesteps
+    few = _steps(timesteps, DEFAULT_STEPS)
     rows = [
         x0,
-        sampler.decode(noise, z, steps=steps).cpu(),
-        sampler.decode(sampler.invert(x0, z, steps=steps), z, steps=steps).cpu(),
+        sampler.decode(noise, z, steps=_steps(timesteps)).cpu(),
+        sampler.decode(sampler.invert(x0, z, steps=few), z, steps=few).cpu(),
     ]
     alone, quality = (psnr(row, x0) for row in rows[1:])
     strip = captioned_strip(
@@ -78,9 +80,9 @@ def reconstructions(
     return round(quality, 2) if math.isfinite(quality) else None
 
 
-def _steps(timesteps: int) -> int:
+def _steps(timesteps: int, wanted: int = STEPS) -> int:
     """Solver steps for a base of so many timesteps: a solver takes fewer steps than there are timesteps."""
-    return min(STEPS, timesteps - 1)
+    return min(wanted, timesteps - 1)
 
 
 def loss_chart(losses: torch.Tensor, *, layout: ChunkLayout | None, title: str, path: Path) -> None:
