@@ -204,8 +204,9 @@ class _Demo:
         """
         model = self.timed(f"load the {name}", lambda: load_model(source, self.device))
         if started is not None:
-            seconds = self._seconds_to_measure(model)
-            _left(self.config, self.clock() - started, seconds + _measuring(seconds))
+            seconds, spent = self._seconds_to_measure(model), self.clock() - started
+            if 60 * self.config.minutes - spent - seconds < _LEAST_TRAINING:  # even at half the estimate for each model
+                _left(self.config, spent, seconds + _measuring(seconds))
         edits = self.timed(f"edit by the {name}", lambda: self._edits(model, early=early))
         self.probes[name] = self.timed(f"probe the {name}", lambda: self._probe(model, keep=not early))
         quality = self.timed(f"reconstruct by the {name}", lambda: self._reconstruction_psnr(model))
