@@ -56,6 +56,7 @@ from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.training.batches import fold_seed
+from diticli.training.budget import TooShortError
 from diticli.training.run import train
 from diticli.training.rundir import RunDirectory
 
@@ -112,7 +113,10 @@ def run_demo(
         reporter.note(f"{out} is trained already; measuring it again.")
     else:
         chosen = config if full else _within_budget(config, out, measured - started, demo.seconds)
-        demo.timed("train", lambda: train(chosen, out, reporter=reporter, clock=clock))
+        if full:
+            demo.timed("train", lambda: train(chosen, out, reporter=reporter, clock=clock))
+        else:
+            demo.timed("train", lambda: demo.train(chosen))
     demo.baselines([UNTRAINED, PIXELS] if full else [UNTRAINED])
     demo.measure(FRESH, str(out), early=False)
     return demo.finish()
@@ -120,17 +124,14 @@ def run_demo(
 
 def _within_budget(config: RunConfig, out: Path, spent: float, seconds: dict[str, float]) -> RunConfig:
     """Stage 2 on the shipped base, for the minutes that are left when the fresh model takes as long to measure as the
-    shipped one did; or as a run in `out` was planned.
-
-    Raises:
-        ConfigError: when nothing is left.
+    shipped one did, at least `_LEAST_TRAINING`; or as a run in `out` was planned.
     """
     # Fewer faces than a long training wants: drawing them all would take a tenth of the time.
     config = replace(config, base_model=SHIPPED, data=replace(config.data, faces_count=10_000))
     if (kept := _kept_minutes(out)) is not None:
         return replace(config, minutes=kept)
-    left = _left(config, spent, _measuring(sum(seconds.values())))
-    return replace(config, minutes=round(left / 60, 2))
+    left = 60 * config.minutes - spent - _measuring(sum(seconds.values()))
+    return replace(config, minutes=round(max(left, _LEAST_TRAINING) / 60, 2))
 
 
 def _kept_minutes(out: Path) -> float | None:
@@ -144,23 +145,6 @@ def _kept_minutes(out: Path) -> float | None:
 def _measuring(seconds: float) -> float:
     """Seconds to set aside for a model when measuring the shipped one takes `seconds`."""
     return 1.2 * seconds + 2.0
-
-
-def _left(config: RunConfig, spent: float, measuring: float) -> float:
-    """Seconds that are left for the training.
-
-    Raises:
-        ConfigError: when they are too few.
-    """
-    left = 60 * config.minutes - spent - measuring
-    if left < _LEAST_TRAINING:
-        needed = (60 * config.minutes - left + _LEAST_TRAINING) / 60
-        raise ConfigError(
-            f"{config.minutes:g} minutes are too short on this machine, as busy as it is now: measuring two models "
-            f"takes about {spent + measuring:.0f} s.",
-            remedy=f"Give --minutes {needed + 0.1:.1f} or more, or a smaller --held-out.",
-        )
-    return left
 
 
 class _Demo:
@@ -205,8 +189,7 @@ class _Demo:
         model = self.timed(f"load the {name}", lambda: load_model(source, self.device))
         if started is not None:
             seconds, spent = self._seconds_to_measure(model), self.clock() - started
-            if 60 * self.config.minutes - spent - seconds < _LEAST_TRAINING:  # even at half the estimate for each model
-                _left(self.config, spent, seconds + _measuring(seconds))
+            self._check_minutes(spent, seconds)
         edits = self.timed(f"edit by the {name}", lambda: self._edits(model, early=early))
         self.probes[name] = self.timed(f"probe the {name}", lambda: self._probe(model, keep=not early))
         quality = self.timed(f"reconstruct by the {name}", lambda: self._reconstruction_psnr(model))
@@ -217,6 +200,32 @@ class _Demo:
             psnr=quality,
             edits=edits,
         )
+
+    def _check_minutes(self, spent: float, seconds: float) -> None:
+        """`seconds`: estimate for one model. Later nothing is refused any more: a busy machine takes longer than asked.
+
+        Raises:
+            ConfigError: when even half of the estimate leaves no time for a training.
+        """
+        minutes = self.config.minutes
+        if 60 * minutes - spent - seconds < _LEAST_TRAINING:
+            measuring = spent + seconds + _measuring(seconds)
+            raise ConfigError(
+                f"{minutes:g} minutes are too short on this machine, as busy as it is now: measuring two models takes "
+                f"about {measuring:.0f} s.",
+                remedy=f"Give --minutes {(measuring + _LEAST_TRAINING) / 60 + 0.1:.1f} or more, or a smaller "
+                "--held-out.",
+            )
+
+    def train(self, config: RunConfig) -> None:
+        """Within the minutes; where they do not do for ten steps, which is seen only now, in a few more."""
+        try:
+            train(config, self.out, reporter=self.reporter, clock=self.clock)
+        except TooShortError as error:
+            self.reporter.note(
+                f"The machine is busy: the training takes {error.minutes:.1f} min, {config.minutes:g} min were left."
+            )
+            train(replace(config, minutes=error.minutes), self.out, reporter=self.reporter, clock=self.clock)
 
     def _seconds_to_measure(self, model: DiTiModel) -> float:
         """An estimate, from a few timed steps; fitting the probe is not in it."""

@@ -83,9 +83,23 @@ def test_a_demo_that_goes_on_keeps_the_minutes_it_began_with(shipped: Path, tmp_
     assert demo._within_budget(tiny("minutes=3"), tmp_path / "new", 30.0, {"probe": 20.0}).minutes == pytest.approx(
         (180 - 30 - 26) / 60, abs=0.01
     )
-    with pytest.raises(ConfigError, match="too short") as error:
-        demo._within_budget(tiny("minutes=1"), tmp_path / "new", 30.0, {"probe": 20.0})
-    assert "--minutes 1.4" in error.value.remedy
+    late = demo._within_budget(tiny("minutes=1"), tmp_path / "new", 30.0, {"probe": 20.0})
+    assert late.minutes == pytest.approx(20 / 60, abs=0.01), "after minutes of work nothing is refused"
+
+
+def test_a_training_too_slow_for_what_is_left_takes_longer(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def train(config: Any, out: Path, **_: Any) -> None:
+        asked.append(config.minutes)
+        if config.minutes < 1:
+            raise budget.TooShortError("0.5 minutes are too short.", minutes=1.25)
+
+    monkeypatch.setattr(demo, "train", train)
+    notes = Notes(Clock())
+    demo._Demo(tiny(), Path("runs/demo"), 200, 3, notes, Clock()).train(tiny("minutes=0.5"))
+    assert asked == [0.5, 1.25]
+    assert notes.notes == ["The machine is busy: the training takes 1.2 min, 0.5 min were left."]
 
 
 def test_minutes_that_are_too_few_are_refused_before_anything_is_edited(

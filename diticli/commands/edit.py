@@ -214,7 +214,7 @@ def _tell_table(options: TableOptions, report: ManyReport, rows: int, warnings: 
         emit_json({"warnings": warnings, "out": str(out)} | report.to_dict())
     else:
         earlier = f", {len(report.skipped)} were finished before" if report.skipped else ""
-        say(f"Edited {len(report.written)} pairs into {out}{earlier}.")
+        say(f"Edited {len(report.written)} pair{'s' * (len(report.written) != 1)} into {out}{earlier}.")
     if report.failed:
         say(f"{len(report.failed)} of {rows} pairs failed; {out / FAILED_NAME} says why.")
         raise typer.Exit(1)
@@ -228,7 +228,8 @@ def _print_plan(options: TableOptions, plan: dict[str, Any], seconds: float) -> 
         emit_json(plan | {"seconds": round(seconds, 1)})
         return
     say(
-        f"{plan['todo']} pairs to edit, {plan['finished']} finished, {len(plan['failed'])} cannot be edited: "
+        f"{plan['todo']} pair{'s' * (plan['todo'] != 1)} to edit, {plan['finished']} finished, "
+        f"{len(plan['failed'])} cannot be edited: "
         f"{plan['invert']} images to invert and {plan['decode']} to decode, about {duration(seconds)}."
     )
     for name, reason in plan["failed"].items():

@@ -50,6 +50,15 @@ class Speeds:
     drawing: float = 0.0
 
 
+class TooShortError(ConfigError):
+    """A budget without time for ten steps of each stage; `minutes` would be enough."""
+
+    def __init__(self, message: str, *, minutes: float) -> None:
+        self.minutes = minutes
+        remedy = f"Give at least --minutes {minutes:.1f}, a smaller --resolution, or fewer images."
+        super().__init__(message, remedy=remedy)
+
+
 class TimeBudget:
     """What is left of a run's time, stage by stage.
 
@@ -135,7 +144,7 @@ def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
     take more than `DRAWING_SHARE` of the time.
 
     Raises:
-        ConfigError: when there is no time for ten steps of each stage.
+        TooShortError: when there is no time for ten steps of each stage.
     """
     rates = speeds.training
     samples_of = {name: seconds_of_a_picture(name, rate) for name, rate in rates.items()}
@@ -148,10 +157,9 @@ def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
         left = max(left / (1 + most * speeds.drawing), left - config.data.faces_count * speeds.drawing)
     least = sum(10 * _budget(config, name).batch_size / rate for name, rate in rates.items())
     if left < least:
-        raise ConfigError(
+        raise TooShortError(
             f"{config.minutes:g} minutes are too short: all but training takes {60 * config.minutes - left:.0f} s.",
-            remedy=f"Give at least --minutes {(60 * config.minutes + least - left) / 60 + 0.1:.1f}, a smaller "
-            "--resolution, or fewer images.",
+            minutes=(60 * config.minutes + least - left) / 60 + 0.1,
         )
     stages: dict[str, StageConfig] = {}
     every: list[int] = []
