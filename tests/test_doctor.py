@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -323,3 +324,12 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage: diti doctor" in done.stdout
+
+
+def test_xformers_does_not_warn_between_the_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, seen = logging.getLogger("xformers"), []
+    before = log.level
+    monkeypatch.setattr(diagnose.importlib, "import_module", lambda _: seen.append(log.level))
+    assert diagnose._importable("torch", "torch").status == "ok"
+    assert seen == [logging.ERROR]
+    assert log.level == before

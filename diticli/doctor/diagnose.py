@@ -6,6 +6,7 @@ No heavy import at the top: it has to answer where PyTorch is missing or broken.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import shutil
@@ -114,6 +115,10 @@ def _software() -> Iterator[Finding]:
 
 
 def _importable(package: str, module: str) -> Finding:
+    # Diffusers imports xformers where it is installed, which warns where it finds no CUDA: the table says that.
+    log = logging.getLogger("xformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         importlib.import_module(module)
         return Finding(topic="software", name=package, value=version(package))
@@ -123,6 +128,8 @@ def _importable(package: str, module: str) -> Finding:
         value = f"cannot be imported: {(str(error).strip() or repr(error)).splitlines()[0]}"
         remedy = f"Install it anew: pip install --force-reinstall {package}."
         return Finding(topic="software", name=package, value=value, status="broken", remedy=remedy)
+    finally:
+        log.setLevel(level)
 
 
 def _storage() -> Iterator[Finding]:
