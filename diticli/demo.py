@@ -199,6 +199,7 @@ class _Demo:
             dims=model.chunks.latent_dim,
             psnr=quality,
             edits=edits,
+            trained_images=model.trained_images,
         )
 
     def _check_minutes(self, spent: float, seconds: float) -> None:

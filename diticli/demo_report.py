@@ -13,6 +13,7 @@ from diticli.editing.contact_sheet import edit_strip, pair_sheet
 from diticli.editing.pair import EditResult
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.report import Cell, Section, write_report
+from diticli.training.advice import short_training
 from diticli.training.rundir import RunDirectory, versions
 
 SHIPPED_MODEL, FRESH = "shipped model", "new model"
@@ -35,6 +36,7 @@ class Measured:
         dims: number of features.
         psnr: dB of reconstructions through inversion and decoding, over all pixels of all reconstructed faces.
         edits: of each pair, each stage of its chunks exchanged, and all chunks.
+        trained_images: that stage 2 saw, as planned; None where nobody knows.
     """
 
     model: str
@@ -42,10 +44,12 @@ class Measured:
     dims: int
     psnr: float
     edits: tuple[EditResult, ...]
+    trained_images: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without the pictures."""
-        return {"model": self.model, "chunks": self.chunks, "dims": self.dims, "psnr": self.psnr}
+        facts = ("model", "chunks", "dims", "psnr", "trained_images")
+        return {name: getattr(self, name) for name in facts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +158,8 @@ def _reading_section(result: DemoResult) -> Section:
     rows.append([f"mean of {numbers}", "", "R2", *(result.means[k]["r2"] for k in kinds)])
     rows.append([f"mean of {len(FACTORS) - numbers}", "", "AP", *(result.means[k]["average_precision"] for k in kinds)])
     about = " ".join(f"{name[0].upper()}{name[1:]}: {_ABOUT[name]}" for name in kinds)
+    if (fresh := result.models.get(FRESH)) and (short := short_training(fresh.trained_images, faces=True)):
+        about += f"\n\nDo not expect much of the new model. {short}"
     return Section(
         title="What can be read from the features",
         text=f"Each face was drawn from 13 numbers, so the truth is known. For {result.held_out:,} faces that no "

@@ -64,6 +64,8 @@ def test_the_demo_edits_trains_and_reports(shipped: Path, monkeypatch: pytest.Mo
     assert list(result.scores) == [SHIPPED_MODEL, FRESH, UNTRAINED]
     assert len(result.scores[FRESH]) == 13
     page = result.report.read_text()
+    short = r"Do not expect much of the new model\. It was trained on [0-9,]+ images in stage 2: features"
+    assert re.search(short, page)
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings[0].startswith("Edits by the shipped model")
     explained = headings.index("What the chunks are")
@@ -98,8 +100,8 @@ def test_a_training_too_slow_for_what_is_left_takes_longer(shipped: Path, monkey
     monkeypatch.setattr(demo, "train", train)
     notes = Notes(Clock())
     demo._Demo(tiny(), Path("runs/demo"), 200, 3, notes, Clock()).train(tiny("minutes=0.5"))
-    assert asked == [0.5, 1.25]
-    assert notes.notes == ["The machine is busy: the training takes 1.2 min, 0.5 min were left."]
+    assert asked == [0.5, 1.3]
+    assert notes.notes == ["The machine is busy: the training takes 1.3 min, 0.5 min were left."]
 
 
 def test_minutes_that_are_too_few_are_refused_before_anything_is_edited(

@@ -7,6 +7,7 @@ planned anew from the speed of the last minutes (`diticli.training.pace`); its c
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,8 +55,8 @@ class TooShortError(ConfigError):
     """A budget without time for ten steps of each stage; `minutes` would be enough."""
 
     def __init__(self, message: str, *, minutes: float) -> None:
-        self.minutes = minutes
-        remedy = f"Give at least --minutes {minutes:.1f}, a smaller --resolution, or fewer images."
+        self.minutes = math.ceil(10 * minutes) / 10
+        remedy = f"Give at least --minutes {self.minutes:.1f}, a smaller --resolution, or fewer images."
         super().__init__(message, remedy=remedy)
 
 
@@ -159,7 +160,7 @@ def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
     if left < least:
         raise TooShortError(
             f"{config.minutes:g} minutes are too short: all but training takes {60 * config.minutes - left:.0f} s.",
-            minutes=(60 * config.minutes + least - left) / 60 + 0.1,
+            minutes=(60 * config.minutes + least - left) / 60 + 0.05,
         )
     stages: dict[str, StageConfig] = {}
     every: list[int] = []
