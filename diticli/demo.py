@@ -54,6 +54,7 @@ from diticli.probing.label_join import JoinedLabels, join_labels
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.training.batches import fold_seed
 from diticli.training.run import train
@@ -126,9 +127,9 @@ def _within_budget(config: RunConfig, out: Path, spent: float, seconds: dict[str
     # Fewer faces than a long training wants: drawing them all would take a tenth of the time.
     config = replace(config, base_model=SHIPPED, data=replace(config.data, faces_count=10_000))
     try:
-        saved = json.loads((out / "config.json").read_bytes())["config"]["minutes"]
+        saved = json.loads(read_regular(out / "config.json"))["config"]["minutes"]
         return replace(config, minutes=float(saved))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         pass
     measuring = 1.2 * sum(seconds.values()) + 2.0
     left = 60 * config.minutes - spent - measuring

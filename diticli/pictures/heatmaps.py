@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
 from diticli.pictures.captions import cut
-from diticli.pictures.charts import UNKNOWN, plain, save_chart, short
+from diticli.pictures.charts import UNKNOWN, check_matplotlib, plain, save_chart, short
 from diticli.types import DoubleArray
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def _wrapped(text: str, letters: float) -> str:
 
 
 def _colours() -> Colormap:
+    check_matplotlib()
     from matplotlib.colors import LinearSegmentedColormap
 
     stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
