@@ -133,9 +133,9 @@ def test_the_page_of_the_studio(here: Path) -> None:
     )
     directions = Directions(full=probe, masked=None, chosen={}, patterns=probe.weights, layout=layout)
     bench = Workbench(bench.model, settings=replace(STEPS, invert_steps=2, decode_steps=2), directions=directions)
-    np.save("feats.npy", rng.normal(size=(240, layout.latent_dim)).astype(np.float32))
+    np.save("feats.npy", rng.normal(size=(8, layout.latent_dim)).astype(np.float32))
     names = sorted(path.name for path in (here / "data" / FOLDER).glob("*.png"))
-    Path("feats.json").write_text(json.dumps({"files": names[-1:] + names[:-1]}))
+    Path("feats.json").write_text(json.dumps({"files": names[-8:]}))
     atlas = {"groups": [[0, 1], [2, 3]], "shares": {ATTRIBUTE: [{"value": 0.9}, {"value": 0.8}]}}
     Path("evaluation.json").write_text(json.dumps({"models": [{"atlas": atlas}]}))
     options = serve.page_options(page_module, bench, f"./{FOLDER}", None, Path("feats.npy"), Path("evaluation.json"))
