@@ -94,6 +94,7 @@ def run_demo(
 
     Raises:
         ModelError: when there is no shipped model and not `full`.
+        DataError: when there are links in `out`, where results would be written elsewhere.
         DiTiError: as `diticli.training.run.train`.
         TrainingInterrupted: likewise; calling again goes on.
     """
@@ -103,6 +104,7 @@ def run_demo(
             "This installation of diticli has no shipped model to begin with.",
             remedy="Run `diti demo --full`, which trains one from nothing (half an hour on two cores).",
         )
+    RunDirectory(out).refuse_links()
     demo = _Demo(config, out, held_out, steps, reporter, clock)
     if has_shipped():
         demo.measure(SHIPPED_MODEL, SHIPPED, early=True)
