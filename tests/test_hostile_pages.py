@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_budget import Clock
 from test_report import Checker
-from test_studio import STEPS, WAIT, browser_page, needs_browser, serving
+from test_studio import BROWSER, STEPS, WAIT, browser_page, needs_browser, serving
 from test_training import tiny
 from typer.testing import CliRunner
 
@@ -48,7 +48,7 @@ def check_page(path: Path, *names: str) -> None:
     text = " ".join(seen.text)
     for name in names:
         assert printable(name) in text
-    if needs_browser.args[0]:
+    if BROWSER is None:
         return
     with browser_page() as opened:
         opened.goto(path.as_uri())
