@@ -23,7 +23,7 @@ from diticli.studio.serve import read_effects
 from diticli.training.run import train
 
 LONG = "x" * 10**6
-DEEP: list[Any] = [LONG] * 1000
+DEEP: list[Any] = [LONG[:1000]] * 1000
 HUGE = int("9" * 400)
 SET = [part for setting in TINY for part in ("--set", setting)]
 ENCODE = ["encode", "faces:8", "-o", "out.npy", "--model", "model"]

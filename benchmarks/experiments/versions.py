@@ -33,7 +33,7 @@ from packaging.version import Version
 from benchmarks.children import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("hdf5", "lmdb", "studio")
+EXTRAS = ("hdf5", "lmdb", "metrics", "studio")
 TESTS = {
     "accelerate": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
     "diffusers": "test_unet.py test_pipeline_files.py",
@@ -54,6 +54,7 @@ TESTS = {
     "scipy": "test_statistics.py",
     "tensorboard": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
     "torch": "test_unet.py test_shift_decoder.py test_pipeline_files.py",
+    "torchmetrics": "test_realism.py test_image_metrics.py",
     "triton": "ops/test_compilation.py",
     "typer": "test_docs.py test_parsers.py",
     "xformers": "test_attention.py",
@@ -246,7 +247,7 @@ def step(name: str, python: Path, arguments: list[str], folder: Path) -> subproc
 
 def errors_of(done: subprocess.CompletedProcess[str]) -> str:
     """The last two lines that name an error."""
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*Error\b", line)]
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*(Error|Expired)\b", line)]
     return " / ".join(re.sub(r"^E? +", "", line) for line in lines[-2:])[:300]
 
 
