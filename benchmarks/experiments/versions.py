@@ -33,7 +33,7 @@ from packaging.version import Version
 from benchmarks.children import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("hdf5", "lmdb", "metrics", "studio")
+EXTRAS = ("hdf5", "lmdb", "studio")
 TESTS = {
     "accelerate": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
     "diffusers": "test_unet.py test_pipeline_files.py",
@@ -54,7 +54,6 @@ TESTS = {
     "scipy": "test_statistics.py",
     "tensorboard": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
     "torch": "test_unet.py test_shift_decoder.py test_pipeline_files.py",
-    "torchmetrics": "test_realism.py test_image_metrics.py",
     "triton": "ops/test_compilation.py",
     "typer": "test_docs.py test_parsers.py",
     "xformers": "test_attention.py",
