@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from diticli.commands.app import app
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    # For every Python that this one starts, also those of libraries (PyTorch's decoding processes, compilers): the
+    # working folder, perhaps somebody else's data, must lend no modules.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     app(prog_name="diti")
 
 

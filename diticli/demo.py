@@ -54,6 +54,7 @@ from diticli.probing.label_join import JoinedLabels, join_labels
 from diticli.probing.probe import probe_features
 from diticli.probing.report import ProbeReport
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 from diticli.sampling.defaults import DEFAULT_STEPS
 from diticli.training.batches import fold_seed
 from diticli.training.budget import TooShortError
@@ -95,6 +96,7 @@ def run_demo(
 
     Raises:
         ModelError: when there is no shipped model and not `full`.
+        DataError: when there are links in `out`, where results would be written elsewhere.
         DiTiError: as `diticli.training.run.train`.
         TrainingInterrupted: likewise; calling again goes on.
     """
@@ -104,6 +106,7 @@ def run_demo(
             "This installation of diticli has no shipped model to begin with.",
             remedy="Run `diti demo --full`, which trains one from nothing (half an hour on two cores).",
         )
+    RunDirectory(out).refuse_links()
     demo = _Demo(config, out, held_out, steps, reporter, clock)
     planned = full or RunDirectory(out).finished or _kept_minutes(out) is not None
     if has_shipped():
@@ -137,8 +140,8 @@ def _within_budget(config: RunConfig, out: Path, spent: float, seconds: dict[str
 def _kept_minutes(out: Path) -> float | None:
     """As the run in `out` was planned, where there is one."""
     try:
-        return float(json.loads((out / "config.json").read_bytes())["config"]["minutes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(read_regular(out / "config.json"))["config"]["minutes"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import reprlib
@@ -16,8 +17,13 @@ QUOTED = 200
 STDIN_PATHS = frozenset({"/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
 """Names under which a table may come from a pipe."""
 
-# C0 but tab and line feed, DEL, C1, overrides of the writing direction, and bytes that were no UTF-8.
-_UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+# C0 but tab and line feed, DEL, C1, marks and overrides of the writing direction, other ends of a line, and bytes that
+# were no UTF-8.
+_UNSAFE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+_LONGEST_NUMBER = 300
+"""Digits of a whole number in JSON: what no float holds would end in an error wherever it is converted to one."""
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = QUOTED
@@ -74,14 +80,28 @@ def read_table_bytes(path: Path) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; NaN and infinities, which JSON does not know, are refused.
+    """The value of a JSON text; NaN and infinities, which JSON does not know, and numbers that no float holds are
+    refused.
 
     Raises:
         ValueError: when it is no JSON.
         RecursionError: when it is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse_constant)
+    return json.loads(text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no value of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{shortened(text)} is too large a number")
+    return number

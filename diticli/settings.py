@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from diticli.config import RunConfig
 from diticli.errors import ConfigError
-from diticli.reading import read_regular, shortened
+from diticli.reading import quoted, read_regular, shortened
 
 
 def preset_names() -> list[str]:
@@ -40,7 +40,9 @@ def build_config(
         ConfigError: for an unknown preset or key, an unreadable file, or an impossible value.
     """
     if preset not in preset_names():
-        raise ConfigError(f"There is no preset {preset!r}.", remedy=f"Choose one of: {', '.join(preset_names())}.")
+        raise ConfigError(
+            f"There is no preset {quoted(preset)}.", remedy=f"Choose one of: {', '.join(preset_names())}."
+        )
     text = (resources.files("diticli") / "presets" / f"{preset}.toml").read_text()
     merged: dict[str, Any] = _merge({"preset": preset}, tomllib.loads(text))
     if file is not None:
@@ -50,7 +52,7 @@ def build_config(
     for assignment in assignments:
         key, separator, value = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {assignment!r} has no '='.", remedy="Write --set features.batch_size=64.")
+            raise ConfigError(f"--set {quoted(assignment)} has no '='.", remedy="Write --set features.batch_size=64.")
         merged = _merge(merged, _nest(key.strip(), _literal(value.strip())))
     return from_dict(RunConfig, merged)
 
@@ -73,8 +75,8 @@ def from_dict(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.55)
             raise ConfigError(
-                f"Unknown setting {prefix + key!r}.",
-                remedy=f"Did you mean {prefix + near[0]!r}?" if near else f"Known here: {', '.join(known)}.",
+                f"Unknown setting {quoted(prefix + key)}.",
+                remedy=f"Did you mean {quoted(prefix + near[0])}?" if near else f"Known here: {', '.join(known)}.",
             )
     values = {key: _convert(hints[key], value, prefix + key) for key, value in data.items()}
     return cls(**values)
@@ -84,35 +86,35 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(
-                f"{key} is a group of settings, got {value!r}.", remedy=f"Set one of it, {key}.NAME=VALUE."
+                f"{key} is a group of settings, got {quoted(value)}.", remedy=f"Set one of it, {key}.NAME=VALUE."
             )
         return from_dict(cast(type, kind), value, prefix=f"{key}.")
     origin = get_origin(kind)
     if origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
             choices = ", ".join(map(_spelt, get_args(kind)))
-            raise ConfigError(f"{key} is one of {choices}; got {value!r}.", remedy="Choose one of these.")
+            raise ConfigError(f"{key} is one of {choices}; got {quoted(value)}.", remedy="Choose one of these.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or not all(_is_int(v) for v in value):
-            raise ConfigError(f"{key} is a list of whole numbers, got {value!r}.", remedy="Write e.g. 32,64.")
+            raise ConfigError(f"{key} is a list of whole numbers, got {quoted(value)}.", remedy="Write e.g. 32,64.")
         return tuple(value)
     if origin in (Union, types.UnionType):
         return _pair(value, key) if tuple[float, float] in get_args(kind) and value is not None else value
     if kind is float and _is_int(value):
         return float(value)
     if kind is int and not _is_int(value):
-        raise ConfigError(f"{key} is a whole number, got {value!r}.", remedy=f"Write e.g. {key}=8.")
+        raise ConfigError(f"{key} is a whole number, got {quoted(value)}.", remedy=f"Write e.g. {key}=8.")
     if not isinstance(value, kind):
         example = {bool: "true", float: "0.5"}.get(kind, "a word")
-        raise ConfigError(f"{key} is a {kind.__name__}, got {value!r}.", remedy=f"Write e.g. {key}={example}.")
+        raise ConfigError(f"{key} is a {kind.__name__}, got {quoted(value)}.", remedy=f"Write e.g. {key}={example}.")
     return value
 
 
 def _pair(value: Any, key: str) -> tuple[float, float]:
     numbers = isinstance(value, list | tuple) and len(value) == 2
     if not numbers or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-        raise ConfigError(f"{key} is a pair of numbers, got {value!r}.", remedy=f"Write e.g. {key}=0,4095.")
+        raise ConfigError(f"{key} is a pair of numbers, got {quoted(value)}.", remedy=f"Write e.g. {key}=0,4095.")
     return float(value[0]), float(value[1])
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from diticli.data.label_columns import Kind, LabelColumn
 from diticli.errors import LabelError
+from diticli.reading import quoted
 from diticli.types import DoubleArray, Rows
 
 
@@ -145,7 +146,7 @@ def check_lengths(columns: Mapping[str, LabelColumn], count: int) -> None:
     for name, column in columns.items():
         if len(column.values) != count:
             raise LabelError(
-                f"The attribute {name!r} has {len(column.values)} values for {count} rows.",
+                f"The attribute {quoted(name)} has {len(column.values)} values for {count} rows.",
                 remedy="Join labels and features by file name first.",
             )
 

@@ -36,7 +36,7 @@ ALIASES = {"np": "numpy", "pd": "pandas"}
 DYNAMIC_IMPORTS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
 CHILD_STARTERS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_output", "check_call")}
 ISOLATED = {"-P", "-I"}
-"""A child Python must not take modules from the working folder, which may be somebody else's data."""
+"""A child Python must not take modules or settings from the working folder, which may be somebody else's data."""
 PICTURE_OPENERS = {"PIL.Image.open", "Image.open"}
 
 WRITERS = {
@@ -135,6 +135,8 @@ def _of_call(node: ast.Call, names: dict[str, str], lists: dict[str, list[ast.AS
         problems.append(f"{dotted} of a computed name")
     if dotted in CHILD_STARTERS and not (node.args and _isolated(node.args[0], lists)):
         problems.append(f"{dotted} of something else than [sys.executable, '-P' or '-I', ...]")
+    elif dotted in CHILD_STARTERS and "cwd" not in keywords:
+        problems.append(f"{dotted} without a working folder of its own (cwd=)")
     for word, value in keywords.items():
         if word in FORBIDDEN_KEYWORDS:
             bad = FORBIDDEN_KEYWORDS[word]

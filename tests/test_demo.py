@@ -15,7 +15,7 @@ from test_training import tiny
 
 from diticli import demo
 from diticli.demo import FRESH, SHIPPED_MODEL, UNTRAINED, run_demo
-from diticli.errors import ConfigError, ModelError
+from diticli.errors import ConfigError, DataError, ModelError
 from diticli.models import hub
 from diticli.progress import SilentReporter
 from diticli.training import budget
@@ -151,3 +151,13 @@ def test_the_long_way_trains_both_stages(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(result.scores) == [FRESH, UNTRAINED, demo.PIXELS]
     assert (tmp_path / "demo" / "base" / "unet").is_dir()
     assert result.report.is_file()
+
+
+def test_a_demo_in_a_run_with_links_inside_is_refused_by_name(tmp_path: Path) -> None:
+    """A finished run is measured again, and its probe written: not to where a link leads."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "probe").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="run/probe is a link"):
+        run_demo(tiny(), tmp_path / "run", full=True)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -183,7 +183,8 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("config.json", "gap.json", "metrics.jsonl", "skipped.txt", ".lock", ".model.partial", ".base.partial"),
+        *("config.json", "gap.json", "quality.json", "metrics.jsonl", "skipped.txt", ".lock", ".model.partial"),
+        ".base.partial",
         *("base", "model", "checkpoints", "samples", "tensorboard", "probe", "tensorboard/base", "samples/a.png"),
     ],
 )

@@ -1,6 +1,8 @@
 """The partition that follows what the base loses."""
 
 import json
+import math
+import os
 import shutil
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_the_partition_is_unknown_before_the_base_is_measured():
 def test_a_run_measures_its_base_once_and_keeps_to_it(tmp_path):
     config = build_config("faces32", assignments=TINY)
     model = train(config, tmp_path / "run")
-    gap = read_gap(tmp_path / "run" / "gap.json")
+    gap = read_gap(tmp_path / "run" / "gap.json", 1000)
     saved = json.loads((model / "model_index.json").read_text())["chunk_layout"]
     assert ChunkLayout.from_dict(saved) == config.chunks.layout(1000, gap)
     assert gap.total_timesteps == 1000
@@ -72,10 +74,61 @@ def test_a_run_measures_its_base_once_and_keeps_to_it(tmp_path):
     assert json.loads((again / "model_index.json").read_text())["chunk_layout"] == saved
 
 
-def test_a_damaged_curve_is_named(tmp_path):
-    (tmp_path / "gap.json").write_text('{"timesteps": 3}')
-    with pytest.raises(CheckpointError, match=r"gap\.json"):
-        read_gap(tmp_path / "gap.json")
+CURVE = {
+    "timesteps": [10, 500],
+    "error": [0.1, 0.9],
+    "stderr": [0.01, math.nan],
+    "clamped": [0.1, 0.8],
+    "clamped_stderr": [0.01, math.nan],
+    "images": 1,
+    "total_timesteps": 1000,
+    "mean_image": None,
+}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"timesteps": 3},
+        {"timesteps": [10, 10]},
+        {"timesteps": [500, 10]},
+        {"timesteps": [-1, 10]},
+        {"timesteps": [10, 1000]},
+        {"timesteps": [10, 10**40]},
+        {"timesteps": [10, 500.5]},
+        {"timesteps": []},
+        {"error": [0.1]},
+        {"error": [0.1, -0.9]},
+        {"error": [0.1, math.nan]},
+        {"error": [0.1, math.inf]},
+        {"error": [0.1, "x" * 10**6]},
+        {"clamped": [0.1, None]},
+        {"stderr": 0.1},
+        {"images": 0},
+        {"images": True},
+        {"total_timesteps": 500},
+        {"total_timesteps": "1000"},
+        {"mean_image": math.nan},
+        {"mean_image": -1.0},
+        {"another": 1},
+    ],
+    ids=repr,
+)
+def test_a_curve_that_cannot_be_is_named(tmp_path, facts):
+    path = tmp_path / "gap.json"
+    path.write_text(json.dumps(CURVE))
+    assert read_gap(path, 1000).timesteps == (10, 500), "standard errors of one image are not known"
+    path.write_text(json.dumps(CURVE | facts))
+    with pytest.raises(CheckpointError, match=r"gap\.json is missing or damaged") as caught:
+        read_gap(path, 1000)
+    assert caught.value.remedy
+    assert len(str(caught.value)) < 800
+
+
+def test_a_named_pipe_is_no_curve(tmp_path):
+    os.mkfifo(tmp_path / "gap.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_gap(tmp_path / "gap.json", 1000)
 
 
 def test_a_run_does_not_go_on_with_another_base(tmp_path):

@@ -83,6 +83,7 @@ def test_children_of_the_benchmarks_are_isolated():
         "import subprocess, sys\ncommand = [sys.executable, '-m', 'x']\nsubprocess.run(command)",
         "import subprocess, sys\nc = [sys.executable, '-P']\nc = ['python', '-m', 'x']\nsubprocess.run(c)",
         "import subprocess, sys\nsubprocess.call([sys.executable, '-m', 'pip'])",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-P', '-c', code])",
         "import asyncio\nasyncio.create_subprocess_exec('python')",
         "Model.from_pretrained(name, trust_remote_code=True)",
         "Model.from_pretrained(name, custom_pipeline=name)",
@@ -95,8 +96,9 @@ def test_the_scan_would_see_it(line):
 
 
 def test_the_scan_lets_isolated_children_pass():
-    assert findings("import subprocess, sys\nsubprocess.run([sys.executable, '-P', '-c', code], check=True)") == []
-    assert findings("import subprocess, sys\ncommand = [sys.executable, '-I', *words]\nsubprocess.Popen(command)") == []
+    assert findings("import subprocess, sys\nsubprocess.run([sys.executable, '-P', '-c', code], cwd=own)") == []
+    lines = "import subprocess, sys\ncommand = [sys.executable, '-I', *words]\nsubprocess.Popen(command, cwd=own)"
+    assert findings(lines) == []
 
 
 # writing

@@ -261,10 +261,10 @@ def options_of(page_module, model) -> Any:
 
 
 @contextmanager
-def serving(page_module, bench, **how: Any) -> Iterator[str]:
+def serving(page_module, bench, options: Any = None, **how: Any) -> Iterator[str]:
     """The address of a running page."""
     with serve.private_folder() as folder:
-        page = page_module.build_page(bench, options_of(page_module, bench.model))
+        page = page_module.build_page(bench, options or options_of(page_module, bench.model))
         given = {"host": "127.0.0.1", "port": free_port(), "share": False, "browser": False, "auth": None}
         _, address = serve.launch(page, wait=False, **(given | how))
         yield address

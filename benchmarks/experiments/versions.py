@@ -246,7 +246,7 @@ def step(name: str, python: Path, arguments: list[str], folder: Path) -> subproc
 
 def errors_of(done: subprocess.CompletedProcess[str]) -> str:
     """The last two lines that name an error."""
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*Error\b", line)]
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"\w*(Error|Expired)\b", line)]
     return " / ".join(re.sub(r"^E? +", "", line) for line in lines[-2:])[:300]
 
 

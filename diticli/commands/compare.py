@@ -152,7 +152,7 @@ def compare(
 
     Example: diti compare ours.npy theirs.npy --labels labels.csv
 
-    Example: torchrun --nproc-per-node 8 -m diticli compare runs/a runs/b --data @tars.txt --labels labels.csv
+    Example: torchrun --nproc-per-node 8 --no-python diti compare runs/a runs/b --data @tars.txt --labels labels.csv
     """
     from diticli.commands.console import emit_json, reporter, say
     from diticli.comparison.entry_specs import parse_baselines, parse_entries

@@ -95,7 +95,7 @@ def encode(
 
     Example: diti encode 'shards/{000..012}.tar' -o feats.npy
 
-    Example: torchrun --nproc-per-node 8 -m diticli encode @tars.txt -o feats --shard-size 100000
+    Example: torchrun --nproc-per-node 8 --no-python diti encode @tars.txt -o feats --shard-size 100000
 
     Example: diti encode faces:5000:1 -o faces.parquet --model runs/demo
 

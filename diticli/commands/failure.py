@@ -28,6 +28,8 @@ EXIT_STATUS: dict[type[errors.DiTiError], int] = {
     errors.CheckpointError: 74,
     errors.MachineError: 74,
 }
+_LONGEST = 4000
+"""Characters of a message: names of files, attributes and settings may come in any number."""
 INTERRUPTED = 128
 """Plus the number of the signal, as a shell reports it: 130 after Ctrl-C, 143 after SIGTERM."""
 
@@ -84,10 +86,15 @@ def explain(error: errors.DiTiError) -> int:
     """Print what went wrong and what to do, on stderr; returns the exit status."""
     if is_verbose():
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
-    sys.stderr.write(f"Error: {printable(error.message)}\n")
+    sys.stderr.write(f"Error: {printable(_cut(error.message))}\n")
     if error.remedy:
-        sys.stderr.write(f"  -> {printable(error.remedy)}\n")
+        sys.stderr.write(f"  -> {printable(_cut(error.remedy))}\n")
     return exit_status(error)
+
+
+def _cut(text: str) -> str:
+    """The text, or its begin where it lists what nobody would read."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def explain_interrupt(interrupt: KeyboardInterrupt) -> int:

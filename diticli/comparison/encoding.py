@@ -20,7 +20,7 @@ from diticli.features.read import Features, read_features
 from diticli.identity import digest
 from diticli.models.device import resolve_precision
 from diticli.progress import Reporter
-from diticli.reading import check_regular
+from diticli.reading import check_regular, quoted
 from diticli.types import Rows
 
 SMALL_SHARD, SHARES = 512, 32
@@ -132,9 +132,9 @@ def rows_by_name(entry: Entry, features: Features, names: list[str]) -> tuple[Ro
         return np.arange(len(names)), np.arange(len(names))
     wanted, rows = LabelTable(tuple(meta.files), {}).match(names)
     if not len(rows):
-        some = ", ".join(map(repr, names[:2]))
+        some, first = ", ".join(map(quoted, names[:2])), quoted(meta.files[0])
         raise FeatureFileError(
-            f"The features of {entry.name} are of other images: {meta.files[0]!r} and so on, the data has {some}.",
+            f"The features of {entry.name} are of other images: {first} and so on, the data has {some}.",
             remedy="Encode the images that are compared.",
         )
     return wanted, rows

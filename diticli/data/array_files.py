@@ -23,6 +23,7 @@ import numpy.typing as npt
 from diticli.errors import DataError
 from diticli.files import replacing
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import quoted
 
 NPZ_SUFFIXES = frozenset({".npz"})
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf"})
@@ -92,7 +93,9 @@ class _Npz(Mapping[str, ImageRows]):
             try:
                 self._open[name] = self._read(name, info)
             except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-                raise DataError(f"Cannot read {name!r} of {self._path}: {_reason(error)}.", remedy=_REPAIR) from error
+                raise DataError(
+                    f"Cannot read {quoted(name)} of {self._path}: {_reason(error)}.", remedy=_REPAIR
+                ) from error
         return self._open[name]
 
     def __iter__(self) -> Any:
@@ -137,7 +140,8 @@ class _Npz(Mapping[str, ImageRows]):
         kept.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(kept.parent).free) < size:
             raise DataError(
-                f"{name!r} of {self._path} needs {size / 2**30:.1f} GiB in {kept.parent}; {free / 2**30:.1f} are free.",
+                f"{quoted(name)} of {self._path} needs {size / 2**30:.1f} GiB in {kept.parent}; "
+                f"{free / 2**30:.1f} are free.",
                 remedy="Free some space, or set XDG_CACHE_HOME to a folder on a larger disk.",
             )
         self._reporter.start(f"Unpacking {self._path.name} once to {kept.parent}", size // 2**20, unit="MiB")

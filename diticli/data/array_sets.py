@@ -28,6 +28,7 @@ from diticli.data.array_files import HDF5_SUFFIXES, NPZ_SUFFIXES, ImageRows, ope
 from diticli.data.matlab_files import is_matlab_set, read_matlab_set
 from diticli.errors import DataError
 from diticli.progress import Reporter
+from diticli.reading import quoted
 
 _IMAGES = ("images", "image", "imgs", "x")
 _LABELS = ("labels", "label", "targets", "target", "y")
@@ -171,7 +172,7 @@ def _factors(
 def _table(path: Path, name: str, rows: ImageRows, count: int) -> npt.NDArray[Any]:
     if rows.shape[0] != count or len(rows.shape) > 2 or (len(rows.shape) == 2 and rows.shape[1] > 1000):
         raise DataError(
-            f"{name!r} of {path} has shape {list(rows.shape)} for {count:,} pictures.",
+            f"{quoted(name)} of {path} has shape {list(rows.shape)} for {count:,} pictures.",
             remedy="Save one row of labels for each picture.",
         )
     values = np.asarray(rows[:])
@@ -179,7 +180,7 @@ def _table(path: Path, name: str, rows: ImageRows, count: int) -> npt.NDArray[An
         values = np.char.decode(values, "utf-8", "replace")
     if values.dtype.kind not in "uifbU":
         raise DataError(
-            f"{name!r} of {path} holds {values.dtype}, not numbers or text.", remedy="Save numbers or text."
+            f"{quoted(name)} of {path} holds {values.dtype}, not numbers or text.", remedy="Save numbers or text."
         )
     return values.reshape(count, -1)
 

@@ -22,6 +22,7 @@ from diticli.data.face_drawing import MAX_SIZE, MIN_SIZE, render_face
 from diticli.errors import ConfigError, DataError
 from diticli.files import replacing, write_bytes
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 
 __all__ = [
     "FACTORS",
@@ -211,8 +212,8 @@ def _earlier_faces(out: Path, overwrite: bool) -> set[str]:
 def _listed_faces(labels: Path) -> set[str]:
     """Faces that a `labels.csv` of ours lists; empty when the file is missing or is not ours."""
     try:
-        with labels.open(newline="", encoding="utf-8") as file:
-            rows: list[Sequence[str]] = list(csv.reader(file))
+        text = read_regular(labels).decode("utf-8")
+        rows: list[Sequence[str]] = list(csv.reader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error):
         return set()
     if not rows or list(rows[0]) != _header():

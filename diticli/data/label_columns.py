@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.data.label_formats import plain_header
+from diticli.reading import quoted
 
 Kind = Literal["binary", "number", "category"]
 
@@ -70,7 +71,9 @@ def make_column(name: str, cells: Sequence[str], numbers: Sequence[int], unit: s
     known = [cell for cell in cells if cell.lower() not in UNKNOWN_NUMBER]
     if all(map(_PERCENT.fullmatch, known)):
         fractions = [_fraction(cell) for cell in cells]
-        return _numbers(fractions, f"{name}: percentages are read as fractions, {known[0]!r} as {_fraction(known[0])}.")
+        return _numbers(
+            fractions, f"{name}: percentages are read as fractions, {quoted(known[0])} as {_fraction(known[0])}."
+        )
     if all(map(_COMMA.fullmatch, known)) and any(map(_DECIMAL_COMMA.fullmatch, known)):
         return _numbers([_number(cell.replace(",", ".")) for cell in cells], f"{name}: the comma is the decimal point.")
     column = _categories(cells)
@@ -93,7 +96,7 @@ def _why_no_numbers(name: str, cells: Sequence[str], numbers: Sequence[int], uni
     if not comma and known - len(others) < _MOSTLY * known:
         return ""
     number, cell = others[0]
-    count = f"{known - len(others):,} numbers and {len(others):,} cells like {cell!r} ({unit} {number})"
+    count = f"{known - len(others):,} numbers and {len(others):,} cells like {quoted(cell)} ({unit} {number})"
     doubt = ", which may be a decimal comma or thousands" if comma else ""
     return f"{name}: {count}{doubt}, so its values are categories."
 

@@ -16,6 +16,7 @@ from diticli.data.listing import has_image_suffix
 from diticli.data.name_match import is_count, match_names
 from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
 from diticli.errors import LabelError
+from diticli.reading import quoted
 
 HF_FILE_KEY = "file_name"
 """Hugging Face's name of the file column, which comes before all others."""
@@ -98,7 +99,7 @@ def unique_file(path: Path, line: int, name: str, seen: set[str], unit: str = "l
     if not name:
         raise LabelError(f"{path}, {unit} {line}: no file name.", remedy="Every row names its image.")
     if name in seen:
-        raise LabelError(f"{path}, {unit} {line}: {name!r} occurs twice.", remedy="Keep one row for each image.")
+        raise LabelError(f"{path}, {unit} {line}: {quoted(name)} occurs twice.", remedy="Keep one row for each image.")
     seen.add(name)
     return name
 
@@ -129,7 +130,7 @@ def file_column(path: Path, table: CellTable, images: Sequence[str] | None = Non
     if len(candidates) == 1 or (images is None and len(strongest) == 1):
         return strongest[0]
     if images is None:
-        raise _in_doubt(path, [f"{header[at]!r}" for at in strongest])
+        raise _in_doubt(path, [quoted(header[at]) for at in strongest])
     matches = {at: match_names(images, columns[at]) for at in candidates}
     score = {at: (match.by_name, len(match.rows)) for at, match in matches.items()}
     best = max(score.values())
@@ -141,7 +142,7 @@ def file_column(path: Path, table: CellTable, images: Sequence[str] | None = Non
     )
     contradicted = choices[0] not in strongest and any(score[at] > (0, 0) for at in strongest)
     if contradicted or not same:
-        raise _in_doubt(path, [f"{header[at]!r} ({len(matches[at].rows):,} images)" for at in candidates])
+        raise _in_doubt(path, [f"{quoted(header[at])} ({len(matches[at].rows):,} images)" for at in candidates])
     return choices[0]
 
 
@@ -153,9 +154,9 @@ def other_columns(table: CellTable, at: int) -> tuple[list[int], tuple[str, ...]
         if one == at or is_index(name):
             continue
         if plain_header(name) in _COUNT_HEADERS and is_count(cells):
-            left.append(f"The column {name!r} only counts rows and is left out.")
+            left.append(f"The column {quoted(name)} only counts rows and is left out.")
         elif _holds_pictures(cells):
-            left.append(f"The column {name!r} names other pictures and is left out.")
+            left.append(f"The column {quoted(name)} names other pictures and is left out.")
         else:
             kept.append(one)
     return kept, tuple(left)
@@ -203,7 +204,7 @@ def _read_celeba(path: Path, text: str) -> RawLabels:
     lines = text.split("\n")
     names = lines[1].split() if len(lines) > 1 else []
     if names and has_image_suffix(names[0]):
-        raise LabelError(f"{path}, line 2: {names[0]!r} is no column name.", remedy="Put the column names there.")
+        raise LabelError(f"{path}, line 2: {quoted(names[0])} is no column name.", remedy="Put the column names there.")
     _check_header(path, 2, names)
     rows = [(number, line.split()) for number, line in enumerate(lines[2:], start=3) if line.strip()]
     if len(rows) != int(lines[0]):
@@ -225,7 +226,7 @@ def _picture_pairs(text: str) -> list[tuple[int, list[str]]]:
 def _read_pair_list(path: Path, rows: list[tuple[int, list[str]]]) -> RawLabels:
     name = "identity" if "identity" in path.stem.lower() else path.stem
     raw = _fixed(path, rows, [name])
-    note = f"{path.name} has no header: its values are called {name!r}."
+    note = f"{path.name} has no header: its values are called {quoted(name)}."
     return RawLabels(files=raw.files, columns=raw.columns, numbers=raw.numbers, notes=(note,))
 
 
@@ -280,7 +281,9 @@ def _check_header(path: Path, line: int, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name and name in seen:
-            raise LabelError(f"{path}, line {line}: the column {name!r} occurs twice.", remedy="Rename one of them.")
+            raise LabelError(
+                f"{path}, line {line}: the column {quoted(name)} occurs twice.", remedy="Rename one of them."
+            )
         seen.add(name)
 
 

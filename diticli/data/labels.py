@@ -28,6 +28,7 @@ from diticli.data.name_match import match_names
 from diticli.data.set_labels import read_set_labels, read_set_parts
 from diticli.data.tables import CellTable, csv_rows, read_records, read_text
 from diticli.errors import LabelError
+from diticli.reading import quoted
 
 __all__ = ["LabelColumn", "LabelTable", "folder_labels", "read_groups", "read_labels", "read_parts"]
 
@@ -128,7 +129,7 @@ def read_parts(path: Path, images: Sequence[str] | None = None) -> dict[str, Spl
     for name, part in found.items():
         if part.lower() not in _PARTS:
             raise LabelError(
-                f"{path}: {name!r} belongs to part {part!r}.",
+                f"{path}: {quoted(name)} belongs to part {quoted(part)}.",
                 remedy="Write 0, 1, 2 or train, val, test behind each file name.",
             )
         parts[name] = _PARTS[part.lower()]
@@ -162,7 +163,7 @@ def _read_pairs(
     seen: set[str] = set()
     for line, cells in rows:
         if len(cells) != 2 or cells[1].lower() in UNKNOWN:
-            got = f"{len(cells)} values" if len(cells) != 2 else f"{cells[1]!r} for {cells[0]!r}"
+            got = f"{len(cells)} values" if len(cells) != 2 else f"{quoted(cells[1])} for {quoted(cells[0])}"
             raise LabelError(
                 f"{path}, {unit} {line}: expected a file name and {second}, got {got}.",
                 remedy=f"Write two columns: the file name, and {meaning}; leave the row out where it is unknown.",
@@ -200,7 +201,7 @@ def _pair_rows(
         names = ", ".join(repr(table.header[one]) for one in (named or others)) or "none"
         raise LabelError(
             f"{path}: which column holds for each file {second}? There are {names}.",
-            remedy=f"Keep the one that is meant, or call it {min(headers, key=len)!r}.",
+            remedy=f"Keep the one that is meant, or call it {quoted(min(headers, key=len))}.",
         )
     return [(line, [cells[at], cells[found[0]]]) for line, cells in table.rows], table.unit
 

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from diticli.data.array_files import ImageRows, MappedRows
 from diticli.errors import DataError
+from diticli.reading import read_regular
 
 MATLAB_SUFFIX = ".mat"
 MAX_PACKED = 64 * 2**20
@@ -158,7 +159,10 @@ def _unpacked(path: Path) -> bytes:
     """A MATLAB 5 file with its compressed elements unpacked, so that their size is bounded before they are parsed."""
     if (size := path.stat().st_size) > MAX_PACKED:
         raise DataError(f"{path} has {size:,} bytes.", remedy=f"At most {MAX_PACKED:,} are read.")
-    data = path.read_bytes()
+    try:
+        data = read_regular(path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.", remedy=_REPAIR) from error
     if data.startswith(b"MATLAB 7.3") or data.startswith(b"\x89HDF"):
         raise DataError(f"{path} is of MATLAB 7.3.", remedy="Save it with -v7, or its arrays as .npz.")
     if not data.startswith(b"MATLAB 5.0") or len(data) < 128:

@@ -9,7 +9,7 @@ from typing import IO
 
 from diticli.data.names import expand_pattern
 from diticli.errors import DataError
-from diticli.reading import STDIN_PATHS, check_regular
+from diticli.reading import STDIN_PATHS, check_regular, quoted
 
 STDIN = "-"
 MAX_BYTES = 2**29
@@ -39,7 +39,7 @@ def expand_source(spec: str) -> list[Path]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"Cannot read the list {name!r} ({reason}).", remedy="Give @FILE with one path or pattern a line."
+            f"Cannot read the list {quoted(name)} ({reason}).", remedy="Give @FILE with one path or pattern a line."
         ) from error
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from diticli.errors import DataError
+from diticli.reading import quoted
 
 MAX_PATHS = 100_000
 MAX_MATCHES = 5_000_000
@@ -30,7 +31,7 @@ def expand_pattern(spec: str) -> list[Path]:
             more than `MAX_PATHS` paths.
     """
     if not _can_be_path(spec):
-        raise DataError(f"{spec!r} can be no path.", remedy="Name a file or a folder.")
+        raise DataError(f"{quoted(spec)} can be no path.", remedy="Name a file or a folder.")
     text = os.path.expanduser(spec)  # unlike Path's, leaves the home of an unknown user as it is written
     if os.path.exists(text):
         return [Path(text)]
@@ -49,9 +50,9 @@ def _matches(text: str) -> list[Path]:
         return [Path(text)]
     matches = sorted(islice(glob.iglob(text, recursive=True), MAX_MATCHES + 1))
     if not matches:
-        raise DataError(f"Nothing matches {text!r}.", remedy="Check the pattern and the folder it starts in.")
+        raise DataError(f"Nothing matches {quoted(text)}.", remedy="Check the pattern and the folder it starts in.")
     if len(matches) > MAX_MATCHES:
-        raise DataError(f"{text!r} matches more than {MAX_MATCHES:,} files.", remedy="Name their folder instead.")
+        raise DataError(f"{quoted(text)} matches more than {MAX_MATCHES:,} files.", remedy="Name their folder instead.")
     return list(map(Path, matches))
 
 
@@ -84,7 +85,7 @@ def _expand_braces(text: str, spec: str) -> list[str]:
     while match := _BRACES.search(texts[0]):
         choices = _choices(match[1], spec)
         if len(texts) * len(choices) > MAX_PATHS:
-            raise DataError(f"{spec!r} stands for more than {MAX_PATHS:,} files.", remedy="Name fewer.")
+            raise DataError(f"{quoted(spec)} stands for more than {MAX_PATHS:,} files.", remedy="Name fewer.")
         # All texts have the same braces left, at places that differ by the choices made before.
         cuts = [(known, found) for known in texts if (found := _BRACES.search(known))]
         texts = [known[: cut.start()] + choice + known[cut.end() :] for known, cut in cuts for choice in choices]
@@ -95,9 +96,9 @@ def _choices(inside: str, spec: str) -> list[str]:
     if span := _RANGE.fullmatch(inside):
         first, last = int(span[1]), int(span[2])
         if not 0 <= last - first < MAX_PATHS:
-            raise DataError(f"{{{inside}}} in {spec!r} counts no files.", remedy="Write e.g. {000..012}.")
+            raise DataError(f"{{{inside}}} in {quoted(spec)} counts no files.", remedy="Write e.g. {000..012}.")
         width = max(map(len, span.groups())) if any(end.startswith("0") for end in span.groups()) else 0
         return [f"{number:0{width}d}" for number in range(first, last + 1)]
     if "," in inside:
         return inside.split(",")
-    raise DataError(f"Cannot read {{{inside}}} in {spec!r}.", remedy="Write a range {000..012} or a list {a,b}.")
+    raise DataError(f"Cannot read {{{inside}}} in {quoted(spec)}.", remedy="Write a range {000..012} or a list {a,b}.")

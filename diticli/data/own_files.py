@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection
 
 from diticli._version import __version__
+from diticli.reading import check_regular
 
 SOFTWARE = f"diti {__version__}"
 """Value of the metadata key "Software"."""
@@ -38,7 +39,8 @@ def is_run(folder: str, entries: Collection[str]) -> bool:
     if not all(name in entries for name in _RUN_FILES):
         return False
     try:
-        with open(os.path.join(folder, "config.json"), "rb") as file:
+        check_regular(path := os.path.join(folder, "config.json"))
+        with open(path, "rb") as file:
             settings = json.loads(file.read(_LARGEST_CONFIG))
     except (OSError, ValueError, RecursionError):
         return False

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.errors import ConfigError, LabelError
+from diticli.reading import quoted
 from diticli.types import Rows
 
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -101,7 +102,7 @@ def _check_groups(parts: Sequence[str], groups: Sequence[str]) -> None:
     for part, group in zip(parts, groups, strict=True):
         if part_of.setdefault(group, part) != part:
             raise LabelError(
-                f"The given split has images of the group {group!r} in both {part_of[group]} and {part}.",
+                f"The given split has images of the group {quoted(group)} in both {part_of[group]} and {part}.",
                 remedy="Leave out --groups to use the split as it is, or --split to draw one by groups.",
             )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from diticli.data.faces_word import is_faces
 from diticli.data.tables import CellTable, csv_rows, is_index, read_records, read_text
 from diticli.editing.inputs import slug, source_name
 from diticli.errors import ConfigError, DataError, LabelError
-from diticli.reading import quoted, shortened
+from diticli.reading import printable, quoted, shortened
 
 COLUMNS = ("a", "b", "chunks", "alphas", "name", "error")
 """`error` is what a list of failures adds; it is read past, so that such a list is a table again."""
@@ -21,7 +20,6 @@ _REMEDY = "The first line names the columns: a,b and, if wanted, chunks,alphas,n
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _ESCAPED = re.compile(r"^'(?='*[=+\-@\t\r])")
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def _check_names(rows: Sequence[PairRow], path: Path) -> None:
     """No output may leave the folder or overwrite another."""
     seen: set[str] = set()
     for row in rows:
-        if not re.fullmatch(r"[^/\\]{1,200}", row.name) or row.name[0] in ".-" or any(map(_is_hidden, row.name)):
+        if not re.fullmatch(r"(?![.-])[^/\\\t\n]{1,200}", row.name) or printable(row.name) != row.name:
             raise ConfigError(
                 f"The name {quoted(row.name)} in {path} is no plain file name.",
                 remedy="Use letters, digits, - and _, and begin with a letter or a digit.",
@@ -120,11 +118,6 @@ def _check_names(rows: Sequence[PairRow], path: Path) -> None:
         if row.name.lower() in seen:
             raise ConfigError(f"The name {quoted(row.name)} occurs twice in {path}.", remedy="Give every pair its own.")
         seen.add(row.name.lower())
-
-
-def _is_hidden(character: str) -> bool:
-    """Whether a character moves the cursor, turns the direction of writing, ends a line or is no character at all."""
-    return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def spreadsheet_cell(text: str) -> str:

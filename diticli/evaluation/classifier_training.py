@@ -16,6 +16,7 @@ from diticli.data.labels import LabelColumn
 from diticli.errors import ConfigError
 from diticli.models.pixels import normalise
 from diticli.progress import Reporter
+from diticli.reading import quoted
 from diticli.targets import Requirements, Target, UnfitError, make_target
 from diticli.types import DoubleArray, Rows
 
@@ -75,7 +76,7 @@ def learnable(columns: Mapping[str, LabelColumn], train: Rows) -> list[Target]:
             targets.append(make_target(name, column, {"train": train}, Requirements(train_rows=1)))
         except UnfitError as reason:
             raise ConfigError(
-                f"The attribute {name!r} cannot be learned: {reason}.", remedy="Leave it out."
+                f"The attribute {quoted(name)} cannot be learned: {reason}.", remedy="Leave it out."
             ) from reason
     return targets
 

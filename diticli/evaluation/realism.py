@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # only to catch what torch raises
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -246,7 +247,7 @@ def _noting(missing: dict[str, str], *measures: str) -> Iterator[None]:
         reason = EXTRA if "torchmetrics" in str(error) else f"{error}: {EXTRA.partition(': ')[2]}"
     except FileNotFoundError as error:
         reason = str(error)
-    except (ImportError, OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except (ImportError, OSError, RuntimeError, KeyError, ValueError, AttributeError, UnpicklingError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     else:
         return

@@ -189,7 +189,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = parse_json(read_regular(path))
         if data["format"] != FORMAT:
-            raise ValueError(f"its format is {data['format']!r}, not {FORMAT!r}")
+            raise ValueError(f"its format is {quoted(data['format'])}, not {FORMAT!r}")
         manifest = Manifest(
             identity=str(data["identity"]),
             dim=operator.index(data["dim"]),

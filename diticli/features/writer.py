@@ -11,6 +11,7 @@ import errno
 import fcntl
 import io
 import json
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,11 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli._version import __version__
+from diticli.chunks import MAX_DIMS
 from diticli.data.images import Skipped
 from diticli.errors import FeatureFileError
 from diticli.features.formats import CONVERTERS, check_suffix, sidecar_path
 from diticli.features.manifest import FeatureMeta
 from diticli.files import move_into_place, open_in_place, remove_leftovers, replacing_by_name, sync, write_bytes
+from diticli.reading import parse_json, read_regular
 
 
 class FeatureWriter:
@@ -180,12 +183,14 @@ class FeatureWriter:
     def _restore(self) -> int:
         """Take up the partial file where its progress file ends. 0 when there is none of this identity."""
         try:
-            state = json.loads(self._progress_path.read_bytes())
+            state = parse_json(read_regular(self._progress_path))
             files = [str(name) for name in state["files"]]
             skipped = [Skipped(file=s["file"], reason=s["reason"]) for s in state["skipped"]]
-            dim, rows, consumed = int(state["dim"]), int(state["rows"]), int(state["consumed"])
+            dim, rows, consumed = (operator.index(state[key]) for key in ("dim", "rows", "consumed"))
             same = state["identity"] == self._identity
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0
+        if not 1 <= dim <= MAX_DIMS and rows:
             return 0
         size = len(_npy_header(0, dim)) + 4 * dim * rows if rows else 0
         agrees = rows == len(files) and consumed == rows + len(skipped)

@@ -19,6 +19,7 @@ from diticli.models.gate import check_base_config, check_finite, check_scheduler
 from diticli.models.hub import first_line, local_folder
 from diticli.models.network import PRECISIONS, STEM, OtherWeightsError
 from diticli.models.unet import UNet
+from diticli.reading import read_regular
 
 if TYPE_CHECKING:
     from diticli.models.pipeline import DDPMScheduler
@@ -180,7 +181,7 @@ def _load_scheduler(around: list[Path], unet_folder: Path, say: Callable[[str], 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(json.loads(read_regular(path)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         what = "the scheduler in" if path.name == "scheduler_config.json" else "a base from"
         verb = "read" if path.name == "scheduler_config.json" else "load"

@@ -14,7 +14,7 @@ from torch import nn
 
 from diticli.errors import ModelError
 from diticli.models.bounds import scheduler_problem, unet_problem
-from diticli.reading import shortened
+from diticli.reading import quoted, shortened
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
@@ -126,9 +126,9 @@ def _problem(config: Mapping[str, Any]) -> str | None:
         f"its blocks {', '.join(misplaced)} are on the wrong path": bool(misplaced),
         f"it has {lengths[0]} down blocks, {lengths[1]} widths and {lengths[2]} up blocks": len({*lengths}) != 1,
         f"its activation is {c['act_fn']}": c["act_fn"] not in ("silu", "swish"),
-        f"its blocks take the time embedding by {c['resnet_time_scale_shift']!r}": c["resnet_time_scale_shift"]
+        f"its blocks take the time embedding by {quoted(c['resnet_time_scale_shift'])}": c["resnet_time_scale_shift"]
         not in ("default", "scale_shift"),
-        f"it resamples by {c['downsample_type']!r} and {c['upsample_type']!r}": any(
+        f"it resamples by {quoted(c['downsample_type'])} and {quoted(c['upsample_type'])}": any(
             how not in ("conv", "resnet", None) for how in (c["downsample_type"], c["upsample_type"])
         ),
         f"its downsampling pads by {c['downsample_padding']}": c["downsample_padding"] not in (0, 1),

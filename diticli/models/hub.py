@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -138,7 +137,7 @@ def check_index(folder: Path) -> None:
             remedy="Give a run directory of `diti train`, a folder saved with save_pretrained, or a Hub id.",
         )
     try:
-        entries = dict(json.loads(index.read_text()))
+        entries = dict(parse_json(read_regular(index)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"Cannot read {index}: {first_line(error)}", remedy="Train or copy it again.") from error
     # Lists name [library, class]; diffusers would also take code from a .py file beside the weights.

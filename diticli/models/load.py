@@ -17,6 +17,7 @@ from diticli.models.hub import SHIPPED, has_shipped, pipeline_folder
 from diticli.models.model import DiTiModel
 from diticli.models.model_files import read_model
 from diticli.models.variables import check_variables
+from diticli.reading import read_regular, shortened
 
 if TYPE_CHECKING:
     from diticli.models.pipeline import DiTiPipeline
@@ -26,6 +27,8 @@ TRAINING = "training.json"
 """Copy of the run's config.json and of what QUALITY holds, in the folder of an exported model."""
 QUALITY = "quality.json"
 """What a run measured of its model."""
+_MAX_PSNR = 1000.0
+"""dB; pictures that are equal have no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Located:
         source = self._recorded("config", "data", "source")
         if not isinstance(source, str):
             return ""
-        return IN_WORDS if is_faces(source) else source
+        return IN_WORDS if is_faces(source) else shortened(source)
 
     @property
     def trained_images(self) -> int | None:
@@ -64,7 +67,7 @@ class Located:
     def usual_psnr(self) -> float | None:
         """dB of reconstructions of images like those it was trained on, where it was measured."""
         value = self._recorded("reconstruction_psnr_db", beside=QUALITY)
-        return float(value) if isinstance(value, (int, float)) else None
+        return float(value) if isinstance(value, int | float) and 0 <= value <= _MAX_PSNR else None
 
     def _recorded(self, *keys: str, beside: str = "config.json") -> Any:
         """An entry of the record in the folder of a model on disk, or of its run's file `beside` it; or None."""
@@ -73,7 +76,7 @@ class Located:
         try:
             folder = pipeline_folder(self.name)
             record = next(path for path in (folder / TRAINING, folder.parent / beside) if path.is_file())
-            found = json.loads(record.read_bytes())
+            found = json.loads(read_regular(record))
             for key in keys:
                 found = found[key]
         except (StopIteration, OSError, ValueError, KeyError, TypeError, ModelError, RecursionError):

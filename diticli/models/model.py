@@ -34,7 +34,7 @@ from diticli.models.pixels import Images, Picture, checked, normalise
 from diticli.models.sampler import Sampler
 from diticli.models.shift_decoder import ChunkWindows, ShiftDecoder
 from diticli.models.unet import UNet
-from diticli.reading import shortened
+from diticli.reading import quoted, shortened
 from diticli.sampling import DEFAULT_SOLVER, DEFAULT_STEPS, Solver, StepCallback
 from diticli.schedule import NoiseSchedule
 
@@ -165,11 +165,12 @@ class DiTiModel:
             )
         if self.config.shift_form not in ("score", "posterior"):
             raise ModelError(
-                f"shift_form is 'score' or 'posterior', got {self.config.shift_form!r}.", remedy="Use one of the two."
+                f"shift_form is 'score' or 'posterior', got {quoted(self.config.shift_form)}.",
+                remedy="Use one of the two.",
             )
         if self.config.crop not in CROP_NOTES:
             raise ModelError(
-                f"crop is one of {', '.join(CROP_NOTES)}, got {self.config.crop!r}.", remedy="Use one of them."
+                f"crop is one of {', '.join(CROP_NOTES)}, got {quoted(self.config.crop)}.", remedy="Use one of them."
             )
         channels = [n.config.in_channels for n in (self.encoder, self.unet) if n is not None]
         if channels[0] != channels[-1] or channels[0] not in (1, 3):

@@ -17,6 +17,7 @@ from diticli.models.model import STORED_AS, DiTiModel
 from diticli.models.network import Config, OtherWeightsError
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import UNet
+from diticli.reading import read_regular
 from diticli.schedule import NoiseSchedule
 
 logger = logging.getLogger(__name__)
@@ -89,4 +90,4 @@ def _schedule(folder: Path) -> NoiseSchedule:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_bytes()))
+    return dict(json.loads(read_regular(path)))

@@ -22,7 +22,7 @@ from torch import nn
 from diticli.errors import DiTiError, ModelError
 from diticli.files import write_bytes
 from diticli.models.hub import first_line
-from diticli.reading import quoted
+from diticli.reading import parse_json, quoted, read_regular
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
@@ -112,7 +112,7 @@ class Network(nn.Module):
         """
         folder = Path(folder)
         try:
-            settings = cls._known(dict(json.loads((folder / "config.json").read_bytes())))
+            settings = cls._known(dict(parse_json(read_regular(folder / "config.json"))))
             with torch.device("meta"):
                 network = cls(**settings)
             weights = _read_weights(folder)
@@ -161,7 +161,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     index = folder / f"{WEIGHTS}.index.json"
     single = [folder / WEIGHTS, *(folder / f"{STEM}.{precision}.safetensors" for precision in PRECISIONS)]
     if index.is_file() and not single[0].is_file():
-        names = {Path(str(name)).name for name in json.loads(index.read_bytes())["weight_map"].values()}
+        names = {Path(str(name)).name for name in parse_json(read_regular(index))["weight_map"].values()}
         return {key: value for name in sorted(names) for key, value in load_file(folder / name).items()}
     file = next((file for file in single if file.is_file()), None)
     if file is None:

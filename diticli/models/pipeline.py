@@ -25,6 +25,7 @@ from diticli.models.network import OtherWeightsError
 from diticli.models.pixels import normalise
 from diticli.models.shift_decoder import ShiftDecoder
 from diticli.models.unet import UNet
+from diticli.reading import read_regular
 from diticli.schedule import NoiseSchedule
 
 with quiet_xformers():
@@ -166,7 +167,7 @@ def _check_configs(folder: Path) -> None:
 def _config(path: Path) -> dict[str, Any]:
     """Empty when there is none, or when diffusers says what is wrong with it."""
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(json.loads(read_regular(path)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 

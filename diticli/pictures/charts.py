@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
+from diticli.errors import DataError
 from diticli.pictures.captions import clean, cut
 from diticli.pictures.grids import PAPER, save_png
+from diticli.reading import check_regular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,6 +155,7 @@ def heatmap_chart(
 
 def diverging() -> Colormap:
     """Of values around 0: blue positive, white 0, orange negative, grey unknown."""
+    check_matplotlib()
     from matplotlib.colors import LinearSegmentedColormap
 
     stops = ["#8a4a00", "#e08a1e", "#ffffff", "#5b93d8", "#123f78"]
@@ -164,6 +168,7 @@ def save_chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float
     Raises:
         DataError: when the file cannot be written.
     """
+    check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -175,6 +180,23 @@ def save_chart(path: Path | str, draw: Callable[[Axes], None], size: tuple[float
         draw(axes)
         canvas.draw()
     return save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
+
+
+def check_matplotlib() -> None:
+    """Make sure that matplotlib can be imported: it reads a `matplotlibrc` of the working folder, whatever that is.
+
+    Raises:
+        DataError: when that is, say, a named pipe, which nobody may ever write to.
+    """
+    place = Path("matplotlibrc")
+    if "matplotlib" in sys.modules or not place.exists() or place.is_dir():
+        return
+    try:
+        check_regular(place)
+    except OSError as error:
+        raise DataError(
+            f"Charts cannot be drawn: {place.absolute()} is {error.strerror}.", remedy="Remove it."
+        ) from error
 
 
 @contextlib.contextmanager

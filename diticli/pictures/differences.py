@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from diticli.pictures.captions import INK, Caption
+from diticli.pictures.charts import check_matplotlib
 from diticli.pictures.strips import GAP, PAD
 from diticli.pictures.tiles import PAPER, Pixels
 
@@ -55,6 +56,7 @@ def with_colour_bar(picture: Image.Image, gain: int, text: str) -> Image.Image:
 
 
 def _colours(shade: npt.NDArray[np.uint8]) -> Pixels:
+    check_matplotlib()
     from matplotlib import colormaps
 
     colours: Pixels = (np.asarray(colormaps["Reds"](shade))[..., :3] * 255).round().astype(np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, UNKNOWN, plain, save_chart, short
+from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, UNKNOWN, check_matplotlib, plain, save_chart, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,7 @@ def gap_chart(
     """
     if any(len(values) != len(timesteps) for values in series.values()):
         raise ValueError(f"{len(timesteps)} values expected in each series.")
+    check_matplotlib()
     from matplotlib.ticker import NullFormatter
 
     colours = (SERIES[1], SERIES[0], *SERIES[2:])

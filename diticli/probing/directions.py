@@ -159,7 +159,7 @@ class Directions:
         length = np.linalg.norm(weights)
         if not length > floor:
             raise ConfigError(
-                f"No dimension that predicts {attribute!r} is left{_where(dims, chunks)}.",
+                f"No dimension that predicts {quoted(attribute)} is left{_where(dims, chunks)}.",
                 remedy="Allow more chunks or dims.",
             )
         return np.asarray(weights * (math.sqrt(self.latent_dim) / length), dtype=np.float32)
@@ -211,7 +211,7 @@ class Directions:
         """The unrestricted direction [d]."""
         row = self.full.row_of(attribute)
         if along not in ("weight", "pattern"):
-            raise ConfigError(f"A move cannot go along {along!r}.", remedy="Use weight or pattern.")
+            raise ConfigError(f"A move cannot go along {quoted(along)}.", remedy="Use weight or pattern.")
         if along == "weight":
             return self.masked.weights[row] if isinstance(dims, str) and self.masked else self.full.weights[row]
         if self.patterns is None:
@@ -355,7 +355,7 @@ def _towards(name: str, kind: str, class_name: str) -> str:
 
 def _parts(facts: dict[str, Any], data: bytes) -> dict[str, Any]:
     if facts["format"] != FORMAT:
-        raise ValueError(f"format {facts['format']!r} is not {FORMAT!r}")
+        raise ValueError(f"format {quoted(facts['format'])} is not {FORMAT!r}")
     if hashlib.sha256(data).hexdigest() != facts["tensors_sha256"]:
         raise ValueError(f"{TENSORS_NAME} and {FACTS_NAME} are not of one probe")
     tensors = load(data)

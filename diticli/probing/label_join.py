@@ -16,6 +16,7 @@ from diticli.data.label_formats import FILE_HEADERS, plain_header
 from diticli.data.labels import LabelColumn, LabelTable
 from diticli.data.name_match import NameMatch, is_count, match_names, number_of
 from diticli.errors import LabelError
+from diticli.reading import quoted
 
 _EXAMPLES = 3
 _FEW_PERSONS = 3
@@ -72,7 +73,7 @@ class JoinedLabels:
         """One line for the user."""
         text = f"{len(self.rows):,} of {self.features:,} images matched {self.labels:,} labels"
         if self.file_column:
-            text += f" by the column {self.file_column!r}"
+            text += f" by the column {quoted(self.file_column)}"
         if self.by_number:
             text += f", {self.by_number:,} of them by number alone ({self.example})"
         lost = {"group": self.without_group, "part in the split": self.without_part}
@@ -102,7 +103,7 @@ def join_labels(
         raise _nothing_matches("labels", files, table.files, table.file_column)
     _check_numbers("labels", files, table, match)
     alike = np.flatnonzero(match.by_number)[:1]
-    examples = [f"{table.files[table_rows[at]]!r} is {files[rows[at]]!r}" for at in alike]
+    examples = [f"{quoted(table.files[table_rows[at]])} is {quoted(files[rows[at]])}" for at in alike]
     known: dict[str, npt.NDArray[np.str_]] = {}
     lost = {"groups": 0, "parts of the split": 0}
     for what, mapping in zip(lost, (groups, parts), strict=True):
@@ -137,12 +138,12 @@ def identity_hint(files: Sequence[str], columns: Sequence[str]) -> str:
         columns: names of the label columns.
     """
     if named := [name for name in columns if plain_header(name) in IDENTITY_HEADERS]:
-        return f"The labels have a column {named[0]!r}"
+        return f"The labels have a column {quoted(named[0])}"
     shown = Counter(person for person in map(_person, files) if person)
     several = [person for person, count in shown.items() if count > 1]
     if len(shown) < _FEW_PERSONS or sum(shown[person] for person in several) < _REPEATED * len(files):
         return ""
-    return f"The names of the images look like those of {len(shown):,} persons, e.g. {several[0]!r}"
+    return f"The names of the images look like those of {len(shown):,} persons, e.g. {quoted(several[0])}"
 
 
 def identity_note(files: Sequence[str], columns: Sequence[str], *, apart: str = "train and in test") -> str:
@@ -184,7 +185,7 @@ def _check_numbers(what: str, files: Sequence[str], table: LabelTable, match: Na
         raise LabelError(
             f"The {what} call their images {table.files[0]} to {table.files[-1]}, and {len(match.rows):,} of "
             f"{len(files):,} images have such a number: it may count the rows and not name the images.",
-            remedy=f"Add a column 'file_name' with whole names such as {files[0]!r}.",
+            remedy=f"Add a column 'file_name' with whole names such as {quoted(files[0])}.",
         )
 
 
@@ -206,6 +207,6 @@ def _nothing_matches(what: str, files: Sequence[str], names: Sequence[str], colu
     here, there = (", ".join(repr(name) for name in side[:_EXAMPLES]) for side in (files, names))
     return LabelError(
         f"None of the {what} belong to these images: the features have {here}; the {what} have "
-        f"{there}{f' in the column {column!r}' if column else ''}.",
+        f"{there}{f' in the column {quoted(column)}' if column else ''}.",
         remedy="Use the file names that were encoded; folder and suffix may differ where names stay unique.",
     )

@@ -71,10 +71,11 @@ class LinearProbe:
             return alike[0]
         own = [other for other, name in zip(labels, self.names, strict=True) if name.casefold() == label.casefold()]
         if own:
-            raise LabelError(f"{label!r} is a category.", remedy=f"Choose one of {', '.join(own)}.")
+            raise LabelError(f"{quoted(label)} is a category.", remedy=f"Choose one of {shortened(', '.join(own))}.")
         near = _similar(label, labels)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise LabelError(f"The probe has no attribute {label!r}.", remedy=f"{hint}Choose one of {', '.join(labels)}.")
+        known = shortened(", ".join(labels))
+        raise LabelError(f"The probe has no attribute {quoted(label)}.", remedy=f"{hint}Choose one of {known}.")
 
 
 def _similar(label: str, labels: Sequence[str]) -> list[str]:

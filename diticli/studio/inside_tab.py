@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,7 +15,9 @@ from diticli.chunks import ChunkLayout
 from diticli.data.faces_word import parse_faces
 from diticli.editing.inputs import slug
 from diticli.editing.results import decibels
+from diticli.errors import DataError
 from diticli.pictures.metadata import provenance
+from diticli.reading import shortened
 from diticli.studio.parts import (
     EXAMPLES,
     Changes,
@@ -86,15 +89,27 @@ def inside_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, chan
     if options.effects:
         gr.Markdown(_effects_table(options))
     for title, path in options.heatmaps:
-        picture = Image.open(path, formats=["PNG"])  # read here: Gradio hands out no file of another folder
         gr.Image(
-            picture.convert("RGB"),
+            _heatmap(path),
             label=title,
             format="png",
             interactive=False,
             elem_classes=["titled"],
             buttons=_BUTTONS,
         )
+
+
+def _heatmap(path: Path) -> Image.Image:
+    """A picture of an evaluation or a probe, read here: Gradio hands out no file of another folder.
+
+    Raises:
+        DataError: when it is no PNG, or of far too many pixels.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"Cannot show {path}: {shortened(error)}.", remedy="Make it again, or remove it.") from error
 
 
 def inside_command(picture: Picture, options: PageOptions) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diticli.errors import ConfigError
-from diticli.reading import parse_json, read_regular
+from diticli.reading import parse_json, read_regular, shortened
 
 if TYPE_CHECKING:
     from diticli.studio.workbench import Workbench
@@ -113,7 +113,7 @@ def read_effects(
         atlas, model = measured["atlas"], str(measured.get("model_hash", ""))
         groups = [[int(chunk) for chunk in group] for group in atlas["groups"]]
         effects = {str(name): [float(rate["value"]) for rate in rates] for name, rates in atlas["shares"].items()}
-        if any(len(rates) != len(groups) for rates in effects.values()):
+        if not all(groups) or any(len(rates) != len(groups) for rates in effects.values()):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ConfigError(
@@ -121,7 +121,7 @@ def read_effects(
         ) from error
     if model and known(model) != model:
         raise ConfigError(
-            f"{path} measures another model (hash {model}, not {known(model)}).",
+            f"{path} measures another model (hash {shortened(model)}, not {known(model)}).",
             remedy="Run `diti evaluate --atlas` with this model.",
         )
     return effects, groups

@@ -29,6 +29,7 @@ from diticli.editing.settings import EditSettings, Noise
 from diticli.errors import ConfigError
 from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.probing.directions import DEFAULT_ALONG
+from diticli.reading import quoted
 
 if TYPE_CHECKING:
     from diticli.models.model import DiTiModel
@@ -163,7 +164,7 @@ class Workbench:
             SupersededError: when `stale` said yes.
         """
         if noise not in _NOISES:
-            raise ConfigError(f"There is no noise {noise!r} here.", remedy=f"Choose {', '.join(_NOISES)}.")
+            raise ConfigError(f"There is no noise {quoted(noise)} here.", remedy=f"Choose {', '.join(_NOISES)}.")
         layout, settings = self.model.chunks, replace(self.preview if preview else self.settings, noise=noise)
         x0, z, x_T = (torch.cat(parts) for parts in _parts(a.latents, b.latents))
         edits = plan_edits([tuple(chunks)], alphas, layout)

@@ -6,6 +6,8 @@ A resumed run and all processes read it from there, and so see the same curve.
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +79,42 @@ def _distinct(images_BCHW: torch.Tensor) -> torch.Tensor:
     return torch.stack(list({image.numpy().tobytes(): image for image in images_BCHW}.values()))
 
 
-def read_gap(path: Path) -> GapCurve:
-    """The curve that `write_gap` left.
+def read_gap(path: Path, timesteps: int) -> GapCurve:
+    """The curve that `write_gap` left of a schedule with so many timesteps.
 
     Raises:
-        CheckpointError: when it is missing or damaged.
+        CheckpointError: when it is missing, damaged, or of another schedule.
     """
     try:
         facts: dict[str, Any] = json.loads(read_regular(path))
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-        return GapCurve(**fields)
+        curve = GapCurve(**fields)
+        _check(curve, timesteps)
+        return curve
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is missing or damaged ({shortened(error)}).",
             remedy="Remove it; the same command measures it again.",
         ) from error
+
+
+def _check(curve: GapCurve, timesteps: int) -> None:
+    """See that a curve from a file is one that can be, of a schedule with so many timesteps.
+
+    Raises:
+        ValueError: saying what it is not.
+        TypeError: likewise.
+    """
+    counts = (curve.images, curve.total_timesteps, *curve.timesteps)
+    if not all(type(count) is int for count in counts):
+        raise ValueError("its counts are no whole numbers")
+    grid = curve.timesteps
+    rising = all(low < high for low, high in pairwise((-1, *grid, curve.total_timesteps)))
+    if not grid or not rising or curve.total_timesteps != timesteps or curve.images < 1:
+        raise ValueError("its timesteps are not those of the noise schedule")
+    values = (curve.error, curve.stderr, curve.clamped, curve.clamped_stderr)
+    if any(len(part) != len(grid) or not all(type(value) in (int, float) for value in part) for part in values):
+        raise ValueError("it has other than one number for each timestep")
+    others = (*curve.clamped, 0.0 if curve.mean_image is None else curve.mean_image)
+    if not all(0 < value < math.inf for value in curve.error) or not all(0 <= value < math.inf for value in others):
+        raise ValueError("its errors are not all above zero and finite")

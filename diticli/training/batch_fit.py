@@ -15,6 +15,7 @@ from diticli.memory import not_even_one
 from diticli.models.device import global_generators_kept
 from diticli.models.largest_batch import SMALLER_NETWORK, release_memory
 from diticli.progress import Reporter, SilentReporter
+from diticli.reading import read_regular
 from diticli.training.accelerator import make_accelerator
 from diticli.training.plan import MOST_IMAGES, largest_for, stage_of, stages_of
 from diticli.training.rundir import RunDirectory
@@ -72,11 +73,11 @@ def _kept(config: RunConfig, out: Path) -> RunConfig | None:
     if not RunDirectory(out).begun:
         return None
     try:
-        saved = json.loads((out / "config.json").read_bytes())["config"]
+        saved = json.loads(read_regular(out / "config.json"))["config"]
         for name in ("base", STAGE):
             config = _with_batch(config, name, saved[name]["batch_size"])
         return config
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # no run, or a damaged one, which is refused later
 
 

@@ -208,7 +208,7 @@ def _kept_plan(config: RunConfig, out: Path) -> RunConfig | None:
             features=replace(config.features, images=saved["features"]["images"]),
             sample_every=saved["sample_every"],
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # no run, or a damaged one, which is refused later
 
 

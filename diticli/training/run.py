@@ -240,7 +240,7 @@ class _Worker:
                 reporter=self.reporter,
             )
         self.accelerator.wait_for_everyone()
-        return read_gap(self.run.gap)
+        return read_gap(self.run.gap, int(scheduler.config.num_train_timesteps))
 
     def _run(
         self, name: str, objective: Objective, stop: StopRequest, save_samples: Callable[[int, torch.Tensor], None]

@@ -19,7 +19,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,12 +31,12 @@ from diticli._version import __version__
 from diticli.config import RunConfig
 from diticli.errors import ConfigError, DataError
 from diticli.files import LOCK_NAME, is_leftover, publish_folder, refuse_links, remove_leftovers, write_json
-from diticli.reading import read_regular, shortened
+from diticli.reading import quoted, read_regular, shortened
 from diticli.settings import to_dict
 from diticli.training.checkpoint import list_checkpoints
 from diticli.training.failures import write_error
 
-_FILES = ("config.json", "extending.json", "gap.json", "kernels.json", "metrics.jsonl", "skipped.txt")
+_FILES = ("config.json", "extending.json", "gap.json", "kernels.json", "metrics.jsonl", "quality.json", "skipped.txt")
 _PUBLISHED = ("base", "model")
 _FILLED = ("checkpoints", "samples", "tensorboard", "probe")
 """Folders whose files are written one by one; the last by `diti demo`."""
@@ -220,7 +220,7 @@ class RunDirectory:
                 remedy=f"Choose another --out for a new run; --base BASE saves its stage 1, with {self.base} for BASE.",
             )
         if changed and not longer:
-            listed = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
+            listed = _listed(changed, old, new)
             finished = "holds a finished run that" if self.finished else ""
             raise ConfigError(
                 f"{self.root} {finished} was started with other settings: {listed}.".replace("  ", " "),
@@ -336,9 +336,14 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """
     ignored = {"sha256", "roots"} if "content" in old and "content" in new else {"content"}
     changed = [key for key in sorted((old.keys() | new.keys()) - ignored) if old.get(key) != new.get(key)]
-    facts = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed if key not in _DIGESTS]
+    facts = _listed([key for key in changed if key not in _DIGESTS], old, new)
     what = "names, sizes or content" if "content" in changed else "names, sizes or dates"
-    return "; ".join(facts) or (f"{what} of files differ" if changed else "")
+    return facts or (f"{what} of files differ" if changed else "")
+
+
+def _listed(keys: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first of these entries, as they were and as they are."""
+    return "; ".join(f"{shortened(k)} was {quoted(old.get(k))}, now {quoted(new.get(k))}" for k in keys[:4])
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -211,9 +211,14 @@ def _run_child(
 ) -> tuple[list[dict[str, Any]], str]:
     """Events of one process of trials, and in words how it ended where that was not well."""
     job = {"sites": [site._asdict() for site in sites], "device": str(indexed(device)), "seconds": seconds}
-    with tempfile.TemporaryFile("w+") as events, tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryFile("w+") as events,
+        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryDirectory(prefix="diti-tune-") as folder,
+    ):
         process = subprocess.Popen(
             [sys.executable, "-P", *program],
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=events,
             stderr=errors,
