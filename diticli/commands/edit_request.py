@@ -129,7 +129,7 @@ def _check_output(options: Options) -> None:
 def _check_strip(out: Path) -> None:
     if out.is_dir():
         raise DataError(f"-o names a folder: {out}.", remedy="Name a file: -o out.png.")
-    from diticli.pictures.grids import check_picture
+    from diticli.pictures.metadata import check_picture
 
     check_picture(out)
 
