@@ -155,21 +155,21 @@ def test_a_stage_without_time_of_its_own_keeps_its_steps() -> None:
     pace = budget_.pace("features")
     assert not pace.due(1)
     assert pace.to_dict() is None
-    assert budget_.pace("features").left is None
+    assert budget_.pace("features").seconds_left is None
 
 
 def test_later_stages_get_what_an_earlier_one_leaves() -> None:
     clock = Clock()
     time_ = TimeBudget(100.0, {"base": 30.0, "features": 70.0}, clock)
     base = time_.pace("base")
-    assert (base.left, base.later) == (30.0, 70.0)
+    assert (base.seconds_left, base.later) == (30.0, 70.0)
     clock.now += 40.0
-    assert time_.pace("features").left == 60.0
+    assert time_.pace("features").seconds_left == 60.0
     resumed = TimeBudget(None, {}, clock)
     first = resumed.pace("base")
     first.restore(json.loads(json.dumps(base.to_dict())))
-    assert (first.left, first.later) == (-10.0, 70.0)
-    assert resumed.pace("features").left == 60.0
+    assert (first.seconds_left, first.later) == (-10.0, 70.0)
+    assert resumed.pace("features").seconds_left == 60.0
 
 
 class Machine(StopAfter):

@@ -18,10 +18,11 @@ from PIL import Image
 from rich.console import Console
 
 from diticli.chunks import ChunkLayout
+from diticli.commands.bars import RichReporter
 from diticli.commands.console import say, show_table
 from diticli.commands.failure import explain
 from diticli.commands.plan_view import show_plan
-from diticli.commands.reporting import LineReporter, RichReporter
+from diticli.commands.reporting import LineReporter
 from diticli.data import decode, decode_budget
 from diticli.data.decode import decode_bytes, decode_image, image_size, is_image, short_side
 from diticli.data.decode_budget import DecodeBudget
@@ -331,7 +332,8 @@ def test_a_plan_shows_names_as_they_are(capsys):
 def test_progress_shows_names_as_they_are(kind, monkeypatch):
     monkeypatch.setattr("diticli.commands.reporting.LINE_SECONDS", 0.0)
     stream = io.StringIO()
-    reporter = kind(Console(file=stream, width=400, emoji=False, highlight=False, no_color=True))
+    console = Console(file=stream, width=400, emoji=False, highlight=False, no_color=True)
+    reporter = kind(console if kind is RichReporter else stream)
     reporter.start(f"Reading {MARKUP} {ESCAPES}", 2)
     reporter.advance(pair=f"{MARKUP} {ESCAPES}")
     reporter.note(f"{MARKUP} {ESCAPES}")

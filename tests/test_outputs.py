@@ -21,7 +21,8 @@ from diticli.features.formats import READERS, is_own
 from diticli.features.manifest import FeatureMeta
 from diticli.features.writer import FeatureWriter
 from diticli.pictures.differences import BAR_HEIGHT, difference_map
-from diticli.pictures.grids import FORMATS, save_picture
+from diticli.pictures.grids import save_picture
+from diticli.pictures.metadata import FORMATS
 from diticli.probing.directions import FACTS_NAME
 
 PICTURE = Image.effect_noise((40, 40), 60).convert("RGB")

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from diticli.commands import reporting
+from diticli.commands.bars import RichReporter
 from diticli.commands.failure import explain_interrupt
-from diticli.commands.reporting import LineReporter, RichReporter
+from diticli.commands.reporting import LineReporter
 
 
 @pytest.fixture
@@ -21,11 +22,11 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def reporter():
-    return LineReporter(Console(file=io.StringIO(), width=200))
+    return LineReporter(io.StringIO())
 
 
 def lines(reporter):
-    return reporter.console.file.getvalue().splitlines()
+    return reporter.stream.getvalue().splitlines()
 
 
 def test_the_last_line_comes_once(reporter, clock):
@@ -75,7 +76,7 @@ def test_an_equal_task_begins_anew(reporter, clock):
     ],
 )
 def test_below_one_a_second_the_seconds_a_unit_are_said(rate, unit, said):
-    assert reporting._rate(rate, unit) == said
+    assert reporting.rate_text(rate, unit) == said
 
 
 def test_a_bar_on_80_columns_names_the_last_part_of_a_path_and_ends_before_the_last_word(capsys):

@@ -28,8 +28,9 @@ from diticli.models.unet_forward import estimate_noise
 # Each takes a tenth of a second to some seconds; diffusers alone brings most of the others along.
 HEAVY = (
     *("diffusers", "transformers", "accelerate", "xformers", "huggingface_hub", "torch._dynamo", "torch._inductor"),
-    *("sympy", "scipy", "sklearn", "matplotlib", "pandas", "tensorboard", "triton"),
+    *("sympy", "scipy", "sklearn", "matplotlib", "pandas", "tensorboard", "triton", "pyarrow", "rich"),
 )
+OTHER_COMMANDS = {f"diticli.commands.{name}" for name in ("train", "probe", "compare", "evaluate", "convert", "demo")}
 COMMANDS = """
 import json, sys
 from typer.testing import CliRunner
@@ -70,7 +71,22 @@ def test_edit_and_encode_import_nothing_heavy(saved, tmp_path):
     code = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
     done = subprocess.run(code, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert {*json.loads(done.stdout)} & {*HEAVY} == set()
+    assert {*json.loads(done.stdout)} & {*HEAVY, *OTHER_COMMANDS} == set()
+
+
+def test_torch_is_imported_without_the_collector_which_goes_on_afterwards():
+    code = """
+import gc
+from diticli.commands.lazy import import_torch
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(phase))
+import_torch()
+seen, frozen = len(collections), gc.get_freeze_count()
+import_torch()  # later calls take nothing more from the collector
+print(seen, frozen > 100_000, gc.isenabled(), gc.get_freeze_count() == frozen)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["0", "True", "True", "True"]
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)

@@ -7,13 +7,15 @@ Three processes live side by side on one core with one thread: the earlier code,
 today's. A round asks each of them, in a new random order, for the same piece of work, and counts the processor seconds
 that it took; so what else the machine does matters little. The figure is the median of the ratio per round. The second
 process of the earlier code is the control: where it differs from the first by more than 2 %, rounds were too few.
-Commands are timed likewise, each in a fresh process. Where the machine is too loaded for a ratio, the operators that
-both sides hand to PyTorch, with the shapes and strides of their arguments, are compared: they do not depend on it.
+Commands are timed likewise, each in a fresh process, from bytecode, as an installed package runs. Where the machine is
+too loaded for a ratio, the operators that both sides hand to PyTorch, with the shapes and strides of their arguments,
+are compared: they do not depend on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import resource
@@ -49,6 +51,9 @@ FILES = 1024
 """So many that what a run costs once, such as the hash of the weights, does not matter."""
 EDIT = ("edit", "faces:3", "faces:8", "--chunks", "10-20", "--steps", "2", "-o", "x.png")
 """Two steps each way: mostly start-up."""
+WHOLE_EDIT = ("edit", "faces:3", "faces:8", "--chunks", "10-20", "-o", "x.png")
+ENCODE = ("encode", "faces:1", "-o", "x.npy")
+COMMANDS = (("--help",), EDIT, WHOLE_EDIT, ENCODE)
 OLD, NEW = "old", "new"
 HERE = Path(__file__).resolve().parents[2]
 SIDE = Path(__file__).with_name("earlier_side.py")
@@ -76,6 +81,7 @@ class Checkout:
     def __init__(self, source: Path, root: Path) -> None:
         for name in ("diticli", "kernels"):
             shutil.copytree(source / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(root, quiet=2)
         self.root = root
         paths = os.pathsep.join(str(path) for path in (root, root / "kernels"))
         self.environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -205,9 +211,10 @@ def _asking(worker: Worker, work: str) -> Callable[[], float]:
 def commands(old: Checkout, new: Checkout, folder: Path, **limits: Any) -> dict[str, Timings]:
     """Whole commands, each in a fresh process; the model is the same one, saved by the earlier code."""
     found = {}
-    for words in (("--help",), (*EDIT, "--model", str(folder / "model"))):
-        runs = {name: _commanding(side, words, folder) for name, side in _sides(old, new).items()}
-        work = " ".join(["diti", *words[: len(EDIT)]])
+    for words in COMMANDS:
+        model = [] if words == ("--help",) else ["--model", str(folder / "model")]
+        runs = {name: _commanding(side, [*words, *model], folder) for name, side in _sides(old, new).items()}
+        work = " ".join(["diti", *words])
         found[work] = paired(runs, **limits)
         print(_row(work, found[work]), flush=True)
     return found
@@ -234,7 +241,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", type=Path, required=True, help="checkout of the earlier version")
-    parser.add_argument("--works", nargs="*", default=WORKS, help=f"some of: {', '.join(WORKS)}")
+    parser.add_argument("--works", nargs="*", default=WORKS, help=f"none or some of: {', '.join(WORKS)}")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=120.0, help="processor seconds of each piece of work at most")
     parser.add_argument("--core", type=int, help="the one core to run on. Default: any")

@@ -1,39 +1,27 @@
-"""The `diti` command: registers the commands and turns errors into one line."""
+"""The `diti` command: which commands there are, and errors as one line."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
-from diticli.commands import edit
-from diticli.commands.compare import compare
 from diticli.commands.console import say
-from diticli.commands.convert import convert
-from diticli.commands.demo import demo
-from diticli.commands.doctor import doctor
-from diticli.commands.encode import encode
-from diticli.commands.evaluate import evaluate
-from diticli.commands.faces import faces
 from diticli.commands.failure import be_verbose, explain, explain_interrupt, sigterm_as_interrupt
-from diticli.commands.options import paragraphs
-from diticli.commands.probe import probe
-from diticli.commands.studio import studio
-from diticli.commands.train import train
+from diticli.commands.lazy import LazyGroup, Maker, imported, paragraphs
 from diticli.errors import DiTiError
 from diticli.memory import device_failure
 from diticli.variables import unknown_variables
 
+COMMANDS = ("train", "encode", "probe", "compare", "edit", "evaluate", "convert", "faces", "studio", "demo", "doctor")
+"""In the order in which they are used."""
 
-class _Group(TyperGroup):
+
+class _Group(LazyGroup):
     """Catches what a command raises before Typer does."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """In the order in which they are used: Typer lists groups first."""
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: names.index("compare") + 0.5 if name == "edit" else names.index(name))
+    MAKERS: ClassVar[dict[str, Maker]] = {name: imported(name) for name in COMMANDS}
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -89,6 +77,3 @@ def _root(
 
 
 app.callback(help=paragraphs(_root.__doc__))(_root)
-app.add_typer(edit.app, name="edit")
-for _command in (train, encode, probe, compare, evaluate, convert, faces, studio, demo, doctor):
-    app.command(help=paragraphs(_command.__doc__))(_command)

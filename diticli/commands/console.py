@@ -6,28 +6,22 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from diticli.progress import Reporter
 from diticli.reading import printable
+
+if TYPE_CHECKING:  # its import takes as long as that of diti's own modules, and tables and bars alone need it
+    from rich.text import Text
 
 PATH_LENGTH = 24
 """Characters that are left of a path which is too long for a table."""
 
 
-def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-
-
 def say(text: str) -> None:
     """One line for the person, on stderr; of several processes of a run, the first says it."""
     if _speaks():
-        _stderr().print(printable(text), markup=False)
+        sys.stderr.write(printable(text) + "\n")
 
 
 def say_model(model: Any) -> None:
@@ -54,6 +48,10 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: 
         rows: a text for each column.
         spare: headings of the columns that are left out first.
     """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     # Without a terminal rich assumes 80 columns; scripts look for whole names.
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 140
     console = Console(highlight=False, width=wide)
@@ -73,10 +71,15 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: 
 
 def reporter() -> Reporter:
     """Progress on stderr: a live bar on a terminal, a line now and then elsewhere."""
-    from diticli.commands.reporting import LineReporter, RichReporter
+    if sys.stderr.isatty() or "FORCE_COLOR" in os.environ:
+        from rich.console import Console
 
-    console = _stderr()
-    return RichReporter(console) if console.is_terminal else LineReporter(console)
+        from diticli.commands.bars import RichReporter
+
+        return RichReporter(Console(stderr=True, highlight=False, soft_wrap=True, emoji=False))
+    from diticli.commands.reporting import LineReporter
+
+    return LineReporter(sys.stderr)
 
 
 def _speaks() -> bool:
@@ -117,18 +120,32 @@ def _widths(columns: list[list[str]], room: int) -> list[int]:
 
 
 def _width(column: list[str]) -> int:
-    return max(map(cell_len, column))
+    return max(map(_cells, column))
 
 
 def _longest_word(column: list[str]) -> int:
-    return max((cell_len(word) for text in column for word in text.split()), default=0)
+    return max((_cells(word) for text in column for word in text.split()), default=0)
 
 
 def _short_path(text: str) -> str:
     """The end of a long path."""
-    if cell_len(text) <= PATH_LENGTH or "/" not in text or " " in text:
+    if _cells(text) <= PATH_LENGTH or "/" not in text or " " in text:
         return text
     return "…" + text[1 - PATH_LENGTH :]
+
+
+def _cells(text: str) -> int:
+    """How wide a terminal draws a text."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _literal(text: str) -> Text:
+    """For rich, a str would be markup."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _is_number(text: str) -> bool:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import typer
-from typer.core import TyperGroup
 
 from diticli.commands import edit_request as request
 from diticli.commands.edit_options import (
@@ -29,7 +28,7 @@ from diticli.commands.edit_options import (
     parameters,
     with_parameters,
 )
-from diticli.commands.options import paragraphs
+from diticli.commands.lazy import LazyGroup, Maker, command, import_torch, paragraphs
 from diticli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ SHORT = "images"
 
 def pair(options: PairOptions) -> None:
     """Exchange chunks of two images."""
-    request.check(options)
     from diticli.commands.console import reporter
     from diticli.editing.contact_sheet import pair_sheet
     from diticli.editing.mixing import parse_alphas
@@ -73,7 +71,6 @@ def pair(options: PairOptions) -> None:
 
 def attribute(options: AttributeOptions) -> None:
     """Move images along attributes."""
-    request.check(options)
     from diticli.commands.console import reporter
     from diticli.editing.attribute import edit_attribute
     from diticli.editing.contact_sheet import attribute_sheet
@@ -130,7 +127,6 @@ def attribute(options: AttributeOptions) -> None:
 
 def reconstruct(options: ReconstructOptions) -> None:
     """Decode images from their own features."""
-    request.check(options)
     from diticli.commands.console import reporter
     from diticli.editing.contact_sheet import reconstruction_sheet
     from diticli.editing.reconstruct import reconstruct as run
@@ -152,7 +148,6 @@ def reconstruct(options: ReconstructOptions) -> None:
 
 def table(options: TableOptions) -> None:
     """Exchange chunks of many pairs."""
-    request.check(options)
     from diticli.commands.console import reporter
     from diticli.editing.many import edit_many
     from diticli.editing.many_files import ManyOptions, plan_pairs
@@ -199,6 +194,8 @@ RUNS: dict[str, Any] = {"pair": pair, "attribute": attribute, "reconstruct": rec
 def _run(kind: str, options: Options) -> None:
     from diticli.pictures.metadata import metadata_left_out
 
+    request.check(options)
+    import_torch()
     with metadata_left_out(not options.metadata):
         RUNS[kind](options)
 
@@ -274,8 +271,55 @@ def _check_dims(directions: Directions, options: AttributeOptions, names: Sequen
             )
 
 
-class _EditGroup(TyperGroup):
+def _short(**values: Any) -> None:
+    reconstructs = values.pop("reconstruct")
+    kind = _kind(values["sources"], reconstructs, bool(values["attribute"]))
+    known, every = parameters(kind), _every_parameter()
+    for name, value in values.items():
+        if name not in known and is_given(value, every[name]):
+            others = [f"`diti edit {other}`" for other in KINDS if name in parameters(other)]
+            raise ConfigError(
+                f"{flag(every[name])} is for {' and '.join(others)}, not for `diti edit {kind}`.",
+                remedy=f"Leave out {flag(every[name])}.",
+            )
+    _run(kind, KINDS[kind](**{name: value for name, value in values.items() if name in known}))
+
+
+def _kind(sources: list[str], reconstructs: bool, moves: bool) -> str:
+    tables = [source for source in sources if request.is_table(source)]
+    if reconstructs and moves:
+        raise ConfigError("--reconstruct changes nothing, --attribute does.", remedy="Give one of them.")
+    if tables and (reconstructs or moves):
+        option = "--reconstruct" if reconstructs else "--attribute"
+        raise ConfigError(f"{tables[0]} is a table of pairs.", remedy=f"Leave out {option}, or give images.")
+    if reconstructs or moves:
+        return "reconstruct" if reconstructs else "attribute"
+    return "table" if tables else "pair"
+
+
+def _every_parameter() -> dict[str, Parameter]:
+    """The options of all sub-commands, in the words of the first that has one, and --reconstruct."""
+    found: dict[str, Parameter] = {}
+    for kind in KINDS:
+        found = parameters(kind) | found
+    choice = Annotated[bool, typer.Option("--reconstruct", help="Decode images from their own features.")]
+    return found | {"reconstruct": Parameter("reconstruct", Parameter.KEYWORD_ONLY, default=False, annotation=choice)}
+
+
+def _sub_command(kind: str) -> Any:
+    options = KINDS[kind]
+    return command(kind, as_command(options, partial(_run, kind)), help=options.__doc__ or "")
+
+
+def _short_command() -> Any:
+    said = "Without a sub-command: the options of all of them; see diti edit --help."
+    return command(SHORT, with_parameters(_short, _every_parameter()), hidden=True, help=said)
+
+
+class _EditGroup(LazyGroup):
     """Sends what names no sub-command to the hidden command."""
+
+    MAKERS: ClassVar[dict[str, Maker]] = {kind: partial(_sub_command, kind) for kind in KINDS} | {SHORT: _short_command}
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All but the hidden one, for help, completion and documentation."""
@@ -293,7 +337,14 @@ class _EditGroup(TyperGroup):
         return "" if name == SHORT else name, command, rest
 
 
-app = typer.Typer(cls=_EditGroup, no_args_is_help=True, subcommand_metavar="{IMAGE... | TABLE | COMMAND} [ARGS]...")
+app = typer.Typer(
+    name="edit",
+    cls=_EditGroup,
+    no_args_is_help=True,
+    subcommand_metavar="{IMAGE... | TABLE | COMMAND} [ARGS]...",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 def _edit() -> None:
@@ -322,44 +373,4 @@ def _edit() -> None:
     """
 
 
-def _short(**values: Any) -> None:
-    reconstructs = values.pop("reconstruct")
-    kind = _kind(values["sources"], reconstructs, bool(values["attribute"]))
-    known, every = parameters(KINDS[kind]), _every_parameter()
-    for name, value in values.items():
-        if name not in known and is_given(value, every[name]):
-            others = [f"`diti edit {other}`" for other, options in KINDS.items() if name in parameters(options)]
-            raise ConfigError(
-                f"{flag(every[name])} is for {' and '.join(others)}, not for `diti edit {kind}`.",
-                remedy=f"Leave out {flag(every[name])}.",
-            )
-    _run(kind, KINDS[kind](**{name: value for name, value in values.items() if name in known}))
-
-
-def _kind(sources: list[str], reconstructs: bool, moves: bool) -> str:
-    tables = [source for source in sources if request.is_table(source)]
-    if reconstructs and moves:
-        raise ConfigError("--reconstruct changes nothing, --attribute does.", remedy="Give one of them.")
-    if tables and (reconstructs or moves):
-        option = "--reconstruct" if reconstructs else "--attribute"
-        raise ConfigError(f"{tables[0]} is a table of pairs.", remedy=f"Leave out {option}, or give images.")
-    if reconstructs or moves:
-        return "reconstruct" if reconstructs else "attribute"
-    return "table" if tables else "pair"
-
-
-def _every_parameter() -> dict[str, Parameter]:
-    """The options of all sub-commands, in the words of the first that has one, and --reconstruct."""
-    found: dict[str, Parameter] = {}
-    for options in KINDS.values():
-        found = parameters(options) | found
-    choice = Annotated[bool, typer.Option("--reconstruct", help="Decode images from their own features.")]
-    return found | {"reconstruct": Parameter("reconstruct", Parameter.KEYWORD_ONLY, default=False, annotation=choice)}
-
-
 app.callback(help=paragraphs(_edit.__doc__))(_edit)
-for _kind_name, _options in KINDS.items():
-    app.command(_kind_name, help=paragraphs(_options.__doc__))(as_command(_options, partial(_run, _kind_name)))
-app.command(SHORT, hidden=True, help="Without a sub-command: the options of all of them; see diti edit --help.")(
-    with_parameters(_short, _every_parameter())
-)

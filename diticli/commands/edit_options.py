@@ -9,6 +9,7 @@ import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
@@ -284,8 +285,10 @@ KINDS: dict[str, type[Options]] = {
 _O = TypeVar("_O", bound=Options)
 
 
-def parameters(options: type[Any]) -> dict[str, inspect.Parameter]:
-    """The fields as keyword parameters: the class's own first, what it shares after them."""
+@cache
+def parameters(kind: str) -> dict[str, inspect.Parameter]:
+    """The options of a sub-command as keyword parameters: its own first, what it shares after them."""
+    options = KINDS[kind]
     hints = get_type_hints(options, include_extras=True)
     shared = [part for part in options.__mro__ if part is not SamplingOptions]
     names = ["sources", *(name for part in (*shared, SamplingOptions) for name in inspect.get_annotations(part))]
@@ -307,7 +310,7 @@ def as_command(options: type[_O], run: Callable[[_O], None]) -> Callable[..., No
     def command(**values: Any) -> None:
         run(options(**values))
 
-    return with_parameters(command, parameters(options))
+    return with_parameters(command, parameters(options.kind))
 
 
 def with_parameters(command: Callable[..., None], found: dict[str, inspect.Parameter]) -> Callable[..., None]:
@@ -332,7 +335,7 @@ def flag(parameter: inspect.Parameter) -> str:
 def command_line(options: Options) -> str:
     """The call that makes the same pictures again."""
     words = []
-    for name, parameter in parameters(type(options)).items():
+    for name, parameter in parameters(options.kind).items():
         (info,) = parameter.annotation.__metadata__
         value = getattr(options, name)
         if isinstance(info, ArgumentInfo) or not is_given(value, parameter) or name in NOT_REPEATED:

@@ -105,6 +105,9 @@ def _check_options(options: Options) -> None:
 def _check_output(options: Options) -> None:
     """Try where outputs shall go: minutes of sampling should not end at a protected disk. Makes nothing: the model may
     not exist."""
+    from diticli.files import check_writable
+    from diticli.pictures.metadata import check_picture
+
     out, folders = target(options), [options.separate]
     if isinstance(options, TableOptions):
         folders.append(None if options.dry_run else out)
@@ -112,26 +115,18 @@ def _check_output(options: Options) -> None:
             raise DataError(f"-o names a file: {out}.", remedy="Name a folder for a table's outputs.")
     else:
         animate = _animate(options)
-        _check_strip(out)
+        if out.is_dir():
+            raise DataError(f"-o names a folder: {out}.", remedy="Name a file: -o out.png.")
+        check_picture(out)
         folders += [out.parent, animate.parent if animate else None]
         for path in (out, animate):
             _check_not_a_source(path, options.sources)
         if animate and animate.absolute() == out.absolute():
             raise ConfigError(f"The strip and the animation are both {out}.", remedy="Name two files.")
         check_pictures([path for path in (out, animate) if path], overwrite=options.overwrite)
-    from diticli.files import check_writable
-
     for folder in folders:
         if folder is not None:
             check_writable(folder)
-
-
-def _check_strip(out: Path) -> None:
-    if out.is_dir():
-        raise DataError(f"-o names a folder: {out}.", remedy="Name a file: -o out.png.")
-    from diticli.pictures.grids import check_picture
-
-    check_picture(out)
 
 
 def _check_not_a_source(path: Path | None, sources: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from diticli.commands.lazy import import_torch
 from diticli.commands.options import (
     DEFAULT_BATCH,
     BatchSizeOption,
@@ -101,6 +102,7 @@ def encode(
 
     Example: diti encode photos/ -o base.npy --features base:50
     """
+    import_torch()
     from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.data.images import open_images
     from diticli.distributed import Rank

@@ -99,8 +99,8 @@ def _cut(text: str) -> str:
 
 def explain_interrupt(interrupt: KeyboardInterrupt) -> int:
     """Print how to go on after Ctrl-C or SIGTERM; returns the exit status."""
-    if reporting := sys.modules.get("diticli.commands.reporting"):
-        reporting.end_bars()
+    if bars := sys.modules.get("diticli.commands.bars"):
+        bars.end_bars()
     text = str(interrupt) or "Stopped."
     sys.stderr.write(f"\n{printable(text)}\nRun the same command again to go on.\n")
     return INTERRUPTED + int(getattr(interrupt, "signal", signal.SIGINT))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -54,8 +53,3 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=0, help="Decoding threads. Default: one per core.", show_default=False),
 ]
-
-
-def paragraphs(docstring: str | None) -> str:
-    """A help text whose lines end where the terminal's do, not where the source's did."""
-    return "\n\n".join(" ".join(part.split()) for part in cleandoc(docstring or "").split("\n\n"))

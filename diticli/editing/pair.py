@@ -68,10 +68,19 @@ def edit_pair(
     settings = settings or EditSettings()
     edits = plan_edits(chunk_sets, alphas, pipeline.chunks)
     x0 = pipeline.preprocess([image_a, image_b])
-    z, decoded = _decoded(pipeline, x0, to_decode(edits, settings), settings, sampler, reporter)
+    decoded = to_decode(edits, settings)
+    z, images = run_jobs(
+        pipeline,
+        x0,
+        lambda latents: pair_jobs(latents, (0, 1), decoded, pipeline.chunks, settings),
+        len(SIDES) + len(decoded),
+        settings,
+        sampler=sampler,
+        reporter=reporter,
+    )
     return pair_result(
         edits,
-        Outcome.from_tensors(x0, z, decoded),
+        Outcome.from_tensors(x0, z, images),
         names=names,
         layout=pipeline.chunks,
         model_hash=pipeline.model_hash,
@@ -106,7 +115,15 @@ def counterfactuals(
         ChunkError: for a chunk that the model lacks.
         ConfigError: for more steps than the model has timesteps.
     """
-    z, decoded = _decoded(pipeline, x0, edits, settings, sampler, reporter)
+    z, decoded = run_jobs(
+        pipeline,
+        x0,
+        lambda latents: pair_jobs(latents, (0, 1), edits, pipeline.chunks, settings),
+        len(SIDES) + len(edits),
+        settings,
+        sampler=sampler,
+        reporter=reporter,
+    )
     labels: list[Label] = [Reconstruction(0), Reconstruction(1), *edits]
     return z, torch.stack([decoded[label] for label in labels])
 
@@ -184,17 +201,3 @@ def pair_result(
         settings=settings,
         model_name=model_name,
     )
-
-
-def _decoded(
-    pipeline: EditablePipeline,
-    x0: torch.Tensor,
-    edits: Sequence[Edit],
-    settings: EditSettings,
-    sampler: ImageSampler | None,
-    reporter: Reporter | None,
-) -> tuple[torch.Tensor, dict[Label, torch.Tensor]]:
-    def plan(latents: Latents) -> Iterator[Job]:
-        return pair_jobs(latents, (0, 1), edits, pipeline.chunks, settings)
-
-    return run_jobs(pipeline, x0, plan, len(SIDES) + len(edits), settings, sampler=sampler, reporter=reporter)

@@ -1,4 +1,4 @@
-"""Inversion, decoding and judging in batches; what was made before is taken from a folder."""
+"""Invert, decode and classify in batches; what was made before is taken from a folder."""
 
 from __future__ import annotations
 

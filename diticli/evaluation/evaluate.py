@@ -48,7 +48,7 @@ from diticli.statistics import Estimate
 
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 CHECKED = 16
-"""Images that are inverted and decoded to see whether judging makes sense."""
+"""Images that are inverted and decoded to see whether scores of edits say anything."""
 SHOWN = 4
 """Pairs whose edits are shown."""
 
@@ -248,7 +248,7 @@ class _Evaluation:
         directions = self._directions() if moves else None
         attributes = [name for name in self.names if directions and self._moves(name, directions)]
         rounds = 2 + len(chunk_sets) + 2 * len(attributes)
-        self.reporter.start("Editing and judging", rounds * len(x0), unit="images")
+        self.reporter.start("Editing and scoring", rounds * len(x0), unit="images")
         self.decoding = Decoding(self.pipeline, self.classifier, self.settings, self.reporter, self.kept)
         self.x_T = self.decoding.invert(x0, self.z)
         before = self._decode(self.z)

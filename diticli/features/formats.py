@@ -11,19 +11,22 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from diticli.errors import FeatureFileError
 from diticli.files import replacing, write_tensors
 from diticli.reading import check_regular, parse_json, quoted, read_regular
+
+if TYPE_CHECKING:  # its import takes 35 ms, and Parquet alone needs it
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +41,7 @@ _MOST_UNPACKED = 100
 DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, MemoryError, OverflowError),
     *(NotImplementedError, RecursionError, SyntaxError, tokenize.TokenError, struct.error, zlib.error),
-    *(zipfile.BadZipFile, SafetensorError, pa.ArrowException),
+    *(zipfile.BadZipFile, SafetensorError),
 )
 """What the libraries raise on truncated or foreign bytes."""
 
@@ -77,7 +80,8 @@ def is_own(path: Path) -> bool:
                 with safe_open(path, framework="numpy") as file:
                     return META_KEY in (file.metadata() or {})
             case ".parquet":
-                return META_KEY.encode() in (pq.read_schema(path).metadata or {})
+                with _arrow() as pq:
+                    return META_KEY.encode() in (pq.read_schema(path).metadata or {})
         facts = parse_json(read_regular(sidecar_path(path)))
         return isinstance(facts, dict) and bool(facts.get("version")) and "files" in facts
     except DAMAGE:
@@ -97,6 +101,9 @@ def write_safetensors(path: Path, values: Array, files: Sequence[str], meta: str
 
 def write_parquet(path: Path, values: Array, files: Sequence[str], meta: str) -> None:
     """One row per image: `file` and `features` (fixed-size list), written in groups of 8,192 rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     width = values.shape[1]
     fields = [pa.field(FILE_COLUMN, pa.string()), pa.field(FEATURES_KEY, pa.list_(pa.float32(), width))]
     schema = pa.schema(fields, metadata={META_KEY: meta})
@@ -165,7 +172,7 @@ def _read_safetensors(path: Path) -> tuple[Array, str | None]:
 
 def _read_parquet(path: Path) -> tuple[Array, str | None]:
     """Own files, and foreign ones whose columns beside `file` are numbers (z0, z1, ...) or one list."""
-    with pq.ParquetFile(path) as file:
+    with _arrow() as pq, pq.ParquetFile(path) as file:
         meta = (file.schema_arrow.metadata or {}).get(META_KEY.encode())
         columns = [name for name in file.schema_arrow.names if name != FILE_COLUMN]
         columns = [FEATURES_KEY] if FEATURES_KEY in columns else columns
@@ -181,6 +188,18 @@ def _read_parquet(path: Path) -> tuple[Array, str | None]:
     if values is None or start != len(values):
         raise ValueError("it has fewer rows than it declares")
     return values, meta.decode() if meta else None
+
+
+@contextmanager
+def _arrow() -> Iterator[Any]:
+    """PyArrow's Parquet module; what it raises on damaged bytes is a ValueError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        yield pq
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
 
 
 def _unpacked_bytes(file: pq.ParquetFile, columns: Sequence[str]) -> int:

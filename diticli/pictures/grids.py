@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from diticli.data.own_files import SOFTWARE
-from diticli.errors import ConfigError, DataError
+from diticli.errors import DataError
 from diticli.files import write_atomically
 from diticli.pictures.captions import clean
-from diticli.pictures.metadata import exif, written
+from diticli.pictures.metadata import check_picture, exif, written
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import PAPER, Pixels, Tile, factor_of, magnified, pixels_of, psnr, size_of, to_uint8
 
@@ -22,7 +22,6 @@ __all__ = [
     "Pixels",
     "Tile",
     "captioned_strip",
-    "check_picture",
     "image_grid",
     "psnr",
     "save_picture",
@@ -30,8 +29,6 @@ __all__ = [
     "to_uint8",
 ]
 
-FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
-"""Formats of pictures, by suffix."""
 _OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True, "quality": 70, "method": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -83,20 +80,6 @@ def save_png(image: Image.Image | Pixels, path: Path | str, metadata: Mapping[st
         image if isinstance(image, Image.Image) else Image.fromarray(image if image.ndim == 2 else pixels_of(image))
     )
     return write_atomically(path, "picture", lambda file: picture.save(file, format="PNG", pnginfo=info))
-
-
-def check_picture(path: Path) -> str:
-    """The format that a file name asks for.
-
-    Raises:
-        ConfigError: for a suffix that is none of `FORMATS`.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise ConfigError(
-            f"A picture is a {', '.join(FORMATS)} file, not {path.name!r}.", remedy=f"Write {path.stem or 'edit'}.png."
-        )
-    return FORMATS[suffix]
 
 
 def save_picture(image: Image.Image, path: Path | str, metadata: Mapping[str, str] | None = None) -> Path:

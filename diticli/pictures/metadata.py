@@ -1,4 +1,4 @@
-"""Metadata of picture files: which facts about a picture are written into it."""
+"""Picture files: their formats, and which facts about a picture are written into them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,37 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from types import MappingProxyType
 
 from PIL import ExifTags, Image
 
 from diticli._version import __version__
 from diticli.data.own_files import SOFTWARE
+from diticli.errors import ConfigError
 from diticli.pictures.captions import clean
 
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Formats of pictures, by suffix."""
 KEY = "diti:key"
 """A hash by which finished pictures of a table are known again. Says nothing to people, so it is always written."""
 
 _left_out: ContextVar[bool] = ContextVar("_left_out", default=False)
 _made_by: ContextVar[Mapping[str, str]] = ContextVar("_made_by", default=MappingProxyType({}))
+
+
+def check_picture(path: Path) -> str:
+    """The format that a file name asks for.
+
+    Raises:
+        ConfigError: for a suffix that is none of `FORMATS`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise ConfigError(
+            f"A picture is a {', '.join(FORMATS)} file, not {path.name!r}.", remedy=f"Write {path.stem or 'edit'}.png."
+        )
+    return FORMATS[suffix]
 
 
 @contextmanager

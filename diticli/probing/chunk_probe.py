@@ -10,7 +10,7 @@ The centre of mass of an attribute in t is a weighted mean of the chunks' mid ti
 - alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
   found at all. Where every chunk has much of the skill, the mean would be the middle by construction and is left out.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
-  where the attribute comes in. A timestep of chunk k sees just these chunks, so it is what "lost at t" means for
+  from where on it is found. A timestep of chunk k sees just these chunks, so it is what "lost at t" means for
   features (arXiv 2401.11430, section 4).
 """
 

@@ -81,7 +81,7 @@ class TimeBudget:
         if self._last is None:
             seconds = None if self._ends is None else self._ends - self.clock()
         else:
-            seconds = None if self._last.left is None else self._last.left + self._last.later
+            seconds = None if self._last.seconds_left is None else self._last.seconds_left + self._last.later
         if seconds is not None:
             names = list(self.planned)
             to_come = [self.planned[name] for name in names[names.index(stage) :]] if stage in names else [1.0]

@@ -23,7 +23,7 @@ def choose_kernels(
         peers: the same processes.
         kept: file of the run's choices, which a resumed run goes on with.
         compiled: whether the stage's parts are compiled.
-        reporter: told of kernels that are wrong or fail.
+        reporter: warned of kernels that are wrong or fail.
 
     Raises:
         ConfigError: when DITI_TUNE is no number of seconds.

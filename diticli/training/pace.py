@@ -85,8 +85,8 @@ class Pace:
         self._marks: list[tuple[int, float]] = []
 
     @property
-    def left(self) -> float | None:
-        """Seconds that are left of the stage's time."""
+    def seconds_left(self) -> float | None:
+        """Of the stage's time; None without a budget."""
         return None if self.seconds is None else self.seconds - self._active()
 
     def due(self, step: int) -> bool:
@@ -99,7 +99,7 @@ class Pace:
         """Number of steps in all that fit into the time, after `step` of `steps`."""
         busy = self._active() - self._apart
         self._marks.append((step, busy))
-        left = (self.left or 0.0) - self._longest
+        left = (self.seconds_left or 0.0) - self._longest
         window = min(WINDOW * (self.seconds or 0.0), left)
         while len(self._marks) > 2 and busy - self._marks[1][1] >= window:
             self._marks.pop(0)

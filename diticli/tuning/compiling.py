@@ -101,7 +101,7 @@ def try_compiling(
         plain: a call, which may be known already to work.
         compiled: the same, compiled when it is first called.
         device: where they run.
-        reporter: told where that fails.
+        reporter: warned where that fails.
         watch: of the device.
         clock: seconds.
     """

@@ -33,7 +33,7 @@ def graph_wins(
         inputs: of the step, the images first.
         network: what tells networks of other sizes apart.
         watch: of the device.
-        reporter: told where capturing fails.
+        reporter: warned where capturing fails.
     """
     x = inputs[0]
     cache = TuningCache(environment(indexed(x.device)), reporter)

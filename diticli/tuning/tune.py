@@ -59,7 +59,7 @@ def tune(
         function: calls the network; where it wants gradients, so do its sites.
         device: where it will run; nothing happens on a CPU.
         mode: how it will run.
-        reporter: told of ways that are wrong or fail.
+        reporter: warned of ways that are wrong or fail.
         peers: the processes that run it together: the first one decides. All must call this.
         kept: file of the choices that a run began with, which it keeps, by `part`.
         part: of that run.
@@ -145,7 +145,7 @@ def decide(sites: Sequence[Site], device: torch.device, seconds: float, reporter
         sites: in order of their weight.
         device: where they run.
         seconds: for trials, of the whole process.
-        reporter: told of ways that are wrong or fail.
+        reporter: warned of ways that are wrong or fail.
     """
     global _spent
     cache = TuningCache(environment(indexed(device)), reporter)
