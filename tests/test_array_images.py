@@ -190,6 +190,105 @@ def test_other_archives_are_refused_in_words(tmp_path, arrays, message):
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": FACES}, "No array .* is called images"),
+        ({"images": FACES, "labels": np.zeros(5)}, "shape \\[5\\] for 12 pictures"),
+        ({"images": np.zeros((2, 28, 28, 28), np.uint8)}, "Volumes are not read"),
+        ({"images": np.array([b"a", b"b"])}, "are \\|S1"),
+        ({"images": np.full((2, 4, 4), 900.0)}, "between 900 and 900"),
+        ({"images": np.zeros((2, 4, 4), np.complex64)}, "complex64"),
+        ({"images": np.zeros((0, 4, 4), np.uint8)}, "shape \\[0, 4, 4\\]"),
+    ],
+)
+def test_other_hdf5_files_are_refused_in_words(tmp_path, arrays, message):
+    path = write_h5(tmp_path / "a.h5", **arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        open_images(str(path), 16)
+    assert caught.value.remedy
+
+
+def test_hdf5_is_not_unpacked_beyond_bounds_nor_read_from_elsewhere(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    from diticli.data import array_files
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=np.zeros((64, 16, 16), np.uint8), chunks=(64, 16, 16), compression="gzip")
+    open_images(str(tmp_path / "a.h5"), 16)
+    monkeypatch.setattr(array_files, "MAX_CHUNK", 2**13)
+    with pytest.raises(DataError, match="in pieces of 16,384 bytes"):
+        open_images(str(tmp_path / "a.h5"), 16)
+    (tmp_path / "secret.raw").write_bytes(bytes(512))
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file.create_dataset("images", (2, 16, 16), np.uint8, external=[(str(tmp_path / "secret.raw"), 0, 512)])
+        file["image"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "images")
+    with pytest.raises(DataError, match="No array"):
+        open_images(str(tmp_path / "b.h5"), 16)
+
+
+def test_an_array_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    from diticli.data import array_files
+
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, images=np.zeros((100, 64, 64), np.uint8))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(array_files, "IN_MEMORY", 2**10)
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(array_files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match="GiB in") as caught:
+        open_images(str(path), 16)
+    assert "XDG_CACHE_HOME" in str(caught.value.remedy)
+
+
+def test_equal_pictures_of_a_parquet_file_are_unpacked_once(tmp_path):
+    """A file of 20 kB that stands for 400 MB of pictures takes no more memory than one picture."""
+    noise = RNG.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    pictures = np.broadcast_to(noise, (2000, 256, 256, 3))
+    data = encoded(noise)
+    for image in ([{"bytes": data, "path": None}] * len(pictures), [data] * len(pictures)):
+        pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+        assert (tmp_path / "a.parquet").stat().st_size < 2 * len(data)
+        source = open_images(str(tmp_path / "a.parquet"), 256)
+        before = pa.total_allocated_bytes()
+        assert np.array_equal(source.load(1999), noise)
+        assert pa.total_allocated_bytes() - before < 4 * len(data)
+
+
+@pytest.mark.parametrize("column", [[1, 2], ["a", "b"], [[1], [2]]])
+def test_a_parquet_column_of_another_type_is_no_picture(tmp_path, column):
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no column of pictures") as caught:
+        open_images(str(tmp_path / "a.parquet"), 16)
+    assert caught.value.remedy
+
+
+def test_a_row_group_of_too_many_bytes_is_refused(tmp_path, monkeypatch):
+    from diticli.data import parquet_images
+
+    path = write_parquet(tmp_path / "a.parquet", FACES)
+    monkeypatch.setattr(parquet_images, "_MAX_GROUP", 100)
+    with pytest.raises(DataError, match="row group 0 holds") as caught:
+        open_images(str(path), 16)
+    assert "smaller row groups" in str(caught.value.remedy)
+
+
+def test_damaged_rows_of_a_parquet_file_are_skipped_and_named(tmp_path):
+    pictures = [encoded(picture) for picture in FACES]
+    broken = [None, {"bytes": b"no picture", "path": "x.png"}, {"bytes": pictures[2][:40], "path": None}]
+    rows = [{"bytes": one, "path": None} for one in pictures * 6] + broken
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    loaded_ = load_images(open_images(str(tmp_path / "a.parquet"), 16))
+    assert [item.file for item in loaded_.skipped] == ["000072", "000073", "000074"]
+    assert "missing" in loaded_.skipped[0].reason
+    path = write_parquet(tmp_path / "b.parquet", FACES)
+    data = bytearray(path.read_bytes())
+    data[40:400] = bytes(360)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableImageError):
+        open_images(str(path), 16).load(0)
+
+
 def test_a_header_that_declares_more_than_there_is(tmp_path):
     path = tmp_path / "a.npz"
     inside = io.BytesIO()

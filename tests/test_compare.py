@@ -18,13 +18,14 @@ from diticli.comparison.entry_specs import EntrySpec, parse_baselines, parse_ent
 from diticli.comparison.pca import pca_features
 from diticli.comparison.report import write_comparison
 from diticli.comparison.run import Comparison, compare
-from diticli.comparison.scores import difference, holm, with_verdicts
+from diticli.comparison.scores import Difference, EntryScores, baselines_ahead, difference, holm, with_verdicts
 from diticli.comparison.settings import DEFAULT_DATA, CompareSettings
 from diticli.comparison.tables import decimals
 from diticli.data.faces import write_faces
 from diticli.errors import ConfigError, DiTiError
 from diticli.features.read import read_features
 from diticli.progress import SilentReporter
+from diticli.statistics import Estimate
 
 FACES = "faces:160:1"
 SMALL: dict[str, Any] = {"data": (FACES,), "shown": 1, "steps": 2, "precision": "fp32", "metrics": False}
@@ -130,6 +131,26 @@ def test_holm_and_verdicts() -> None:
     assert [d.verdict for d in with_verdicts([better, same], "r2") if d] == ["better", "no clear difference"]
     assert [d.verdict for d in with_verdicts([better, None], "mse") if d] == ["worse"]
     assert difference(0.0, np.full(3, np.nan), np.zeros(3)) is None
+
+
+def test_baselines_that_are_better_are_named_with_their_scores() -> None:
+    def scores(value: float, **differences: Any) -> EntryScores:
+        means = {"number": {"r2": Estimate(value=value, low=None, high=None)}}
+        return EntryScores(attributes={}, means=means, differences=differences, by_attribute={})
+
+    def gap(value: float, verdict: str) -> dict[str, Difference]:
+        return {"r2": Difference(value=value, low=0, high=0, p=0, verdict=verdict)}
+
+    found = {
+        "diti": scores(0.8),
+        "base": scores(0.9, number=gap(0.1, "better")),
+        "pixels": scores(0.7, number=gap(-0.1, "worse")),
+        "near": scores(0.81, number=gap(0.01, "no clear difference")),
+        "pdae": scores(0.95, number=gap(0.15, "better")),
+    }
+    said = baselines_ahead(found, ["base", "pixels", "near"])
+    assert said == "Better than diti, without its training: base (mean R2 0.900 instead of 0.800)."
+    assert baselines_ahead(found, ["pixels"]) == ""
 
 
 def test_pairing_tells_apart_what_single_intervals_cannot() -> None:

@@ -176,6 +176,21 @@ def test_the_command_goes_on_after_an_interruption(
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["benchmark"] == found
 
 
+def test_what_each_seed_chose_of_the_base_is_said_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "measure_disentanglement", of_two_factors)
+    arguments = ["compare", "--benchmark", "--seeds", "2", str(models / "a"), "--baselines", "base"]
+    arguments += ["--data", "faces:120:1", "--shown", "0", "--no-metrics", "--device", "cpu", "-o", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert said.count("chosen by the mean score on validation images") == 2
+    assert said.count("Seed 0, base features: t = ") == said.count("Seed 1, base features: t = ") == 1
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert page.count("chosen by the mean score on validation images") == 2
+
+
 def test_wide_features_are_left_out_and_it_is_said(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

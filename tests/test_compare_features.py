@@ -75,6 +75,10 @@ def test_feature_files_without_images(labelled: tuple[Path, Path]) -> None:
     assert first > 0.99 > 0.5 > second, "the attribute is the first dim"
     units = [row[:2] for row in metric_table(result)[1]]
     assert units == [["good", "5 dims"], ["good", "2 chunks"], ["poor", "4 dims"]]
+    columns, rows = metric_table(result)
+    for name in ("InfoM", "InfoC", "InfoE"):
+        assert all(0 <= row[columns.index(name)] <= 1 for row in rows[:2]), name  # type: ignore[operator]
+    assert "A chunk is represented by its best linear readout" in page
     assert len(statistics_table(result)[1]) == 2
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -124,28 +126,35 @@ def test_faces_in_one_channel():
     assert open_images("faces:2", SIDE, channels=1).load(1).shape == (SIDE, SIDE, 1)
 
 
-def test_colours_of_16_bits_have_no_window(tmp_path):
-    import struct
-    import zlib
-
-    rows = b"".join(b"\0" + np.full((4, 3), 3000, ">u2").tobytes() for _ in range(4))
+def sixteen_bit_png(value: int) -> bytes:
+    """A 4 x 4 PNG of colours of 16 bits, all of one value."""
+    rows = b"".join(b"\0" + np.full((4, 3), value, ">u2").tobytes() for _ in range(4))
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-    png = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(png)
-    assert open_images(str(tmp_path), 4).load(0)[0, 0, 0] == 3000 >> 8
-    with pytest.raises(UnreadableImageError, match="no window"):
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colours_of_16_bits_have_no_other_window_than_all_of_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(sixteen_bit_png(40_000))
+    warnings = Warnings()
+    assert open_images(str(tmp_path), 4, reporter=warnings).load(0)[0, 0, 0] == 40_000 >> 8
+    assert "16 bits" in warnings.lines[0]
+    with pytest.raises(UnreadableImageError, match="no other range than 0,65535"):
         open_images(str(tmp_path), 4, value_range=(0, 4095)).load(0)
+    (tmp_path / "a.png").write_bytes(sixteen_bit_png(3000))
+    with pytest.raises(UnreadableImageError, match="no other range than 0,65535"):
+        open_images(str(tmp_path), 4).load(0)  # 12 bits: they would be almost black
+    assert open_images(str(tmp_path), 4, value_range=(0, 65535)).load(0)[0, 0, 0] == 3000 >> 8
 
 
 def test_tiffs_of_a_kind_that_is_not_read_are_named(tmp_path):
     (tmp_path / "a.tiff").write_bytes(b"II*\0" + bytes(20))
     (tmp_path / "b.png").write_bytes(b"nothing")
     source = open_images(str(tmp_path), 4)
-    with pytest.raises(UnreadableImageError, match="TIFF of a kind"):
+    with pytest.raises(UnreadableImageError, match="TIFF"):
         source.load(0)
     with pytest.raises(UnreadableImageError, match="not an image"):
         source.load(1)

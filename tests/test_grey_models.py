@@ -15,6 +15,11 @@ from tiny_models import tiny_unet_config
 from typer.testing import CliRunner
 
 from diticli.commands.app import app
+from diticli.comparison.entry_specs import BASELINES, parse_entries
+from diticli.comparison.repeat import commands
+from diticli.comparison.report import write_comparison
+from diticli.comparison.run import compare
+from diticli.comparison.settings import CompareSettings
 from diticli.data.faces import render_face, sample_factors
 from diticli.data.images import open_images
 from diticli.errors import ConfigError, ModelError
@@ -149,3 +154,55 @@ def test_images_to_evaluate_with_are_grey_where_the_model_is() -> None:
     for classifier in (AttributeClassifier(target, SIDE, 1), NoisyClassifier(target, SIDE, 1000, 1)):
         t = () if isinstance(classifier, AttributeClassifier) else (torch.zeros(6, dtype=torch.long),)
         assert classifier(images.learn_NCHW.float(), *t).shape == (6, 1)
+
+
+def test_compare_reads_pictures_as_the_grey_model_does(run: Path, tmp_path: Path) -> None:
+    factors = sample_factors(1, np.arange(120))
+    twelve = [
+        np.asarray(Image.fromarray(render_face(one, SIDE)).convert("L")).astype(np.uint16) * 16 for one in factors
+    ]
+    for at, values in enumerate(twelve):
+        Image.fromarray(values).save(tmp_path / f"{at:03d}.tiff")
+    rows = [f"{at:03d}.tiff,{one[0]},{one[1]}" for at, one in enumerate(factors)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file_name,hue,light", *rows]) + "\n")
+    given: dict[str, Any] = {"data": (str(tmp_path),), "labels": str(tmp_path / "labels.csv"), "metrics": False}
+    specs = parse_entries([f"grey={run}"], (*BASELINES, "base:50"))
+    result = compare(specs, CompareSettings(**given, shown=1, steps=2), tmp_path / "out", device="cpu")
+    assert result is not None
+    assert {(entry.channels, entry.value_range) for entry in result.entries} == {(1, (0, 4095))}
+    pixels = read_features(Path(result.features["raw pixels"])).values
+    assert pixels.shape == (120, SIDE * SIDE)
+    np.testing.assert_array_equal(pixels[3].reshape(SIDE, SIDE), np.rint(twelve[3] * (255 / 4095)).astype("f4") / 255)
+    write_comparison(result, tmp_path / "out", ["diti"])
+    strip = Image.open(tmp_path / "out" / "pair-0.png")
+    assert strip.mode == "RGB"
+
+    narrow = CompareSettings(**given, shown=0, value_range=(0.0, 1000.0))
+    cut = compare(parse_entries([f"grey={run}"], ("pixels",)), narrow, tmp_path / "out", device="cpu")
+    assert cut is not None
+    brighter = read_features(Path(cut.features["raw pixels"])).values
+    every = np.arange(120)
+    assert brighter[every].mean() > 1.5 * pixels[every].mean()
+    assert "--value-range 0.0,1000.0" in commands(cut, ["diti"])
+
+
+def test_a_grey_model_and_one_of_colours_side_by_side(run: Path, make_pipeline: Any, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(str(tmp_path / "colour"))
+    words = [
+        "compare",
+        f"grey={run}",
+        f"colour={tmp_path / 'colour'}",
+        "--data",
+        "faces:160:1",
+        "--baselines",
+        "pixels",
+    ]
+    words += ["--edits", "--pairs", 4, "--learn", 200, "--epochs", 1, "--steps", 2, "--force", "--no-metrics"]
+    text = invoke(*words, "--value-range", "0,255", "--shown", 1, "-o", tmp_path / "out", "--device", "cpu")
+    assert "grey 16 px (center crop, grey), colour 16 px (center crop)" in " ".join(text.split())
+    data = json.loads((tmp_path / "out" / "compare.json").read_text())
+    grey, colour, pixels = data["entries"]
+    assert grey["swaps"]["swaps"]
+    assert colour["swaps"]["swaps"]
+    assert pixels["dims"] == SIDE * SIDE, "pixels are read as the first model reads them"
+    assert data["settings"]["value_range"] == [0, 255]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,34 @@ def test_lpips_takes_the_weights_of_the_file(no_downloads: Path, tmp_path: Path)
     assert found["lpips"](a, a) == pytest.approx(0, abs=1e-6)
     assert found["lpips"](a, b) > 0
     assert realism.lpips_network(tmp_path / ALEXNET).training is False
+
+
+@pytest.mark.slow
+def test_fid_and_kid_take_the_weights_of_the_file(no_downloads: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics.image.fid")
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as theirs
+    except (ImportError, RuntimeError) as error:  # its torchvision is missing, or for another build of PyTorch
+        pytest.skip(str(error))
+
+    def drawn(self: Any, *_: Any, **__: Any) -> None:
+        """Weights as they were drawn, in place of a file's."""
+
+    place = tmp_path / "own" / INCEPTION
+    place.parent.mkdir()
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.nn.Module, "load_state_dict", drawn)
+        patched.setattr(torch, "load", lambda *_, **__: {})
+        network = theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(place))
+    torch.save(network.state_dict(), place)
+    found, missing = set_measures(place.parent)
+    assert missing == {}
+    a, b = images(4, 32), images(4, 32, seed=1) // 3
+    read = realism.inception(place)
+    expected = network.eval()(a)[0].flatten(1)
+    torch.testing.assert_close(read(a), expected)
+    assert found["fid"](a, b) > 100 * max(1e-3, found["fid"](a, a))
+    assert math.isfinite(found["kid"](a, b))
+    place.write_bytes(place.read_bytes()[:1000])
+    assert set(set_measures(place.parent)[1]) == {"fid", "kid"}

@@ -74,7 +74,8 @@ def render(options: argparse.Namespace) -> None:
 def train_missing(options: argparse.Namespace) -> list[str]:
     """Runs of all methods and seeds, as `diti compare --benchmark` takes them; finished ones as they are."""
     runs = []
-    for method, own in METHODS.items():
+    for method in options.methods:
+        own = METHODS[method]
         for seed in range(options.seeds):
             out = options.folder / f"{method}-{seed}"
             runs.append(f"{method}={out}")
@@ -101,14 +102,18 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=20_000, help="pictures to train on")
     parser.add_argument("--images", type=int, default=4_000, help="other pictures, whose features are scored")
     parser.add_argument("--budget", type=int, default=80_000, help="images of each stage of each training")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the bases are diti's")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each method, and splits")
+    parser.add_argument("--pixel-side", type=int, default=16, help="pixels a side of raw pixels and their PCA")
+    parser.add_argument("--baselines", default="pixels,pca,untrained,base", help="as of diti compare")
     parser.add_argument("--set", action="append", default=[], help="a setting of all trainings, as of diti train")
     options = parser.parse_args()
     render(options)
     runs = train_missing(options)
     scored = ["--data", str(options.folder / "test.npz"), "--labels", str(options.folder / "labels.csv")]
-    out = ["-o", str(options.folder / "comparison"), "--shown", "0"]
-    diti("compare", "--benchmark", "--seeds", str(options.seeds), *runs, *scored, *out)
+    out = ["-o", str(options.folder / "comparison"), "--shown", "0", "--no-metrics"]
+    entries = [*runs, "--baselines", options.baselines, "--pixel-side", str(options.pixel_side)]
+    diti("compare", "--benchmark", "--seeds", str(options.seeds), *entries, *scored, *out)
 
 
 if __name__ == "__main__":

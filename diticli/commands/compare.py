@@ -14,11 +14,13 @@ from diticli.commands.options import (
     DeviceOption,
     JsonOption,
     SeedOption,
+    ValueRangeOption,
     WorkersOption,
 )
 from diticli.commands.outputs import OverwriteOption, check_folder, this_command
 from diticli.comparison.settings import DEFAULT_DATA
 from diticli.config import Precision
+from diticli.config_groups import parse_value_range
 
 if TYPE_CHECKING:
     from diticli.comparison.entry_specs import EntrySpec
@@ -66,6 +68,7 @@ def compare(
         Path | None,
         typer.Option(help="File name and part per line, as for `diti probe`. Default: random.", show_default=False),
     ] = None,
+    value_range: ValueRangeOption = None,
     baselines: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +174,7 @@ def compare(
         labels=labels,
         groups=groups,
         split=split,
+        value_range=None if value_range is None else parse_value_range(value_range),
         seed=seed,
         precision=precision,
         batch_size=batch_size or DEFAULT_BATCH,

@@ -58,7 +58,7 @@ class FeatureStore:
         """Hash (16 hex digits) of everything that the entry's features depend on."""
         if entry.spec.kind == "features":
             return file_key(Path(entry.spec.source))
-        fingerprint = self.images.at(entry.resolution, entry.crop).fingerprint()
+        fingerprint = self.images.read_by(entry).fingerprint()
         meta = self.entries.meta(entry, self._precision(entry))
         facts = [entry.model_hash, dict(meta.preprocessing), fingerprint, self._shard_size]
         return digest(facts)
@@ -85,7 +85,7 @@ class FeatureStore:
         encode, meta = self.entries.encode(entry, self.settings.precision, self.reporter)
         encode_images(
             encode,
-            self.images.at(entry.resolution, entry.crop),
+            self.images.read_by(entry),
             self.path(entry),
             meta=meta,
             shard_size=self._shard_size,

@@ -16,7 +16,7 @@ from diticli.chunks import ChunkLayout
 from diticli.comparison.base_choice import Place
 from diticli.comparison.entry_specs import EntrySpec
 from diticli.config import Precision
-from diticli.config_groups import Crop
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.square import CROP_NOTES
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.encoding.encode import Encode
@@ -51,6 +51,8 @@ class Entry:
         dims: d of its features.
         resolution: of the images it reads; 0 where features are given.
         crop: which square of a picture it reads.
+        channels: of the images it reads, 3 for RGB, 1 for grey.
+        value_range: black and white of pictures of more than 8 bits, as its model was trained; None: not known.
         model_hash: of its weights, "" where unknown or without any.
         layout: of its chunks, where it has some.
         edits: whether it can invert and decode images.
@@ -61,6 +63,8 @@ class Entry:
     dims: int
     resolution: int = 0
     crop: Crop = "center"
+    channels: int = 3
+    value_range: ValueRange | None = None
     model_hash: str = ""
     layout: ChunkLayout | None = None
     edits: bool = False
@@ -113,7 +117,7 @@ class Entries:
     def __init__(self, specs: Sequence[EntrySpec], *, pixel_side: int, device: torch.device) -> None:
         self._device, self._pixel_side = device, pixel_side
         self._template: SemanticEncoder | None = None
-        self._crop: Crop = "center"
+        self._reading: dict[str, Any] = {}
         self._base: Entry | None = None
         self._wants_base = any(c.kind == "base" for c in specs)
         found = {c.name: self._look_at(c) for c in specs if c.kind in ("model", "features")}
@@ -147,6 +151,7 @@ class Entries:
     def meta(self, entry: Entry, precision: str) -> FeatureMeta:
         """Metadata of its features, without names."""
         image = {"resolution": entry.resolution, "crop": CROP_NOTES[entry.crop], "range": [-1, 1]}
+        image |= {} if entry.channels == 3 else {"channels": entry.channels}
         if entry.spec.kind in ("pixels", "pca"):
             image["range"] = [0, 1]
         if entry.spec.kind == "base":
@@ -172,18 +177,13 @@ class Entries:
             model_hash = meta.model_hash if meta else ""
             return Entry(spec=spec, dims=features.values.shape[1], layout=layout, model_hash=model_hash)
         pipeline = load_pipeline(spec.source, str(self._device))
-        if pipeline.channels != 3:
-            raise ConfigError(
-                f"{spec.source} takes grey pictures, and all models of a comparison read the same colours.",
-                remedy="Encode the pictures with each model (diti encode), and compare the feature files.",
-            )
         if self._template is None:
-            self._template, self._crop = pipeline.encoder.to("cpu"), pipeline.crop
+            self._template, self._reading = pipeline.encoder.to("cpu"), pipeline.reading
         found = Entry(
             spec=spec,
             dims=pipeline.chunks.latent_dim,
             resolution=pipeline.resolution,
-            crop=pipeline.crop,
+            **pipeline.reading,
             model_hash=pipeline.model_hash,
             layout=pipeline.chunks,
             edits=pipeline.unet is not None,
@@ -228,12 +228,17 @@ class Entries:
                 )
             weights = weights_digest({"encoder": self._untrained(spec.seed)}, "untrained")
             size, width = int(config.sample_size), int(config.latent_dim)
-            return Entry(spec=spec, dims=width, resolution=size, crop=self._crop, model_hash=weights)
+            return Entry(spec=spec, dims=width, resolution=size, model_hash=weights, **self._reading)
         side = min(self._pixel_side, int(config.sample_size)) if config else self._pixel_side
-        dims = 3 * side**2
+        dims = self._reading.get("channels", 3) * side**2
         if spec.kind == "pca" and first is not None:
             dims = min(dims, first.dims)
-        return Entry(spec=spec, dims=dims, resolution=side, crop=self._crop)
+        return Entry(spec=spec, dims=dims, resolution=side, **self._reading)
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """Black and white of pictures of more than 8 bits, as the first model that has some was trained."""
+        return next((entry.value_range for entry in self.all if entry.value_range is not None), None)
 
     def load(self, entry: Entry) -> DiTiPipeline:
         """The model of an entry, on the device."""
@@ -250,11 +255,14 @@ class Entries:
 
 def describe_sizes(entries: Sequence[Entry]) -> str:
     """One line that says who reads which size, where models differ; else ""."""
-    sizes = {s.name: (s.resolution, s.crop) for s in entries if s.spec.kind == "model"}
+    sizes = {s.name: (s.resolution, s.crop, s.channels) for s in entries if s.spec.kind == "model"}
     if len(set(sizes.values())) < 2:
         return ""
-    listed = ", ".join(f"{name} {size} px ({crop} crop)" for name, (size, crop) in sizes.items())
-    return f"Each model reads the images at its own size: {listed}."
+    listed = ", ".join(
+        f"{name} {size} px ({crop} crop{', grey' if channels == 1 else ''})"
+        for name, (size, crop, channels) in sizes.items()
+    )
+    return f"Each model reads the images in its own way: {listed}."
 
 
 def _distinct(values: Iterable[_T]) -> tuple[_T, ...]:

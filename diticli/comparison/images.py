@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diticli.comparison.settings import FOLDER_LABELS, CompareSettings
-from diticli.config_groups import Crop
+from diticli.config_groups import Crop, ValueRange
 from diticli.data.faces import FACTORS
 from diticli.data.images import FaceImages, ImageSource, open_images
 from diticli.data.labels import LabelColumn, LabelTable, folder_labels, read_groups, read_labels, read_parts
 from diticli.errors import DataError
 from diticli.progress import Reporter
+
+if TYPE_CHECKING:
+    from diticli.comparison.entries import Entry
 
 
 class ComparedImages:
@@ -21,27 +24,48 @@ class ComparedImages:
 
     Args:
         settings: name the images; those without any only have labels.
+        value_range: black and white of pictures of more than 8 bits, where neither settings nor model have it.
         reporter: hears once what is left out of them.
     """
 
-    def __init__(self, settings: CompareSettings, reporter: Reporter | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: CompareSettings,
+        reporter: Reporter | None = None,
+        *,
+        value_range: ValueRange | None = None,
+    ) -> None:
+        self.settings, self._value_range = settings, value_range
         self._reporter = reporter
-        self._opened: dict[tuple[int, Crop], ImageSource] = {}
+        self._opened: dict[tuple[int, Crop, int, ValueRange | None], ImageSource] = {}
         self._labels: dict[tuple[str, ...], LabelTable] = {}
 
-    def at(self, resolution: int, crop: Crop) -> ImageSource:
+    def read_by(self, entry: Entry) -> ImageSource:
+        """The images as an entry reads them.
+
+        Raises:
+            DataError: when there are none.
+        """
+        return self.at(entry.resolution, entry.crop, entry.channels, entry.value_range)
+
+    def at(self, resolution: int, crop: Crop, channels: int = 3, value_range: ValueRange | None = None) -> ImageSource:
         """The images as squares of `resolution` pixels.
 
         Raises:
             DataError: when there are none.
         """
-        key = resolution, crop
+        window = self.settings.value_range or value_range or self._value_range
+        key = resolution, crop, channels, window
         if key not in self._opened:
             if not self.settings.data:
                 raise DataError("No images were named.", remedy="Give --data.")
             self._opened[key] = open_images(
-                self.settings.data, resolution, crop=crop, reporter=None if self._opened else self._reporter
+                self.settings.data,
+                resolution,
+                crop=crop,
+                value_range=window,
+                channels=channels,
+                reporter=None if self._opened else self._reporter,
             )
         return self._opened[key]
 

@@ -23,6 +23,7 @@ from diticli.editing.stages import grouped
 from diticli.files import sha256_of, write_atomically
 from diticli.identity import cache_key
 from diticli.pictures.grids import captioned_strip
+from diticli.pictures.tiles import pixels_of
 from diticli.progress import Reporter
 from diticli.sealed import keep_result, kept_result
 
@@ -63,7 +64,7 @@ class PictureStore:
 
     def key(self, entry: Entry) -> str:
         """Hash (16 hex digits) of everything that the pictures depend on."""
-        source = self.images.at(entry.resolution, entry.crop)
+        source = self.images.read_by(entry)
         return cache_key("pictures", entry.model_hash, source.fingerprint(), self.pairs, self.steps)
 
     def has(self, entry: Entry) -> bool:
@@ -81,10 +82,10 @@ class PictureStore:
         pipeline = self.entries.load(entry)
         settings = EditSettings(invert_steps=self.steps, decode_steps=self.steps)
         sampler = pipeline.sampler(**settings.sampler_kwargs())
-        source = self.images.at(entry.resolution, entry.crop)
+        source = self.images.read_by(entry)
         rows = []
         for pair in self.pairs:
-            first, second = (Image.fromarray(source.load(index)) for index in pair)
+            first, second = (_picture(source.load(index)) for index in pair)
             rows.append(_pair_row(pipeline, sampler, first, second, settings, reporter))
         self._write(entry, rows, entry.resolution)
 
@@ -172,11 +173,17 @@ def _pair_row(
         (edit(every), ""),
         (result.originals[1], ""),
     ]
-    return ComparedPair(pictures=tuple(p for p, _ in cells), captions=tuple(c for _, c in cells))
+    pictures = tuple(None if picture is None else pixels_of(picture) for picture, _ in cells)
+    return ComparedPair(pictures=pictures, captions=tuple(c for _, c in cells))
 
 
 def _steps(layout: Any, part: Sequence[int]) -> str:
     return f"t {layout.timestep_starts[part[0]]}-{layout.timestep_ends[part[-1]] - 1}"
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    """[R, R, channels] as a picture."""
+    return Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
 
 
 def _at(tile: Pixels, side: int) -> Pixels:

@@ -36,7 +36,9 @@ def commands(result: Comparison, own: Sequence[str]) -> str:
         if entry.spec.kind == "model":
             crop = ["--crop", entry.crop] if settings.labels is not None else []
             encode = ["diti", "encode", *settings.data, "-o", features, "--model", source, *crop]
-            lines.append(shlex.join([*encode, "--precision", settings.precision]))
+            window = [repr(end) for end in settings.value_range or ()]
+            reading = ["--value-range", ",".join(window)] if window else []
+            lines.append(shlex.join([*encode, *reading, "--precision", settings.precision]))
         else:
             features = source
         lines.append(shlex.join(["diti", "probe", features, "--labels", labels, *options, "-o", f"probe-{stem}"]))

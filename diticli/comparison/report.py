@@ -184,7 +184,10 @@ def _measured(result: Comparison) -> list[Section]:
             "The attributes as factors, dims as units, and chunks where there are some. Higher is better; 1 is "
             "perfect, except for TAD, which sums over the attributes that it captures. DCI: informativeness (I), "
             "disentanglement (D) and completeness (C) of boosted trees. Metrics of dims depend on the "
-            f"axes of the features, linear probes do not. Features of more than {METRIC_DIMS:,} dims are left out. "
+            "axes of the features, linear probes do not. InfoMEC: modularity (InfoM), compactness (InfoC) and "
+            "explicitness (InfoE) in information. A chunk is represented by its best linear readout of each factor, "
+            "in a benchmark (--benchmark) by its first principal component. "
+            f"Features of more than {METRIC_DIMS:,} dims are left out. "
             "Definitions and sources: docs/metrics.md."
         )
         sections.append(Section(title="Disentanglement", text=text, table=metrics, sortable=True))

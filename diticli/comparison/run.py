@@ -23,7 +23,7 @@ from diticli.comparison.images import ComparedImages
 from diticli.comparison.pictures import ComparedPair, PictureStore
 from diticli.comparison.probes import Probed, ProbeStore
 from diticli.comparison.protocol import Protocol, make_protocol
-from diticli.comparison.scores import EntryScores, score_all
+from diticli.comparison.scores import EntryScores, baselines_ahead, score_all
 from diticli.comparison.settings import CompareSettings
 from diticli.comparison.swaps import SwapStore
 from diticli.distributed import PeerMonitor, Rank, sharing_work
@@ -92,7 +92,8 @@ def plan(
     """
     rank = Rank.from_environment()
     own = resolve_device(rank.device(device))
-    images, entries = ComparedImages(settings), Entries(specs, pixel_side=settings.pixel_side, device=own)
+    entries = Entries(specs, pixel_side=settings.pixel_side, device=own)
+    images = ComparedImages(settings, value_range=entries.value_range)
     store = FeatureStore(out / FEATURES, images, entries, settings, rank=rank, device=own, reporter=SilentReporter())
     images.labels(images.names) if settings.data else None
     return [PlannedEntry(entry=s, images=0 if store.has(s) else len(images.names)) for s in entries.all]
@@ -148,10 +149,10 @@ class _Run:
         reporter: Reporter,
     ) -> None:
         self.settings, self.out, self.peers, self.say = settings, out, peers, reporter
-        self.images = ComparedImages(settings, reporter)
+        self.entries = Entries(specs, pixel_side=settings.pixel_side, device=device)
+        self.images = ComparedImages(settings, reporter, value_range=self.entries.value_range)
         if settings.data:
             self.images.labels(self.images.names)  # what is wrong with them shows before hours of work
-        self.entries = Entries(specs, pixel_side=settings.pixel_side, device=device)
         self.store = FeatureStore(
             out / FEATURES, self.images, self.entries, settings, rank=peers.rank, device=device, reporter=reporter
         )
@@ -178,7 +179,7 @@ class _Run:
             self._each("Exchanging chunks of", self.editors, swaps.has, swaps.make)
         if not self.peers.rank.is_main:
             return None
-        result = self._result(protocol, probes, pictures, swaps, notes)
+        result = self._result(protocol, probes, pictures, swaps, benchmark, notes)
         return result if benchmark is None else replace(result, benchmark=self._summary(benchmark))
 
     def _encode(self) -> None:
@@ -243,11 +244,18 @@ class _Run:
         return [f"Raw pixels and PCA see images reduced to {side}x{side}."]
 
     def _result(
-        self, protocol: Protocol, probes: ProbeStore, pictures: PictureStore, swaps: SwapStore | None, notes: list[str]
+        self,
+        protocol: Protocol,
+        probes: ProbeStore,
+        pictures: PictureStore,
+        swaps: SwapStore | None,
+        benchmark: BenchmarkStore | None,
+        notes: list[str],
     ) -> Comparison:
         probed = {entry.name: probes.read(entry) for entry in self.entries.all}
+        said = set() if benchmark is None else {s.name for s in self.entries.all if benchmark.measurable(s)}
         unfinished = _not_converged({name: item.report for name, item in probed.items()})
-        chosen = [item.note for item in probed.values() if item.note]
+        chosen = [item.note for name, item in probed.items() if item.note and name not in said]
         for note in chosen:
             self.say.note(note)
         for note in unfinished:
@@ -255,6 +263,9 @@ class _Run:
         self.say.start("Resampling test images", None)
         scores = score_all(probed, protocol, seed=self.settings.seed)
         self.say.finish()
+        ahead = baselines_ahead(scores, [s.name for s in self.entries.all if not s.spec.source])
+        if ahead:
+            self.say.note(ahead)
         swapped = {s.name: swaps.read(s, self.say) for s in self.editors} if swaps is not None else {}
         names = self.images.names if self.settings.data else []
         return Comparison(
@@ -267,7 +278,7 @@ class _Run:
             pictures={s.name: pictures.read(s, self.say) for s in self.editors},
             pairs=[(names[a], names[b]) for a, b in pictures.pairs],
             features={s.name: str(self.store.path(s)) for s in self.entries.all},
-            notes=(*notes, *chosen, *unfinished),
+            notes=(*notes, *chosen, *unfinished, *filter(None, [ahead])),
             data={"name": self.images.title, "fingerprint": self.images.fingerprint()},
         )
 

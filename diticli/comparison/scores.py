@@ -30,6 +30,11 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "category": ("accuracy",),
 }
 """The main metric first; mse in units of the training rows' variance."""
+_HEADLINE: dict[Kind, tuple[str, str]] = {
+    "binary": ("average_precision", "mean AP"),
+    "number": ("r2", "mean R2"),
+    "category": ("accuracy", "mean accuracy"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,28 @@ def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0
             for other, item in zip(others, with_verdicts(found, METRICS[kind][0]), strict=True):
                 scores[other].by_attribute[name] = item
     return scores
+
+
+def baselines_ahead(scores: Mapping[str, EntryScores], baselines: Sequence[str]) -> str:
+    """One line that says which built-in entries are better than the first entry; "" where none is.
+
+    Args:
+        scores: of all entries; the first is what they are compared with.
+        baselines: names of the built-in ones, none of which was trained as the first entry was.
+    """
+    first, *_ = scores
+    found = []
+    for name in baselines:
+        gains = []
+        for kind, differences in scores[name].differences.items():
+            metric, title = _HEADLINE[kind]
+            item = differences[metric]
+            if item is not None and item.verdict == "better":
+                own, theirs = (scores[one].means[kind][metric].value for one in (name, first))
+                gains.append(f"{title} {own:.3f} instead of {theirs:.3f}")
+        if gains:
+            found.append(f"{name} ({', '.join(gains)})")
+    return f"Better than {first}, without its training: {'; '.join(found)}." if found else ""
 
 
 def _kinds(targets: Sequence[Target]) -> dict[Kind, list[str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diticli.config import Precision
+from diticli.config_groups import ValueRange
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 
@@ -27,6 +28,7 @@ class CompareSettings:
         labels: a label file, "folder", or None for the truth of the built-in faces.
         groups: file of groups (identities) that no part of the split shares.
         split: file of a given split.
+        value_range: black and white of pictures of more than 8 bits; None: as each model was trained, else found.
         seed: of the split, of untrained encoders, of bootstraps.
         precision: of encoding.
         batch_size: images encoded together.
@@ -50,6 +52,7 @@ class CompareSettings:
     labels: str | None = None
     groups: Path | None = None
     split: Path | None = None
+    value_range: ValueRange | None = None
     seed: int = 0
     precision: Precision = "auto"
     batch_size: int = 128

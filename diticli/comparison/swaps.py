@@ -9,7 +9,6 @@ from diticli.chunks import ChunkLayout
 from diticli.comparison.entries import Entries, Entry
 from diticli.comparison.images import ComparedImages
 from diticli.comparison.settings import FOLDER_LABELS, QUARTERS, CompareSettings
-from diticli.config_groups import Crop
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.attribute_classifier import AttributeClassifier, train_classifier
@@ -36,12 +35,20 @@ class SwapStore:
 
     def __init__(self, folder: Path, images: ComparedImages, entries: Entries, settings: CompareSettings) -> None:
         self.folder, self.images, self.entries, self.settings = folder, images, entries, settings
-        self._classifiers: dict[tuple[int, Crop], tuple[EvaluationImages, AttributeClassifier]] = {}
+        self._classifiers: dict[tuple[Any, ...], tuple[EvaluationImages, AttributeClassifier]] = {}
 
     def key(self, entry: Entry) -> str:
         """Hash (16 hex digits) of everything that the scores depend on."""
         settings = self.settings
-        facts = [settings.pairs, settings.learn, settings.epochs, settings.steps, settings.seed, self._labels()]
+        facts: list[Any] = [
+            settings.pairs,
+            settings.learn,
+            settings.epochs,
+            settings.steps,
+            settings.seed,
+            self._labels(),
+        ]
+        facts += [settings.value_range] if settings.value_range else []
         return cache_key("swaps", entry.model_hash, entry.crop, self.images.fingerprint(), *facts)
 
     def _labels(self) -> str | None:
@@ -93,7 +100,8 @@ class SwapStore:
         self, entry: Entry, device: str, reporter: Reporter
     ) -> tuple[EvaluationImages, AttributeClassifier]:
         """Learned once for all models that read images of one size."""
-        key, settings = (entry.resolution, entry.crop), self.settings
+        settings = self.settings
+        key = entry.resolution, entry.crop, entry.channels, entry.value_range
         if key not in self._classifiers:
             images = self._images(entry, reporter)
             check_reconstruction(self.entries.load(entry), images, self._settings())
@@ -113,7 +121,9 @@ class SwapStore:
     def _images(self, entry: Entry, reporter: Reporter) -> EvaluationImages:
         settings, size = self.settings, entry.resolution
         if settings.labels is None:
-            return evaluation_faces(size, learn=settings.learn, pairs=settings.pairs, reporter=reporter)
+            return evaluation_faces(
+                size, learn=settings.learn, pairs=settings.pairs, reporter=reporter, channels=entry.channels
+            )
         return evaluation_folder(
             settings.data[0],
             Path(settings.labels),
@@ -123,6 +133,8 @@ class SwapStore:
             crop=entry.crop,
             seed=settings.seed,
             reporter=reporter,
+            value_range=settings.value_range or entry.value_range,
+            channels=entry.channels,
         )
 
     def _settings(self) -> EvaluationSettings:

@@ -26,6 +26,9 @@ METRIC_COLUMNS = {
     "explicitness": "explicitness",
     "TAD": "tad",
     "captured": "captured",
+    "InfoM": "info_modularity",
+    "InfoC": "info_compactness",
+    "InfoE": "info_explicitness",
 }
 """Headings, and keys of `DisentanglementReport.to_dict()`."""
 STATISTIC_COLUMNS = {
@@ -100,7 +103,7 @@ def metric_table(result: Comparison) -> Table:
         found = probed.report.get("disentanglement") or {}
         for units in ("dims", "chunks"):
             if own := found.get(units):
-                whole = {key: found.get(key) for key in ("informativeness", "explicitness")}
+                whole = {key: found.get(key) for key in ("informativeness", "explicitness", "info_explicitness")}
                 own = whole | own | {"captured": len(own["captured"])}
                 rows.append([name, f"{own['units']} {units}", *(own.get(key) for key in METRIC_COLUMNS.values())])
     return columns, rows

@@ -8,6 +8,7 @@ user's cache folder. Arrays of Python objects are never loaded: they are pickles
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import struct
@@ -30,6 +31,9 @@ HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf"})
 
 IN_MEMORY = 256 * 2**20
 """Bytes of a compressed member that are unpacked into memory; more goes to the cache folder."""
+
+MAX_CHUNK = 2**30
+"""Bytes of a piece that HDF5 packs as one: it is unpacked as a whole for each of its rows."""
 
 _BLOCK = 4 * 2**20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then at the end the lengths of the name and of the extra field
@@ -213,12 +217,20 @@ class Hdf5Rows:
     Args:
         path: the file.
         name: of the dataset.
+
+    Raises:
+        DataError: when it is packed in pieces of more than `MAX_CHUNK` bytes.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self._given = (path, name)
         self._opened: tuple[int, Any] | None = None
         dataset = self._dataset()
+        if (size := math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize) > MAX_CHUNK:
+            raise DataError(
+                f"{name!r} of {path} is packed in pieces of {size:,} bytes, more than {MAX_CHUNK:,}.",
+                remedy="Write it with smaller chunks, e.g. chunks=(100, height, width, 3).",
+            )
         self.shape: tuple[int, ...] = tuple(dataset.shape)
         self.dtype: np.dtype[Any] = dataset.dtype
 

@@ -7,11 +7,12 @@ picture formats are tried, and whatever a decoder throws becomes an `UnreadableI
 from __future__ import annotations
 
 import io
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,13 @@ from PIL import Image, UnidentifiedImageError
 
 from diticli.config_groups import Crop, ValueRange
 from diticli.data.decode_budget import DecodeBudget
+from diticli.data.depth import SIXTEEN_BITS, levels
 from diticli.data.listing import IMAGE_SUFFIXES
 from diticli.data.machine import patiently
 from diticli.data.png_chunks import without_metadata
-from diticli.data.square import celeba_box, is_deep, orientation, to_square
+from diticli.data.square import NO_RANGE, NOT_FINITE, celeba_box, is_deep, levels_to_square, orientation, to_square
+from diticli.data.tiff import HEADS as TIFF_HEADS
+from diticli.data.tiff import tiff_pages, tiff_values
 from diticli.errors import MachineError, UnreadableImageError
 
 MAX_PIXELS = 178_000_000
@@ -51,7 +55,12 @@ _FORMATS = (
 T = TypeVar("T")
 
 
-_BITS_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 277, 284
+_BITS_TAG, _DESCRIPTION_TAG, _SAMPLES_TAG, _PLANAR_TAG, _DEPTH_TAG = 258, 270, 277, 284, 32997
+# Pages behind one directory, as ImageJ and tifffile write them.
+_HIDDEN_PAGES = re.compile(r"^ImageJ=[^\0]*?^images=(\d+)|\"truncated\": true()", re.MULTILINE)
+_HEAD = 2000
+"""Characters of a description that are looked at."""
+_PAGES = "a TIFF of {} pages; save each page as a file of its own, or name the file or its folder in --data"
 
 
 def is_image(path: Path) -> bool:
@@ -84,6 +93,7 @@ def decode_image(
     crop: Crop = "center",
     value_range: ValueRange | None = None,
     channels: int = 3,
+    page: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Read an image upright, crop a square of it and resize that as the official code does (antialiased bilinear).
 
@@ -98,6 +108,7 @@ def decode_image(
         crop: which square.
         value_range: black and white of a grey picture of 16 bits, 32 bits or floats; None: 16 bits, floats are refused.
         channels: 3 for RGB, 1 for grey.
+        page: of a TIFF that is a stack (`stack_pages`); None refuses stacks.
 
     Returns:
         [R, R, channels] uint8.
@@ -107,7 +118,7 @@ def decode_image(
         MachineError: when memory, descriptors or the disk fail, several times in a row.
     """
 
-    reading = _Reading(resolution=resolution, crop=crop, value_range=value_range, channels=channels)
+    reading = _Reading(resolution=resolution, crop=crop, value_range=value_range, channels=channels, page=page)
     return _decode(lambda: _open_file(path), str(path), max_pixels, reading)
 
 
@@ -142,16 +153,21 @@ class _Reading:
     crop: Crop
     value_range: ValueRange | None
     channels: int
+    page: int | None = None
 
 
 def _decode(open_file: Callable[[], IO[bytes]], name: str, max_pixels: int, reading: _Reading) -> npt.NDArray[np.uint8]:
     def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+        _choose_page(image, name, reading.page)
         width, height = image.size
         if width * height > max_pixels:
             raise UnreadableImageError(name, f"{width}x{height} pixels are more than {max_pixels:,}")
-        _refuse_tiff(image, name)
-        if reading.value_range is not None:
-            _refuse_deep_colour(image, name)
+        windowed = reading.value_range not in (None, SIXTEEN_BITS) and _is_deep_colour(image)
+        if _has_deep_planes(image) or (windowed and image.format == "TIFF"):
+            return _by_tifffile(open_file, name, max_pixels, reading)
+        if windowed:
+            reason = "colours of 16 bits have no other range than 0,65535 here; save them as 8 bits, or all as one .npz"
+            raise UnreadableImageError(name, reason)
         if reading.crop == "center" or celeba_box(width, height) is None:
             _draft(image, reading.resolution)
         with _DECODE_BUDGET.reserve(image.width * image.height):
@@ -163,19 +179,41 @@ def _decode(open_file: Callable[[], IO[bytes]], name: str, max_pixels: int, read
                 channels=reading.channels,
             )
 
+    def read() -> npt.NDArray[np.uint8]:
+        try:
+            return _with_picture(open_file, pixels)
+        except UnidentifiedImageError:
+            _choose_unidentified(open_file, name, reading.page)
+            return _by_tifffile(open_file, name, max_pixels, reading)
+
     try:
-        return patiently(lambda: _with_picture(open_file, pixels), name)
+        return patiently(read, name)
     except MachineError:
         raise
     except UnreadableImageError as error:
         raise UnreadableImageError(name, error.reason) from error
-    except UnidentifiedImageError:
-        reason = _unidentified(open_file)
     except Image.DecompressionBombError:
         reason = "far too many pixels"
     except Exception as error:  # damaged bytes lead decoders to struct.error, EOFError, ValueError, ...
         reason = _reason(error)
     raise UnreadableImageError(name, reason)
+
+
+def _by_tifffile(
+    open_file: Callable[[], IO[bytes]], name: str, max_pixels: int, reading: _Reading
+) -> npt.NDArray[np.uint8]:
+    """A TIFF of numbers that Pillow does not have."""
+    with open_file() as file:
+        pages = tiff_pages(file)
+        file.seek(0)
+        with _DECODE_BUDGET.reserve(pages[0].width * pages[0].height if pages else 0):
+            values = tiff_values(file, name, reading.page or 0, max_pixels)
+            if values.dtype.kind == "f" and reading.value_range is None:
+                raise UnreadableImageError(name, NO_RANGE)
+            if not np.isfinite(values).all():
+                raise UnreadableImageError(name, NOT_FINITE)
+            found = levels(values, reading.value_range or SIXTEEN_BITS)
+            return levels_to_square(found, reading.resolution, reading.crop, channels=reading.channels)
 
 
 def _with_picture(open_file: Callable[[], IO[bytes]], use: Callable[[Image.Image], T]) -> T:
@@ -192,12 +230,6 @@ def _with_picture(open_file: Callable[[], IO[bytes]], use: Callable[[Image.Image
             return use(image)
 
 
-def _unidentified(open_file: Callable[[], IO[bytes]]) -> str:
-    with open_file() as file:
-        tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    return "a TIFF of a kind that is not read; save it as 8 bits, 16 bits or 32-bit floats" if tiff else "not an image"
-
-
 def _open_file(path: Path) -> IO[bytes]:
     _check_file(path)
     return open(path, "rb")
@@ -209,8 +241,17 @@ def _peek(
     use: Callable[[Image.Image], tuple[int, int]] = lambda image: image.size,
 ) -> tuple[int, int] | None:
     """(width, height) by the head of a picture; None when it is none."""
+
+    def look() -> tuple[int, int] | None:
+        try:
+            return _with_picture(open_file, use)
+        except UnidentifiedImageError:
+            with open_file() as file:
+                pages = tiff_pages(file)
+            return pages[0][1:] if pages and pages[0].width and pages[0].height else None
+
     try:
-        return patiently(lambda: _with_picture(open_file, use), name)
+        return patiently(look, name)
     except MachineError:
         raise
     except Exception:  # decoders throw whatever a damaged head leads them to
@@ -232,59 +273,123 @@ def short_side(path: Path) -> int | None:
     return None if size is None else min(size)
 
 
-def _refuse_tiff(image: Image.Image, name: str) -> None:
-    """Refuse the TIFFs of which Pillow would give wrong pixels, or only the first page, without a word."""
-    if image.format != "TIFF":
-        return
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS_TAG, (1,))
-    if tags.get(_PLANAR_TAG, 1) == 2 and tags.get(_SAMPLES_TAG, 1) > 1 and max(bits) > 8:
-        raise UnreadableImageError(name, "a TIFF of more than 8 bits with one plane a channel; save it as RGB, 8 bits")
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        first = image.size
-        image.seek(1)
-        second = image.size
-        image.seek(0)
-        if second == first:  # pages of other sizes are previews
-            raise UnreadableImageError(name, f"a TIFF of {pages} pages; save each page as a file of its own")
-
-
-def _refuse_deep_colour(image: Image.Image, name: str) -> None:
-    """Refuse colours of 16 bits where a window is asked for: Pillow keeps their upper 8 bits only."""
-    if image.mode in ("RGB", "RGBA") and any(";16" in str(tile[-1]) for tile in getattr(image, "tile", ())):
-        raise UnreadableImageError(name, "colours of 16 bits have no window here; save them as 8 bits, or as .npz")
-
-
-def deep_extremes(open_file: Callable[[], IO[bytes]], name: str) -> tuple[float, float, bool] | None:
-    """Least and largest value of a picture of more than 8 bits, and whether they are whole numbers; None for others.
+def stack_pages(path: Path) -> tuple[int, ...]:
+    """Numbers of the pages of a TIFF that holds several pictures of one size; empty for all other files.
 
     Raises:
         MachineError: when the machine cannot read it now.
     """
 
-    def look(image: Image.Image) -> tuple[float, float, bool] | None:
-        if not is_deep(image) or image.width * image.height > MAX_PIXELS:
-            return None
-        _refuse_tiff(image, name)
-        with _DECODE_BUDGET.reserve(image.width * image.height):
-            values = np.asarray(image)
-            values = values[np.isfinite(values)]
-            if not values.size:
-                return None
-            return float(values.min()), float(values.max()), image.mode != "F"
+    def look() -> tuple[int, ...]:
+        with _open_file(path) as file:
+            return tuple(page.number for page in tiff_pages(file))
 
     try:
-        return patiently(lambda: _with_picture(open_file, look), name)
+        pages = patiently(look, str(path))
+    except (OSError, UnreadableImageError):  # named when it is loaded
+        return ()
+    return pages if len(pages) > 1 else ()
+
+
+def _choose_page(image: Image.Image, name: str, page: int | None) -> None:
+    """Go to a page of a TIFF, and refuse one of which Pillow would give the first page only, without a word."""
+    if image.format != "TIFF":
+        return
+    if page:
+        image.seek(page)
+    tags = getattr(image, "tag_v2", {})
+    text = str(tags.get(_DESCRIPTION_TAG, ""))[:_HEAD]
+    planes = tags.get(_DEPTH_TAG, 1)
+    if isinstance(planes, int) and planes > 1:
+        raise UnreadableImageError(name, f"a TIFF volume of {planes} planes; save each as a picture of its own")
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None:
+        return
+    at = file.tell()
+    file.seek(0)
+    pages = len(tiff_pages(file))
+    file.seek(at)
+    if page is None and pages > 1:
+        raise UnreadableImageError(name, _PAGES.format(pages))
+    if pages == 1 and (hidden := _HIDDEN_PAGES.search(text)) and hidden[1] != "1":
+        reason = f"a TIFF of {hidden[1] or 'several'} pages that it does not list; save each page as a file"
+        raise UnreadableImageError(name, reason)
+
+
+def _choose_unidentified(open_file: Callable[[], IO[bytes]], name: str, page: int | None) -> None:
+    """Refuse what is no picture, and a stack of which no page is named."""
+    with open_file() as file:
+        if file.read(4) not in TIFF_HEADS:
+            raise UnreadableImageError(name, "not an image")
+        file.seek(0)
+        pages = len(tiff_pages(file))
+    if page is None and pages > 1:
+        raise UnreadableImageError(name, _PAGES.format(pages))
+
+
+def _has_deep_planes(image: Image.Image) -> bool:
+    """Whether a TIFF has colours of more than 8 bits, one plane a channel: Pillow reads them as stripes."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    several = tags.get(_PLANAR_TAG, 1) == 2 and tags.get(_SAMPLES_TAG, 1) > 1
+    return several and max(tags.get(_BITS_TAG, (1,))) > 8
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a picture that was not loaded yet has colours of 16 bits, of which Pillow keeps the upper 8."""
+    return not is_deep(image) and any(";16" in str(tile[-1]) for tile in getattr(image, "tile", ()))
+
+
+def deep_extremes(
+    open_file: Callable[[], IO[bytes]], name: str, page: int | None = None
+) -> tuple[float, float, bool] | None:
+    """Least and largest value of a picture of more than 8 bits, and whether they are whole numbers; None for others.
+
+    Of colours of 16 bits the upper 8 are looked at, which tell their depth.
+
+    Raises:
+        MachineError: when the machine cannot read it now.
+    """
+
+    def of(values: npt.NDArray[Any]) -> tuple[float, float, bool] | None:
+        whole = values.dtype.kind != "f"
+        values = values[np.isfinite(values)]
+        return (float(values.min()), float(values.max()), whole) if values.size else None
+
+    def by_tifffile() -> tuple[float, float, bool] | None:
+        with open_file() as file:
+            return of(tiff_values(file, name, page or 0, MAX_PIXELS))
+
+    def look(image: Image.Image) -> tuple[float, float, bool] | None:
+        _choose_page(image, name, page)
+        if image.width * image.height > MAX_PIXELS:
+            return None
+        if _has_deep_planes(image):
+            return by_tifffile()
+        colour = _is_deep_colour(image)
+        if not (colour or is_deep(image)):
+            return None
+        with _DECODE_BUDGET.reserve(image.width * image.height):
+            found = of(np.asarray(image))
+        return (found[0] * 256, found[1] * 256 + 255, True) if colour and found else found
+
+    def read() -> tuple[float, float, bool] | None:
+        try:
+            return _with_picture(open_file, look)
+        except UnidentifiedImageError:
+            _choose_unidentified(open_file, name, page)
+            return by_tifffile()
+
+    try:
+        return patiently(read, name)
     except MachineError:
         raise
     except Exception:  # decoders throw whatever a damaged file leads them to; it is named when it is loaded
         return None
 
 
-def file_extremes(path: Path) -> tuple[float, float, bool] | None:
+def file_extremes(path: Path, page: int | None = None) -> tuple[float, float, bool] | None:
     """`deep_extremes` of a file."""
-    return deep_extremes(lambda: _open_file(path), str(path))
+    return deep_extremes(lambda: _open_file(path), str(path), page)
 
 
 def bytes_extremes(data: bytes, name: str) -> tuple[float, float, bool] | None:

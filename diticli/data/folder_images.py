@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.config_groups import Crop, ValueRange
-from diticli.data.decode import decode_image, file_extremes, is_image, short_side
+from diticli.data.decode import decode_image, file_extremes, is_image, short_side, stack_pages
 from diticli.data.depth import reading_facts
 from diticli.data.listing import Listing, has_image_suffix, list_images
 from diticli.data.names import unique_names, visible_entries
+from diticli.data.tiff import SUFFIXES as TIFF_SUFFIXES
 from diticli.errors import DataError
 
 
@@ -24,7 +25,7 @@ class FolderImages:
 
     When two roots hold the same relative name, every name gets its root folder's name in front
     (`a/001.jpg`, `b/001.jpg`), and as many parents more as it takes to make all names unique. A file given
-    twice counts once.
+    twice counts once. The pages of a TIFF stack are images of their own, `stack.tif:000012`.
 
     Args:
         roots_or_files: folders, searched recursively, and image files.
@@ -55,10 +56,16 @@ class FolderImages:
             for file in listing.images:
                 entries.setdefault(file, root)
         self.left_out = tuple(left_out)
-        self._files = list(entries)
         self._roots = sorted(set(entries.values()))
         relative = [file.relative_to(root).as_posix() for file, root in entries.items()]
-        self._names = unique_names(list(entries.values()), relative)
+        self._files: list[Path] = []
+        self._names: list[str] = []
+        self._pages: dict[int, int] = {}  # of images that are pages of a stack
+        for file, name in zip(entries, unique_names(list(entries.values()), relative), strict=True):
+            pages = stack_pages(file) if file.suffix.lower() in TIFF_SUFFIXES else ()
+            self._pages |= {len(self._files) + at: page for at, page in enumerate(pages)}
+            self._files += [file] * max(1, len(pages))
+            self._names += [f"{name}:{at:06d}" for at in range(len(pages))] or [name]
 
     def __len__(self) -> int:
         """See `ImageSource`."""
@@ -69,13 +76,18 @@ class FolderImages:
         return self._names[index]
 
     def path(self, index: int) -> Path:
-        """Absolute path of an image."""
+        """Absolute path of an image's file."""
         return self._files[index]
 
     def load(self, index: int) -> npt.NDArray[np.uint8]:
         """See `ImageSource.load`."""
         return decode_image(
-            self._files[index], self.resolution, crop=self.crop, value_range=self.value_range, channels=self.channels
+            self._files[index],
+            self.resolution,
+            crop=self.crop,
+            value_range=self.value_range,
+            channels=self.channels,
+            page=self._pages.get(index),
         )
 
     def short_side(self, index: int) -> int | None:
@@ -84,7 +96,7 @@ class FolderImages:
 
     def extremes(self, index: int) -> tuple[float, float, bool] | None:
         """See `diticli.data.decode.deep_extremes`."""
-        return file_extremes(self._files[index])
+        return file_extremes(self._files[index], self._pages.get(index))
 
     def fingerprint(self) -> dict[str, Any]:
         """See `ImageSource.fingerprint`: names, sizes and modification times of all files."""

@@ -181,11 +181,20 @@ class ParquetImages:
         import pyarrow.parquet as pq
 
         file, inside = self._set.groups[group]
+        path, name = self._set.files[file], self._set.column
         try:
-            with pq.ParquetFile(self._set.files[file]) as parquet:
-                column = parquet.read_row_group(inside, columns=[self._set.column]).column(0)
-        except (pa.ArrowException, ValueError) as error:
-            raise UnreadableImageError(str(self._set.files[file]), f"row group {inside} is damaged") from error
+            rows = (metadata := pq.read_metadata(path)).row_group(inside)
+            leaves = {rows.column(at).path_in_schema for at in range(rows.num_columns)}
+            # Equal pictures are kept once, as the file has them: a small file may name one of them a million times.
+            equal = sorted(leaves & {name, f"{name}.bytes"})
+            with pq.ParquetFile(path, metadata=metadata, read_dictionary=equal) as parquet:
+                column = parquet.read_row_group(inside, columns=[name]).column(0)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            if (
+                isinstance(error, OSError) and error.errno
+            ):  # of the machine; damaged pages are OSErrors without a number
+                raise
+            raise UnreadableImageError(str(path), f"row group {inside} is damaged") from error
         with self._lock:
             self._read[group] = column
             while len(self._read) > _KEPT:

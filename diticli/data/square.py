@@ -21,6 +21,8 @@ _CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218
 _CELEBA_TOP, _CELEBA_LEFT, _CELEBA_SIDE = 57, 25, 128
 _LUMA = (0.299, 0.587, 0.114)  # as Pillow makes grey of colours
 _ORIENTATION_TAG = 0x0112
+NO_RANGE = "floating-point pixels have no defined range; name one: --value-range LOW,HIGH"
+NOT_FINITE = "it has values that are not finite"
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -142,12 +144,10 @@ def _deep_levels(image: Image.Image, value_range: ValueRange | None) -> Image.Im
     """Grey of more than 8 bits as levels in mode F; Pillow's own conversion would cut at 255."""
     name = str(getattr(image, "filename", "")) or "in memory"
     if image.mode == "F" and value_range is None:
-        raise UnreadableImageError(
-            name, "floating-point pixels have no defined range; name one: --value-range LOW,HIGH"
-        )
+        raise UnreadableImageError(name, NO_RANGE)
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise UnreadableImageError(name, "it has values that are not finite")
+        raise UnreadableImageError(name, NOT_FINITE)
     return Image.fromarray(levels(values, value_range or SIXTEEN_BITS))
 
 
