@@ -36,7 +36,6 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "name"),
     [
-        (CPU, torch.float32, "contiguous"),
         (CPU, torch.float64, "contiguous"),
         (CPU, torch.bfloat16, "channels_last"),
         (CUDA, torch.float32, "channels_last"),
@@ -46,6 +45,13 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_goes_by_device_and_dtype(device: torch.device, dtype: torch.dtype, name: str) -> None:
     assert layout_choice(device, dtype).name == name
     assert layout_for(device, dtype) == FORMATS[name]
+
+
+@pytest.mark.parametrize(("served", "name"), [(True, "channels_last"), (False, "contiguous")])
+def test_float32_on_a_cpu_goes_by_the_compiled_norms(served: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "serves", lambda *_: served)
+    assert layout_choice(CPU, torch.float32).name == name
+    assert in_layout(torch.ones(2, 3, 4, 5)).is_contiguous(memory_format=FORMATS[name])
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -58,7 +64,8 @@ def test_the_variable_forces_one(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert in_layout(torch.ones(2, 3, 4, 5)).is_contiguous(memory_format=FORMATS[name])
 
 
-def test_autocast_counts_as_its_dtype() -> None:
+def test_autocast_counts_as_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "serves", lambda *_: False)
     x = torch.ones(2, 3, 4, 5)
     assert in_layout(x).is_contiguous()
     with torch.autocast("cpu", torch.bfloat16):
