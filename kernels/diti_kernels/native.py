@@ -66,7 +66,7 @@ def _load(source: Path) -> Library:
     if compiler is None:
         return Library(None, "there is no C compiler")
     try:
-        folder = _own_folder()
+        folder = own_folder()
         path = folder / f"{source.stem}-{_digest(source, compiler)}.so"
         if not path.exists():
             _compile(compiler, source, path)
@@ -80,7 +80,7 @@ def _load(source: Path) -> Library:
         return Library(None, f"cannot be compiled: {error.strerror or error}")
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """The folder of libraries, which nobody else may write to, since what lies there is run.
 
     Raises:
