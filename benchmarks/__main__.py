@@ -21,6 +21,8 @@ PARTS = {
     "all": "everything, each part in a process of its own, within a time limit",
 }
 OWN_COMMAND_LINE = ("kernels", "resources", "step")
+CLOCKED = ("train", "forward", "encode")
+CLOCK = "processor: one thread, seconds that a processor spent on it, for shared machines"
 
 
 def main() -> int:
@@ -38,8 +40,14 @@ def main() -> int:
             part.add_argument("--official", type=Path, default=None, help="a checkout of the official code")
             part.add_argument("--device", default="auto", help="cpu, cuda, or auto")
             part.add_argument("--out", type=Path, default=None, help="JSON file; for `all` a folder")
+            if name in CLOCKED:
+                part.add_argument("--clock", choices=("wall", "processor"), default="wall", help=CLOCK)
             module.add_arguments(part)
     options = parser.parse_args()
+    if getattr(options, "clock", "wall") == "processor":
+        import torch
+
+        torch.set_num_threads(1)
     try:
         module.main(options)
     except DiTiError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.agreement import Gate
-from benchmarks.facts import datasheet_peak, matmul_peak, synchroniser
+from benchmarks.facts import CLOCKS, Clock, datasheet_peak, matmul_peak, synchroniser
 from benchmarks.limits import OutOfTimeError, time_limit
 from benchmarks.table import ratio_text, render
 from benchmarks.timing import Side, Timings, measure
@@ -49,6 +49,7 @@ class Comparison:
     memory: dict[str, int]
     skipped: dict[str, str]
     first_run: dict[str, float] = field(default_factory=dict)
+    clock: Clock = "wall"
 
 
 def compare_sides(
@@ -63,6 +64,7 @@ def compare_sides(
     build_seconds: float = math.inf,
     retries: int = 0,
     skipped: dict[str, str] | None = None,
+    clock: Clock = "wall",
 ) -> Comparison:
     """Build every candidate, measure those that work, and on a GPU their peak memory.
 
@@ -70,6 +72,7 @@ def compare_sides(
         inner: runs between two readings of the clock.
         build_seconds: for building (which may mean compiling) all candidates; those that are not ready by then are
             not measured.
+        clock: "wall", or "processor" for the time of all threads of this process.
         others: see `benchmarks.timing.measure`.
     """
     skipped, resident, first_run, sides = dict(skipped or {}), {}, {}, []
@@ -101,6 +104,7 @@ def compare_sides(
         control=control,
         retries=retries,
         synchronise=synchroniser(device),
+        clock=CLOCKS[clock],
     )
     timings = Timings(
         seconds={name: [s / inner for s in seconds] for name, seconds in timings.seconds.items()},
@@ -116,6 +120,7 @@ def compare_sides(
         memory=memory,
         skipped=skipped | dict(timings.failures),
         first_run=first_run,
+        clock=clock,
     )
 
 
@@ -141,13 +146,14 @@ def report(
         peak = comparison.memory.get(name)
         row = [name, middle * 1e3, f"{low * 1e3:.3g}-{high * 1e3:.3g}", units / middle]
         row += [ratio_text(ratio) if ratio else None, None if peak is None else peak / 2**30]
-        row += [_mfu(flops, middle, device, comparison.precisions[name]), comparison.notes[name]]
+        row += [_mfu(flops, middle, device, comparison.precisions[name], comparison.clock), comparison.notes[name]]
         rows.append(row)
     headers = ["side", "ms", "20-80 %", f"{unit}/s", f"time / time of {ours}", "peak GiB", "of peak", "what"]
     lines = [render(headers, rows), *(f"not measured: {k}: {v}" for k, v in comparison.skipped.items())]
     lines += [f"compiled and run once in {v:.0f} s: {k}" for k, v in comparison.first_run.items()]
     lines += [verdict(timings, gate)]
     result = timings.to_dict() | {
+        "clock": comparison.clock,
         "unit": unit,
         "units_per_run": units,
         "flops_per_run": flops or None,
@@ -163,7 +169,8 @@ def report(
     if flops:
         kinds = sorted(set(comparison.precisions.values()))
         result["peak_flops"] = {
-            kind: {"measured": matmul_peak(device, kind), "datasheet": datasheet_peak(device, kind)} for kind in kinds
+            kind: {"measured": matmul_peak(device, kind, comparison.clock), "datasheet": datasheet_peak(device, kind)}
+            for kind in kinds
         }
     return "\n".join(lines), result
 
@@ -181,11 +188,11 @@ def verdict(timings: Timings, gate: Gate) -> str:
     return f"{text}; agreement passed ({len(gate.checks)} checks)"
 
 
-def _mfu(flops: float, seconds: float, device: torch.device, precision: str) -> str | None:
+def _mfu(flops: float, seconds: float, device: torch.device, precision: str, clock: Clock) -> str | None:
     """Share of the measured matrix product peak and, where there is one, of the data sheet's."""
     if not flops:
         return None
-    text = f"{flops / seconds / matmul_peak(device, precision):.0%}"
+    text = f"{flops / seconds / matmul_peak(device, precision, clock):.0%}"
     stated = datasheet_peak(device, precision)
     return text if stated is None else f"{text} ({flops / seconds / stated:.0%} of data sheet)"
 

@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.agreement import BF16_FACTOR, FP32_LIMIT, Gate, exact_fp32, relative
 from benchmarks.cases import CASES, SEED, Case, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report
-from benchmarks.facts import collect, synchroniser, write
+from benchmarks.facts import CLOCKS, Clock, collect, synchroniser, write
 from benchmarks.official_side import OfficialModel, in_layout, load_code
 from benchmarks.table import ratio_text
 from benchmarks.timing import Side, measure
@@ -128,7 +128,7 @@ def write_jpegs(folder: Path, count: int) -> None:
 
 
 def from_jpegs(
-    pipeline: DiTiPipeline, folder: Path, count: int, device: torch.device, budget: float
+    pipeline: DiTiPipeline, folder: Path, count: int, device: torch.device, budget: float, clock: Clock = "wall"
 ) -> tuple[str, dict[str, Any]]:
     """`encode_with` on files against decoding them."""
     write_jpegs(folder / "jpegs", count)
@@ -143,7 +143,15 @@ def from_jpegs(
 
     sides = [Side(name="decode only", run=decode), Side(name="encode", run=encode)]
     wait = synchroniser(device)
-    timings = measure(sides, rounds=8, budget_seconds=budget, control="decode only", retries=1, synchronise=wait)
+    timings = measure(
+        sides,
+        rounds=8,
+        budget_seconds=budget,
+        control="decode only",
+        retries=1,
+        synchronise=wait,
+        clock=CLOCKS[clock],
+    )
     share = timings.ratio("decode only", "encode")
     rate = count / timings.quantiles("encode")[1]
     text = f"from JPEGs of {JPEG_SIDE} px: {rate:,.0f} images/s, {ratio_text(share)} of the pure decode rate"
@@ -169,12 +177,13 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             budget_seconds=options.budget,
             retries=1,
             control=OURS,
+            clock=options.clock,
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images")
         print(f"\n{case.name}, {batch_size} resident images\n{text}", flush=True)
         result = {"batch_size": batch_size, **result}
         save(result)
-        text, jpegs = from_jpegs(pipeline, folder, options.jpegs, device, options.budget)
+        text, jpegs = from_jpegs(pipeline, folder, options.jpegs, device, options.budget, options.clock)
         print(text, flush=True)
         save(result | {"jpegs": jpegs})
 

@@ -162,6 +162,7 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             budget_seconds=options.budget,
             retries=options.retries,
             control=OURS,
+            clock=options.clock,
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images", flops=flops)
         title = f"{case.name}, batch {batch_size}, {name}: {flops / batch_size / 1e9:.1f} GFLOP an image"

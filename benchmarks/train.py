@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diti_kernels.adaptive_group_norm.compiled_rows import serves
 from diti_kernels.dispatch import decide
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.agreement import Gate
 from benchmarks.cases import CASES, Case, pictures, random_pipeline
 from benchmarks.comparison import Candidate, compare_sides, report
-from benchmarks.facts import collect, synchroniser, write
+from benchmarks.facts import CLOCKS, Clock, collect, synchroniser, write
 from benchmarks.limits import OutOfTimeError, time_limit
 from benchmarks.official_side import OfficialModel, load_code
 from benchmarks.step_agreement import Setting, check_agreement
@@ -107,11 +108,12 @@ def _switches(setting: Setting) -> list[tuple[str, str, dict[str, Any], str]]:
     reference, sdpa, plain = {"DITI_KERNELS": "reference"}, {"DITI_ATTENTION": "sdpa"}, {"DITI_LAYOUT": "contiguous"}
     dtype = torch.bfloat16 if bf16 else torch.float32
     laid = layout_choice(setting.device, dtype).name == "channels_last"
+    chosen = triton or serves(setting.device.type, dtype)
     return [
         ("no frozen copy", "ours, base computed by the UNet itself", {"frozen_copy": False}, ""),
         ("not merged", "ours, doubling and convolution apart", {"merge": False}, ""),
         ("contiguous", _as(plain), {"environment": plain}, "" if laid else "ours is contiguous here anyway"),
-        ("reference ops", _as(reference), {"environment": reference}, "" if triton else "no kernel runs here anyway"),
+        ("reference ops", _as(reference), {"environment": reference}, "" if chosen else "no kernel runs here anyway"),
         ("sdpa", _as(sdpa), {"environment": sdpa}, ""),
         ("fp32", "ours, fp32", {"precision": "fp32"}, "" if bf16 else "ours is fp32 here"),
         ("plain Adam", "ours, Adam not fused", {"fused": False}, ""),
@@ -164,7 +166,9 @@ def compile_step(setting: Setting) -> None:
     trainer.trainer.accelerator.free_memory()
 
 
-def with_loader(setting: Setting, *, rounds: int, steps: int, budget: float) -> tuple[str, dict[str, Any]]:
+def with_loader(
+    setting: Setting, *, rounds: int, steps: int, budget: float, clock: Clock = "wall"
+) -> tuple[str, dict[str, Any]]:
     """Our training loop with its feed against the bare step on resident images."""
     trainer, images = setting.ours(), setting.images.to(setting.device)
 
@@ -177,7 +181,9 @@ def with_loader(setting: Setting, *, rounds: int, steps: int, budget: float) -> 
 
     sides = [Side(name="step only", run=bare), Side(name="with loader", run=looped)]
     wait = synchroniser(setting.device)
-    timings = measure(sides, rounds=rounds, budget_seconds=budget, control="step only", synchronise=wait)
+    timings = measure(
+        sides, rounds=rounds, budget_seconds=budget, control="step only", synchronise=wait, clock=CLOCKS[clock]
+    )
     ratio = timings.ratio("step only", "with loader")
     text = f"with-loader rate / step-only rate: {ratio_text(ratio)}"
     text += "" if timings.trustworthy else " (NOT TRUSTWORTHY: control failed)"
@@ -219,6 +225,7 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
             control=own,
             retries=options.retries,
             skipped=skipped | late,
+            clock=options.clock,
         )
         text, result = report(comparison, gate, device, ours=OURS, units=batch_size, unit="images", flops=flops)
         print(f"\n{case.name}, batch {batch_size}: {flops / batch_size / 1e9:.1f} GFLOP an image\n{text}", flush=True)
@@ -226,7 +233,7 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
         save(result)
         del comparison, sides
         steps = 20 if gpu else 2
-        text, loader = with_loader(setting, rounds=8, steps=steps, budget=options.budget / 3)
+        text, loader = with_loader(setting, rounds=8, steps=steps, budget=options.budget / 3, clock=options.clock)
         print(text, flush=True)
         for warning in setting.heard.warnings:
             print(f"warning: {warning}", flush=True)

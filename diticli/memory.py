@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import platform
 import re
 
 from diticli.errors import DeviceError
@@ -47,3 +50,17 @@ def device_failure(error: BaseException) -> DeviceError | None:
             remedy="Try again; `diti doctor` looks at the machine, CUDA_LAUNCH_BLOCKING=1 shows where it happens.",
         )
     return None
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, for the next tensors; returns whether its C library can be told so.
+
+    By default glibc gives large blocks back to the system, which clears them page by page when they are asked for
+    again: in every step of a training. What the process holds at most stays the same.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    most_mapped, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(most_mapped, 0))

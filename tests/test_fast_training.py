@@ -338,7 +338,7 @@ def test_errors_of_the_function_itself_are_not_swallowed() -> None:
         compiled.CompiledPart("part", function, SilentReporter())(torch.ones(1))
 
 
-def test_auto_compiles_where_it_pays() -> None:
+def test_auto_compiles_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     short, long = build_config("faces32"), build_config("celeba64")
     assert short.compile == "auto"
     assert not should_compile(short, CUDA)  # compiling takes minutes, the run not much longer
@@ -349,6 +349,9 @@ def test_auto_compiles_where_it_pays() -> None:
         assert should_compile(planned, CUDA) == (minutes == 60)
         assert not should_compile(planned, CPU)
     assert not should_compile(short, CPU)
+    monkeypatch.setenv("DITI_LAYOUT", "channels_last")
+    assert not should_compile(replace(long, precision="fp32"), CPU)  # norms run in C either way
+    monkeypatch.setenv("DITI_LAYOUT", "contiguous")
     assert should_compile(long, CPU)
     for precision, steps in CPU_STEPS.items():
         half = {"base.images": steps // 2 * 64, "features.images": steps // 2 * 32, "precision": precision}

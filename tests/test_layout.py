@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diti_kernels.cpu_layout import Measured
 from tiny_models import LATENT_DIM, perturb
 from torch import Tensor, nn
 
@@ -36,7 +37,6 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "name"),
     [
-        (CPU, torch.float32, "contiguous"),
         (CPU, torch.float64, "contiguous"),
         (CPU, torch.bfloat16, "channels_last"),
         (CUDA, torch.float32, "channels_last"),
@@ -46,6 +46,28 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_goes_by_device_and_dtype(device: torch.device, dtype: torch.dtype, name: str) -> None:
     assert layout_choice(device, dtype).name == name
     assert layout_for(device, dtype) == FORMATS[name]
+
+
+@pytest.mark.parametrize(
+    ("served", "times", "name"),
+    [
+        (True, (2.0, 1.0), "channels_last"),
+        (True, (1.0, 1.02), "channels_last"),
+        (True, (1.0, 1.5), "contiguous"),
+        (True, (None, None), "channels_last"),
+        (False, (2.0, 1.0), "contiguous"),
+    ],
+)
+def test_float32_on_a_cpu_goes_by_norms_in_c_and_a_measurement(
+    served: bool, times: tuple[float, float], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "serves", lambda *_: served)
+    monkeypatch.setattr(layout, "measured", lambda _: Measured(*times))
+    choice = layout_choice(CPU, torch.float32)
+    assert choice.name == name
+    if served and times[0] is not None:
+        assert choice.reason == f"measured here: {times[1]:.3g} ms channels_last, {times[0]:.3g} ms contiguous"
+    assert in_layout(torch.ones(2, 3, 4, 5)).is_contiguous(memory_format=FORMATS[name])
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -58,7 +80,8 @@ def test_the_variable_forces_one(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert in_layout(torch.ones(2, 3, 4, 5)).is_contiguous(memory_format=FORMATS[name])
 
 
-def test_autocast_counts_as_its_dtype() -> None:
+def test_autocast_counts_as_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "serves", lambda *_: False)
     x = torch.ones(2, 3, 4, 5)
     assert in_layout(x).is_contiguous()
     with torch.autocast("cpu", torch.bfloat16):

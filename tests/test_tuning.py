@@ -565,6 +565,7 @@ def test_what_cannot_be_compiled_never_pays() -> None:
 
 
 def test_the_measured_numbers_decide_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DITI_LAYOUT", "contiguous")  # float32 in channels_last is never compiled on a CPU
     config = build_config("faces64", options={"precision": "fp32", "device": "cpu"})
     plain = resolve(config)
     site = compiling.training_site(plain)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import diti_kernels
 import torch
+from diti_kernels.adaptive_group_norm import compiled_rows
 from torch import nn
 
 from diticli.doctor.finding import Finding
@@ -45,6 +46,7 @@ def speed(device: torch.device) -> Iterator[Finding]:
     yield from _precision(device)
     yield from _layout(device)
     yield from _kernels(device)
+    yield from _norms(device)
     yield from _attention(device)
 
 
@@ -72,6 +74,12 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
         except (ValueError, RuntimeError) as error:
             wrong, _, remedy = str(error).partition(". ")
             yield Finding(topic="speed", name=f"kernel {operation}", value=wrong, status="broken", remedy=remedy)
+
+
+def _norms(device: torch.device) -> Iterator[Finding]:
+    """What float32 norms run on a CPU."""
+    if device.type == "cpu":
+        yield Finding(topic="speed", name="float32 norms in C", value=compiled_rows.why().reason)
 
 
 def _attention(device: torch.device) -> Iterator[Finding]:

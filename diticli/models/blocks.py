@@ -8,14 +8,18 @@ Legend of shape suffixes: B batch, C channels, H height, W width, M tokens, K ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from diticli.models.attention import attend
 from diticli.models.modulation import Modulation
 from diticli.models.modules import Downsample, ResnetBlock, SelfAttention, Upsample
 from diticli.models.norms import modulated_norm, norm_silu
+from diticli.models.upsampling import upsample, upsample_and_convolve
 
 
 def run_resnet(block: ResnetBlock, x_BCHW: Tensor, modulation: Modulation, skip: Tensor | None = None) -> Tensor:
@@ -29,11 +33,11 @@ def run_resnet(block: ResnetBlock, x_BCHW: Tensor, modulation: Modulation, skip:
     """
     h = norm_silu(block.norm1, x_BCHW, skip)
     if block.upsample is not None:
-        x_BCHW = upsample(x_BCHW)
-        h = h if isinstance(block.conv1, nn.ConvTranspose2d) else upsample(h)
+        x_BCHW, h = upsample(x_BCHW), upsample_and_convolve(block.conv1, h)
     elif block.downsample is not None:
-        x_BCHW, h = F.avg_pool2d(x_BCHW, 2), F.avg_pool2d(h, 2)
-    h = block.conv1(h)
+        x_BCHW, h = F.avg_pool2d(x_BCHW, 2), block.conv1(F.avg_pool2d(h, 2))
+    else:
+        h = block.conv1(h)
     if modulation.offset is not None:
         h = h + modulation.offset.to(h.dtype)[:, :, None, None]
     h = modulated_norm(block.norm2, h, modulation.scale, modulation.shift)
@@ -45,7 +49,7 @@ def _second_convolution(block: ResnetBlock, h: Tensor, x: Tensor, skip: Tensor |
     """conv2(h) + shortcut([x, skip])."""
     conv, shortcut = block.conv2, block.conv_shortcut
     if shortcut is None:
-        return conv(h) + (x if skip is None else torch.cat([x, skip], dim=1))
+        return _add(conv(h), x if skip is None else torch.cat([x, skip], dim=1))
     assert conv.bias is not None
     assert shortcut.bias is not None
     h = F.conv2d(h, conv.weight, conv.bias + shortcut.bias, conv.stride, conv.padding)
@@ -54,13 +58,52 @@ def _second_convolution(block: ResnetBlock, h: Tensor, x: Tensor, skip: Tensor |
     return h if skip is None else _add_products(h, skip, shortcut.weight[:, first:])
 
 
+def _add(h: Tensor, x: Tensor) -> Tensor:
+    """h + x in the memory of h, a layer's result, which nothing else reads; in half precision in new memory."""
+    return h.add_(x) if h.dtype == x.dtype == torch.float32 else h + x
+
+
 def _add_products(h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """h plus the 1x1 convolution of x: one product that adds to h where maps are rows of channels in memory."""
+    """h plus the 1x1 convolution of x: one product that adds to h where maps are rows of channels in memory.
+
+    In float32 that is the memory of h, a convolution's result, which nothing else reads.
+    """
     if not h.is_contiguous(memory_format=torch.channels_last):
         return h + F.conv2d(x, weight)
+    if h.device.type == "cpu" and h.dtype == x.dtype == weight.dtype == torch.float32 and not _is_rewritten(h):
+        return _AddProducts.apply(h, x, weight)
     B, C, H, W = h.shape
     rows = torch.addmm(_rows(h), _rows(x), weight.flatten(1).t())
     return rows.view(B, H, W, C).permute(0, 3, 1, 2)
+
+
+def _is_rewritten(h: Tensor) -> bool:
+    """Whether PyTorch makes other operators of those that are called: under autocast and when compiled."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(h.device.type)
+
+
+class _AddProducts(torch.autograd.Function):
+    """h [B, C, H, W] plus products of x [B, D, H, W] and weight [C, D, 1, 1], in the memory of h; all channels_last.
+
+    Autograd's own way with a part of a tensor that changes in place copies gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.mark_dirty(h)
+        ctx.save_for_backward(x, weight)
+        _rows(h).addmm_(_rows(x), weight.flatten(1).t())
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_h, wants_x, wants_weight = ctx.needs_input_grad
+        rows, (B, _, H, W) = _rows(grad), grad.shape
+        dx = (rows @ weight.flatten(1)).view(B, H, W, -1).permute(0, 3, 1, 2) if wants_x else None
+        dweight = (rows.t() @ _rows(x)).view_as(weight) if wants_weight else None
+        return grad if wants_h else None, dx, dweight
 
 
 def _rows(h_BCHW: Tensor) -> Tensor:
@@ -79,7 +122,8 @@ def run_attention(block: SelfAttention, x_BCHW: Tensor) -> Tensor:
     h = attend(q, k, v).reshape(B, H * W, -1)
     h = block.to_out[1](block.to_out[0](h))
     h = h.view(B, H, W, C).permute(0, 3, 1, 2)
-    h = x_BCHW + h
+    alike = h.stride() == x_BCHW.stride() and not torch.is_grad_enabled()
+    h = _add(h, x_BCHW) if alike else x_BCHW + h
     return h if block.rescale_output_factor == 1 else h / block.rescale_output_factor
 
 
@@ -98,9 +142,4 @@ def run_downsample(block: Downsample, h_BCHW: Tensor) -> Tensor:
 
 def run_upsample(block: Upsample, h_BCHW: Tensor) -> Tensor:
     """Twice the height and width, then a convolution; a transposed one does both."""
-    return block.conv(h_BCHW if isinstance(block.conv, nn.ConvTranspose2d) else upsample(h_BCHW))
-
-
-def upsample(h_BCHW: Tensor) -> Tensor:
-    """Twice the height and width by repetition."""
-    return F.interpolate(h_BCHW, scale_factor=2.0, mode="nearest")
+    return upsample_and_convolve(block.conv, h_BCHW)

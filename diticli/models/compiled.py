@@ -18,6 +18,7 @@ from diti_kernels.sites import capturing, is_recording
 
 from diticli.config import RunConfig
 from diticli.models.device import resolve_precision
+from diticli.models.layout import layout_choice
 from diticli.progress import Reporter
 from diticli.variables import CUDA_GRAPH, CUDA_GRAPH_CHOICES, word_of
 
@@ -36,7 +37,9 @@ CPU_STEPS = {"fp32": 5_000, "bf16": 20_000}
 
 On a CPU most of a step is convolutions, which a compiler leaves to oneDNN. Measured on faces32 with one thread, beside
 other work: a compiled step was 1.12 to 1.15 times as fast in fp32 and 1.01 to 1.04 times in bf16, and compiling took as
-long as 60 to 175 steps. That is won back within 1,600 steps in fp32, and 15,000 in bf16 at the worst.
+long as 60 to 175 steps. That is won back within 1,600 steps in fp32, and 15,000 in bf16 at the worst. In fp32 that
+holds for NCHW maps alone: in channels_last, whose norms run in C either way, a compiled step of faces32 took 1.05 times
+as long, so that such runs are never compiled.
 """
 
 CUDA_STEPS, CUDA_MINUTES = 10_000, 30.0
@@ -106,7 +109,7 @@ def _reason(error: Exception) -> str:
 def should_compile(config: RunConfig, device: torch.device, least: float | None = None) -> bool:
     """What `compile = "auto"` means: yes for runs of at least `least` steps.
 
-    By default that is `CUDA_STEPS` on a GPU and `CPU_STEPS` on a CPU.
+    By default that is `CUDA_STEPS` on a GPU and `CPU_STEPS` on a CPU, where fp32 in channels_last never is.
 
     The steps are those of all stages that the run trains; auto precision is that of the device. Where they are not
     known yet, as the run is planned by time, it is compiled on a GPU from `CUDA_MINUTES` on, and never on a CPU.
@@ -115,9 +118,15 @@ def should_compile(config: RunConfig, device: torch.device, least: float | None 
     if config.minutes:
         return cuda and config.minutes >= CUDA_MINUTES and least != math.inf
     if least is None:
-        least = CUDA_STEPS if cuda else CPU_STEPS[resolve_precision(config.precision, device)]
+        least = CUDA_STEPS if cuda else _cpu_steps(config, device)
     trains_base = not config.base_model and not config.ssl.only
     return config.features.steps + (config.base.steps if trains_base else 0) >= least
+
+
+def _cpu_steps(config: RunConfig, device: torch.device) -> float:
+    precision = resolve_precision(config.precision, device)
+    in_c = precision == "fp32" and layout_choice(device, torch.float32).name == "channels_last"
+    return math.inf if in_c else CPU_STEPS[precision]
 
 
 def compiler_for(reporter: Reporter) -> Compiler:

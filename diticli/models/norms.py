@@ -1,6 +1,7 @@
 """Norms of the networks: `diti_kernels.adaptive_group_norm`, and on a CPU the layout in which it is fast.
 
-On a GPU the operator takes channels_last without a copy. On a CPU it uses PyTorch's kernels, whose forward is fast in
+On a GPU, and in float32 on a CPU that has a C compiler, the operator takes channels_last without a copy. Else on a CPU
+it uses PyTorch's kernels, whose forward is fast in
 channels_last and whose backward is many times faster in NCHW. So a channels_last map on a CPU is copied to NCHW and
 back where autograd records its norm, which costs less than it saves, and otherwise used without a copy where that is
 faster, unless `DITI_KERNELS` names an implementation.
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from diti_kernels.adaptive_group_norm import adaptive_group_norm
+from diti_kernels.adaptive_group_norm.compiled_rows import serves
 from diti_kernels.dispatch import is_forced
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,7 +49,7 @@ def modulated_norm(
         [B, C, H, W] in h's layout and dtype.
     """
     groups, eps = norm.num_groups, norm.eps
-    if h_BCHW.device.type != "cpu" or h_BCHW.is_contiguous():
+    if h_BCHW.device.type != "cpu" or h_BCHW.is_contiguous() or serves("cpu", h_BCHW.dtype):
         return adaptive_group_norm(h_BCHW, scale, shift, groups, eps, skip=skip, activation=activation)
     if _channels_last_is_faster(h_BCHW, skip, scale, shift, groups):
         h = h_BCHW if skip is None else torch.cat([h_BCHW, skip.to(h_BCHW.dtype)], dim=1)

@@ -21,7 +21,7 @@ Images = torch.Tensor | npt.NDArray[Any] | Picture | Sequence[Picture]
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 -> float32 [-1, 1]."""
-    return images.float().div(127.5).sub(1.0)
+    return images.float().div(127.5).sub_(1.0)
 
 
 def checked(images_BCHW: torch.Tensor, resolution: int, channels: int = 3) -> torch.Tensor:

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
+from diticli.memory import keep_freed_memory
 from diticli.models.compiled import compiler_for
+from diticli.models.layout import layout_for
 from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
 from diticli.reading import quoted, shortened
@@ -63,8 +66,11 @@ class StageTrainer:
     ) -> None:
         self.stage, self.accelerator = stage, accelerator
         self.step = 0
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.whole = Horizon(stage.budget.steps)
         self.decay = Horizon(stage.budget.steps, since=stage.budget.warmup_steps)
+        _lay_out(stage.objective, accelerator)
         self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
         self.fused = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
         stage.objective.to(accelerator.device)
@@ -253,6 +259,18 @@ class StageTrainer:
         if mean is not None and not math.isfinite(mean):
             raise self._diverged(f"its loss became {mean}")
         return mean
+
+
+def _lay_out(objective: nn.Module, accelerator: Accelerator) -> None:
+    """Trained convolutions in the layout of maps, on a CPU in float32: else every call would copy them to it and back.
+
+    In half precision autocast copies them in any case.
+    """
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "no":
+        return
+    for module in objective.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+            module.to(memory_format=layout_for(accelerator.device, module.weight.dtype))  # type: ignore[call-overload]
 
 
 def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter, stop: StopRequest) -> None:

@@ -6,8 +6,9 @@ Shapes: B samples, C = C1 + C2 channels in G groups, then any spatial dims.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diti_kernels.adaptive_group_norm.compiled_rows import CompiledNorm, serves
 from diti_kernels.adaptive_group_norm.eager import folded_group_norm
 from diti_kernels.adaptive_group_norm.layout import from_rows, is_channels_last, like_channels_last, to_rows
 from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_group_norm_reference, concatenate
@@ -67,6 +68,10 @@ def adaptive_group_norm(
         h = x if skip is None else concatenate(x, skip)
         y = folded_group_norm(h, scale, shift, groups, eps, activation == "silu")
         return like_channels_last(y) if is_channels_last(x) else y
+    if backend == "reference" and _c_serves(x):
+        skip = None if skip is None else skip.to(x.dtype)
+        rows: Tensor = CompiledNorm.apply(x, skip, scale, shift, groups, eps, activation == "silu")
+        return rows
     skip_rows = None if skip is None else to_rows(skip.to(x.dtype))
     arguments = (scale, shift, groups, eps, activation == "silu", backend == "triton")
     return from_rows(adaptive_group_norm_op(to_rows(x), skip_rows, *arguments)[0], x)
@@ -94,6 +99,11 @@ def _definition_serves(x: Tensor) -> bool:
     if x.dtype not in _KERNEL_DTYPES or x.numel() == 0:
         return True
     return torch.compiler.is_compiling() and (x.device.type != "cpu" or x.is_contiguous())
+
+
+def _c_serves(x: Tensor) -> bool:
+    """Whether the C code does it, without a custom operator around it: eager, and no tensor of another class."""
+    return not torch.compiler.is_compiling() and type(x) in (Tensor, nn.Parameter) and serves(x.device.type, x.dtype)
 
 
 def _folding_serves(x: Tensor) -> bool:

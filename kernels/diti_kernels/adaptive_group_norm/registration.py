@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diti_kernels.adaptive_group_norm import eager, launch
+from diti_kernels.adaptive_group_norm import compiled_rows, eager, launch
 
 
 @torch.library.custom_op("diti::adaptive_group_norm", mutates_args=())
@@ -20,7 +20,7 @@ def adaptive_group_norm_op(
     x: Tensor, skip: Tensor | None, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result [B, N, C] of x's dtype, mean and 1/std [B, G] float32 (no gradient reaches these two)."""
-    forward = launch.triton_forward if triton else eager.forward_rows
+    forward = launch.triton_forward if triton else _plain(x).forward_rows
     return forward(x, skip, scale, shift, groups, eps, silu)
 
 
@@ -40,8 +40,13 @@ def adaptive_group_norm_backward_op(
     wants_skip: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, skip, scale and shift; those of x and skip are empty where not wanted."""
-    backward = launch.triton_backward if triton else eager.backward_rows
+    backward = launch.triton_backward if triton else _plain(x).backward_rows
     return backward(grad, x, skip, scale, shift, mean, rstd, groups, silu, (wants_x, wants_skip))
+
+
+def _plain(x: Tensor) -> Any:
+    """Who does it without Triton."""
+    return compiled_rows if compiled_rows.serves(x.device.type, x.dtype) else eager
 
 
 @adaptive_group_norm_op.register_fake

@@ -1,0 +1,122 @@
+"""Whether channels_last maps are faster than NCHW on this machine's CPU in float32: measured once, and kept.
+
+A convolution and an adaptive group norm with SiLU, forward and backward, in both layouts, by the processor's clock. The
+result lies beside the compiled norms (`diti_kernels.native`), one file for each processor, PyTorch and number of
+threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diti_kernels import native
+from diti_kernels.adaptive_group_norm import adaptive_group_norm
+
+BATCH, CHANNELS, SIDE, GROUPS = 8, 64, 32, 8
+READINGS = 5
+LEAST_GAIN = 1.05
+"""How many times as fast NCHW has to be to be taken: ties stay with channels_last."""
+
+
+class Measured(NamedTuple):
+    """Milliseconds in both layouts; None where nothing was measured."""
+
+    contiguous: float | None
+    channels_last: float | None
+
+    @property
+    def wins(self) -> bool:
+        """Whether maps should be channels_last."""
+        if self.contiguous is None or self.channels_last is None:
+            return True
+        return self.channels_last < LEAST_GAIN * self.contiguous
+
+    @property
+    def reason(self) -> str:
+        """Half a sentence for people."""
+        if self.contiguous is None or self.channels_last is None:
+            return "not measured, DITI_TUNE=0"
+        return f"measured here: {self.channels_last:.3g} ms channels_last, {self.contiguous:.3g} ms contiguous"
+
+
+@functools.cache
+def measured(threads: int) -> Measured:
+    """What is kept of this machine with so many threads, else what is measured now; nothing is with DITI_TUNE=0."""
+    path = _path(threads)
+    found = None if path is None else _read(path)
+    if found is None and os.environ.get("DITI_TUNE", "").strip() in ("0", "0.0"):
+        return Measured(None, None)
+    if found is None:
+        found = measure()
+        if path is not None:
+            _keep(path, found)
+    return found
+
+
+def measure(clock: Callable[[], float] = time.process_time) -> Measured:
+    """Run both layouts in turn; the least of the readings counts."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        runs = [_step(layout) for layout in (torch.contiguous_format, torch.channels_last)]
+        for run in runs:
+            run()
+        best = [float("inf")] * 2
+        for _ in range(READINGS):
+            for i, run in enumerate(runs):
+                started = clock()
+                run()
+                best[i] = min(best[i], clock() - started)
+    return Measured(1e3 * best[0], 1e3 * best[1])
+
+
+def _step(layout: torch.memory_format) -> Callable[[], None]:
+    def laid(*shape: int) -> Tensor:
+        values = torch.linspace(-1, 1, shape[0] * shape[1] * shape[2] * shape[3], dtype=torch.float32).view(shape)
+        return values.contiguous(memory_format=layout).requires_grad_()
+
+    x, weight = laid(BATCH, CHANNELS, SIDE, SIDE), laid(CHANNELS, CHANNELS, 3, 3)
+    scale, shift = torch.ones(BATCH, CHANNELS), torch.zeros(BATCH, CHANNELS)
+    gradient = torch.ones(BATCH, CHANNELS, SIDE, SIDE).contiguous(memory_format=layout)
+
+    def run() -> None:
+        y = adaptive_group_norm(F.conv2d(x, weight, padding=1), scale, shift, GROUPS)
+        torch.autograd.grad(y, (x, weight), gradient)
+
+    return run
+
+
+def _path(threads: int) -> Path | None:
+    try:
+        facts = (torch.__version__, native.processor(), threads, native.OPTIONS)
+        return native.own_folder() / f"layout-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> Measured | None:
+    try:
+        times = json.loads(path.read_bytes()[:1000])
+        found = Measured(float(times["contiguous_ms"]), float(times["channels_last_ms"]))
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+    return found if all(time is not None and 0 < time < 1e6 for time in found) else None
+
+
+def _keep(path: Path, found: Measured) -> None:
+    """By a rename; what cannot be kept is measured again."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(json.dumps({"contiguous_ms": found.contiguous, "channels_last_ms": found.channels_last}))
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
