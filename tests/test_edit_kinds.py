@@ -15,7 +15,7 @@ from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
 from diticli.errors import ChunkError, ConfigError, LabelError
-from diticli.probing.read_scores import Score
+from diticli.probing.read_scores import ProbeScore
 
 FAST = EditSettings(invert_steps=1, decode_steps=1)
 
@@ -113,7 +113,7 @@ def test_attribute_sheet():
 
 
 def test_scores_stand_beside_the_names_of_attributes():
-    scores = {"bright": Score(0.744, 0.7, 0.8, 0.5, "average_precision")}
+    scores = {"bright": ProbeScore(0.744, 0.7, 0.8, 0.5, "average_precision")}
     sheet = attribute_sheet(run((A,), chunk_sets=[(0,), None]), scores)
     assert [row.caption for row in sheet.rows] == ["bright (AP 0.74), chunk 0 (t\xa00-249)", "bright (AP 0.74)"]
     assert attribute_sheet(run((A,)), {"other": scores["bright"]}).rows[0].caption == "bright"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from diticli.probing.read_scores import Score, chance_warnings, read_scores, score_of
+from diticli.probing.read_scores import ProbeScore, chance_warnings, read_scores, score_of
 
 
 def test_attributes_read_by_chance_are_named(tmp_path):
@@ -10,7 +10,7 @@ def test_attributes_read_by_chance_are_named(tmp_path):
     report = {"attributes": [one, one | {"name": "hat", "value": 0.9, "low": 0.8, "high": 1.0, "base_rate": 0.5}]}
     (tmp_path / "report.json").write_text(json.dumps(report))
     scores = read_scores(tmp_path)
-    assert scores["hat"] == Score(0.9, 0.8, 1.0, 0.5, "pearson_r")
+    assert scores["hat"] == ProbeScore(0.9, 0.8, 1.0, 0.5, "pearson_r")
     assert scores["hat"].short() == "Pearson r 0.90"
     assert score_of(scores, "hat=red") == scores["hat"], "a class is read as well as its category"
     assert score_of(scores, "age") is None

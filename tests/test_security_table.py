@@ -40,7 +40,8 @@ def test_a_row_names_a_guard_and_a_test_that_runs(row):
 def test_every_row_is_collected_with_all_other_tests(request):
     """Of the files that pytest collected, which in CI are all."""
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    files, tests = {item.path.name for item in items}, {(item.path.name, item.originalname) for item in items}
+    tests = {(item.path.relative_to(ROOT / "tests").as_posix(), item.originalname) for item in items}
+    files = {name for name, _ in tests}
     given = request.config.option
     if not (given.keyword or given.markexpr or any("::" in argument for argument in request.config.args)):
         wanted = {tuple(row[2].strip("`").split("::")) for row in ROWS}

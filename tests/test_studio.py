@@ -379,7 +379,8 @@ def test_names_are_escaped_in_the_bar(page_module, model):
     from diticli.studio import pair_tab
 
     bar = pair_tab.chunk_bar(model.chunks, "1-2", options_of(page_module, model))
-    assert "<b>odd" not in bar.html_template + "".join(bar.props["cells"])
+    shown = [*bar.props["cells"], *(text for _, text in bar.props["moves"])]
+    assert "<b>odd" not in bar.html_template + "".join(shown)
     assert "hat 0.84" in bar.props["cells"][0]
     assert len(bar.props["cells"]) == model.chunks.chunks
 

@@ -31,7 +31,7 @@ from diticli.pictures.differences import difference_gain, difference_map, with_c
 from diticli.pictures.grids import save_png
 from diticli.pictures.strips import captioned_strip
 from diticli.pictures.tiles import Pixels
-from diticli.probing.read_scores import Score, score_of
+from diticli.probing.read_scores import ProbeScore, score_of
 
 MAX_NAME = 80  # characters of a file name that may go to the list of chunks
 ANIMATION_TILE_PX, MAX_LARGE_TILES = 192, 4
@@ -123,7 +123,7 @@ def pair_sheet(result: EditResult) -> Sheet:
     )
 
 
-def attribute_sheet(result: AttributeResult, scores: Mapping[str, Score] | None = None) -> Sheet:
+def attribute_sheet(result: AttributeResult, scores: Mapping[str, ProbeScore] | None = None) -> Sheet:
     """One row for every image, attribute and chunk set; `scores`: of the attributes, to stand beside their names.
 
     Columns: the original, its reconstruction, and the edits in the order of the amounts.
@@ -296,7 +296,7 @@ def _pair_row(result: EditResult, own: int, chunks: tuple[int, ...]) -> SheetRow
 
 
 def _attribute_row(
-    result: AttributeResult, image: int, attribute: str, chunks: Chunks, scores: Mapping[str, Score]
+    result: AttributeResult, image: int, attribute: str, chunks: Chunks, scores: Mapping[str, ProbeScore]
 ) -> SheetRow:
     back, before = result.reconstructions[image], result.originals[image]
     name = image_stems(result.names)[image]

@@ -13,7 +13,7 @@ SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accur
 """Names of metrics where there is little room."""
 
 
-class Score(NamedTuple):
+class ProbeScore(NamedTuple):
     """Of one attribute on test images, with its 95 % interval, and what guessing scores."""
 
     value: float
@@ -27,7 +27,7 @@ class Score(NamedTuple):
         return f"{SHORT.get(self.metric, 'score')} {self.value:.2f}"
 
 
-def read_scores(probe: Path | None) -> dict[str, Score]:
+def read_scores(probe: Path | None) -> dict[str, ProbeScore]:
     """Attribute -> score, of the report in a probe's folder; empty where there is none that can be read."""
     if probe is None:
         return {}
@@ -36,18 +36,18 @@ def read_scores(probe: Path | None) -> dict[str, Score]:
         for one in parse_json(read_regular(probe / "report.json"))["attributes"]:
             numbers = (one.get(key) for key in ("value", "low", "high", "base_rate"))
             value, low, high, guessing = (math.nan if number is None else float(number) for number in numbers)
-            found[str(one["name"])] = Score(value, low, high, guessing, str(one.get("metric", "")))
+            found[str(one["name"])] = ProbeScore(value, low, high, guessing, str(one.get("metric", "")))
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def score_of(scores: Mapping[str, Score], attribute: str) -> Score | None:
+def score_of(scores: Mapping[str, ProbeScore], attribute: str) -> ProbeScore | None:
     """The score of an attribute; of a class, "attribute=class", that of its category."""
     return scores.get(attribute) or scores.get(attribute.rpartition("=")[0])
 
 
-def chance_warnings(scores: Mapping[str, Score], attributes: Sequence[str]) -> list[str]:
+def chance_warnings(scores: Mapping[str, ProbeScore], attributes: Sequence[str]) -> list[str]:
     """A warning for each attribute that the probe does not read surely better than guessing."""
     return [
         f"The probe hardly reads {shortened(printable(name))}: it scores {score.value:.2f} ({score.low:.2f} to "

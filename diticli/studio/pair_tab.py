@@ -215,33 +215,19 @@ def _named(result: EditResult, differ: bool) -> dict[str, Any]:
     }
 
 
-_CELL = """${cells.map((label, at) => {
-  const on = String(value || "").split(",").some((part) => {
-    const ends = part.split("-").map(Number);
-    return at >= ends[0] && at <= ends[ends.length - 1];
-  });
-  return `<button type="button" data-chunk="${at}" class="${on ? "on" : ""}" aria-pressed="${on}" aria-label="${label}"
-    title="${label}" tabindex="${at ? -1 : 0}">${at}</button>`;
-}).join("")}"""
-
-
 def chunk_bar(layout: ChunkLayout, value: str, options: PageOptions) -> gr.HTML:
     """The time axis: one cell a chunk, fine to the left; below, what the chunks move."""
     labels = []
     for chunk, (low, end) in enumerate(zip(layout.timestep_starts, layout.timestep_ends, strict=True)):
         moves = strongest_moves(chunk, options)
         labels.append(safe(f"Chunk {chunk}, timesteps {low} to {end - 1}" + (f", moves {moves}" if moves else "")))
-    below = "".join(
-        f'<span style="flex:{len(group)} 1 0">{safe(strongest_moves(group[0], options))}</span>'
-        for group in options.groups
-    )
+    own = files("diticli.studio")
     return gr.HTML(
         value,
-        html_template='<div class="chunk-bar" role="group" aria-label="Chunks, from fine to coarse">'
-        f'<div class="cells">{_CELL}</div><div class="moves">{below}</div><div class="ends">'
-        "<span>fine detail (small timesteps)</span><span>coarse structure (large timesteps)</span></div></div>",
-        js_on_load=(files("diticli.studio") / "chunk_bar.js").read_text(encoding="utf-8"),
+        html_template=(own / "chunk_bar.html").read_text(encoding="utf-8"),
+        js_on_load=(own / "chunk_bar.js").read_text(encoding="utf-8"),
         cells=labels,
+        moves=[[len(group), safe(strongest_moves(group[0], options))] for group in options.groups],
         elem_id="chunk-bar",
         label="Chunks",
     )

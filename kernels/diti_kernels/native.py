@@ -118,6 +118,8 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     """Make the library; another process may make the same one meanwhile."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder, path.name)
-        command = [compiler, *OPTIONS, str(source), "-o", str(made), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+        command = [compiler, *OPTIONS, str(source.absolute()), "-o", str(made), "-lm"]
+        subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
         os.replace(made, path)

@@ -113,6 +113,16 @@ def test_without_it_the_reason_is_told(
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.parametrize("spoil", [_shared_folder, _link])
+def test_libraries_lie_where_nobody_else_writes(
+    spoil: Callable[[Path, pytest.MonkeyPatch], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reason = spoil(tmp_path, monkeypatch)
+    with pytest.raises(PermissionError, match=reason):
+        native.own_folder()
+
+
 @needs_compiler
 def test_wrong_results_are_not_used(source: Path) -> None:
     found = native.load(source, lambda _: False)
