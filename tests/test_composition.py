@@ -40,7 +40,7 @@ def test_a_perfect_editor_gives_the_image_back() -> None:
     found = measure_composition(editor(0), GREY, 2)
     assert found == Composition(images=5, change=(0, 0), psnr=(math.inf, math.inf))
     assert found.to_dict()["psnr"] == [None, None]
-    assert composition_table(found)[1] == [["1", 0, "exact"], ["2", 0, "exact"]]
+    assert composition_table(found)[1] == [["1", "0.00", "exact"], ["2", "0.00", "exact"]]
 
 
 def test_the_first_edit_is_the_reconstruction(make_pipeline: Any, tmp_path: Path) -> None:

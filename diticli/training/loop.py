@@ -264,9 +264,9 @@ class StageTrainer:
 def _lay_out(objective: nn.Module, accelerator: Accelerator) -> None:
     """Trained convolutions in the layout of maps, on a CPU in float32: else every call would copy them to it and back.
 
-    In half precision autocast copies them in any case.
+    In half precision autocast copies them in any case, and several processes copy gradients to exchange them.
     """
-    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "no":
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "no" or accelerator.num_processes > 1:
         return
     for module in objective.modules():
         if isinstance(module, nn.Conv2d) and module.weight.requires_grad:

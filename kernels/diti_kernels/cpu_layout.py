@@ -7,6 +7,7 @@ threads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -113,10 +114,7 @@ def _read(path: Path) -> Measured | None:
 
 
 def _keep(path: Path, found: Measured) -> None:
-    """By a rename; what cannot be kept is measured again."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps({"contiguous_ms": found.contiguous, "channels_last_ms": found.channels_last}))
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+    """What cannot be kept is measured again."""
+    times = {"contiguous_ms": found.contiguous, "channels_last_ms": found.channels_last}
+    with contextlib.suppress(OSError):
+        native.keep(path, json.dumps(times))

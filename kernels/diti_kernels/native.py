@@ -123,3 +123,15 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
             command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
         )
         os.replace(made, path)
+
+
+def keep(path: Path, text: str) -> None:
+    """Put a small file into `own_folder`; another process may put the same one there meanwhile.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        made.write_text(text)
+        os.replace(made, path)
