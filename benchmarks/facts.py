@@ -35,7 +35,7 @@ def collect(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "load_average_at_start": os.getloadavg()[0],
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("DITI_", "OMP_", "TRITON_"))},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("DITI_", "GLIBC_", "OMP_", "TRITON_"))},
         "versions": versions(),
     }
 
