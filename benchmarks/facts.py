@@ -26,6 +26,9 @@ DATASHEET = {
     "A100": {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5},
 }
 
+SETTINGS = ("DITI_", "GLIBC_", "OMP_", "TRITON_")
+"""Beginnings of environment variables that change what is measured."""
+
 
 def collect(device: torch.device) -> dict[str, Any]:
     """Date, command, device, threads and versions."""
@@ -35,7 +38,7 @@ def collect(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "load_average_at_start": os.getloadavg()[0],
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("DITI_", "GLIBC_", "OMP_", "TRITON_"))},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
         "versions": versions(),
     }
 
