@@ -422,6 +422,10 @@ def test_what_the_classifier_cannot_read_is_hidden_everywhere(faces: EvaluationI
     assert page.index("The verdict") < page.index("Not judged: skin") < page.index("drawn: edits")
     assert page.index("drawn: edits") < page.index("drawn: exchanged chunks")
     assert (tmp_path / "edits-0.png").is_file()
+    assert result.swaps[0].truth_psnr is not None
+    classifier.reliability.update(dict.fromkeys(("skin", "hat", "smile", "glasses"), 0.2))
+    result = evaluate_model(pipeline, faces, classifier, [(0, 2)], settings=settings)
+    assert result.swaps[0].truth_psnr is None, "a drawing without them would say little"
 
 
 def test_a_classifier_that_reads_nothing_judges_nothing() -> None:

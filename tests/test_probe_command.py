@@ -85,6 +85,9 @@ def test_atlas_goes_into_table_report_and_heatmaps(
     names = {path.name for path in (folder / "out").glob("*.png")}
     assert names == {"atlas-alone.png", "atlas-unique.png", "atlas-prefix.png", "chunk-correlation.png"}
     assert "heatmaps" in result.stderr
+    assert "Fewer than 50 test rows" in result.stderr
+    assert run().exit_code == 0
+    assert not list((folder / "out").glob("*.png")), "those of the earlier probe"
 
 
 def test_metrics_score_dims_and_chunks(run: Callable[..., Any], folder: Path) -> None:

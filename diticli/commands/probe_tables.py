@@ -129,7 +129,7 @@ def show_atlas(atlas: ChunkProbe) -> None:
         "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
         "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
         "Gain centre: centre of mass, over timesteps, of the skill that chunks 0 to k gain with k. Own-skill centre: "
-        "that of the skill of each chunk alone; none where every chunk has at least half the skill of the best one. "
+        "that of the skill of each chunk alone. None: no chunk reads it, or none gains. "
         "With 95 % intervals."
     )
 
@@ -174,7 +174,7 @@ def _atlas_row(item: AttributeChunks) -> list[str]:
         item.name,
         f"{item.all.value:.3f}",
         f"{item.alone[alone].value:.3f} in {alone}",
-        f"{item.unique[own].value:.3f} in {own}",
+        f"{item.unique[own].value:.3f} in {own}" if item.unique[own].value > 0 else "none",
         _centre(item.centre_prefix),
         "in every chunk" if item.flat else _centre(item.centre_alone),
     ]
@@ -182,7 +182,7 @@ def _atlas_row(item: AttributeChunks) -> list[str]:
 
 def _centre(centre: Estimate | None) -> str:
     if centre is None:
-        return "nowhere"
+        return "none"
     around = "" if centre.low is None or centre.high is None else f" ({centre.low:.0f} to {centre.high:.0f})"
     return f"{centre.value:.0f}{around}"
 

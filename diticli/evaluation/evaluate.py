@@ -49,6 +49,8 @@ from diticli.statistics import Estimate
 FACTOR_NAMES = tuple(factor.name for factor in FACTORS)
 CHECKED = 16
 """Images that are inverted and decoded to see whether scores of edits say anything."""
+MOST_UNREADABLE = len(FACTOR_NAMES) // 4
+"""Factors that the classifier may fail to read, beyond which edits are not held against drawings."""
 SHOWN = 4
 """Pairs whose edits are shown."""
 
@@ -312,8 +314,11 @@ class _Evaluation:
         )
 
     def _against_truth(self, after_NHWC: npt.NDArray[np.uint8], moved: tuple[str, ...], rows: slice) -> dict[str, Any]:
-        """Pixels against the drawing of a perfect exchange of the moved factors."""
-        if self.images.factors is None:
+        """Pixels against the drawing of a perfect exchange of the moved factors; nothing where too few are known.
+
+        What the classifier cannot read is left out of that drawing, so that what edits do to it counts as an error.
+        """
+        if self.images.factors is None or len(self.unreadable) > MOST_UNREADABLE:
             return {}
         columns = [FACTOR_NAMES.index(name) for name in moved]
 

@@ -170,7 +170,8 @@ def verdict_text(result: Faithfulness) -> str:
     worst, best = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
     return (
         f"{text}. {_chunks(largest.chunks).capitalize()} of the partner: mean transfer rate "
-        f"{np.mean(list(rates.values())):.2f}, from {rates[worst]:.2f} ({worst}) to {rates[best]:.2f} ({best})."
+        f"{np.mean(list(rates.values())):.2f} over the {len(rates)} of {len(largest.shares)} attributes that the "
+        f"classifier reads, from {rates[worst]:.2f} ({worst}) to {rates[best]:.2f} ({best})."
     )
 
 

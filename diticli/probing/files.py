@@ -22,6 +22,8 @@ from diticli.statistics import Estimate
 
 REPORT_NAME = "report.json"
 PROBE_NAME = "probe.safetensors"
+PICTURES = ("atlas-alone.png", "atlas-unique.png", "atlas-prefix.png", "chunk-correlation.png")
+"""Those of an earlier probe go with its report: a new one need not draw them."""
 
 
 def write_report(report: ProbeReport, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +66,8 @@ def _write_json(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     data = {"version": __version__, **facts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in PICTURES if (folder / REPORT_NAME).exists() else ():
+            (folder / name).unlink(missing_ok=True)
         write_json(folder / REPORT_NAME, data, indent=1, allow_nan=False)
     except OSError as error:
         raise DataError(f"Cannot write into {folder} ({error}).", remedy="Name another folder.") from error

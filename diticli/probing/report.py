@@ -23,6 +23,9 @@ from diticli.statistics import Interval
 from diticli.targets import SkippedTarget, Target
 from diticli.types import DoubleArray
 
+FEW_ROWS = 50
+"""Test rows below which scores are hardly more than chance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScore:
@@ -142,7 +145,9 @@ class ProbeReport:
         sizes = " / ".join(f"{size:,}" for size in self.split.values())
         kept = f", {self.groups:,} groups kept together" if self.groups is not None else ""
         origin = "as given" if self.seed is None else f"seed {self.seed}"
-        return f"Split train / val / test: {sizes} rows, {origin}{kept}."
+        few = self.split["test"] < FEW_ROWS
+        doubt = f" Fewer than {FEW_ROWS} test rows: scores, intervals and chunks say little." if few else ""
+        return f"Split train / val / test: {sizes} rows, {origin}{kept}.{doubt}"
 
 
 def mean_scores(attributes: Sequence[AttributeReport]) -> dict[str, dict[str, float]]:
