@@ -195,12 +195,11 @@ def broken_gates(usage: Usage, site: Site) -> list[str]:
     # Merges and the projection are small: their programs do not fill a GPU, so that nothing is gained by more of them.
     small = "merge" in usage.kernel or site.operation == "masked_linear"
     wide = small or not _whole(site)
-    possible = 8 if usage.kernel == "bwd_dx" else 16  # 16 would take the registers of half the warps
     gates = {
         f"{usage.stack} bytes of stack": usage.stack == 0,
         f"occupancy {usage.occupancy:.0%}, least {least:.0%}": small or usage.occupancy >= least,
-        f"loads of {usage.load} bytes, least {possible}": wide or usage.load >= possible,
-        f"stores of {usage.store} bytes, least {possible}": wide or not _writes(usage) or usage.store >= possible,
+        f"loads of {usage.load} bytes, least 16": wide or usage.load >= 16,
+        f"stores of {usage.store} bytes, least 16": wide or not _writes(usage) or usage.store >= 16,
         f"{usage.shared} bytes of shared memory": usage.shared <= min(chip.most_shared for chip in CHIPS.values()),
         f"forbidden instructions {usage.forbidden}": not usage.forbidden,
     }

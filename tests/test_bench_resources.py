@@ -71,6 +71,7 @@ def test_resident_programs(registers: int, warps: int, shared: int, chip: int, p
         ({"kernel": "bwd_sums"}, "occupancy 25%, least 50%"),
         ({"load": 8}, "loads of 8 bytes, least 16"),
         ({"store": 4}, "stores of 4 bytes, least 16"),
+        ({"kernel": "bwd_dx", "occupancy": 0.5, "store": 8}, "stores of 8 bytes, least 16"),
         ({"shared": 1 << 20}, "1048576 bytes of shared memory"),
         ({"forbidden": ("red.",)}, "forbidden instructions"),
     ],

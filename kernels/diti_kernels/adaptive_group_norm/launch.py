@@ -19,7 +19,7 @@ ONE_PASS_POSITIONS = 1024
 _ONE_PASS_FORWARD, _ONE_PASS_BACKWARD, _STREAMED = 16384, 8192, 4096
 # Values of a warp, by what a kernel keeps of each: so many that no thread's registers spill on any chip, and half of a
 # multiprocessor's warps are in use (a quarter in one pass). `python -m benchmarks resources` says what they come to.
-_FORWARD_VALUES, _BACKWARD_VALUES, _MOMENTS_VALUES, _STREAMED_VALUES, _DX_VALUES = 1024, 512, 512, 256, 128
+_FORWARD_VALUES, _BACKWARD_VALUES, _MOMENTS_VALUES, _STREAMED_VALUES = 1024, 512, 512, 256
 _WARPS = 32
 _LANES = 64  # at least this many neighbouring channels a row where groups allow: two sectors of bf16 or more
 _MERGED_AT_ONCE = 64
@@ -141,7 +141,7 @@ def triton_backward(
         )  # fmt: skip
         if any(wants):
             kernels.adaptive_group_norm_bwd_dx_kernel[grid](
-                *known, means[0], means[1], dx, dskip, *sizes, T, **flags, **written, **chosen.blocks(_DX_VALUES)
+                *known, means[0], means[1], dx, dskip, *sizes, T, **flags, **written, **chosen.blocks(_STREAMED_VALUES)
             )
     return dx, dskip, dscale, dshift
 

@@ -1,10 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of the adaptive group norm, over rows [B, N, C] (channels_last memory).
 
-A tile is BLOCK_N positions times BLOCK_G groups of BLOCK_D lanes, of which D = C / G hold channels: whole groups, so
-that a tile never shares a statistic with its neighbour in the channel dim. Few positions: one kernel each way keeps
-its tile in registers. Many: partial results per tile of positions, a merge in fixed order, then the elementwise
-pass. No atomics, so two runs agree bit for bit. Sums are fp32 and centred on a mean; offsets are 64-bit.
+Tiles (`triton_tiles`) are of whole groups, so that none shares a statistic with another. Few positions: one kernel
+each way keeps its tile in registers. Many: partial results per tile of positions, a merge in fixed order, then the
+elementwise pass. No atomics: two runs agree bit for bit. Sums are fp32, centred on a mean; offsets are 64-bit.
 
 Shapes: B samples, N positions, C = C1 + C2 channels in G groups of D, T tiles of positions; x [B, N, C1],
 skip [B, N, C2], out and grad [B, N, C], scale and shift [B, C], mean and rstd [B, G], partial_* [B, T, G or C].
@@ -19,6 +18,7 @@ from diti_kernels.adaptive_group_norm.triton_tiles import (
     lanes,
     load,
     load_channels,
+    load_groups,
     load_normalised,
     modulate,
     moments,
@@ -229,19 +229,23 @@ def adaptive_group_norm_bwd_dx_kernel(
 ):  # fmt: skip
     """Gradients of x and skip. Grid: samples times tiles of positions, tiles of groups."""
     b, t = tl.program_id(0).to(tl.int64) // T, tl.program_id(0) % T
-    group, channel, valid = lanes(tl.program_id(1), G, D, BLOCK_G, BLOCK_D)
+    tile = tl.program_id(1)
+    _, channel, valid = lanes(tile, G, D, BLOCK_G, BLOCK_D)
     n = t * BLOCK_N + tl.arange(0, BLOCK_N)
     row = (b * N + n)[:, None]
     mask = (n < N)[:, None] & valid[None, :]
     C = C1 + C2
-    scale = load_channels(scale_ptr, b, channel, valid, C)
-    shift = load_channels(shift_ptr, b, channel, valid, C)
-    normalised, rstd = load_normalised(
-        x_ptr, skip_ptr, mean_ptr, rstd_ptr, b, row, group, channel, valid, mask, C1, C2, G, HAS_SKIP
-    )
+    h = load(x_ptr, skip_ptr, row, channel[None, :], mask, C1, C2, HAS_SKIP)
     grad = tl.load(grad_ptr + row * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    # With groups as a dim of their own, a thread keeps the four values of a group once, not for each of its lanes.
+    h, grad = tl.reshape(h, (BLOCK_N, BLOCK_G, BLOCK_D)), tl.reshape(grad, (BLOCK_N, BLOCK_G, BLOCK_D))
+    scale = tl.reshape(load_channels(scale_ptr, b, channel, valid, C), (BLOCK_G, BLOCK_D))
+    shift = tl.reshape(load_channels(shift_ptr, b, channel, valid, C), (BLOCK_G, BLOCK_D))
+    rstd = load_groups(rstd_ptr, b, tile, G, BLOCK_G)
+    normalised = (h - load_groups(mean_ptr, b, tile, G, BLOCK_G)) * rstd
     inner = through_silu(grad, normalised, scale, shift, SILU)
-    mean_grad = load_channels(mean_grad_ptr, b, group, valid, G)
-    mean_product = load_channels(mean_product_ptr, b, group, valid, G)
-    dh = (inner * scale[None, :] - mean_grad[None, :] - normalised * mean_product[None, :]) * rstd[None, :]
+    mean_grad = load_groups(mean_grad_ptr, b, tile, G, BLOCK_G)
+    mean_product = load_groups(mean_product_ptr, b, tile, G, BLOCK_G)
+    dh = (inner * scale[None, :] - mean_grad - normalised * mean_product) * rstd
+    dh = tl.reshape(dh, (BLOCK_N, BLOCK_G * BLOCK_D))
     store_dx(dx_ptr, dskip_ptr, dh, row, channel[None, :], mask, C1, C2, WANTS_X, WANTS_SKIP)

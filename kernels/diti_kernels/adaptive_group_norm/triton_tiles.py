@@ -102,3 +102,10 @@ def load_normalised(
     h = load(x_ptr, skip_ptr, row, channel[None, :], mask, C1, C2, HAS_SKIP)
     rstd = load_channels(rstd_ptr, b, group, valid, G)
     return (h - load_channels(mean_ptr, b, group, valid, G)[None, :]) * rstd[None, :], rstd
+
+
+@triton.jit
+def load_groups(ptr, b, tile, G, BLOCK_G: tl.constexpr):
+    """Values of sample b at the tile's groups, fp32 [1, BLOCK_G, 1]."""
+    group = tile * BLOCK_G + tl.arange(0, BLOCK_G)
+    return tl.load(ptr + b * G + group, mask=group < G, other=0.0)[None, :, None]
