@@ -74,7 +74,8 @@ def compare(
         typer.Option(
             help="Built-in entries: some of pixels, pca, untrained and base[:T[:BLOCK]], with commas between, or "
             "none. base: features of the frozen base of the first RUN that has one, as `diti encode --features`; "
-            "without T validation images choose it, and the block. Default: pixels, pca, untrained; with --benchmark, base as well.",
+            "without T validation images choose it, and the block. Default: pixels, pca, untrained; with --benchmark, "
+            "base as well.",
             show_default=False,
         ),
     ] = None,
