@@ -359,6 +359,16 @@ def _failing_after(calls: int, function: Callable[..., torch.Tensor]) -> Callabl
     return forward
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_batch_is_one_graph_for_a_compiler(precision: Any, make_pipeline: Any) -> None:
+    encoder = BatchEncoder(make_pipeline().encoder, precision)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(encoder._features, fullgraph=True, backend="eager")(images)
+    torch.testing.assert_close(compiled, encoder(images), rtol=0, atol=1e-5 if precision == "fp32" else 0.02)
+
+
 def test_batch_encoder_is_the_encoder(make_pipeline: Callable[..., Any]) -> None:
     pipeline = make_pipeline()
     before = {name: value.clone() for name, value in pipeline.encoder.state_dict().items()}

@@ -250,8 +250,10 @@ def test_a_training_step_keeps_it_forwards_and_backwards(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_training_step_on_a_gpu_keeps_channels_last(
-    objective: Callable[..., FeatureObjective], autocast: bool
+    objective: Callable[..., FeatureObjective], autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With our norms: PyTorch's give and take NCHW on a GPU, and the convolutions beside them copy."""
+    monkeypatch.setenv("DITI_KERNELS", "triton")
     trained = objective(dtype=torch.bfloat16 if autocast else torch.float32).to(CUDA)
     seen = watched(trained)
     step(trained, autocast, CUDA)

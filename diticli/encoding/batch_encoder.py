@@ -88,9 +88,10 @@ class BatchEncoder:
         return features_BD
 
     def _features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        some = self._at_once * torch.get_num_threads()
-        if some and len(images_BCHW) > some and not torch.compiler.is_compiling():
-            return torch.cat([self._features(part) for part in images_BCHW.split(some)])
+        if self._at_once and not torch.compiler.is_compiling():  # a compiler cannot read the number of threads
+            some = self._at_once * torch.get_num_threads()
+            if len(images_BCHW) > some:
+                return torch.cat([self._features(part) for part in images_BCHW.split(some)])
         features_BD: torch.Tensor = self._encoder(normalise(images_BCHW).to(self._dtype))
         return features_BD
 

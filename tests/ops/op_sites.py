@@ -22,6 +22,11 @@ class Site(NamedTuple):
     device: str
 
     @property
+    def place(self) -> torch.device:
+        """The device as PyTorch takes it."""
+        return torch.device(self.device)
+
+    @property
     def low_precision(self) -> torch.dtype:
         """bfloat16, except in Triton's interpreter, which cannot multiply it."""
         return torch.float16 if self == ("triton", "cpu") else torch.bfloat16

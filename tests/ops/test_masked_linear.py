@@ -199,7 +199,10 @@ def test_compiles_into_one_graph(site: Site, span: str, autocast: bool) -> None:
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=backend)
     for B in (3, 17):
         case = make_case(B, 64, 24, span).to(site.device)
-        assert all(map(torch.equal, run(case, compiled), run(case, block)))
+        for found, wanted in zip(run(case, compiled), run(case, block), strict=True):
+            # Inductor's code rounds at other places.
+            allowed = 0.0 if site.device == "cpu" else 1e-2 if autocast else 1e-5
+            assert (found - wanted).norm() <= allowed * wanted.norm()
 
 
 @pytest.mark.parametrize(

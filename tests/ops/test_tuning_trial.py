@@ -15,7 +15,6 @@ from op_sites import Site as Place
 from diticli.tuning import trial
 from diticli.tuning.trial import Agreement, is_faster, make_inputs, try_site, try_sites
 
-CPU = torch.device("cpu")
 NORM = Site(
     "adaptive_group_norm",
     "eager",
@@ -50,7 +49,7 @@ def test_right_and_faster_is_taken(triton_site: Place, site: Site, monkeypatch: 
     monkeypatch.delenv("DITI_KERNELS")
     if site.options[-1] == "no bias":
         site = site._replace(wants=(True, True, False))
-    verdict = try_site(site, CPU, Clock(monkeypatch, reference=2e-3, triton=1e-3))
+    verdict = try_site(site, triton_site.place, Clock(monkeypatch, reference=2e-3, triton=1e-3))
     assert (verdict.choice, verdict.outcome) == ("triton", "right"), verdict.detail
     assert (verdict.reference_ms, verdict.way_ms, verdict.ratio) == (2, 1, 2)
 
@@ -58,7 +57,7 @@ def test_right_and_faster_is_taken(triton_site: Place, site: Site, monkeypatch: 
 @pytest.mark.parametrize("triton", [3e-3, 2e-3, 1.9e-3])
 def test_right_and_slower_or_a_tie_is_not(triton: float, triton_site: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DITI_KERNELS")
-    verdict = try_site(LINEAR, CPU, Clock(monkeypatch, reference=2e-3, triton=triton))
+    verdict = try_site(LINEAR, triton_site.place, Clock(monkeypatch, reference=2e-3, triton=triton))
     assert (verdict.choice, verdict.outcome) == ("reference", "right")
 
 
@@ -73,11 +72,18 @@ def spoil(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, change: Calla
     monkeypatch.setattr(module, name, lambda *arguments: change(function(*arguments)))
 
 
+def with_nan(out: torch.Tensor) -> torch.Tensor:
+    """A copy whose first sample is not a number."""
+    spoilt = out.clone()
+    spoilt[0] = torch.nan
+    return spoilt
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("triton_forward", lambda out: (out[0] * 1.001, *out[1:])),
-        ("triton_forward", lambda out: (out[0].index_fill(0, torch.tensor(0), torch.nan), *out[1:])),
+        ("triton_forward", lambda out: (with_nan(out[0]), *out[1:])),
         ("triton_backward", lambda grads: (*grads[:3], grads[3] * 1.001)),
         ("triton_backward", lambda grads: (grads[0], grads[1] * 0, *grads[2:])),
     ],
@@ -88,7 +94,7 @@ def test_wrong_is_refused(
 ) -> None:
     monkeypatch.delenv("DITI_KERNELS")
     spoil(monkeypatch, launch, name, change)
-    verdict = try_site(NORM, CPU, Clock(monkeypatch, reference=2.0, triton=1.0))
+    verdict = try_site(NORM, triton_site.place, Clock(monkeypatch, reference=2.0, triton=1.0))
     assert (verdict.choice, verdict.outcome, verdict.ratio) == ("reference", "wrong", None)
     assert "error" in verdict.detail
 
@@ -104,7 +110,7 @@ def test_wrong_in_the_last_sample_alone_is_refused(triton_site: Place, monkeypat
         return out
 
     spoil(monkeypatch, launch, "triton_forward", change)
-    verdict = try_site(site, CPU, Clock(monkeypatch, reference=2.0, triton=1.0))
+    verdict = try_site(site, triton_site.place, Clock(monkeypatch, reference=2.0, triton=1.0))
     assert verdict.outcome == "wrong"
     assert "value of all" in verdict.detail
 
@@ -116,7 +122,7 @@ def test_a_kernel_that_raises_has_failed(triton_site: Place, monkeypatch: pytest
         raise RuntimeError("PassManager::run failed\nmore")
 
     monkeypatch.setattr(launch, "triton_forward", refuse)
-    verdict = try_site(NORM, CPU, Clock(monkeypatch, reference=2.0, triton=1.0))
+    verdict = try_site(NORM, triton_site.place, Clock(monkeypatch, reference=2.0, triton=1.0))
     assert (verdict.choice, verdict.outcome, verdict.detail) == (
         "reference",
         "failed",
@@ -132,7 +138,7 @@ def test_each_way_runs_as_the_site_does(mode: str, triton_site: Place, monkeypat
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, backend="aot_eager", **options))
     launched: list[int] = []
     spoil(monkeypatch, launch, "triton_backward", lambda out: launched.append(1) or out)
-    inputs = make_inputs(NORM, CPU, 4, torch.float32)
+    inputs = make_inputs(NORM, triton_site.place, 4, torch.float32)
     counts = []
     for way in ("reference", "triton", "reference"):
         launched.clear()
@@ -145,7 +151,7 @@ def test_the_operations_name_the_sites_that_trials_make(triton_site: Place, monk
     monkeypatch.delenv("DITI_KERNELS")
     with sites.recording("compiled") as found:
         for site in (NORM, FROZEN, LINEAR):
-            inputs = make_inputs(site, CPU, site.shape[0], getattr(torch, site.dtype))
+            inputs = make_inputs(site, triton_site.place, site.shape[0], getattr(torch, site.dtype))
             inputs.call(*inputs.leaves)
     assert [site._replace(mode="eager") for site in found] == [NORM, FROZEN, LINEAR]
 
@@ -154,7 +160,7 @@ def test_time_is_over_after_the_site_it_ends_in(triton_site: Place, monkeypatch:
     monkeypatch.delenv("DITI_KERNELS")
     watch, now = Clock(monkeypatch, reference=2.0, triton=1.0), iter([0.0, 3.0, 12.0])
     jobs = [LINEAR, LINEAR._replace(shape=(2, 10, 7, 11)), LINEAR._replace(shape=(8, 10, 7, 11))]
-    events = list(try_sites(jobs, CPU, 10.0, watch=watch, clock=lambda: next(now)))
+    events = list(try_sites(jobs, triton_site.place, 10.0, watch=watch, clock=lambda: next(now)))
     assert [next(iter(event)) for event in events] == ["begin", "end", "begin", "end"]
 
 
@@ -172,5 +178,5 @@ def test_one_site_without_memory_or_of_another_version_costs_no_other(
 
     monkeypatch.setattr(trial, "compare", compare)
     jobs = [LINEAR._replace(shape=(2, 10, 7, 11)), LINEAR._replace(operation="unknown"), LINEAR]
-    events = list(try_sites(jobs, CPU, 10.0, watch=watch))
+    events = list(try_sites(jobs, triton_site.place, 10.0, watch=watch))
     assert [next(iter(event)) for event in events] == ["begin", "skip", "begin", "skip", "begin", "end"]
