@@ -56,16 +56,6 @@ def library() -> native.Library:
 
 
 def forward_rows(
-    x: Tensor, skip: Tensor | None, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `eager.forward_rows`."""
-    functions = library().functions
-    assert functions is not None
-    return _forward(functions, x, skip, scale, shift, groups, eps, silu)
-
-
-def _forward(
-    functions: ctypes.CDLL,
     x: Tensor,
     skip: Tensor | None,
     scale: Tensor,
@@ -73,7 +63,12 @@ def _forward(
     groups: int,
     eps: float,
     silu: bool,
+    *,
+    functions: ctypes.CDLL | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """As `eager.forward_rows`; `functions` other than those of `library` are for its check."""
+    functions = functions or library().functions
+    assert functions is not None
     B, N, C = x.shape[0], x.shape[1], scale.shape[1]
     out, mean, rstd = _empty(B, N, C), _empty(B, groups), _empty(B, groups)
     functions.diti_norm_forward(
@@ -93,26 +88,12 @@ def backward_rows(
     groups: int,
     silu: bool,
     wants: tuple[bool, bool],
+    *,
+    functions: ctypes.CDLL | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `eager.backward_rows`."""
-    functions = library().functions
+    """As `eager.backward_rows`; `functions` as in `forward_rows`."""
+    functions = functions or library().functions
     assert functions is not None
-    return _backward(functions, grad, x, skip, scale, shift, mean, rstd, groups, silu, wants)
-
-
-def _backward(
-    functions: ctypes.CDLL,
-    grad: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    groups: int,
-    silu: bool,
-    wants: tuple[bool, bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     C = scale.shape[1]
     dx = _empty(*(x.shape if wants[0] else (0,)))
     dskip = _empty(*(skip.shape if skip is not None and wants[1] else (0,)))
@@ -147,10 +128,10 @@ def _is_right(functions: ctypes.CDLL) -> bool:
             scale, shift = (torch.randn(2, C1 + C2, generator=generator) for _ in range(2))
             skip = other if C2 else None
             given = (x, skip, scale, shift, groups)
-            ours, theirs = _forward(functions, *given, 1e-5, silu), eager.forward_rows(*given, 1e-5, silu)
+            ours, theirs = forward_rows(*given, 1e-5, silu, functions=functions), eager.forward_rows(*given, 1e-5, silu)
             rest = (*given[:4], *theirs[1:], groups, silu, (True, C2 > 0))
             pairs = [*zip(ours, theirs, strict=True)]
-            pairs += zip(_backward(functions, grad, *rest), eager.backward_rows(grad, *rest), strict=True)
+            pairs += zip(backward_rows(grad, *rest, functions=functions), eager.backward_rows(grad, *rest), strict=True)
             if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs):
                 return False
     return True
