@@ -1,7 +1,7 @@
 """The one place that chooses between the Triton kernels and plain PyTorch.
 
-`DITI_KERNELS=auto|triton|reference` (default auto). No GPU of ours has run these kernels, so `auto` is the
-reference, but for sites on a GPU where a measurement says otherwise (`diti_kernels.sites`).
+`DITI_KERNELS=auto|triton|reference` (default auto). Which is faster depends on the GPU and on how
+an operation runs, so `auto` is the reference, but for sites where a measurement says otherwise (`diti_kernels.sites`).
 """
 
 from __future__ import annotations
