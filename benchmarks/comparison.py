@@ -16,6 +16,7 @@ from benchmarks.facts import CLOCKS, Clock, datasheet_peak, matmul_peak, synchro
 from benchmarks.limits import OutOfTimeError, time_limit
 from benchmarks.table import ratio_text, render
 from benchmarks.timing import Side, Timings, measure
+from diticli.models.device import resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,9 @@ def compare_sides(
     skipped, resident, first_run, sides = dict(skipped or {}), {}, {}, []
     end = time.monotonic() + build_seconds
     for candidate in candidates:
+        if candidate.precision == "bf16" and candidate.name != control and _emulates_bf16(device):
+            skipped[candidate.name] = "this processor has no bf16: it takes many times as long as float32"
+            continue
         before, began = _allocated(device), time.monotonic()
         try:
             with time_limit(min(candidate.limit, end - began)):
@@ -122,6 +126,10 @@ def compare_sides(
         first_run=first_run,
         clock=clock,
     )
+
+
+def _emulates_bf16(device: torch.device) -> bool:
+    return device.type == "cpu" and resolve_precision("auto", device) != "bf16"
 
 
 def report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pkgutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import diti_kernels
 import torch
 from diti_kernels.adaptive_group_norm import compiled_rows
+from diti_kernels.winograd import op as winograd
 from torch import nn
 
 from diticli.doctor.finding import Finding
@@ -46,7 +48,7 @@ def speed(device: torch.device) -> Iterator[Finding]:
     yield from _precision(device)
     yield from _layout(device)
     yield from _kernels(device)
-    yield from _norms(device)
+    yield from _compiled_in_c(device)
     yield from _attention(device)
 
 
@@ -68,6 +70,8 @@ def _layout(device: torch.device) -> Iterator[Finding]:
 
 def _kernels(device: torch.device) -> Iterator[Finding]:
     for operation in (module.name for module in pkgutil.iter_modules(diti_kernels.__path__) if module.ispkg):
+        if importlib.util.find_spec(f"diti_kernels.{operation}.triton_kernels") is None:
+            continue
         try:
             backend, reason = diti_kernels.decide(device.type)
             yield Finding(topic="speed", name=f"kernel {operation}", value=f"{backend} ({reason})")
@@ -76,10 +80,14 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
             yield Finding(topic="speed", name=f"kernel {operation}", value=wrong, status="broken", remedy=remedy)
 
 
-def _norms(device: torch.device) -> Iterator[Finding]:
-    """What float32 norms run on a CPU."""
-    if device.type == "cpu":
-        yield Finding(topic="speed", name="float32 norms in C", value=compiled_rows.why().reason)
+def _compiled_in_c(device: torch.device) -> Iterator[Finding]:
+    """What float32 norms and convolutions run on a CPU."""
+    if device.type != "cpu":
+        return
+    yield Finding(topic="speed", name="float32 norms in C", value=compiled_rows.why().reason)
+    found = winograd.why()
+    reason = found.reason if found.functions is None else winograd.measured(torch.get_num_threads()).reason
+    yield Finding(topic="speed", name="float32 convolutions by Winograd", value=reason)
 
 
 def _attention(device: torch.device) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diti_kernels.winograd import convolve_3x3
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -52,7 +53,7 @@ def _second_convolution(block: ResnetBlock, h: Tensor, x: Tensor, skip: Tensor |
         return _add(conv(h), x if skip is None else torch.cat([x, skip], dim=1))
     assert conv.bias is not None
     assert shortcut.bias is not None
-    h = F.conv2d(h, conv.weight, conv.bias + shortcut.bias, conv.stride, conv.padding)
+    h = convolve_3x3(h, conv.weight, conv.bias + shortcut.bias)
     first = x.shape[1]
     h = _add_products(h, x, shortcut.weight[:, :first])
     return h if skip is None else _add_products(h, skip, shortcut.weight[:, first:])

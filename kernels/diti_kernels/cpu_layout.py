@@ -7,14 +7,9 @@ threads.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -54,15 +49,8 @@ class Measured(NamedTuple):
 @functools.cache
 def measured(threads: int) -> Measured:
     """What is kept of this machine with so many threads, else what is measured now; nothing is with DITI_TUNE=0."""
-    path = _path(threads)
-    found = None if path is None else _read(path)
-    if found is None and os.environ.get("DITI_TUNE", "").strip() in ("0", "0.0"):
-        return Measured(None, None)
-    if found is None:
-        found = measure()
-        if path is not None:
-            _keep(path, found)
-    return found
+    times = native.kept_times("layout", Measured._fields, threads, lambda: measure()._asdict())
+    return Measured(**times) if times else Measured(None, None)
 
 
 def measure(clock: Callable[[], float] = time.process_time) -> Measured:
@@ -94,27 +82,3 @@ def _step(layout: torch.memory_format) -> Callable[[], None]:
         torch.autograd.grad(y, (x, weight), gradient)
 
     return run
-
-
-def _path(threads: int) -> Path | None:
-    try:
-        facts = (torch.__version__, native.processor(), threads, native.OPTIONS)
-        return native.own_folder() / f"layout-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
-    except OSError:
-        return None
-
-
-def _read(path: Path) -> Measured | None:
-    try:
-        times = json.loads(path.read_bytes()[:1000])
-        found = Measured(float(times["contiguous_ms"]), float(times["channels_last_ms"]))
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
-    return found if all(time is not None and 0 < time < 1e6 for time in found) else None
-
-
-def _keep(path: Path, found: Measured) -> None:
-    """What cannot be kept is measured again."""
-    times = {"contiguous_ms": found.contiguous, "channels_last_ms": found.channels_last}
-    with contextlib.suppress(OSError):
-        native.keep(path, json.dumps(times))

@@ -7,9 +7,11 @@ result is wrong, callers take plain PyTorch instead, and `Library.reason` says w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -18,9 +20,11 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from diti_kernels.dispatch import decide
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,17 @@ def load(source: Path, check: Callable[[ctypes.CDLL], bool]) -> Library:
         found = Library(None, "what the compiler made of it gives wrong results")
     logger.info("%s: %s", source.name, found.reason)
     return found
+
+
+def forbidden(device_type: str) -> Library | None:
+    """None, or why DITI_KERNELS lets no C code run."""
+    try:
+        decision = decide(device_type)
+    except (ValueError, RuntimeError) as error:  # the operation itself raises it
+        return Library(None, str(error))
+    if decision.backend != "reference" or decision.reason.endswith("=reference"):
+        return Library(None, decision.reason)
+    return None
 
 
 def _load(source: Path) -> Library:
@@ -125,12 +140,52 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
         os.replace(made, path)
 
 
-def keep(path: Path, text: str) -> None:
-    """Put a small file into `own_folder`; another process may put the same one there meanwhile.
+def kept_times(
+    name: str, wanted: Sequence[str], depends_on: object, measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Times measured once on this machine, and kept in `own_folder` for each processor, PyTorch and number of threads.
 
-    Raises:
-        OSError: when it cannot be written.
+    What is not kept is measured now; what cannot be kept, in every process. With DITI_TUNE=0 nothing is measured.
+
+    Args:
+        name: of the file.
+        wanted: names of the times.
+        depends_on: what else they depend on, by its `repr`.
+        measure: takes the times, in milliseconds.
+
+    Returns:
+        Milliseconds by name; empty where nothing was measured.
     """
+    import torch
+
+    try:
+        facts = (torch.__version__, processor(), depends_on, OPTIONS)
+        path = own_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    except OSError:
+        path = None
+    times = None if path is None else _read_times(path, wanted)
+    if times is not None:
+        return times
+    if os.environ.get("DITI_TUNE", "").strip() in ("0", "0.0"):
+        return {}
+    times = measure()
+    if path is not None:
+        with contextlib.suppress(OSError):
+            _keep(path, json.dumps(times))
+    return times
+
+
+def _read_times(path: Path, wanted: Sequence[str]) -> dict[str, float] | None:
+    try:
+        times = json.loads(path.read_bytes()[:10_000])
+        found = {str(name): float(time) for name, time in times.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return found if set(found) == set(wanted) and all(0 < time < 1e6 for time in found.values()) else None
+
+
+def _keep(path: Path, text: str) -> None:
+    """Put a small file there; another process may put the same one there meanwhile."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder, path.name)
         made.write_text(text)

@@ -57,15 +57,17 @@ def test_it_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(folder.iterdir())) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"contiguous_ms": -1, "channels_last_ms": 1}', b"\xff" * 9])
-def test_a_damaged_file_is_measured_again(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b'{"contiguous": -1, "channels_last": 1}', b'{"contiguous": 1}', b"\xff" * 9]
+)
+def test_a_damaged_file_is_measured_again(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_layout, "measure", lambda: Measured(2.0, 1.0))
     afresh()
-    path = cpu_layout._path(1)
-    assert path is not None
+    (path,) = tmp_path.glob("diti/native/layout-*.json")
+    good = path.read_bytes()
     path.write_bytes(content)
     assert afresh() == (2.0, 1.0)
-    assert cpu_layout._read(path) == (2.0, 1.0)
+    assert path.read_bytes() == good
 
 
 def test_without_a_folder_it_is_measured_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

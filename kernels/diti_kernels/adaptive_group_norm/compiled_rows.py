@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from diti_kernels import native
 from diti_kernels.adaptive_group_norm import eager
 from diti_kernels.adaptive_group_norm.layout import from_rows, to_rows
-from diti_kernels.dispatch import constant_in_graphs, decide
+from diti_kernels.dispatch import constant_in_graphs
 
 SOURCE = Path(__file__).with_name("rows.c")
 
@@ -40,13 +40,7 @@ def serves(device_type: str, dtype: torch.dtype) -> bool:
 
 def why(device_type: str = "cpu") -> native.Library:
     """The C code, or why it does not run."""
-    try:
-        decision = decide(device_type)
-    except (ValueError, RuntimeError) as error:  # the operation itself raises it
-        return native.Library(None, str(error))
-    if decision.backend != "reference" or decision.reason.endswith("=reference"):
-        return native.Library(None, decision.reason)
-    return library()
+    return native.forbidden(device_type) or library()
 
 
 @functools.cache
