@@ -175,7 +175,7 @@ def report(
         "speed_up_untrusted": None if timings.trustworthy else ratios,
     }
     if flops:
-        kinds = sorted(set(comparison.precisions.values()))
+        kinds = sorted({kind for name, kind in comparison.precisions.items() if name in timings.seconds})
         result["peak_flops"] = {
             kind: {"measured": matmul_peak(device, kind, comparison.clock), "datasheet": datasheet_peak(device, kind)}
             for kind in kinds
