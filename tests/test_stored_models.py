@@ -34,7 +34,8 @@ def model(request):
 
 
 def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    """Up to rounding in 20 steps: convolutions by Winograd's algorithm differ by 1e-5 each."""
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-4)
 
 
 def test_a_stored_model_computes_what_it_computed(model, expected):
