@@ -191,15 +191,22 @@ def chunk_sets(options: PairOptions | AttributeOptions | TableOptions, layout: C
 def read_images(options: Options, model: DiTiModel) -> list[Image.Image]:
     """All images, as the model sees them; on stderr how that came about."""
     from diticli.commands.console import say
-    from diticli.editing.inputs import read_source, resizing
+    from diticli.editing.inputs import read_source
 
     images = [read_source(s, model.resolution, seed=options.seed, **model.reading) for s in options.sources]
-    said = [line for s in options.sources if (line := resizing(s, model.resolution, model.crop))]
+    said = _resizings(options, model)
     for line in said[:SIZES_SHOWN]:
         say(line)
     if len(said) > SIZES_SHOWN:
         say(f"{len(said) - SIZES_SHOWN} more images of other sizes likewise.")
     return images
+
+
+def _resizings(options: Options, model: DiTiModel) -> list[str]:
+    """How the images became what the model sees, where they are not that."""
+    from diticli.editing.inputs import resizing
+
+    return [line for s in options.sources if (line := resizing(s, model.resolution, model.crop))]
 
 
 def names_of(options: Options) -> list[str]:
@@ -261,6 +268,7 @@ def finish(
     metadata = provenance(model.known_as, command)
     if warnings:
         metadata["diti:warnings"] = " ".join(warnings)
+        sheet = replace(sheet, warnings=tuple(warnings))
     out = target(options)
     save_picture(edit_strip(sheet, difference=options.difference), out, {**sheet.metadata, **metadata})
     singles = write_separate(sheet, options.separate, metadata) if options.separate else []
@@ -275,6 +283,7 @@ def finish(
             "animation": str(animate) if animate else None,
             "model": model.model_id,
             "model_origin": model.origin,
+            "inputs": _resizings(options, model),
             "command": command,
         }
         emit_json(written | sampling_facts(settings, model.chunks.timesteps) | facts)
