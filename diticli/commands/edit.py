@@ -120,7 +120,12 @@ def attribute(options: AttributeOptions) -> None:
         "along": result.along,
         "noise": settings.noise,
         "read_again": [
-            {**move._asdict(), "image": result.names[move.image], "asked_sd": asked, "found_sd": found}
+            {
+                **move._asdict(),
+                "image": result.names[move.image],
+                "asked_sd": round(asked, 3),
+                "found_sd": round(found, 3),
+            }
             for move, (asked, found) in read.items()
         ],
         "psnr_db": [request.number(value) for value in result.psnr],

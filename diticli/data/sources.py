@@ -221,7 +221,7 @@ def how_read(source: ImageSource, sample: int = 32) -> str:
     if not done:
         return ""
     images = f"{len(source):,} image{'s' * (len(source) != 1)}"
-    looked = f", by {sample} of them" if len(source) > sample else ""
+    looked = f" ({sample} looked at)" if len(source) > sample else ""
     found = " to ".join(f"{width}x{height}" for width, height in dict.fromkeys((sizes[0], sizes[-1])))
     return f"{images}{looked}: {found}{done}."
 

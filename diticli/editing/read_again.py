@@ -22,6 +22,7 @@ from diticli.editing.results import AttributeResult, Move
 from diticli.pictures.tiles import pixels_of
 from diticli.probing.directions import Directions
 from diticli.probing.read_scores import ProbeScore, is_chance, score_of
+from diticli.reading import printable, shortened
 
 LEAST_SHARE = 0.2
 """Of what was asked of the features; below it an edit does not show its attribute.
@@ -92,13 +93,13 @@ def unmoved_warnings(
         if not still or (score is not None and is_chance(score)):
             continue
         furthest = max((move for move in read if move[:2] == (still[0], attribute)), key=lambda move: abs(move.amount))
-        asked, found = read[furthest]
+        (asked, found), name = read[furthest], shortened(printable(attribute))
         others = f" and {len(still) - 1} more" if len(still) > 1 else ""
         warnings.append(
-            f"{attribute} is read{f' ({score.short()})' if score else ''} but hardly moves in "
+            f"{name} is read{f' ({score.short()})' if score else ''} but hardly moves in "
             f"{result.names[still[0]]}{others}: {furthest.amount:+g} asked for {asked:+.1f} sd of what the probe "
             f"reads, the picture encoded again has {found:+.1f} sd. {_cause(attribute, model)} What else changes is "
-            f"not {attribute}."
+            f"not {name}."
         )
     return warnings
 

@@ -11,6 +11,7 @@ from diticli.editing.reconstruct import reconstruct
 from diticli.editing.settings import EditSettings
 from diticli.errors import UnreadableImageError
 from diticli.models.model import DiTiModel
+from diticli.sampling.defaults import DEFAULT_STEPS
 
 LOOKED_AT = 2
 PIXELS = {"cpu": LOOKED_AT * 32**2, "cuda": LOOKED_AT * 128**2}
@@ -40,7 +41,8 @@ def input_warnings(model: DiTiModel, source: ImageSource) -> list[str]:
     if not pixels:
         return []
     images = [Image.fromarray(found if model.channels == 3 else found[..., 0]) for found in pixels.values()]
-    settings = EditSettings()
+    steps = min(DEFAULT_STEPS, model.chunks.timesteps - 1)
+    settings = EditSettings(invert_steps=steps, decode_steps=steps)
     back = reconstruct(model, images, noises=("keep",), settings=settings, names=list(pixels))
     looked = f" ({len(pixels)} of {len(source):,} images were decoded from their features to see it.)"
     psnr = dict(zip(back.names, back.psnr["keep"], strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pwd
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ QUALITY = "quality.json"
 """What a run measured of its model."""
 _MAX_PSNR = 1000.0
 """dB; pictures that are equal have no number."""
+_MAX_RATE = 10.0
+"""1 is all of the partner's attribute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,14 @@ class Located:
             return None
         low, high = (_decibels(value.get(key)) for key in ("lower_quartile", "upper_quartile"))
         images = value.get("images")
-        return None if low is None or high is None or not isinstance(images, int) else (low, high, images)
+        return None if low is None or high is None or type(images) is not int else (low, high, images)
 
     @property
     def transfer_rates(self) -> dict[str, float]:
         """Attribute -> share of the partner's that an exchange of all chunks transfers, where it was measured."""
         found = self._recorded("transfer_rates")
         rates = found.items() if isinstance(found, dict) else ()
-        return {name: float(rate) for name, rate in rates if isinstance(rate, int | float) and math.isfinite(rate)}
+        return {name: float(rate) for name, rate in rates if isinstance(rate, int | float) and abs(rate) < _MAX_RATE}
 
     def _recorded(self, *keys: str, beside: str = "config.json") -> Any:
         """An entry of the record in the folder of a model on disk, or of its run's file `beside` it; or None."""
