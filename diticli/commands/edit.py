@@ -75,7 +75,7 @@ def attribute(options: AttributeOptions) -> None:
     from diticli.editing.attribute import edit_attribute
     from diticli.editing.contact_sheet import attribute_sheet
     from diticli.editing.mixing import parse_numbers
-    from diticli.editing.read_again import read_again, unmoved_warnings
+    from diticli.editing.read_again import read_again, reading_facts, unmoved_warnings
     from diticli.probing.directions import DEFAULT_ALONG, load_directions
     from diticli.probing.read_scores import chance_warnings, read_scores, score_of
 
@@ -119,15 +119,7 @@ def attribute(options: AttributeOptions) -> None:
         "dims": options.dims,
         "along": result.along,
         "noise": settings.noise,
-        "read_again": [
-            {
-                **move._asdict(),
-                "image": result.names[move.image],
-                "asked_sd": round(asked, 3),
-                "found_sd": round(found, 3),
-            }
-            for move, (asked, found) in read.items()
-        ],
+        "read_again": reading_facts(read, result.names),
         "psnr_db": [request.number(value) for value in result.psnr],
         "model_hash": result.model_hash,
     }
@@ -172,6 +164,7 @@ def table(options: TableOptions) -> None:
     settings, out = request.settings_of(options), request.target(options)
     model = request.load(options, settings)
     sets = request.chunk_sets(options, model.chunks)
+    request.say_resizings(list(dict.fromkeys(source for row in rows for source in (row.a, row.b))), model)
 
     def command(row: PairRow) -> str:
         own = [spec for spec in row.chunks.split(";") if spec.strip()]

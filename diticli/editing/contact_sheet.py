@@ -197,7 +197,7 @@ def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = Fal
         column_captions=[sheet.columns[column] for column in shown],
         cell_captions=captions if any(map(any, captions)) else None,
         title=sheet.title,
-        warning=" ".join(sheet.warnings),
+        warnings=sheet.warnings,
         scale=scale,
         mark={(r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if cell.framed},
         groups={r for r, row in enumerate(rows) if row.begins},

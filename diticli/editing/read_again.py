@@ -6,7 +6,7 @@ but does not draw it by its features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +69,14 @@ def read_again(pipeline: EditablePipeline, directions: Directions, result: Attri
         asked, got = _outputs(directions, move.attribute, torch.cat([step, z_1D - own[move.image]]))
         read[move] = ReadAgain(float(asked), float(got))
     return read
+
+
+def reading_facts(read: Mapping[Move, ReadAgain], names: Sequence[str]) -> list[dict[str, Any]]:
+    """JSON form; `names`: of the images."""
+    return [
+        {**move._asdict(), "image": names[move.image], "asked_sd": round(asked, 3), "found_sd": round(found, 3)}
+        for move, (asked, found) in read.items()
+    ]
 
 
 def unmoved_warnings(

@@ -25,14 +25,14 @@ class _Texts:
     """All captions, laid out."""
 
     head: Caption
-    warning: Caption
+    warnings: list[Caption]
     left: list[Caption]
     above: list[Caption]
     below: list[list[Caption]]
 
     @property
     def head_height(self) -> int:
-        heights = [text.height for text in (self.head, self.warning) if text.height]
+        heights = [text.height for text in (self.head, *self.warnings) if text.height]
         return sum(heights) + GAP * len(heights)
 
     @property
@@ -54,7 +54,7 @@ def captioned_strip(
     column_captions: Sequence[str],
     cell_captions: Sequence[Sequence[str]] | None = None,
     title: str | None = None,
-    warning: str = "",
+    warnings: Sequence[str] = (),
     scale: int | None = None,
     mark: Collection[tuple[int, int]] = (),
     groups: Collection[int] = (),
@@ -68,7 +68,7 @@ def captioned_strip(
         column_captions: one a column; "" for none.
         cell_captions: one a cell, below its image; "" for none.
         title: text above everything.
-        warning: text below the title, in red.
+        warnings: texts below the title, in red.
         scale: integer magnification (default: the smallest that makes tiles 96 px high and wide).
         mark: (row, column) of cells to frame.
         groups: rows that stand further from the one before.
@@ -93,7 +93,7 @@ def captioned_strip(
     total_w = lefts[-1] + tile_w + PAD
     texts = _Texts(
         head=Caption(title or "", total_w - 2 * PAD, sizes=(14,)),
-        warning=Caption(warning, total_w - 2 * PAD),
+        warnings=[Caption(text, total_w - 2 * PAD) for text in warnings],
         left=left,
         above=[Caption(caption, tile_w) for caption in column_captions],
         below=[[Caption(text, tile_w) for text in row] for row in cell_captions or ()],
@@ -121,7 +121,10 @@ def _draw(
     canvas = Image.new("RGB", (total_w, y - GAP + PAD), PAPER)
     draw = ImageDraw.Draw(canvas)
     texts.head.draw(draw, PAD, PAD)
-    texts.warning.draw(draw, PAD, y_columns - GAP - texts.warning.height, ink=ALERT)
+    y_warning = y_columns
+    for text in reversed(texts.warnings):
+        y_warning -= text.height + GAP
+        text.draw(draw, PAD, y_warning, ink=ALERT)
     for c, text in enumerate(texts.above):
         at = lefts[c] + (tile_w - text.width) // 2
         text.draw(draw, at, y_columns + texts.column_height - text.height, centred=True)
