@@ -20,7 +20,7 @@ class DrawingPipeline:
     """A perfect editor: features are the true factors, one chunk each, and decoding draws them."""
 
     model_id, model_hash, origin, resolution = "drawn", "0", "drawn (--model)", SIDE
-    usual_psnr, trained_on, trained_images = None, "", None
+    usual_psnr, usual_range, trained_on, trained_images = None, None, "", None
     chunks = ChunkLayout.uniform(chunks=len(FACTORS), latent_dim=len(FACTORS))
 
     def __init__(self, images: EvaluationImages) -> None:

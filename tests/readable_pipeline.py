@@ -26,6 +26,8 @@ class ReadablePipeline:
     origin = known_as = "readable (--model)"
     trained_on = ""
     usual_psnr: float | None = None
+    usual_range = None
+    transfer_rates: ClassVar[dict[str, float]] = {}
     trained_images: int | None = None
 
     def __init__(self) -> None:

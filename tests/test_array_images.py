@@ -73,7 +73,7 @@ def test_pictures_come_out_as_they_went_in(tmp_path, monkeypatch, kind):
     assert len(kept) == (kind == "packed, unpacked to a file")
     source = copy.deepcopy(open_images(str(path), 16))  # as a worker process gets it
     assert np.array_equal(source.load(3), FACES[3])
-    assert source.short_side(0) == 16
+    assert source.size(0) == (16, 16)
     assert len(list((tmp_path / "cache").rglob("*"))) <= 3  # unpacked once
 
 

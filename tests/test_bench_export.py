@@ -48,7 +48,11 @@ def test_the_card_has_data_seed_versions_and_figures(run: Path, tmp_path: Path) 
     out = tmp_path / "out"
     export(str(run), out)
     write_card(run, out)
-    assert "mean R2" not in (out / "README.md").read_text(), "nothing was measured yet"
+    card = (out / "README.md").read_text()
+    assert "mean R2" not in card, "nothing was measured yet"
+    kept = json.loads((out / "training.json").read_text())["reconstruction_psnr_db"]
+    assert kept["least"] <= kept["lower_quartile"] <= kept["median"] <= kept["upper_quartile"]
+    assert load_model(str(out), "cpu").usual_range == (kept["lower_quartile"], kept["upper_quartile"], 48)
     interval = [0.84, 0.88]
     number = {"name": "skin", "kind": "number", "metric": "pearson_r", "value": 0.93, "extras": {"r2": 0.86}}
     binary = {"name": "hat", "kind": "binary", "metric": "average_precision", "value": 0.999, "extras": {}}
@@ -65,8 +69,10 @@ def test_the_card_has_data_seed_versions_and_figures(run: Path, tmp_path: Path) 
         path.parent.mkdir()
         path.write_text(json.dumps(facts))
     write_card(run, out)
+    assert load_model(str(out), "cpu").transfer_rates == {"skin": 0.9, "hat": 0.7}
     card = (out / "README.md").read_text()
     for word in (
+        f"the least {kept['least']:.1f} dB",
         "`faces:200000`",
         "| seed | 7 |",
         f"torch {versions()['torch']}",

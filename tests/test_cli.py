@@ -90,6 +90,14 @@ def test_help_texts_fill_their_lines(command: tuple[str, ...], width: int, monke
             assert len(line) + len(after.split()[0]) + 2 > width - 2, line
 
 
+def test_the_help_of_edit_shows_the_options_of_its_sub_commands() -> None:
+    said = diti("edit", "--help").stdout
+    assert all(
+        f"{option} " in said for option in ("--chunks", "--alphas", "--attribute", "--steps", "--model", "--out")
+    )
+    assert said.index("--chunks ") < said.index("attribute  ")
+
+
 def test_python_dash_m_starts() -> None:
     done = subprocess.run([sys.executable, "-m", "diticli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"diticli {__version__}\n")

@@ -38,6 +38,16 @@ def test_a_long_path_is_shortened_before_a_column_goes(capsys, monkeypatch):
     assert told.err == ""
 
 
+def test_an_endless_name_takes_no_other_column_away(capsys, monkeypatch):
+    """A public table of labels has a column whose header is a row of numbers, 5,000 characters."""
+    monkeypatch.setenv("COLUMNS", "80")
+    show_table("Scores", COLUMNS[:4], [ROWS[1][:4], ["X5.o.Clock.Shadow." * 300, "Pearson r", "0.5", "0.1 to 0.9"]])
+    told = capsys.readouterr()
+    assert {"0.876", "0.5", "parameters_of_learning"} <= set(told.out.split())
+    assert told.err == ""
+    assert len(told.out.splitlines()) < 10
+
+
 def test_a_pipe_has_room_for_whole_names(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     show_table("Scores", COLUMNS, ROWS)

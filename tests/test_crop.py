@@ -114,14 +114,16 @@ def test_encode_reads_lmdb_tar_and_folder_alike(make_pipeline: Callable[..., Any
         assert result.exit_code == 0, result.output
         side = json.loads(out.with_suffix(".json").read_text())
         assert side["files"] == ["000001.jpg", "000002.jpg", "000003.jpg"]
-        assert side["preprocessing"]["crop"].startswith("128 px at top 57, left 25 of 178x218")
+        assert side["preprocessing"]["crop"] == "celeba"
+        assert side["inputs"] == "3 images: 178x218 -> CelebA's crop -> 16 px."
+        assert side["inputs"] in result.stderr
         features[place] = np.load(out)
     np.testing.assert_array_equal(features["lmdb"], features["celeba.tar"])
     np.testing.assert_array_equal(features["lmdb"], features["folder"])
     out = tmp_path / "center.npy"
     result = diti("encode", data / "lmdb", "-o", out, "--model", tmp_path / "model", "--crop", "center")
     assert result.exit_code == 0, result.output
-    assert json.loads(out.with_suffix(".json").read_text())["preprocessing"]["crop"] == "center square"
+    assert json.loads(out.with_suffix(".json").read_text())["preprocessing"]["crop"] == "center"
     assert (np.load(out) != features["lmdb"]).any()
 
 

@@ -12,7 +12,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from diticli.data.decode import decode_bytes, image_size, is_image, short_side
+from diticli.data.decode import decode_bytes, image_size, is_image, picture_size
 from diticli.data.images import UnreadableImageError, decode_image, find_images, to_square
 from diticli.errors import DataError
 
@@ -305,7 +305,7 @@ def test_large_metadata_of_a_png_is_dropped_and_never_unpacked(tmp_path, kind, h
     assert (pixels == (255, 0, 0)).all()
     assert peak < 8_000_000
     assert (decode_bytes(data, "a", 16) == pixels).all()
-    assert (image_size(data), short_side(path), is_image(path)) == ((16, 16), 16, True)
+    assert (image_size(data), picture_size(path), is_image(path)) == ((16, 16), (16, 16), True)
 
 
 def test_a_damaged_png_with_large_metadata_is_still_refused(tmp_path):

@@ -152,6 +152,10 @@ def test_unknown_attributes_suggest_near_ones(directions: Directions, z: torch.T
         assert caught.value.remedy == remedy
     with pytest.raises(LabelError, match="Smiling, Age, colour=blue"):
         directions.vector("xyzzy")
+    endless = replace(directions.full, names=("X" * 5000, *directions.full.names[1:]))
+    with pytest.raises(LabelError) as caught:
+        endless.row_of("xyzzy")
+    assert caught.value.remedy == f"Choose one of {'X' * 39}…, Age, colour=blue, colour=red."
 
 
 def test_capitals_of_attributes_do_not_count_unless_they_tell_two_apart(directions: Directions) -> None:

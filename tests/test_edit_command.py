@@ -6,10 +6,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageColor
 from readable_pipeline import SIZE, A, B, ReadablePipeline
 
 from diticli.errors import ChunkError, ConfigError, DataError, FeatureFileError, LabelError, ModelError
+from diticli.pictures.strips import ALERT
 from diticli.probing.directions import Directions, save_directions
 from diticli.probing.linear_probe import LinearProbe
 
@@ -190,6 +192,11 @@ def recorded(path):
         return image.convert("RGB").tobytes(), dict(image.info)
 
 
+def in_red(path):
+    with Image.open(path) as image:
+        return bool((np.asarray(image.convert("RGB")) == ImageColor.getrgb(ALERT)).all(axis=2).any())
+
+
 def call(line):
     return shlex.split(line)[2:]
 
@@ -247,6 +254,7 @@ def test_names_that_look_like_options_are_repeated_as_names(command, photos, tmp
 def test_what_spoils_a_picture_is_said_first_in_json_and_in_the_picture(command, photos, tmp_path, monkeypatch):
     out = tmp_path / "out.png"
     assert json.loads(command(*photos, "-o", out, "--json").stdout)["warnings"] == []
+    assert not in_red(out)
     decode = ReadablePipeline.decode
     monkeypatch.setattr(ReadablePipeline, "decode", lambda self, x, z, **others: -decode(self, x, z, **others))
     result = command(*photos, "-o", out, "--json", "--steps", "5")
@@ -255,19 +263,26 @@ def test_what_spoils_a_picture_is_said_first_in_json_and_in_the_picture(command,
     assert "5 steps of dpm are too few: use --steps 20" in warning
     assert warning in result.stderr
     assert recorded(out)[1]["diti:warnings"] == warning
+    assert in_red(out), "it stands in the picture"
     said = command(*photos, "-o", out, "--steps", "5").stderr
     assert said.index("too few") < said.index("Wrote")
     (tmp_path / "pairs.csv").write_text("a,b\na.png,b.png\n")
     (warning,) = json.loads(command(tmp_path / "pairs.csv", "-o", tmp_path / "edits", "--json").stdout)["warnings"]
     assert "and 1 more" in warning
+    (strip,) = (tmp_path / "edits").glob("*.png")
+    assert in_red(strip), "and in each picture of a table"
+    assert recorded(strip)[1]["diti:warnings"] == warning.replace(str(photos[0]), "a.png")
 
 
 def test_it_is_said_how_a_photo_becomes_what_the_model_sees(command, tmp_path):
     for name, size in (("wide.png", (20, 12)), ("square.png", (16, 16))):
         A.resize(size).save(tmp_path / name)
     result = command("reconstruct", tmp_path / "wide.png", tmp_path / "square.png", "-o", tmp_path / "out.png")
-    assert "wide.png: 20x12 -> center square -> 8 px." in result.stderr
+    assert "wide.png: 20x12 -> centre square -> 8 px." in result.stderr
     assert "square.png: 16x16 -> 8 px." in result.stderr
+    (tmp_path / "pairs.csv").write_text("a,b\nwide.png,square.png\n")
+    result = command(tmp_path / "pairs.csv", "-o", tmp_path / "edits", "--steps", "1")
+    assert "wide.png: 20x12 -> centre square -> 8 px." in result.stderr
 
 
 def test_chunks_outside_the_model_and_unreadable_images(command, photos, tmp_path):
@@ -318,6 +333,28 @@ def test_attributes_of_several_images(command, photos, probe, tmp_path):
     assert {"a_hat_-0.5.png", "b_smile_0.png", "a_original.png"} <= names
     with Image.open(out) as image:
         assert image.info["diti:attributes"] == "hat | smile"
+
+
+def test_an_attribute_that_no_picture_shows_is_named(command, photos, probe, tmp_path, monkeypatch):
+    out = tmp_path / "out.png"
+    options = ("--attribute", "hat", "--amount", "0.4", "--probe", probe, "--steps", "1", "-o", out, "--json")
+    shown = json.loads(command(photos[0], *options).stdout)
+    assert shown["warnings"] == []
+    ((moved,),) = [shown["read_again"]]
+    assert (moved["image"], moved["attribute"], moved["amount"]) == ("a.png", "hat", 0.4)
+    assert moved["found_sd"] == pytest.approx(moved["asked_sd"], rel=0.05)
+    assert moved["asked_sd"] == pytest.approx(0.4 * np.sqrt(SIZE), rel=1e-3), "in sd of what the probe reads"
+    monkeypatch.setattr(ReadablePipeline, "encode", lambda self, images: torch.zeros(len(images), SIZE))
+    monkeypatch.setattr(ReadablePipeline, "transfer_rates", {"hat": 0.05})
+    monkeypatch.setattr(ReadablePipeline, "trained_on", "built-in faces")
+    result = command(photos[0], *options)
+    assert result.exit_code == 0, result.output
+    warning = json.loads(result.stdout)["warnings"][-1]
+    assert "hat is read but hardly moves in a.png: +0.4 asked for +1.1 sd" in warning
+    assert "encoded again has +0.0 sd" in warning
+    assert "an exchange of all chunks moves it by 5% only" in warning
+    assert warning in result.stderr
+    assert in_red(out)
 
 
 def test_learned_dims_must_be_as_many(command, photos, probe, tmp_path):

@@ -142,9 +142,10 @@ def test_reconstructions_by_kind_of_noise():
     assert edit_strip(sheet, difference=True).height > edit_strip(sheet).height
 
 
-def model_of(usual=None, trained_on="", images=None, timesteps=1000):
+def model_of(usual=None, trained_on="", images=None, timesteps=1000, spread=None, rates=None):
     chunks = ChunkLayout.uniform(chunks=2, latent_dim=2, timesteps=timesteps)
-    return SimpleNamespace(chunks=chunks, usual_psnr=usual, trained_on=trained_on, trained_images=images)
+    known = {"usual_psnr": usual, "usual_range": spread, "transfer_rates": rates or {}}
+    return SimpleNamespace(chunks=chunks, trained_on=trained_on, trained_images=images, **known)
 
 
 def test_bad_reconstructions_are_named_with_their_cause():
@@ -159,6 +160,8 @@ def test_bad_reconstructions_are_named_with_their_cause():
     assert "54.0 dB is usual" in far
     assert "such as built-in faces" in far
     assert "200,000" not in far, "that many are enough"
+    (far,) = reconstruction_warnings({"a": 36.0}, enough, model_of(61.0, spread=(68.0, 71.4, 48)))
+    assert "36.0 dB PSNR, where 68 to 71 dB are usual for this model (the least of 48 was 61.0 dB)" in far
     assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, model_of())[0]
     assert (
         "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), model_of(timesteps=10))[0]

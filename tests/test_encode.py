@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from diticli.chunks import ChunkLayout
 from diticli.commands.encode import encode
+from diticli.commands.probe import probe
 from diticli.data.images import UnreadableImageError
 from diticli.encoding import encode as encode_module
 from diticli.encoding.batch_encoder import BatchEncoder
@@ -276,6 +277,36 @@ def test_command(tmp_path: Path, command: Any) -> None:
     result = command(tmp_path, "-o", tmp_path / "x.csv")
     assert isinstance(result.exception, FeatureFileError)
     assert len(command.asked) == 1
+
+
+def test_command_says_how_pictures_are_read_and_warns_of_strange_ones(tmp_path: Path, command: Any) -> None:
+    for i in range(3):
+        Image.new("RGB", (9, 6 + 3 * i), (40 * i, 50, 100)).save(tmp_path / f"{i}.png")
+    out = tmp_path / "feats.npy"
+    command.pipeline.usual_psnr, command.pipeline.trained_on = 900.0, "cats"
+    result = command(tmp_path, "-o", out, "--json")
+    assert result.exit_code == 0, result.output
+    shown, meta = json.loads(result.stdout), read_features(out).meta
+    assert meta is not None
+    assert shown["inputs"] == meta.inputs == "3 images: 9x6 to 9x12 -> centre square -> 16 px or -> 16 px."
+    assert meta.inputs in result.stderr
+    (warning,) = shown["warnings"]
+    assert meta.warnings == (warning,)
+    assert f"Warning: {warning}" in result.stderr
+    assert "900.0 dB is usual for this model" in warning
+    assert "such as cats. (2 of 3 images were decoded" in warning
+    report = CliRunner().invoke(probing(), [str(out), "-o", str(tmp_path / "probe")])
+    assert warning in report.stderr, "the probe repeats it"
+    assert json.loads((tmp_path / "probe" / "report.json").read_text())["warnings"] == [warning]
+    command.pipeline.trained_on = "built-in faces"
+    assert json.loads(command("faces:3", "-o", tmp_path / "faces.npy", "--json").stdout)["warnings"] == []
+
+
+def probing() -> typer.Typer:
+    """The probe command, alone."""
+    app = typer.Typer()
+    app.command()(probe)
+    return app
 
 
 def test_command_writes_a_folder_of_shards(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:

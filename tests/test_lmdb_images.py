@@ -153,7 +153,7 @@ def test_unreadable_values_are_named_by_key_and_skipped(tmp_path: Path) -> None:
         source.load(7)
     with pytest.raises(UnreadableImageError, match=r"256-00009 of .*x: no such key"):
         source.load(9)
-    assert source.short_side(9) is None
+    assert source.size(9) is None
     loaded = load_images(source)
     assert [item.file for item in loaded.skipped] == ["00007.png", "00009.png"]
     assert len(loaded.images) == 58

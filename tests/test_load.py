@@ -49,9 +49,15 @@ def test_what_a_model_usually_gives_back_is_read_from_its_run_or_its_copy(shippe
     assert locate("someone/model").usual_psnr is None
     record = json.loads((shipped / "training.json").read_text())
     (shipped / "training.json").write_text(json.dumps(record | {"reconstruction_psnr_db": 52}))
-    assert locate("shipped").usual_psnr == 52.0
+    assert (locate("shipped").usual_psnr, locate("shipped").usual_range) == (52.0, None)
+    spread = {"least": 50, "lower_quartile": 51, "median": 52, "upper_quartile": 53, "images": 9}
+    rates = {"smile": 0.05, "hat": 10**400, "skin": "all"}
+    record |= {"reconstruction_psnr_db": spread, "transfer_rates": rates}
+    (shipped / "training.json").write_text(json.dumps(record))
+    assert (locate("shipped").usual_psnr, locate("shipped").usual_range) == (50.0, (51.0, 53.0, 9))
     model = load_model("shipped", "cpu")
-    assert (model.usual_psnr, model.trained_on) == (52.0, "built-in faces")
+    assert (model.usual_psnr, model.trained_on) == (50.0, "built-in faces")
+    assert model.transfer_rates == {"smile": 0.05}
 
 
 def finish(name, *, age):

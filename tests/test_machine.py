@@ -115,7 +115,7 @@ def test_opening_and_peeking_are_no_different(photos: Path, monkeypatch: pytest.
         raise FAULTS["descriptors"]
 
     monkeypatch.setattr(decode, "open", no_more, raising=False)
-    for read in (lambda: decode_image(path, 8), lambda: decode.is_image(path), lambda: decode.short_side(path)):
+    for read in (lambda: decode_image(path, 8), lambda: decode.is_image(path), lambda: decode.picture_size(path)):
         with pytest.raises(MachineError, match="too many open files"):
             read()
 

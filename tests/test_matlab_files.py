@@ -59,7 +59,7 @@ def test_cars3d_is_read_with_its_factors(tmp_path, packed):
     assert np.array_equal(load_images(source, workers=2).images, cars.reshape(-1, SIDE, SIDE, 3))
     assert [source.file_name(at) for at in (0, 5, 6)] == ["car_001/000000", "car_001/000005", "car_002/000000"]
     assert np.array_equal(copy.deepcopy(source).load(7), cars[1, 0, 1])
-    assert source.short_side(0) == SIDE
+    assert source.size(0) == (SIDE, SIDE)
     table = read_labels(tmp_path / "cars")
     assert list(table.columns) == ["elevation", "azimuth", "object_type"]
     assert table.columns["azimuth"].values[:7].tolist() == [0, 0, 1, 1, 2, 2, 0]

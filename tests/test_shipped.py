@@ -31,7 +31,12 @@ def test_it_is_small_and_says_what_it_is() -> None:
     assert sum(path.stat().st_size for path in files) <= 8 * 2**20
     card = (SHIPPED_FOLDER / "README.md").read_text()
     assert all(word in card for word in ("faces:200000", "make model", "seed", "mean R2", "transfer rate", "atlas.png"))
-    assert json.loads((SHIPPED_FOLDER / "training.json").read_text())["config"]["data"]["source"] == "faces:200000"
+    record = json.loads((SHIPPED_FOLDER / "training.json").read_text())
+    assert record["config"]["data"]["source"] == "faces:200000"
+    psnr = record["reconstruction_psnr_db"]
+    assert f"{psnr['lower_quartile']} to {psnr['upper_quartile']} dB, the least {psnr['least']} dB" in card
+    for name, rate in record["transfer_rates"].items():
+        assert f"| {name} | {rate:.2f} |" in card, "the transfer rates are those of the card"
 
 
 def test_it_edits_from_an_empty_folder(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from diticli.commands.app import app
 from diticli.editing.attribute import edit_attribute
 from diticli.editing.inputs import read_source
 from diticli.editing.pair import edit_pair
+from diticli.editing.read_again import read_again, unmoved_warnings
 from diticli.editing.settings import EditSettings
 from diticli.errors import ConfigError, DataError, DiTiError
 from diticli.models.load import load_model
@@ -127,6 +128,9 @@ def test_moves_of_several_attributes_give_the_pixels_of_diti_edit(model, bench, 
     shown = bench.move(bench.picture("faces:3"), amounts, tuple(range(40)), learned=learned)
     assert list(shown.edits) == list(expected.edits)
     assert shown.to_metadata() == expected.to_metadata()
+    said = unmoved_warnings(expected, read_again(model, directions, expected), {}, model)
+    spoilt = bench.picture("faces:3")
+    assert len(bench.move_warnings(spoilt, shown)) == len(bench.warnings(spoilt)) + len(said)
     ((pixels,), (theirs,)) = shown.edits.values(), expected.edits.values()
     assert np.abs(pixels.astype(int) - theirs).max() <= 1
     alone = bench.move(bench.picture("faces:3"), {"hat": 0.5}, tuple(range(40)), learned=learned)

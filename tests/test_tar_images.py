@@ -171,7 +171,7 @@ def test_unreadable_members_are_named_and_skipped(tmp_path: Path) -> None:
         ("004.png", "not an image"),
         ("005.png", "empty (0 bytes)"),
     ]
-    assert source.short_side(4) is None
+    assert source.size(4) is None
 
 
 def test_members_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

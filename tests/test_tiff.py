@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from diticli.commands.app import app
 from diticli.data import tiff
-from diticli.data.decode import decode_bytes, decode_image, short_side
+from diticli.data.decode import decode_bytes, decode_image, picture_size
 from diticli.data.images import UnreadableImageError, load_images, open_images
 from diticli.data.labels import folder_labels
 from diticli.data.tiff import tiff_pages
@@ -65,7 +65,7 @@ def test_the_pages_of_a_stack_are_pictures_of_their_own(tmp_path: Path) -> None:
     assert names == ["cat/a.tif:000000", "cat/a.tif:000001", "cat/a.tif:000002", "cat/b.tif"]
     assert np.array_equal(load_images(source, workers=2).images[..., 0], [*pages, pages[1]])
     assert set(folder_labels(names).columns["folder"].values) == {"cat"}
-    assert source.short_side(2) == SIDE
+    assert source.size(2) == (SIDE, SIDE)
     other = open_images(str(tmp_path / "cat" / "a.tif"), SIDE)
     assert other.file_name(2) == "a.tif:000002"
     assert np.array_equal(other.load(2)[..., 1], pages[2])
@@ -168,7 +168,7 @@ def test_without_tifffile_what_it_would_read_is_named_with_a_remedy(
     for at in range(2):
         with pytest.raises(UnreadableImageError, match=r'pip install "diticli\[tiff\]"\); or save it as 8 bits'):
             source.load(at)
-    assert short_side(tmp_path / "half.tif") == SIDE
+    assert picture_size(tmp_path / "half.tif") == (SIDE, SIDE)
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64])

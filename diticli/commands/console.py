@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # its import takes as long as that of diti's own modules, and
 
 PATH_LENGTH = 24
 """Characters that are left of a path which is too long for a table."""
+WORD_LENGTH = 40
+"""Likewise of a word: a table of labels may have a column whose name is thousands of characters."""
 
 
 def say(text: str) -> None:
@@ -93,7 +95,7 @@ def _fitted(
     """Which columns are shown, with shortened paths where it takes that, and how wide each is."""
     kept = list(range(len(columns)))
     first = [index for name in spare for index in kept if columns[index][0] == name]
-    short = [[_short_path(text) for text in column] for column in columns]
+    short = [[_short(text) for text in column] for column in columns]
     for spared in first:
         if sum(_width(short[index]) for index in kept) + 3 * len(kept) + 1 > width:
             kept.remove(spared)
@@ -127,11 +129,11 @@ def _longest_word(column: list[str]) -> int:
     return max((_cells(word) for text in column for word in text.split()), default=0)
 
 
-def _short_path(text: str) -> str:
-    """The end of a long path."""
-    if _cells(text) <= PATH_LENGTH or "/" not in text or " " in text:
-        return text
-    return "…" + text[1 - PATH_LENGTH :]
+def _short(text: str) -> str:
+    """The end of a long path; of any other word the beginning."""
+    if _cells(text) > PATH_LENGTH and "/" in text and " " not in text:
+        return "…" + text[1 - PATH_LENGTH :]
+    return " ".join(word if len(word) <= WORD_LENGTH else word[: WORD_LENGTH - 1] + "…" for word in text.split(" "))
 
 
 def _cells(text: str) -> int:

@@ -75,6 +75,7 @@ def attribute(options: AttributeOptions) -> None:
     from diticli.editing.attribute import edit_attribute
     from diticli.editing.contact_sheet import attribute_sheet
     from diticli.editing.mixing import parse_numbers
+    from diticli.editing.read_again import read_again, reading_facts, unmoved_warnings
     from diticli.probing.directions import DEFAULT_ALONG, load_directions
     from diticli.probing.read_scores import chance_warnings, read_scores, score_of
 
@@ -103,6 +104,7 @@ def attribute(options: AttributeOptions) -> None:
         reporter=reporter(),
     )
     scores = read_scores(options.probe or Path("probe"))
+    read = read_again(model, directions, result)
     facts = {
         "images": list(result.names),
         "attributes": list(result.attributes),
@@ -117,12 +119,14 @@ def attribute(options: AttributeOptions) -> None:
         "dims": options.dims,
         "along": result.along,
         "noise": settings.noise,
+        "read_again": reading_facts(read, result.names),
         "psnr_db": [request.number(value) for value in result.psnr],
         "model_hash": result.model_hash,
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
-    unread = chance_warnings(scores, [*result.attributes, *result.also])
-    request.finish(options, model, attribute_sheet(result, scores), settings, facts, quality, warnings=unread)
+    warnings = chance_warnings(scores, [*result.attributes, *result.also])
+    warnings += unmoved_warnings(result, read, scores, model)
+    request.finish(options, model, attribute_sheet(result, scores), settings, facts, quality, warnings=warnings)
 
 
 def reconstruct(options: ReconstructOptions) -> None:
@@ -160,6 +164,7 @@ def table(options: TableOptions) -> None:
     settings, out = request.settings_of(options), request.target(options)
     model = request.load(options, settings)
     sets = request.chunk_sets(options, model.chunks)
+    request.say_resizings(list(dict.fromkeys(source for row in rows for source in (row.a, row.b))), model)
 
     def command(row: PairRow) -> str:
         own = [spec for spec in row.chunks.split(";") if spec.strip()]
@@ -176,6 +181,7 @@ def table(options: TableOptions) -> None:
         animate=request.animation(options),
         metadata=provenance(model.known_as),
         command=command,
+        warnings=partial(request.warnings_of, model, settings),
         overwrite=options.overwrite,
     )
     if options.dry_run:
@@ -320,6 +326,18 @@ class _EditGroup(LazyGroup):
     """Sends what names no sub-command to the hidden command."""
 
     MAKERS: ClassVar[dict[str, Maker]] = {kind: partial(_sub_command, kind) for kind in KINDS} | {SHORT: _short_command}
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """See click; with the options of the hidden command, which are those of `diti edit IMAGE...`."""
+        ctx.meta[SHORT] = True
+        super().format_help(ctx, formatter)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See click."""
+        own: list[Any] = super().get_params(ctx)
+        known = {parameter.name for parameter in own}
+        others = self.commands[SHORT].get_params(ctx) if ctx.meta.get(SHORT) else []
+        return [*(other for other in others if other.name not in known), *own]
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All but the hidden one, for help, completion and documentation."""

@@ -272,9 +272,9 @@ class TableOptions(SamplingOptions, _ChunkOptions, _AlphaOptions):
         ),
     ]
     out: Annotated[Path | None, _option("--out", "-o", help="Folder of all outputs. Default: edits.")] = None
-    dry_run: Annotated[bool, _option("--dry-run", help="Say what is left to do and how long it takes, and stop.")] = (
-        False
-    )
+    dry_run: Annotated[
+        bool, _option("--dry-run", help="Of a table: say what is left to do and how long it takes, and stop.")
+    ] = False
 
 
 StripOptions = PairOptions | AttributeOptions | ReconstructOptions

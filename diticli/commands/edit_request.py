@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx", ".xls", ".ods")
 """Tables of pairs; a spreadsheet's own formats are refused by their name when they are read."""
 ANIMATIONS = (".webp", ".gif")
-SIZES_SHOWN = 4
+SIZES_SHOWN, SIZES_SEEN = 4, 64
 
 
 def is_table(source: str) -> bool:
@@ -190,16 +190,29 @@ def chunk_sets(options: PairOptions | AttributeOptions | TableOptions, layout: C
 
 def read_images(options: Options, model: DiTiModel) -> list[Image.Image]:
     """All images, as the model sees them; on stderr how that came about."""
-    from diticli.commands.console import say
-    from diticli.editing.inputs import read_source, resizing
+    from diticli.editing.inputs import read_source
 
     images = [read_source(s, model.resolution, seed=options.seed, **model.reading) for s in options.sources]
-    said = [line for s in options.sources if (line := resizing(s, model.resolution, model.crop))]
+    say_resizings(options.sources, model)
+    return images
+
+
+def say_resizings(sources: Sequence[str], model: DiTiModel) -> None:
+    """On stderr how images become what the model sees; only the first few are looked at, and fewer are named."""
+    from diticli.commands.console import say
+
+    said = resizings(sources[:SIZES_SEEN], model)
     for line in said[:SIZES_SHOWN]:
         say(line)
     if len(said) > SIZES_SHOWN:
-        say(f"{len(said) - SIZES_SHOWN} more images of other sizes likewise.")
-    return images
+        say(f"{len(said) - SIZES_SHOWN} more images{' at least' * (len(sources) > SIZES_SEEN)} likewise.")
+
+
+def resizings(sources: Sequence[str], model: DiTiModel) -> list[str]:
+    """How the images became what the model sees, where they are not that."""
+    from diticli.editing.inputs import resizing
+
+    return [line for s in sources if (line := resizing(s, model.resolution, model.crop))]
 
 
 def names_of(options: Options) -> list[str]:
@@ -261,6 +274,7 @@ def finish(
     metadata = provenance(model.known_as, command)
     if warnings:
         metadata["diti:warnings"] = " ".join(warnings)
+        sheet = replace(sheet, warnings=tuple(warnings))
     out = target(options)
     save_picture(edit_strip(sheet, difference=options.difference), out, {**sheet.metadata, **metadata})
     singles = write_separate(sheet, options.separate, metadata) if options.separate else []
@@ -275,6 +289,7 @@ def finish(
             "animation": str(animate) if animate else None,
             "model": model.model_id,
             "model_origin": model.origin,
+            "inputs": resizings(options.sources, model),
             "command": command,
         }
         emit_json(written | sampling_facts(settings, model.chunks.timesteps) | facts)

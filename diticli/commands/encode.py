@@ -105,8 +105,10 @@ def encode(
     import_torch()
     from diticli.commands.console import emit_json, reporter, say, say_model
     from diticli.data.images import open_images
+    from diticli.data.sources import how_read
     from diticli.distributed import Rank
     from diticli.encoding.encode import DEFAULT_SHARD, encode_with
+    from diticli.encoding.inputs import input_warnings
     from diticli.models.base_features import parse_base
     from diticli.models.load import load_model
     from diticli.progress import SilentReporter
@@ -124,12 +126,18 @@ def encode(
         pipeline.value_range = parse_value_range(value_range)
     reading = pipeline.reading | ({} if crop is None else {"crop": crop})
     source = open_images(sources, pipeline.resolution, reporter=progress, **reading)
+    if seen := how_read(source):
+        say(seen)
+    warnings = input_warnings(pipeline, source) if base is None and len(source) else []
+    for warning in warnings:
+        progress.warn(warning)
     result = encode_with(
         pipeline,
         source,
         out,
         precision=precision,
         base=base,
+        warnings=warnings,
         shard_size=(shard_size or DEFAULT_SHARD) if sharded else None,
         suffix=f".{shard_format or 'npy'}",
         rank=rank,
@@ -139,7 +147,8 @@ def encode(
         reporter=progress,
     )
     if as_json:
-        emit_json({"out": str(out), "model": pipeline.model_id} | result.to_dict())
+        said = {"warnings": warnings, "out": str(out), "model": pipeline.model_id, "model_origin": pipeline.origin}
+        emit_json(said | {"crop": source.crop, "inputs": seen} | result.to_dict())
         return
     what = (
         f"{result.rows:,} {'row' if result.rows == 1 else 'rows'} of {result.dim} features"

@@ -151,6 +151,7 @@ def probe(
     )
     if meta.model:
         say(f"Features of model {meta.model}.")
+    _repeat_warnings(meta)
     say(joined.describe())
     for note in joined.notes:
         say(note)
@@ -175,7 +176,7 @@ def probe(
     facts["identity_hint"] = together
     facts["command"] = this_command()
     with made_by(provenance(meta.model, facts["command"])):
-        data = write_report(report, out, facts | {"matched": joined.to_dict()})
+        data = write_report(report, out, facts | {"warnings": list(meta.warnings), "matched": joined.to_dict()})
     say(report.describe_split())
     if together:
         say(together)
@@ -196,13 +197,24 @@ def _statistics(path: Path, loaded: Features, out: Path, as_json: bool) -> None:
     from diticli.probing.probe import layout_of
 
     layout = layout_of(loaded.meta)
+    if loaded.meta:
+        _repeat_warnings(loaded.meta)
     statistics = measure_statistics(loaded.values, layout)
-    data = write_statistics(statistics, layout, out, {"features": str(path)})
+    warnings = list(loaded.meta.warnings) if loaded.meta else []
+    data = write_statistics(statistics, layout, out, {"features": str(path), "warnings": warnings})
     if as_json:
         emit_json(data)
         return
     show_statistics(statistics, layout)
     say(f"Wrote {out}: report.json. Give --labels for what the features hold.")
+
+
+def _repeat_warnings(meta: FeatureMeta) -> None:
+    """What `diti encode` said of these features."""
+    from diticli.commands.console import reporter
+
+    for warning in meta.warnings:
+        reporter().warn(warning)
 
 
 def _show(report: ProbeReport) -> None:

@@ -17,7 +17,6 @@ from diticli.comparison.base_choice import Place
 from diticli.comparison.entry_specs import EntrySpec
 from diticli.config import Precision
 from diticli.config_groups import Crop, ValueRange
-from diticli.data.square import CROP_NOTES
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.encoding.encode import Encode
 from diticli.errors import ConfigError
@@ -150,7 +149,7 @@ class Entries:
 
     def meta(self, entry: Entry, precision: str) -> FeatureMeta:
         """Metadata of its features, without names."""
-        image = {"resolution": entry.resolution, "crop": CROP_NOTES[entry.crop], "range": [-1, 1]}
+        image = {"resolution": entry.resolution, "crop": entry.crop, "range": [-1, 1]}
         image |= {} if entry.channels == 3 else {"channels": entry.channels}
         if entry.spec.kind in ("pixels", "pca"):
             image["range"] = [0, 1]

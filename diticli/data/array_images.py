@@ -109,11 +109,12 @@ class ArrayImages:
             found = found[..., :3] * share + np.float32(255) * (1 - share)
         return levels_to_square(found, self.resolution, self.crop, channels=self.channels)
 
-    def short_side(self, index: int) -> int:
-        """See `ImageSource.short_side`."""
+    def size(self, index: int) -> tuple[int, int]:
+        """See `ImageSource.size`."""
         part, _ = self._locate(index)
         shape = self._images[part].shape
-        return min(shape[2:4] if self._channels_first[part] else shape[1:3])
+        height, width = shape[2:4] if self._channels_first[part] else shape[1:3]
+        return width, height
 
     def fingerprint(self) -> dict[str, Any]:
         """See `ImageSource.fingerprint`: the files' sizes and times, and a picture of each part."""

@@ -79,10 +79,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
         MachineError: when the machine cannot read it now.
     """
 
-    def upright(image: Image.Image) -> tuple[int, int]:
-        return image.size if orientation(image) <= 4 else (image.height, image.width)
-
-    return _peek(lambda: _open_file(path), str(path), upright)
+    return _peek(lambda: _open_file(path), str(path))
 
 
 def decode_image(
@@ -235,16 +232,15 @@ def _open_file(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _peek(
-    open_file: Callable[[], IO[bytes]],
-    name: str,
-    use: Callable[[Image.Image], tuple[int, int]] = lambda image: image.size,
-) -> tuple[int, int] | None:
-    """(width, height) by the head of a picture; None when it is none."""
+def _peek(open_file: Callable[[], IO[bytes]], name: str) -> tuple[int, int] | None:
+    """(width, height) of a picture held upright, by its head; None when it is none."""
+
+    def upright(image: Image.Image) -> tuple[int, int]:
+        return image.size if orientation(image) <= 4 else (image.height, image.width)
 
     def look() -> tuple[int, int] | None:
         try:
-            return _with_picture(open_file, use)
+            return _with_picture(open_file, upright)
         except UnidentifiedImageError:
             with open_file() as file:
                 pages = tiff_pages(file)
@@ -259,18 +255,8 @@ def _peek(
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a picture file's bytes; None when they are no image. Reads the head only."""
+    """As `picture_size`, of a picture file's bytes."""
     return _peek(lambda: io.BytesIO(data), "a picture")
-
-
-def short_side(path: Path) -> int | None:
-    """Height or width of an image file, whichever is less; None when it is no image. Reads the head only.
-
-    Raises:
-        MachineError: when the machine cannot read it now.
-    """
-    size = _peek(lambda: _open_file(path), str(path))
-    return None if size is None else min(size)
 
 
 def stack_pages(path: Path) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.config_groups import Crop, ValueRange
-from diticli.data.decode import decode_image, file_extremes, is_image, short_side, stack_pages
+from diticli.data.decode import decode_image, file_extremes, is_image, picture_size, stack_pages
 from diticli.data.depth import reading_facts
 from diticli.data.listing import Listing, has_image_suffix, list_images
 from diticli.data.names import unique_names, visible_entries
@@ -90,9 +90,9 @@ class FolderImages:
             page=self._pages.get(index),
         )
 
-    def short_side(self, index: int) -> int | None:
-        """See `ImageSource.short_side`."""
-        return short_side(self._files[index])
+    def size(self, index: int) -> tuple[int, int] | None:
+        """See `ImageSource.size`."""
+        return picture_size(self._files[index])
 
     def extremes(self, index: int) -> tuple[float, float, bool] | None:
         """See `diticli.data.decode.deep_extremes`."""

@@ -82,13 +82,12 @@ class LmdbImages:
             self._value(index), self._label(index), self.resolution, crop=self.crop, channels=self.channels
         )
 
-    def short_side(self, index: int) -> int | None:
-        """See `ImageSource.short_side`."""
+    def size(self, index: int) -> tuple[int, int] | None:
+        """See `ImageSource.size`."""
         try:
-            size = image_size(self._value(index))
+            return image_size(self._value(index))
         except UnreadableImageError:
             return None
-        return None if size is None else min(size)
 
     def fingerprint(self) -> dict[str, Any]:
         """See `ImageSource.fingerprint`: size and modification time of the file, and what is read of it."""

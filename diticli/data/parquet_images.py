@@ -123,13 +123,12 @@ class ParquetImages:
             channels=self.channels,
         )
 
-    def short_side(self, index: int) -> int | None:
-        """See `ImageSource.short_side`."""
+    def size(self, index: int) -> tuple[int, int] | None:
+        """See `ImageSource.size`."""
         try:
-            size = image_size(self._value(index))
+            return image_size(self._value(index))
         except UnreadableImageError:
             return None
-        return None if size is None else min(size)
 
     def extremes(self, index: int) -> tuple[float, float, bool] | None:
         """See `diticli.data.decode.deep_extremes`."""

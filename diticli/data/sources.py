@@ -21,7 +21,7 @@ from diticli.data.folder_images import FolderImages
 from diticli.data.lmdb_images import LmdbImages, find_lmdb
 from diticli.data.name_lists import expand_source
 from diticli.data.parquet_images import ParquetImages, find_parquet
-from diticli.data.square import to_square
+from diticli.data.square import cut_and_resized, to_square
 from diticli.data.tar_images import TarImages, find_tars
 from diticli.errors import DataError, UnreadableImageError
 from diticli.progress import Reporter, SilentReporter
@@ -65,8 +65,8 @@ class ImageSource(Protocol):
             UnreadableImageError: when the file cannot be decoded.
         """
 
-    def short_side(self, index: int) -> int | None:
-        """Height or width of the original in pixels, whichever is less; None when it cannot be read."""
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(width, height) of the original in pixels, held upright; None when it cannot be read."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What a later run compares to notice that the data changed; fit for JSON."""
@@ -108,9 +108,9 @@ class FaceImages:
             return face
         return to_square(Image.fromarray(face), self.resolution, channels=self.channels)
 
-    def short_side(self, index: int) -> int:
-        """See `ImageSource.short_side`: drawn as they are wanted."""
-        return self.resolution
+    def size(self, index: int) -> tuple[int, int]:
+        """See `ImageSource.size`: drawn as they are wanted."""
+        return self.resolution, self.resolution
 
     def factors(self) -> npt.NDArray[np.float32]:
         """[N, 13] ground truth, columns in the order of `diticli.data.faces.FACTORS`."""
@@ -204,11 +204,31 @@ def typical_side(source: ImageSource, sample: int = 32) -> int:
     Raises:
         DataError: when there is no readable image among them.
     """
-    spread = range(0, len(source), max(1, len(source) // sample))[:sample]
-    sides = sorted(side for side in map(source.short_side, spread) if side is not None)
+    sides = sorted(map(min, _sizes(source, sample)))
     if not sides:
         raise DataError(f"None of the first images of {source.name} can be read.", remedy="Name other images.")
     return sides[len(sides) // 2]
+
+
+def how_read(source: ImageSource, sample: int = 32) -> str:
+    """How the pictures become what a model sees, e.g. "36 images: 112x112 -> 32 px"; "" where they are that.
+
+    By the heads of up to `sample` pictures, spread over the source.
+    """
+    sizes = sorted(set(_sizes(source, sample)), key=lambda size: (size[0] * size[1], size))
+    steps = dict.fromkeys(cut_and_resized(*size, source.resolution, source.crop) for size in sizes)
+    done = " or".join(step for step in steps if step)
+    if not done:
+        return ""
+    images = f"{len(source):,} image{'s' * (len(source) != 1)}"
+    looked = f" ({sample} looked at)" if len(source) > sample else ""
+    found = " to ".join(f"{width}x{height}" for width, height in dict.fromkeys((sizes[0], sizes[-1])))
+    return f"{images}{looked}: {found}{done}."
+
+
+def _sizes(source: ImageSource, sample: int) -> list[tuple[int, int]]:
+    spread = range(0, len(source), max(1, len(source) // sample))[:sample]
+    return [size for size in map(source.size, spread) if size is not None]
 
 
 def _remarks(source: ImageSource) -> Sequence[str]:

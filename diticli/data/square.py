@@ -11,11 +11,6 @@ from diticli.data.depth import SIXTEEN_BITS, levels, rounded
 from diticli.data.machine import is_of_machine
 from diticli.errors import UnreadableImageError
 
-CROP_NOTES: dict[Crop, str] = {
-    "center": "center square",
-    "celeba": "128 px at top 57, left 25 of 178x218, in proportion; center square of other shapes",
-}
-"""The crops in words, for the metadata of features."""
 # The "d2c crop" (D2C, Sinha et al. 2021) of CelebA's aligned images, in pixels.
 _CELEBA_WIDTH, _CELEBA_HEIGHT = 178, 218
 _CELEBA_TOP, _CELEBA_LEFT, _CELEBA_SIDE = 57, 25, 128
@@ -128,6 +123,15 @@ def celeba_box(width: int, height: int) -> tuple[int, int, int, int] | None:
         return None
     left, top, side = int(_CELEBA_LEFT * scale), int(_CELEBA_TOP * scale), max(1, round(_CELEBA_SIDE * scale))
     return left, top, left + side, top + side
+
+
+def cut_and_resized(width: int, height: int, resolution: int, crop: Crop) -> str:
+    """What is done to a picture of this size, e.g. " -> centre square -> 32 px"; "" where nothing is."""
+    if width == height == resolution:
+        return ""
+    if crop == "celeba" and celeba_box(width, height):
+        return f" -> CelebA's crop -> {resolution} px"
+    return f"{'' if width == height else ' -> centre square'} -> {resolution} px"
 
 
 def orientation(image: Image.Image) -> int:

@@ -83,13 +83,12 @@ class TarImages:
             data, name, self.resolution, crop=self.crop, value_range=self.value_range, channels=self.channels
         )
 
-    def short_side(self, index: int) -> int | None:
-        """See `ImageSource.short_side`."""
+    def size(self, index: int) -> tuple[int, int] | None:
+        """See `ImageSource.size`."""
         try:
-            size = image_size(self._read(index, min(_HEAD, self._locate(index)[1].size)))
+            return image_size(self._read(index, min(_HEAD, self._locate(index)[1].size)))
         except UnreadableImageError:
             return None
-        return None if size is None else min(size)
 
     def extremes(self, index: int) -> tuple[float, float, bool] | None:
         """See `diticli.data.decode.deep_extremes`."""

@@ -95,6 +95,7 @@ class Sheet:
         metadata: text that lets the pictures be made again.
         repeated: columns that a strip leaves out, as another shows the same pictures.
         beside: a strip shows as many rows in turn as one, side by side; these are the captions of their originals.
+        warnings: what spoils the pictures, in words; they stand below the title.
     """
 
     title: str
@@ -104,6 +105,7 @@ class Sheet:
     metadata: Mapping[str, str]
     repeated: frozenset[int] = frozenset()
     beside: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def pair_sheet(result: EditResult) -> Sheet:
@@ -195,6 +197,7 @@ def edit_strip(sheet: Sheet, *, scale: int | None = None, difference: bool = Fal
         column_captions=[sheet.columns[column] for column in shown],
         cell_captions=captions if any(map(any, captions)) else None,
         title=sheet.title,
+        warnings=sheet.warnings,
         scale=scale,
         mark={(r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if cell.framed},
         groups={r for r, row in enumerate(rows) if row.begins},

@@ -90,17 +90,14 @@ def read_source(
 
 
 def resizing(source: str, resolution: int, crop: Crop) -> str:
-    """How a file becomes what the model sees, e.g. "a.jpg: 712x872 -> center square -> 32 px"; "" where it is that."""
+    """How a file becomes what the model sees, e.g. "a.jpg: 712x872 -> centre square -> 32 px"; "" where it is that."""
     from diticli.data.decode import picture_size
+    from diticli.data.square import cut_and_resized
 
     size = None if face_of(source) else picture_size(Path(source))
-    if size is None:
+    if size is None or not (done := cut_and_resized(*size, resolution, crop)):
         return ""
-    width, height = size
-    if width == height == resolution:
-        return ""
-    square = "" if width == height else "CelebA's crop -> " if crop == "celeba" else "center square -> "
-    return f"{source_name(source)}: {width}x{height} -> {square}{resolution} px."
+    return f"{source_name(source)}: {size[0]}x{size[1]}{done}."
 
 
 def source_name(source: str) -> str:

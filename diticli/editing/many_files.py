@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class ManyOptions:
         window: pairs whose images are in memory together; None for the default.
         metadata: goes into every picture.
         command: the call that makes a pair's outputs again; goes into its pictures.
+        warnings: PSNR of the reconstructions by image -> what spoils a pair's pictures, in words; goes into them.
         overwrite: also replace pictures that diti did not make.
     """
 
@@ -62,6 +63,7 @@ class ManyOptions:
     window: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     command: Callable[[PairRow], str] | None = None
+    warnings: Callable[[Mapping[str, float]], list[str]] | None = None
     overwrite: bool = False
 
 
@@ -179,6 +181,9 @@ def write_pair(result: EditResult, pair: PlannedPair, plan: TablePlan, options: 
     name, sheet = pair.row.name, pair_sheet(result)
     command = {"diti:command": options.command(pair.row)} if options.command else {}
     metadata = {**options.metadata, **command, KEY: _key(pair, plan.model_hash, options)}
+    if options.warnings and (found := options.warnings(dict(zip(result.names, result.psnr, strict=True)))):
+        metadata["diti:warnings"] = " ".join(found)
+        sheet = replace(sheet, warnings=tuple(found))
     if options.separate:
         refuse_links(options.separate, [name])
         write_separate(sheet, options.separate / name, metadata)

@@ -33,7 +33,15 @@ class KnownModel(Protocol):
 
     @property
     def usual_psnr(self) -> float | None:
-        """dB of reconstructions of its own images; None where nobody measured it."""
+        """dB of reconstructions of its own images, the least of them; None where nobody measured it."""
+
+    @property
+    def usual_range(self) -> tuple[float, float, int] | None:
+        """(low, high, images): these dB of the middle half of so many images; None where nobody measured it."""
+
+    @property
+    def transfer_rates(self) -> Mapping[str, float]:
+        """Attribute -> share that an exchange of all chunks transfers, as far as it was measured."""
 
     @property
     def trained_on(self) -> str:
@@ -60,7 +68,7 @@ def reconstruction_warnings(psnr: Mapping[str, float], settings: EditSettings, m
         return []
     worst = min(poor, key=lambda name: psnr[name])
     others = f" and {len(poor) - 1} more" if len(poor) > 1 else ""
-    beside = f", where {decibels(usual)} is usual for this model" if worst in far and usual is not None else ""
+    beside = f", where {_usual(model)}" if worst in far else ""
     consequence = " Edits show that error, not what was changed." if bad else ""
     cause = _cause(settings, model, as_usual=usual is not None and not far)
     return [f"{worst}{others}: the reconstruction has {decibels(psnr[worst])} PSNR{beside}.{consequence} {cause}"]
@@ -80,6 +88,14 @@ def effect_warnings(result: EditResult) -> list[str]:
         for chunks in (result.chunk_sets if alpha else ())
         if change(chunks) < LEAST_CHANGE
     ]
+
+
+def _usual(model: KnownModel) -> str:
+    least = decibels(model.usual_psnr or 0.0)
+    if model.usual_range is None:
+        return f"{least} is usual for this model"
+    low, high, images = model.usual_range
+    return f"{low:.0f} to {high:.0f} dB are usual for this model (the least of {images} was {least})"
 
 
 def _cause(settings: EditSettings, model: KnownModel, *, as_usual: bool) -> str:

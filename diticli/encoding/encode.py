@@ -22,7 +22,7 @@ import torch
 from diticli.config import Precision
 from diticli.data.depth import reading_facts
 from diticli.data.images import ImageSource, Skipped, UnreadableImageError, iter_decoded
-from diticli.data.square import CROP_NOTES
+from diticli.data.sources import how_read
 from diticli.distributed import Rank
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import DataError, ModelError
@@ -96,6 +96,7 @@ def encode_with(
     *,
     precision: Precision = "auto",
     base: BaseSpec | None = None,
+    warnings: Sequence[str] = (),
     **options: Any,
 ) -> EncodeResult:
     """`encode_images` by a model, which fills in all that the metadata says of it; `options` as there.
@@ -106,6 +107,7 @@ def encode_with(
         out: the feature file, or the folder of shards.
         precision: of the arithmetic, see `BatchEncoder`; features are float32 in any case, and the metadata says it.
         base: takes these features of the frozen base instead of the encoder's; they have no chunks.
+        warnings: of `input_warnings`, for the metadata.
 
     Raises:
         ConfigError: for a timestep or a block that the base does not have.
@@ -113,8 +115,9 @@ def encode_with(
         ModelError: for features of the base of an encoder alone.
         DiTiError: as `encode_images`.
     """
-    image = {"resolution": source.resolution, "crop": CROP_NOTES[source.crop], "range": [-1, 1]}
+    image = {"resolution": source.resolution, "crop": source.crop, "range": [-1, 1]}
     image |= reading_facts(source.channels, source.value_range)
+    inputs = how_read(source)
     if base is not None:
         unet = pipeline.denoisers()[0]
         features = BaseFeatures(unet, pipeline.schedule, base, precision=precision)
@@ -125,6 +128,8 @@ def encode_with(
             preprocessing=image
             | describe_features(features.timesteps, features.blocks)
             | {"precision": features.precision},
+            inputs=inputs,
+            warnings=tuple(warnings),
         )
         return encode_images(features, source, out, meta=meta, device=features.device, **options)
     batch = options.get("batch_size", DEFAULT_BATCH)
@@ -138,6 +143,8 @@ def encode_with(
         timestep_ends=pipeline.chunks.timestep_ends,
         visible=pipeline.chunks.visible,
         preprocessing=image | {"precision": encoder.precision},
+        inputs=inputs,
+        warnings=tuple(warnings),
     )
     return encode_images(encoder, source, out, meta=meta, device=encoder.device, **options)
 

@@ -45,6 +45,8 @@ class FeatureMeta:
         model: id of the model: a folder or a Hub id.
         model_hash: hash of the weights.
         preprocessing: how a picture became the model's input, e.g. resolution and crop.
+        inputs: the sizes of the pictures before that, in words.
+        warnings: what makes the rows unreliable, in words.
         skipped: inputs left out of the rows.
         created: ISO 8601 date and time, UTC.
         version: version of this package that wrote the file.
@@ -57,6 +59,8 @@ class FeatureMeta:
     model: str = ""
     model_hash: str = ""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    inputs: str = ""
+    warnings: Sequence[str] = ()
     skipped: Sequence[Skipped] = ()
     created: str = ""
     version: str = ""
@@ -91,8 +95,9 @@ class FeatureMeta:
                 timestep_ends=_ends(data.get("timestep_ends", ())),
                 visible=_visible(data.get("visible", "prefix")),
                 preprocessing=dict(data.get("preprocessing", {})),
+                warnings=tuple(_strings(data.get("warnings", []))),
                 skipped=tuple(Skipped(*_strings([s["file"], s["reason"]])) for s in data.get("skipped", ())),
-                **{key: str(data.get(key, "")) for key in ("model", "model_hash", "created", "version")},
+                **{key: str(data.get(key, "")) for key in ("model", "model_hash", "inputs", "created", "version")},
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FeatureFileError(f"The metadata is damaged ({shortened(repr(error))}).", remedy=REMEDY) from error

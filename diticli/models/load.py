@@ -29,6 +29,8 @@ QUALITY = "quality.json"
 """What a run measured of its model."""
 _MAX_PSNR = 1000.0
 """dB; pictures that are equal have no number."""
+_MAX_RATE = 10.0
+"""1 is all of the partner's attribute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,26 @@ class Located:
 
     @property
     def usual_psnr(self) -> float | None:
-        """dB of reconstructions of images like those it was trained on, where it was measured."""
+        """dB of reconstructions of images like those it was trained on, where it was measured: the least of them."""
         value = self._recorded("reconstruction_psnr_db", beside=QUALITY)
-        return float(value) if isinstance(value, int | float) and 0 <= value <= _MAX_PSNR else None
+        return _decibels(value["least"] if isinstance(value, dict) and "least" in value else value)
+
+    @property
+    def usual_range(self) -> tuple[float, float, int] | None:
+        """(low, high, images): these dB of the middle half of so many images, where it was measured."""
+        value = self._recorded("reconstruction_psnr_db", beside=QUALITY)
+        if not isinstance(value, dict):
+            return None
+        low, high = (_decibels(value.get(key)) for key in ("lower_quartile", "upper_quartile"))
+        images = value.get("images")
+        return None if low is None or high is None or type(images) is not int else (low, high, images)
+
+    @property
+    def transfer_rates(self) -> dict[str, float]:
+        """Attribute -> share of the partner's that an exchange of all chunks transfers, where it was measured."""
+        found = self._recorded("transfer_rates")
+        rates = found.items() if isinstance(found, dict) else ()
+        return {name: float(rate) for name, rate in rates if isinstance(rate, int | float) and abs(rate) < _MAX_RATE}
 
     def _recorded(self, *keys: str, beside: str = "config.json") -> Any:
         """An entry of the record in the folder of a model on disk, or of its run's file `beside` it; or None."""
@@ -82,6 +101,10 @@ class Located:
         except (StopIteration, OSError, ValueError, KeyError, TypeError, ModelError, RecursionError):
             return None
         return found
+
+
+def _decibels(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value <= _MAX_PSNR else None
 
 
 def locate(model: str | None, *, runs: Path = RUNS) -> Located:
@@ -176,4 +199,5 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
 
 def _introduce(model: DiTiModel, located: Located) -> None:
     model.origin, model.trained_on, model.usual_psnr = located.describe(), located.trained_on, located.usual_psnr
-    model.trained_images = located.trained_images
+    model.trained_images, model.usual_range = located.trained_images, located.usual_range
+    model.transfer_rates = located.transfer_rates

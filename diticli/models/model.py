@@ -8,9 +8,9 @@ Legend of shape suffixes: B batch, C channels, H height, W width, D latent dim.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from diticli.chunks import ChunkLayout
 from diticli.config import Precision
 from diticli.config_groups import Crop, ValueRange, check_value_range
 from diticli.data.decode import decode_image
-from diticli.data.square import CROP_NOTES, to_square
+from diticli.data.square import to_square
 from diticli.errors import ConfigError, ModelError
 from diticli.models.device import gpu_convolutions
 from diticli.models.encoder import SemanticEncoder
@@ -86,7 +86,9 @@ class DiTiModel:
         origin: which model this is, why it was taken and what it was trained on; "" where it was not located.
         trained_on: the last alone, where its run says so.
         value_range: black and white of pictures of more than 8 bits that it is given; at first those of its training.
-        usual_psnr: dB of reconstructions of such images, where it was measured.
+        usual_psnr: dB below which no reconstruction of such images was, where it was measured.
+        usual_range: (low, high, images) of these dB: the middle half of so many images, where it was measured.
+        transfer_rates: attribute -> share that an exchange of all chunks transfers, where it was measured.
         trained_images: how many of them stage 2 saw, where its run says so.
     """
 
@@ -102,6 +104,8 @@ class DiTiModel:
     trained_on: str
     value_range: ValueRange | None
     usual_psnr: float | None
+    usual_range: tuple[float, float, int] | None
+    transfer_rates: Mapping[str, float]
     trained_images: int | None
 
     def __init__(
@@ -127,7 +131,8 @@ class DiTiModel:
         self.chunks, self.schedule = ChunkLayout.from_dict(self.config.chunk_layout), schedule
         self.windows = ChunkWindows(self.chunks)
         self.model_id = self.origin = self.trained_on = ""
-        self.usual_psnr = self.trained_images = None
+        self.usual_psnr = self.usual_range = self.trained_images = None
+        self.transfer_rates = {}
         self.value_range = _window(self.config.get("value_range"))
         self._check_parts()
         check_finite(self.networks, "The model")
@@ -168,10 +173,9 @@ class DiTiModel:
                 f"shift_form is 'score' or 'posterior', got {quoted(self.config.shift_form)}.",
                 remedy="Use one of the two.",
             )
-        if self.config.crop not in CROP_NOTES:
-            raise ModelError(
-                f"crop is one of {', '.join(CROP_NOTES)}, got {quoted(self.config.crop)}.", remedy="Use one of them."
-            )
+        if self.config.crop not in get_args(Crop):
+            crops = ", ".join(get_args(Crop))
+            raise ModelError(f"crop is one of {crops}, got {quoted(self.config.crop)}.", remedy="Use one of them.")
         channels = [n.config.in_channels for n in (self.encoder, self.unet) if n is not None]
         if channels[0] != channels[-1] or channels[0] not in (1, 3):
             raise ModelError(

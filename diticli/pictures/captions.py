@@ -43,12 +43,12 @@ class Caption:
         self.width = math.ceil(max(map(self.font.getlength, self.lines), default=0))
         self.height = len(self.lines) * self._line_height
 
-    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int, *, centred: bool = False) -> None:
+    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int, *, centred: bool = False, ink: str = INK) -> None:
         """Draw with the upper left corner at (x, y)."""
         for i, line in enumerate(self.lines):
             indent = (self.width - self.font.getlength(line)) // 2 if centred else 0
             at = (x + indent, y + i * self._line_height - self._rise)
-            draw.text(at, line, font=self.font, fill=INK)
+            draw.text(at, line, font=self.font, fill=ink)
 
 
 def clean(text: str) -> str:

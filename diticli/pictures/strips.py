@@ -17,6 +17,7 @@ from diticli.pictures.tiles import PAPER, Pixels, Tile, factor_of, magnified, pi
 GUTTER = 168  # widest column of row captions
 GAP, GROUP_GAP, PAD = 6, 12, 12
 ACCENT = "#2463b4"
+ALERT = "#a8231c"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,15 @@ class _Texts:
     """All captions, laid out."""
 
     head: Caption
+    warnings: list[Caption]
     left: list[Caption]
     above: list[Caption]
     below: list[list[Caption]]
+
+    @property
+    def head_height(self) -> int:
+        heights = [text.height for text in (self.head, *self.warnings) if text.height]
+        return sum(heights) + GAP * len(heights)
 
     @property
     def gutter(self) -> int:
@@ -47,6 +54,7 @@ def captioned_strip(
     column_captions: Sequence[str],
     cell_captions: Sequence[Sequence[str]] | None = None,
     title: str | None = None,
+    warnings: Sequence[str] = (),
     scale: int | None = None,
     mark: Collection[tuple[int, int]] = (),
     groups: Collection[int] = (),
@@ -60,6 +68,7 @@ def captioned_strip(
         column_captions: one a column; "" for none.
         cell_captions: one a cell, below its image; "" for none.
         title: text above everything.
+        warnings: texts below the title, in red.
         scale: integer magnification (default: the smallest that makes tiles 96 px high and wide).
         mark: (row, column) of cells to frame.
         groups: rows that stand further from the one before.
@@ -84,6 +93,7 @@ def captioned_strip(
     total_w = lefts[-1] + tile_w + PAD
     texts = _Texts(
         head=Caption(title or "", total_w - 2 * PAD, sizes=(14,)),
+        warnings=[Caption(text, total_w - 2 * PAD) for text in warnings],
         left=left,
         above=[Caption(caption, tile_w) for caption in column_captions],
         below=[[Caption(text, tile_w) for text in row] for row in cell_captions or ()],
@@ -101,7 +111,7 @@ def _draw(
     groups: Collection[int],
 ) -> Image.Image:
     (lefts, total_w), (tile_w, tile_h) = across, tile
-    y_columns = PAD + (texts.head.height + GAP if texts.head.height else 0)
+    y_columns = PAD + texts.head_height
     top = y_columns + (texts.column_height + GAP // 2 if texts.column_height else 0)
     tops, y = [], top
     for r, text in enumerate(texts.left):
@@ -111,6 +121,10 @@ def _draw(
     canvas = Image.new("RGB", (total_w, y - GAP + PAD), PAPER)
     draw = ImageDraw.Draw(canvas)
     texts.head.draw(draw, PAD, PAD)
+    y_warning = y_columns
+    for text in reversed(texts.warnings):
+        y_warning -= text.height + GAP
+        text.draw(draw, PAD, y_warning, ink=ALERT)
     for c, text in enumerate(texts.above):
         at = lefts[c] + (tile_w - text.width) // 2
         text.draw(draw, at, y_columns + texts.column_height - text.height, centred=True)

@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from diticli.errors import FeatureFileError, LabelError
 from diticli.files import write_tensors
-from diticli.reading import check_regular, parse_json, quoted, shortened
+from diticli.reading import check_regular, parse_json, printable, quoted, shortened
 from diticli.types import FloatArray
 
 _META_KEY = "diti_probe"
 _TENSORS = ("weights", "bias", "mean", "std")
+_LISTED, _LISTED_LENGTH = 100, 40
+"""Attributes that a message lists, and characters of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +73,18 @@ class LinearProbe:
             return alike[0]
         own = [other for other, name in zip(labels, self.names, strict=True) if name.casefold() == label.casefold()]
         if own:
-            raise LabelError(f"{quoted(label)} is a category.", remedy=f"Choose one of {shortened(', '.join(own))}.")
+            raise LabelError(f"{quoted(label)} is a category.", remedy=f"Choose one of {_listed(own)}.")
         near = _similar(label, labels)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        known = shortened(", ".join(labels))
-        raise LabelError(f"The probe has no attribute {quoted(label)}.", remedy=f"{hint}Choose one of {known}.")
+        remedy = f"{hint}Choose one of {_listed(labels)}."
+        raise LabelError(f"The probe has no attribute {quoted(label)}.", remedy=remedy)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """All names, each cut where it is endless."""
+    names = [label if len(label) <= _LISTED_LENGTH else f"{label[: _LISTED_LENGTH - 1]}…" for label in labels]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(printable, names[:_LISTED])) + more
 
 
 def _similar(label: str, labels: Sequence[str]) -> list[str]:

@@ -47,11 +47,16 @@ def score_of(scores: Mapping[str, ProbeScore], attribute: str) -> ProbeScore | N
     return scores.get(attribute) or scores.get(attribute.rpartition("=")[0])
 
 
+def is_chance(score: ProbeScore) -> bool:
+    """Whether an attribute is not read surely better than by guessing."""
+    return score.low <= score.guessing
+
+
 def chance_warnings(scores: Mapping[str, ProbeScore], attributes: Sequence[str]) -> list[str]:
     """A warning for each attribute that the probe does not read surely better than guessing."""
     return [
         f"The probe hardly reads {shortened(printable(name))}: it scores {score.value:.2f} ({score.low:.2f} to "
         f"{score.high:.2f}), guessing {score.guessing:.2f}. Something else may move. More labelled images help."
         for name in attributes
-        if (score := score_of(scores, name)) is not None and score.low <= score.guessing
+        if (score := score_of(scores, name)) is not None and is_chance(score)
     ]

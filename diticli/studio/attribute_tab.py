@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -25,8 +26,10 @@ from diticli.studio.parts import (
     chooser,
     download,
     follow_changes,
+    in_bold,
     named,
     picture_out,
+    resized,
     safe,
     scratch,
     shown,
@@ -95,8 +98,8 @@ def attribute_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, c
             yield [*shown(named, {**result.to_metadata(), **provenance(bench.model.known_as, line)}), words, line]
 
     def make_png(stale: Stale, *values: Any) -> str:
-        _, result, line = read(stale, values, preview=False)
-        sheet = attribute_sheet(result)
+        picture, result, line = read(stale, values, preview=False)
+        sheet = replace(attribute_sheet(result), warnings=tuple(bench.move_warnings(picture, result)))
         path = scratch(f"{sheet.rows[0].cells[-1].stem}.png")
         save_png(edit_strip(sheet), path, {**sheet.metadata, **provenance(bench.model.known_as, line)})
         return str(path)
@@ -138,8 +141,8 @@ def _also_changed(
     bench: Workbench, moved: Pixels, picture: Picture, ranked: Sequence[str], result: AttributeResult
 ) -> str:
     """What the probe reads differently from the edited picture, beside what was moved; then what spoils edits."""
-    warnings = "".join(f" **{safe(text)}**" for text in bench.warnings(picture))
-    quality = f"Reconstruction: {decibels(picture.psnr)}.{warnings}"
+    warnings = in_bold(bench.move_warnings(picture, result))
+    quality = f"Reconstruction: {decibels(picture.psnr)}.{resized(picture)}{warnings}"
     wanted = [name for (_, name, _, amount) in result.edits if amount] + list(result.also)
     if not wanted:
         return quality

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -35,8 +36,10 @@ from diticli.studio.parts import (
     chooser,
     download,
     follow_changes,
+    in_bold,
     on_click,
     picture_out,
+    resized,
     safe,
     scratch,
     shown,
@@ -108,8 +111,8 @@ def pair_tab(bench: Workbench, options: PageOptions, layout: ChunkLayout, change
         one, two = asked.pictures(bench, stale)
         chosen = layout.parse(asked.chunks)
         line = pair_command(one, two, spell_chunks(chosen), [asked.alpha], asked, options.model)
-        quality = f"Reconstructions: A {decibels(one.psnr)}, B {decibels(two.psnr)}."
-        warnings = "".join(f" **{safe(text)}**" for text in bench.warnings(one, two))
+        quality = f"Reconstructions: A {decibels(one.psnr)}, B {decibels(two.psnr)}.{resized(one, two)}"
+        warnings = in_bold(bench.warnings(one, two))
         for preview in (True, False):
             result = bench.exchange(one, two, chosen, [asked.alpha], asked.noise, preview=preview, stale=stale)
             note = " Preview ..." if preview else ""
@@ -138,7 +141,8 @@ def _outputs(
         result = bench.exchange(one, two, chosen, alphas or [asked.alpha], asked.noise, stale=stale)
         line = pair_command(one, two, spell_chunks(chosen), result.alphas, asked, options.model, *extra)
         stem = f"{'_'.join(image_stems(result.names))}_chunks{chunks_stem(chosen, layout)}"
-        return pair_sheet(result), stem, line, asked.difference
+        sheet = replace(pair_sheet(result), warnings=tuple(bench.warnings(one, two)))
+        return sheet, stem, line, asked.difference
 
     def make_strip(stale: Stale, *values: Any) -> list[Any]:
         sheet, stem, line, differ = made(stale, values, STRIP_ALPHAS)

@@ -19,12 +19,12 @@ import gradio as gr
 
 from diticli.data.images import UnreadableImageError
 from diticli.errors import DataError, DiTiError
-from diticli.pictures.captions import clean
+from diticli.pictures.captions import clean, cut
 from diticli.pictures.grids import save_png
 from diticli.pictures.tiles import Pixels
 from diticli.reading import printable, shortened
 from diticli.studio.neighbours import Neighbours
-from diticli.studio.workbench import SupersededError
+from diticli.studio.workbench import Picture, SupersededError
 
 EXAMPLES = (("faces:3", "faces:8"), ("faces:0:1", "faces:5:1"), ("faces:11", "faces:42"))
 KEPT_OUTPUTS = 1000
@@ -264,6 +264,16 @@ def named(text: str) -> str:
 def safe(text: str) -> str:
     """The same for Markdown tables and HTML."""
     return named(text).translate(_ESCAPED)
+
+
+def in_bold(warnings: Sequence[str]) -> str:
+    """Warnings in Markdown, whole."""
+    return "".join(f" **{cut(printable(' '.join(text.split()))).translate(_ESCAPED)}**" for text in warnings)
+
+
+def resized(*pictures: Picture) -> str:
+    """How files became what the model sees, in Markdown; "" where they were that."""
+    return "".join(f" {safe(picture.name)}: {safe(picture.resized)}" for picture in pictures if picture.resized)
 
 
 _made: deque[Path] = deque()

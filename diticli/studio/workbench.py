@@ -20,10 +20,11 @@ from PIL import Image
 
 from diticli.editing.attribute import move_along
 from diticli.editing.engine import ImageSampler, Job, Latents, decode_all, invert_all, model_name
-from diticli.editing.inputs import check_source, read_source, source_digest, source_name
+from diticli.editing.inputs import check_source, read_source, resizing, source_digest, source_name
 from diticli.editing.mixing import check_chunks
 from diticli.editing.pair import pair_jobs, plan_edits, to_decode
 from diticli.editing.quality import reconstruction_warnings
+from diticli.editing.read_again import read_again, unmoved_warnings
 from diticli.editing.results import SIDES, AttributeResult, EditResult, Label, Move, Reconstruction
 from diticli.editing.settings import EditSettings, Noise
 from diticli.errors import ConfigError
@@ -59,6 +60,7 @@ class Picture:
         reconstruction: uint8 [R, R, 3], decoded without a change.
         psnr: of the reconstruction, in dB; infinite when equal.
         latents: features and noise, N = 1.
+        resized: how the file became that, e.g. "712x872 -> centre square -> 32 px."; "" where it was that.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Picture:
     reconstruction: Pixels
     psnr: float
     latents: Latents
+    resized: str = ""
 
 
 class Workbench:
@@ -135,6 +138,7 @@ class Workbench:
                 reconstruction=decoded[kept],
                 psnr=psnr(decoded[kept], original),
                 latents=latents,
+                resized=resizing(source, self.model.resolution, self.model.crop).rpartition(": ")[2],
             )
             self._pictures[key] = found
             while len(self._pictures) > self._kept:
@@ -144,6 +148,16 @@ class Workbench:
     def warnings(self, *pictures: Picture) -> list[str]:
         """What spoils edits of these pictures, as `diti edit` says it."""
         return reconstruction_warnings({picture.name: picture.psnr for picture in pictures}, self.settings, self.model)
+
+    def move_warnings(self, picture: Picture, result: AttributeResult) -> list[str]:
+        """As `warnings`, of an edit of attributes; also those that it does not show.
+
+        Raises:
+            ConfigError: without a probe.
+        """
+        with self._lock:
+            read = read_again(self.model, self._known_directions(), result)
+        return [*self.warnings(picture), *unmoved_warnings(result, read, {}, self.model)]
 
     def exchange(
         self,
