@@ -1,8 +1,8 @@
 """Whether channels_last maps are faster than NCHW on this machine's CPU in float32: measured once, and kept.
 
-A convolution and an adaptive group norm with SiLU, forward and backward, in both layouts, by the processor's clock. The
-result lies beside the compiled norms (`diti_kernels.native`), one file for each processor, PyTorch and number of
-threads.
+A convolution (in channels_last by Winograd's algorithm, where that is faster here) and an adaptive group norm with
+SiLU, forward and backward, in both layouts, by the processor's clock. The result lies beside the compiled norms
+(`diti_kernels.native`), one file for each processor, PyTorch, number of threads and C sources.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diti_kernels import native
-from diti_kernels.adaptive_group_norm import adaptive_group_norm
+from diti_kernels.adaptive_group_norm import adaptive_group_norm, compiled_rows
+from diti_kernels.winograd import compiled as winograd
+from diti_kernels.winograd import convolve_3x3
 
 BATCH, CHANNELS, SIDE, GROUPS = 8, 64, 32, 8
 READINGS = 5
@@ -49,7 +50,8 @@ class Measured(NamedTuple):
 @functools.cache
 def measured(threads: int) -> Measured:
     """What is kept of this machine with so many threads, else what is measured now; nothing is with DITI_TUNE=0."""
-    times = native.kept_times("layout", Measured._fields, threads, lambda: measure()._asdict())
+    depends_on = (threads, winograd.SOURCE.read_bytes(), compiled_rows.SOURCE.read_bytes())
+    times = native.kept_times("layout", Measured._fields, depends_on, lambda: measure()._asdict())
     return Measured(**times) if times else Measured(None, None)
 
 
@@ -78,7 +80,7 @@ def _step(layout: torch.memory_format) -> Callable[[], None]:
     gradient = torch.ones(BATCH, CHANNELS, SIDE, SIDE).contiguous(memory_format=layout)
 
     def run() -> None:
-        y = adaptive_group_norm(F.conv2d(x, weight, padding=1), scale, shift, GROUPS)
+        y = adaptive_group_norm(convolve_3x3(x, weight), scale, shift, GROUPS)
         torch.autograd.grad(y, (x, weight), gradient)
 
     return run
