@@ -223,8 +223,13 @@ def test_hdf5_is_not_unpacked_beyond_bounds_nor_read_from_elsewhere(tmp_path, mo
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file.create_dataset("images", (2, 16, 16), np.uint8, external=[(str(tmp_path / "secret.raw"), 0, 512)])
         file["image"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "images")
-    with pytest.raises(DataError, match="No array"):
-        open_images(str(tmp_path / "b.h5"), 16)
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        layout = h5py.VirtualLayout((64, 16, 16), np.uint8)
+        layout[:] = h5py.VirtualSource(tmp_path / "a.h5", "images", (64, 16, 16))
+        file.create_virtual_dataset("images", layout)
+    for name in ("b.h5", "c.h5"):
+        with pytest.raises(DataError, match=f"'images' of .*{name} lies in other files, which are not read"):
+            open_images(str(tmp_path / name), 16)
 
 
 def test_an_array_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):

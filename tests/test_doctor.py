@@ -112,6 +112,17 @@ def test_broken_pytorch_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert "attention  " not in result.stdout, "no findings on attention"
 
 
+def test_a_torchvision_of_another_build_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That of PyPI is made for CUDA: beside PyTorch for the CPU, diffusers' pipelines cannot be imported."""
+    text = "Failed to import pipelines (look up):\\noperator torchvision::nms does not exist"
+    (tmp_path / "pipelines_of_diffusers.py").write_text(f'raise RuntimeError("{text}")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(diagnose.NEEDED, "diffusers", "pipelines_of_diffusers")
+    found = named(list(diagnose._software()), "diffusers")
+    assert (found.status, found.value) == ("broken", "cannot be imported: operator torchvision::nms does not exist")
+    assert "pip install --force-reinstall torch torchvision" in found.remedy
+
+
 def test_answers_where_pytorch_is_missing() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

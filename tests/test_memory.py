@@ -1,4 +1,4 @@
-"""A GPU that fails or is full, in every command: one line with a remedy, and no traceback."""
+"""A GPU that fails or is full, a torchvision that does not fit, in every command: one line, a remedy, no traceback."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from diticli.models.frozen import FrozenPair
 from diticli.training.loop import StageTrainer
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later"
+TORCHVISION = "Failed to import diffusers.pipelines.pipeline_utils:\noperator torchvision::nms does not exist"
 FAILURES: dict[str, tuple[Callable[[], Exception], str, str]] = {
     "GPU failed": (
         lambda: torch.AcceleratorError(ILLEGAL),
@@ -31,6 +32,11 @@ FAILURES: dict[str, tuple[Callable[[], Exception], str, str]] = {
         "--batch-size",
     ),
     "GPU full": (lambda: torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB."), "ut of memory", "--batch-size"),
+    "torchvision for CUDA beside PyTorch for the CPU": (
+        lambda: RuntimeError(TORCHVISION),
+        "torchvision is of another build than PyTorch",
+        "pip install --force-reinstall torch torchvision",
+    ),
 }
 COMMANDS = [*sorted(command.callback.__name__ for command in app.registered_commands if command.callback), "edit"]
 

@@ -106,7 +106,7 @@ def test_a_fresh_process_loads_it_by_the_packages_name(saved):
         "from diticli import DiTiPipeline; import sys, torch; p = DiTiPipeline.from_pretrained(sys.argv[1]); "
         f"print(tuple(p.encode(torch.zeros(2, 3, {SIZE}, {SIZE})).shape))"
     )
-    done = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.strip() == f"(2, {LATENT_DIM})"
 
 

@@ -33,7 +33,7 @@ from packaging.version import Version
 from benchmarks.children import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("hdf5", "lmdb", "studio")
+EXTRAS = ("hdf5", "lmdb", "metrics", "studio", "tiff")
 TESTS = {
     "accelerate": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
     "diffusers": "test_unet.py test_pipeline_files.py",
@@ -53,7 +53,9 @@ TESTS = {
     "scikit-learn": "test_linear.py test_disentanglement.py",
     "scipy": "test_statistics.py",
     "tensorboard": "test_training.py::test_tensorboard_shows_each_step_once_after_a_resume",
+    "tifffile": "test_tiff.py test_depth.py",
     "torch": "test_unet.py test_shift_decoder.py test_pipeline_files.py",
+    "torchmetrics": "test_realism.py test_image_metrics.py",
     "triton": "ops/test_compilation.py",
     "typer": "test_docs.py test_parsers.py",
     "xformers": "test_attention.py",
@@ -169,8 +171,13 @@ def try_version(name: str, exact: str, bounds: list[Requirement]) -> Result:
 
 
 def resolve(name: str, exact: str, bounds: list[Requirement]) -> dict[str, str]:
-    """What pip would install in this environment for the project with this version of one dependency."""
-    lines = [f"{name}=={exact}", *(str(r) for r in bounds if canonicalize_name(r.name) != canonicalize_name(name))]
+    """What pip would install in this environment for the project with this version of one dependency.
+
+    Optional dependencies that are not here are left out.
+    """
+    same = {r: canonicalize_name(r.name) == canonicalize_name(name) for r in bounds}
+    extras = ",".join(sorted(extra for r in bounds if same[r] for extra in r.extras))
+    lines = [f"{name}[{extras}]=={exact}", *(str(r) for r in bounds if not same[r] and installed(r.name))]
     done = pip("install", "--dry-run", "--quiet", "--report", "-", *lines)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

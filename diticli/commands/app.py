@@ -10,7 +10,7 @@ import typer
 from diticli.commands.console import say
 from diticli.commands.failure import be_verbose, explain, explain_interrupt, sigterm_as_interrupt
 from diticli.commands.lazy import LazyGroup, Maker, imported, paragraphs
-from diticli.errors import DiTiError
+from diticli.errors import DeviceError, DiTiError
 from diticli.memory import device_failure
 from diticli.variables import unknown_variables
 
@@ -30,8 +30,13 @@ class _Group(LazyGroup):
         except DiTiError as error:
             raise typer.Exit(explain(error)) from error
         except (MemoryError, RuntimeError) as error:
-            if (failure := device_failure(error)) is None:
-                raise
+            failure = device_failure(error)
+            if failure is None:
+                from diticli.doctor.diagnose import OTHER_BUILD, torchvision_of_another_build
+
+                if not torchvision_of_another_build(error):
+                    raise
+                failure = DeviceError("torchvision is of another build than PyTorch.", remedy=OTHER_BUILD)
             raise typer.Exit(explain(failure)) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(explain_interrupt(interrupt)) from interrupt

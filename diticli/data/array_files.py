@@ -182,26 +182,32 @@ class MappedRows:
 
 
 class _Hdf5(Mapping[str, ImageRows]):
-    """The plain datasets of an HDF5 file, those in groups by their path."""
+    """The plain datasets of an HDF5 file, those in groups by their path; what lies in other files is refused.
+
+    HDF5 reads a missing part of a virtual dataset as zeros, without a word.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._names: list[str] = []
+        self._names: dict[str, bool] = {}  # whether the values lie in other files
         self._path = path
         h5py = import_h5py(path)
         try:
             with h5py.File(path, "r") as file:
 
                 def note(name: str, node: Any) -> None:
-                    if isinstance(node, h5py.Dataset) and node.shape and not node.dtype.hasobject and not node.external:
-                        self._names.append(name)
+                    if isinstance(node, h5py.Dataset) and node.shape and not node.dtype.hasobject:
+                        self._names[name] = node.is_virtual or bool(node.external)
 
                 file.visititems(note)
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"Cannot read {path}: {_reason(error)}.", remedy=_REPAIR) from error
 
     def __getitem__(self, name: str) -> ImageRows:
-        if name not in self._names:
-            raise KeyError(name)
+        if self._names[name]:
+            raise DataError(
+                f"{quoted(name)} of {self._path} lies in other files, which are not read.",
+                remedy="Write the pictures into one file as a plain dataset.",
+            )
         return Hdf5Rows(self._path, name)
 
     def __iter__(self) -> Any:

@@ -18,10 +18,10 @@ from pathlib import Path
 from diticli.doctor.compile_trial import CompileTrial
 from diticli.doctor.finding import Finding
 
-# Package -> what has to be importable of it; diffusers itself loads nothing until asked.
+# Package -> what has to be importable of it; diffusers itself loads nothing until asked, a pipeline loads torchvision.
 NEEDED = {
     "torch": "torch",
-    "diffusers": "diffusers.models.unets.unet_2d",
+    "diffusers": "diffusers.pipelines.pipeline_utils",
     "accelerate": "accelerate",
     "numpy": "numpy",
     "safetensors": "safetensors.torch",
@@ -31,6 +31,7 @@ OPTIONAL = {
     "xformers": "Used where a trial on this GPU found it faster, or with DITI_ATTENTION=xformers.",
 }
 BRINGS = {"xformers": "calls PyTorch's own attention kernels; used where a trial on a GPU found it faster"}
+OTHER_BUILD = "Install both from one place: pip install --force-reinstall torch torchvision, or remove torchvision."
 LOW_DISK_GIB = 5
 COMPILE_SECONDS = 8.0
 CUDA_COMPILE_SECONDS = 30.0
@@ -125,11 +126,19 @@ def _importable(package: str, module: str) -> Finding:
     except PackageNotFoundError:
         return Finding(topic="software", name=package, value="of unknown version")
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError) as error:
-        value = f"cannot be imported: {(str(error).strip() or repr(error)).splitlines()[0]}"
-        remedy = f"Install it anew: pip install --force-reinstall {package}."
+        text = str(error).strip() or repr(error)
+        reason, remedy = text.splitlines()[0], f"Install it anew: pip install --force-reinstall {package}."
+        if torchvision_of_another_build(error):
+            reason, remedy = text.splitlines()[-1], OTHER_BUILD
+        value = f"cannot be imported: {reason}"
         return Finding(topic="software", name=package, value=value, status="broken", remedy=remedy)
     finally:
         log.setLevel(level)
+
+
+def torchvision_of_another_build(error: BaseException) -> bool:
+    """Whether an import failed because one of PyTorch and torchvision is for the CPU and the other for CUDA."""
+    return "operator torchvision::" in str(error)
 
 
 def _storage() -> Iterator[Finding]:
