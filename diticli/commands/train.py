@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diticli.commands import train_options as o
 from diticli.commands.console import emit_json, reporter, say
+from diticli.commands.failure import keeps
 from diticli.commands.options import JsonOption
 from diticli.config_groups import MODULAR, parse_value_range
 from diticli.data.faces_word import is_faces
@@ -132,6 +133,9 @@ def train(
     if dry_run:
         _show_plan(settings, target, started, as_json=json_)
         return
+    from diticli.training.rundir import RunDirectory
+
+    keeps(*RunDirectory(target).trained)
     say(f"Preset {settings.preset}, run directory {target}.")
     if not settings.minutes and not (target / "config.json").exists():
         for warning in budget_warnings(settings):
