@@ -92,6 +92,8 @@ def test_too_little_time_is_refused_with_what_would_do() -> None:
     slow = Speeds(training={"base": 100.0, "features": 50.0}, compiling={}, loading=5.0)
     with pytest.raises(ConfigError, match="too short") as error:
         within(config, 10.0, slow)
+    assert error.value.message.startswith("--minutes 0.2 is too short")
+    assert "take 13 s, and starting, timing and saving 10 s" in error.value.message
     needed = float(error.value.remedy.split("--minutes ")[1].split(",")[0])
     assert 0.2 < needed < 2
     within(config, 60 * needed, slow)
