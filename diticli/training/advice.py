@@ -34,10 +34,10 @@ def _images_note(name: str, stage: StageConfig, how: str) -> str:
 
 
 def few_pictures(config: RunConfig, pictures: int) -> str:
-    """A sentence on a training that sees few different pictures again and again; "" where it does not."""
+    """A sentence on a training that sees few different pictures more often than any was measured; "" otherwise."""
     stages = {name: config.stage(name) for name in trained_stages(config)}
     seen = {name: stage.steps * stage.batch_size / max(pictures, 1) for name, stage in stages.items()}
-    if pictures >= FEWEST_PICTURES or max(seen.values()) < 2:
+    if pictures >= FEWEST_PICTURES or max(seen.values()) <= TRIED_PHOTOS / FEWEST_PICTURES:
         return ""
     each = " and ".join(f"{times:,.0f} times in stage {name}" for name, times in seen.items() if times >= 2)
     return (
