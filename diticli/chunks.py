@@ -226,8 +226,15 @@ class ChunkLayout:
         return int(self.timestep_to_chunk()[timestep])
 
     def dims_of(self, chunk: int) -> slice:
-        """Feature dimensions that chunk `chunk` owns."""
-        return slice(self.starts[chunk], self.ends[chunk])
+        """Feature dimensions that chunk `chunk` owns.
+
+        Raises:
+            ChunkError: for a chunk that does not exist; -1 is the last one, as in a list.
+        """
+        try:
+            return slice(self.starts[chunk], self.ends[chunk])
+        except (IndexError, TypeError) as error:
+            raise self._no_chunk(chunk) from error
 
     def visible_dims(self) -> npt.NDArray[np.int64]:
         """[T, 2] first dimension that timestep t may see, and the end of those that it may."""
@@ -275,12 +282,15 @@ class ChunkLayout:
             if low > high:
                 raise ChunkError(f"The chunk range {part.strip()} runs backwards.", remedy=f"Write {high}-{low}.")
             if high >= self.chunks:
-                raise ChunkError(
-                    f"Chunk {high} does not exist: this model has {self.chunks} chunks, 0-{self.chunks - 1}.",
-                    remedy=f"Use chunks within 0-{self.chunks - 1}.",
-                )
+                raise self._no_chunk(high)
             chosen.update(range(low, high + 1))
         return tuple(sorted(chosen))
+
+    def _no_chunk(self, chunk: object) -> ChunkError:
+        return ChunkError(
+            f"Chunk {chunk} does not exist: this model has {self.chunks} chunks, 0-{self.chunks - 1}.",
+            remedy=f"Use chunks within 0-{self.chunks - 1}.",
+        )
 
     def describe(self, chunks: Sequence[int]) -> str:
         """Short text naming chunks and the timesteps they cover, e.g. "chunks 10-20 (t 160-328)"."""

@@ -115,14 +115,29 @@ def test_load_base_says_so_when_the_hub_is_out_of_reach(monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Name or service not known\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ModelError, match=r"no model 'someone/typo' here or on the Hub: Name or service") as error:
+    said = r"no folder 'someone/typo', no download .* Hub cannot be reached \(Name or service not known\)"
+    with pytest.raises(ModelError, match=said) as error:
         load_base("someone/typo")
     assert "\n" not in str(error.value)
+    assert "shipped, the model that comes with diti" in error.value.remedy
+
+
+def test_what_was_meant_by_a_name_is_said(monkeypatch, tmp_path):
+    def nowhere(*args, **kwargs):
+        raise OSError("404 Client Error")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nowhere)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for name, meant in (("mine", "Did you mean runs/mine?"), ("Shipped", "Did you mean shipped?"), ("other", "Give")):
+        with pytest.raises(ModelError, match=r"none on the Hugging Face Hub \(404") as error:
+            load_base(name)
+        assert error.value.remedy.startswith(meant)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "not a hub id!", "/no/such/folder"])
 def test_load_base_of_what_can_be_no_name(name):
-    with pytest.raises(ModelError, match=r"no folder .* not a Hub id") as error:
+    with pytest.raises(ModelError, match=r"no folder .* not an id of the Hugging Face Hub") as error:
         load_base(name)
     assert name in error.value.message
 

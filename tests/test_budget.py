@@ -17,7 +17,7 @@ from diticli.config_groups import StageConfig
 from diticli.errors import ConfigError
 from diticli.settings import build_config
 from diticli.training import budget, plan
-from diticli.training.advice import budget_warnings, learning_rate_note
+from diticli.training.advice import budget_warnings, few_pictures, images_notes, learning_rate_note
 from diticli.training.budget import Speeds, TimeBudget, fit_to_minutes, within
 from diticli.training.pace import Horizon, Pace
 from diticli.training.plan import RunPlan, StagePlan
@@ -92,6 +92,8 @@ def test_too_little_time_is_refused_with_what_would_do() -> None:
     slow = Speeds(training={"base": 100.0, "features": 50.0}, compiling={}, loading=5.0)
     with pytest.raises(ConfigError, match="too short") as error:
         within(config, 10.0, slow)
+    assert error.value.message.startswith("--minutes 0.2 is too short")
+    assert "take 13 s, and starting, timing and saving 10 s" in error.value.message
     needed = float(error.value.remedy.split("--minutes ")[1].split(",")[0])
     assert 0.2 < needed < 2
     within(config, 60 * needed, slow)
@@ -279,6 +281,28 @@ def test_a_budget_too_small_for_usable_features_is_said(source: str, images: int
     warnings = budget_warnings(config)
     assert bool(warnings) == (said is not None)
     assert said is None or said in warnings[0]
+
+
+def test_the_images_of_both_stages_are_said_and_how_to_change_them(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"features.images": 300, "data.source": "./photos"}
+    config = build_config("faces32", options=asked)
+    shown = replace(plan_at({"base": 1.5, "features": 20.0}, config), amounts=images_notes(config))
+    show_plan(shown, as_json=False)
+    out = capsys.readouterr().out
+    assert "Images, stage base: 80,000 (change with --base-images)\n" in out
+    assert "Images, stage features: 320 instead of 300: whole batches of 32 (change with --images)\n" in out
+    assert " 1.5 │" in out
+    assert images_notes(replace(config, base_model="shipped")) == images_notes(config)[1:]
+    assert "(planned for --minutes 2)" in images_notes(replace(config, minutes=2.0))[0]
+
+
+def test_few_pictures_seen_again_and_again_are_said() -> None:
+    config = build_config("faces32", options={"features.images": 300})
+    said = few_pictures(config, 30)
+    assert said.startswith("30 different pictures are few: each is seen 2,667 times in stage base and 11 times in ")
+    assert "fewer than 6,799; how many are enough was not measured" in said
+    assert few_pictures(config, 6_799) == ""
+    assert few_pictures(replace(config, base_model="shipped"), 30) == "", "11 times is not more than was measured"
 
 
 def test_the_learning_rate_shown_is_the_one_used() -> None:

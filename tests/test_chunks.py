@@ -204,6 +204,9 @@ def test_parse_names_the_chunk_that_does_not_exist():
     layout = ChunkLayout.uniform(chunks=10, latent_dim=10)
     with pytest.raises(ChunkError, match=r"Chunk 12 does not exist: this model has 10 chunks, 0-9\."):
         layout.parse("3,7-12")
+    for chunk in (10, -11, 1.5):
+        with pytest.raises(ChunkError, match=rf"Chunk {chunk} does not exist: this model has 10 chunks, 0-9\."):
+            layout.dims_of(chunk)
     with pytest.raises(ChunkError, match="8-2 runs backwards") as error:
         layout.parse("8-2")
     assert error.value.remedy == "Write 2-8."

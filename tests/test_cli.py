@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,13 +78,21 @@ COMMANDS = ["train", "encode", "probe", "compare", "evaluate", "convert", "faces
 EDITS = [("edit", kind) for kind in ("pair", "attribute", "reconstruct", "table")]
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@functools.cache
+def help_page(command: tuple[str, ...], width: int) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        return diti(*command, "--help").stdout
+
+
+@pytest.mark.parametrize("width", [80, 100])
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS), ("edit",), *EDITS])
-def test_help_texts_fill_their_lines(command: tuple[str, ...], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line ends where the next word does not fit, not where the source's line ended; none is wider."""
-    monkeypatch.setenv("COLUMNS", str(width))
-    lines = diti(*command, "--help").stdout.splitlines()
+def test_help_texts_fill_their_lines(command: tuple[str, ...], width: int) -> None:
+    """A line ends where the next word does not fit, not where the source's line ended; none is wider, no word cut."""
+    lines = help_page(command, width).splitlines()
     assert max(map(len, lines)) <= width
+    words, whole = (set(re.split(r"[\s│╭╮╰╯─]+", page)) for page in ("\n".join(lines), help_page(command, 600)))
+    assert words <= whole, "words are cut at the end of a line"
     prose = [line.strip() for line in lines if line.startswith(" ") and not line.startswith(" Usage")]
     assert any(prose)
     for line, after in pairwise(prose):

@@ -139,6 +139,10 @@ def test_the_reason_names_option_and_environment(monkeypatch):
     assert locate("someone/model").describe() == "someone/model (--model)"
     monkeypatch.setenv("DITI_MODEL", "their/model")
     assert locate(None).describe() == "their/model ($DITI_MODEL)"
+    monkeypatch.setenv("DITI_MODEL", "/no/such/folder")
+    for load in (load_model, load_pipeline):
+        with pytest.raises(ModelError, match=r"^\$DITI_MODEL: There is no folder '/no/such/folder'"):
+            load()
 
 
 def test_the_shipped_model_runs_in_float32_however_it_is_loaded(shipped):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from diticli.commands import reporting
 from diticli.commands.bars import RichReporter
-from diticli.commands.failure import explain_interrupt
+from diticli.commands.failure import explain_interrupt, keeps
 from diticli.commands.reporting import LineReporter
 
 
@@ -89,4 +89,25 @@ def test_a_bar_on_80_columns_names_the_last_part_of_a_path_and_ends_before_the_l
     assert "/home" not in shown
     bar.finish()
     assert console.file.getvalue() == shown, "nothing is drawn after the message"
-    assert capsys.readouterr().err.endswith("Run the same command again to go on.\n")
+    assert capsys.readouterr().err == "\nStopped.\n"
+
+
+def test_going_on_is_promised_where_there_is_something_to_go_on_from(tmp_path, capsys):
+    kept, nothing = (
+        "Run the same command again to go on.",
+        "Nothing is kept yet: the same command begins from the start.",
+    )
+    folder, file = tmp_path / "kept", tmp_path / "feats.npy.partial.json"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    keeps(folder, file)
+    try:
+        for made, said in ((None, nothing), (folder / "a", kept), (file, kept)):
+            if made:
+                made.touch()
+            assert explain_interrupt(KeyboardInterrupt("Stopped in stage base.")) == 130
+            assert capsys.readouterr().err == f"\nStopped in stage base.\n{said}\n"
+            if made:
+                made.unlink()
+    finally:
+        keeps()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from diticli.commands.console import say
-from diticli.commands.failure import be_verbose, explain, explain_interrupt, sigterm_as_interrupt
+from diticli.commands.failure import be_verbose, explain, explain_interrupt, keeps, sigterm_as_interrupt
 from diticli.commands.lazy import LazyGroup, Maker, imported, paragraphs
 from diticli.errors import DeviceError, DiTiError
 from diticli.memory import device_failure
@@ -24,6 +24,7 @@ class _Group(LazyGroup):
     MAKERS: ClassVar[dict[str, Maker]] = {name: imported(name) for name in COMMANDS}
 
     def invoke(self, ctx: Any) -> Any:
+        keeps()
         try:
             with sigterm_as_interrupt():
                 return super().invoke(ctx)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diticli.commands.failure import keeps
 from diticli.commands.options import (
     DEFAULT_BATCH,
     BatchSizeOption,
@@ -161,6 +162,7 @@ def compare(
     from diticli.commands.console import emit_json, reporter, say
     from diticli.comparison.entry_specs import parse_baselines, parse_entries
     from diticli.comparison.report import COMMANDS, DATA, REPORT, write_comparison
+    from diticli.comparison.run import FEATURES, RESULTS
     from diticli.comparison.run import compare as run_comparison
     from diticli.comparison.settings import CompareSettings
     from diticli.pictures.metadata import made_by, provenance
@@ -203,6 +205,7 @@ def compare(
     if dry_run:
         _print_plan(specs, settings, out, device, as_json)
         return
+    keeps(out / FEATURES, out / RESULTS)
     result = run_comparison(specs, settings, out, device=device, reporter=reporter())
     if result is None:
         return

@@ -10,6 +10,7 @@ import typer
 
 from diticli.commands.completion import presets
 from diticli.commands.console import emit_json, reporter, say, show_table
+from diticli.commands.failure import keeps
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption
 from diticli.errors import ConfigError
 from diticli.sampling.defaults import DEFAULT_STEPS
@@ -70,7 +71,9 @@ def demo(
     }
     settings = build_config(preset, options={k: v for k, v in options.items() if v is not None})
     from diticli.demo import run_demo
+    from diticli.training.rundir import RunDirectory
 
+    keeps(*RunDirectory(out).trained)
     result = run_demo(settings, out, full=full, held_out=held_out, steps=steps, reporter=reporter(), started=started)
     if as_json:
         emit_json(result.to_dict())

@@ -28,6 +28,7 @@ from diticli.commands.edit_options import (
     parameters,
     with_parameters,
 )
+from diticli.commands.failure import keeps
 from diticli.commands.lazy import LazyGroup, Maker, command, import_torch, paragraphs
 from diticli.errors import ConfigError
 
@@ -190,6 +191,7 @@ def table(options: TableOptions) -> None:
         plan = plan_pairs(rows, out, model.chunks, model.model_hash, many)
         _print_plan(options, plan.to_dict(), seconds_for(model, plan, settings))
         return
+    keeps(out)
     report = edit_many(model, rows, out, options=many, reporter=reporter())
     _tell_table(options, report, len(rows), request.warnings_of(model, settings, report.psnr))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from diticli.commands.failure import keeps
 from diticli.commands.lazy import import_torch
 from diticli.commands.options import (
     DEFAULT_BATCH,
@@ -119,6 +120,7 @@ def encode(
     base = None if features == "encoder" else parse_base(features)
     if not sharded:
         check_features(out, overwrite=overwrite)
+    keeps(out if sharded else out.with_name(f"{out.name}.partial.json"))
     pipeline = load_model(model, rank.device(device))
     say_model(pipeline)
     progress = reporter() if rank.is_main else SilentReporter()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from diticli.commands.failure import keeps
 from diticli.commands.options import DeviceOption, JsonOption, SeedOption, ValueRangeOption
 from diticli.commands.outputs import OverwriteOption, check_folder, this_command
 from diticli.config import Along
@@ -214,6 +215,7 @@ def evaluate(
     for pipeline in pipelines:
         check_reconstruction(pipeline, images, settings)
     kept = KeptArrays(out / KEPT)
+    keeps(out / KEPT)
     judge = train_classifier(
         images.learn_NCHW, images.labels, epochs=epochs, seed=seed, device=first.device, reporter=progress, kept=kept
     )

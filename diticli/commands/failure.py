@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from diticli import errors
@@ -32,6 +34,10 @@ _LONGEST = 4000
 """Characters of a message: names of files, attributes and settings may come in any number."""
 INTERRUPTED = 128
 """Plus the number of the signal, as a shell reports it: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+_kept: list[Path] = []
+"""What the command that runs now leaves behind when it is interrupted; empty where it never goes on."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -97,10 +103,19 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
+def keeps(*paths: Path) -> None:
+    """Files and folders from which the command goes on when it is run again; none, as at first: it does not go on."""
+    _kept[:] = paths
+
+
 def explain_interrupt(interrupt: KeyboardInterrupt) -> int:
-    """Print how to go on after Ctrl-C or SIGTERM; returns the exit status."""
+    """Print what there is to go on from after Ctrl-C or SIGTERM; returns the exit status."""
     if bars := sys.modules.get("diticli.commands.bars"):
         bars.end_bars()
-    text = str(interrupt) or "Stopped."
-    sys.stderr.write(f"\n{printable(text)}\nRun the same command again to go on.\n")
+    begun = any(any(path.glob("[!.]*")) if os.path.isdir(path) else os.path.exists(path) for path in _kept)
+    lines = [printable(str(interrupt) or "Stopped.")]
+    if _kept:
+        again = "Run the same command again to go on."
+        lines.append(again if begun else "Nothing is kept yet: the same command begins from the start.")
+    sys.stderr.write("\n" + "".join(f"{line}\n" for line in lines))
     return INTERRUPTED + int(getattr(interrupt, "signal", signal.SIGINT))

@@ -31,7 +31,7 @@ def show_plan(plan: RunPlan, *, as_json: bool) -> None:
                 f"{stage.images:,}",
                 f"{stage.steps:,}",
                 f"{stage.batch_size}",
-                f"{stage.images_per_second:,.0f}",
+                f"{stage.images_per_second:,.{0 if stage.images_per_second >= 10 else 1}f}",
                 duration(stage.seconds),
             ]
             for stage in plan.stages
@@ -46,9 +46,8 @@ def _print_summary(plan: RunPlan) -> None:
     typer.echo(f"Data: {printable(plan.data)}, {plan.data_images:,} images at {plan.resolution} px")
     beside = "" if plan.ssl == "none" else f", self-supervised loss {plan.ssl} (timed as if it had started)"
     typer.echo(f"Features: {plan.latent_dim} dims in {plan.chunks} chunks{beside}")
-    for stage in plan.stages:
-        if stage.schedule:
-            typer.echo(stage.schedule)
+    for line in (*plan.amounts, *(stage.schedule for stage in plan.stages if stage.schedule)):
+        typer.echo(line)
     typer.echo(f"Peak memory: {plan.peak_memory_mb:,.0f} MB seen in the timed steps (+ the images held in memory)")
     if largest := [(stage.name, n) for stage in plan.stages if (n := stage.largest_batch) is not None]:
         sizes = ", ".join(f"{n:,}{' or more' * (n >= MOST_IMAGES)} in stage {name}" for name, n in largest)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from diticli.commands import train_options as o
 from diticli.commands.console import emit_json, reporter, say
+from diticli.commands.failure import keeps
 from diticli.commands.options import JsonOption
 from diticli.config_groups import MODULAR, parse_value_range
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
 from diticli.settings import build_config, read_settings
-from diticli.training.advice import budget_warnings
+from diticli.training.advice import budget_warnings, images_notes, trained_stages
 
 if TYPE_CHECKING:
     from diticli.config import RunConfig
@@ -132,10 +133,13 @@ def train(
     if dry_run:
         _show_plan(settings, target, started, as_json=json_)
         return
+    from diticli.training.rundir import RunDirectory
+
+    keeps(*RunDirectory(target).trained)
     say(f"Preset {settings.preset}, run directory {target}.")
     if not settings.minutes and not (target / "config.json").exists():
-        for warning in budget_warnings(settings):
-            say(f"Warning: {warning}")
+        for line in (*images_notes(settings), *(f"Warning: {text}" for text in budget_warnings(settings))):
+            say(line)
     _say_duration(settings, target)
     from diticli.training.run import train as run_training
 
@@ -182,9 +186,10 @@ def _say_duration(settings: RunConfig, target: Path) -> None:
 
     plan = make_plan(replace(settings, compile=False), seconds=TIMED_SECONDS)
     stages = " + ".join(f"{duration(stage.seconds)} for stage {stage.name}" for stage in plan.stages)
+    saved = " --base MODEL saves stage 1;" * ("base" in trained_stages(settings))
     say(
         f"On this CPU that takes about {duration(plan.seconds)} ({stages}). For less: --minutes 30 plans to the time "
-        "you have; --base MODEL saves stage 1; --dry-run shows the plan."
+        f"you have;{saved} --dry-run shows the plan."
     )
 
 

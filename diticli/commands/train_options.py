@@ -96,9 +96,10 @@ LatentDimOption = Annotated[
 PartitionOption = Annotated[
     Partition | None,
     typer.Option(
-        help="How timesteps and dims are cut into chunks: both evenly; staged, with a number of dims per stage of "
-        "timesteps; quadratic, finer at small timesteps, for small pictures; or auto, dims in proportion to what the "
-        "base misses in each chunk's timesteps.",
+        metavar="NAME",  # the choices would not fit the column
+        help="How timesteps and dims are cut into chunks: uniform, both evenly; staged, with a number of dims per "
+        "stage of timesteps; quadratic, finer at small timesteps, for small pictures; or auto, dims in proportion to "
+        "what the base misses in each chunk's timesteps.",
         show_default=False,
         rich_help_panel=MODEL,
     ),

@@ -14,6 +14,8 @@ _TRUSTED_LIBRARIES = {"diffusers", "diticli"}
 # Of diffusers, no class that loads parts of its own: a pipeline within a pipeline has an index that nobody checks.
 _TRUSTED_PARTS = re.compile(r"UNet2DModel|[A-Z][A-Za-z0-9]*Scheduler")
 _SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
+RUNS = Path("runs")
+"""Where `diti train` puts its runs unless told otherwise."""
 SHIPPED = "shipped"
 """Names the model that comes with the package wherever a model or a base is asked for (a folder: ./shipped)."""
 SHIPPED_FOLDER = Path(__file__).parents[1] / SHIPPED
@@ -44,19 +46,26 @@ def local_folder(name: str) -> Path:
         raise ModelError(f"{name} is a file.", remedy="Give the folder of the model.")
     # Imported here: for a folder nobody should wait for an HTTP client.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return _checked(Path(snapshot_download(name, allow_patterns=_PATTERNS)))
     except HFValidationError as error:
-        raise ModelError(
-            f"There is no folder {quoted(name)}, and it is not a Hub id.", remedy="Check the path."
-        ) from error
+        raise _not_found(name, "and it is not an id of the Hugging Face Hub") from error
+    except LocalEntryNotFoundError as error:
+        reason = shortened(first_line(error.__cause__ or error))
+        tried = f"no download of that id, and the Hugging Face Hub cannot be reached ({reason})"
+        raise _not_found(name, tried) from error
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"There is no model {quoted(name)} here or on the Hub: {shortened(first_line(error))}",
-            remedy="Check the path or the id, or train one with `diti train`.",
-        ) from error
+        raise _not_found(name, f"and none on the Hugging Face Hub ({shortened(first_line(error))})") from error
+
+
+def _not_found(name: str, tried: str) -> ModelError:
+    """What was tried, and what to give instead."""
+    meant = SHIPPED if name.lower() == SHIPPED else str(RUNS / name)
+    asked = f"Did you mean {meant}? " if meant == SHIPPED or os.path.isdir(meant) else ""
+    choices = f"Give the folder of a model or of a run, a Hub id, or {SHIPPED}, the model that comes with diti."
+    return ModelError(f"There is no folder {quoted(name)}, {tried}.", remedy=asked + choices)
 
 
 def has_shipped() -> bool:

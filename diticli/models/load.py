@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from diticli._version import __version__
 from diticli.data.faces_word import IN_WORDS, is_faces
 from diticli.errors import ModelError
 from diticli.models.device import resolve_device
-from diticli.models.hub import SHIPPED, has_shipped, pipeline_folder
+from diticli.models.hub import RUNS, SHIPPED, has_shipped, pipeline_folder
 from diticli.models.model import DiTiModel
 from diticli.models.model_files import read_model
 from diticli.models.variables import check_variables
@@ -22,7 +24,7 @@ from diticli.reading import read_regular, shortened
 if TYPE_CHECKING:
     from diticli.models.pipeline import DiTiPipeline
 
-RUNS = Path("runs")
+VARIABLE = "$DITI_MODEL"
 TRAINING = "training.json"
 """Copy of the run's config.json and of what QUALITY holds, in the folder of an exported model."""
 QUALITY = "quality.json"
@@ -116,7 +118,7 @@ def locate(model: str | None, *, runs: Path = RUNS) -> Located:
     if model:
         return Located(name=model, reason=_shipped_reason() if model == SHIPPED else "--model")
     if chosen := os.environ.get("DITI_MODEL"):
-        return Located(name=chosen, reason=_shipped_reason() if chosen == SHIPPED else "$DITI_MODEL")
+        return Located(name=chosen, reason=_shipped_reason() if chosen == SHIPPED else VARIABLE)
     finished, elsewhere = _finished_runs(runs)
     if finished:
         newest = max(finished, key=lambda run: _index(run).stat().st_mtime)
@@ -175,7 +177,8 @@ def load_model(model: str | None = None, device: str | None = None) -> DiTiModel
     target = resolve_device(device)
     check_variables(target)
     located = locate(model)
-    loaded = read_model(located.name).to(target)
+    with _source_named(located):
+        loaded = read_model(located.name).to(target)
     _introduce(loaded, located)
     return loaded
 
@@ -190,11 +193,22 @@ def load_pipeline(model: str | None = None, device: str | None = None) -> DiTiPi
     check_variables(target)
     from diticli.models.pipeline import DiTiPipeline, quiet_loading
 
-    with quiet_loading():
-        located = locate(model)
+    located = locate(model)
+    with quiet_loading(), _source_named(located):
         pipeline = DiTiPipeline.from_pretrained(located.name)
     _introduce(pipeline, located)
     return pipeline.to(target)
+
+
+@contextlib.contextmanager
+def _source_named(located: Located) -> Iterator[None]:
+    """With the variable's name in errors: nobody typed the model's."""
+    try:
+        yield
+    except ModelError as error:
+        if located.reason == VARIABLE:
+            error.message = f"{VARIABLE}: {error.message}"
+        raise
 
 
 def _introduce(model: DiTiModel, located: Located) -> None:

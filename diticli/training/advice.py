@@ -11,6 +11,41 @@ USABLE_FACES = 80_000
 TRIED_PHOTOS = 80_000
 """Images of stage 2 up to which features of photographs at 32 px were not."""
 
+FEWEST_PICTURES = 6_799
+"""Different pictures of the training on the fewest of them (CelebA's, docs/results.md)."""
+
+
+def trained_stages(config: RunConfig) -> tuple[str, ...]:
+    """Names of the stages that a run trains."""
+    return ("features",) if config.base_model or config.ssl.only else ("base", "features")
+
+
+def images_notes(config: RunConfig) -> tuple[str, ...]:
+    """How many images each stage takes, where that is not what was asked for, and how to change it."""
+    options = {"base": "change with --base-images", "features": "change with --images"}
+    timed = f"planned for --minutes {config.minutes:g}" if config.minutes else ""
+    return tuple(_images_note(name, config.stage(name), timed or options[name]) for name in trained_stages(config))
+
+
+def _images_note(name: str, stage: StageConfig, how: str) -> str:
+    images, batch = stage.steps * stage.batch_size, stage.batch_size
+    rounded = "" if images == stage.images else f" instead of {stage.images:,}: whole batches of {batch}"
+    return f"Images, stage {name}: {images:,}{rounded} ({how})"
+
+
+def few_pictures(config: RunConfig, pictures: int) -> str:
+    """A sentence on a training that sees few different pictures more often than any was measured; "" otherwise."""
+    stages = {name: config.stage(name) for name in trained_stages(config)}
+    seen = {name: stage.steps * stage.batch_size / max(pictures, 1) for name, stage in stages.items()}
+    if pictures >= FEWEST_PICTURES or max(seen.values()) <= TRIED_PHOTOS / FEWEST_PICTURES:
+        return ""
+    each = " and ".join(f"{times:,.0f} times in stage {name}" for name, times in seen.items() if times >= 2)
+    return (
+        f"{pictures:,} different pictures are few: each is seen {each}, so that the networks may learn these pictures "
+        f"by heart and be of little use for others (overfitting). No training in docs/results.md had fewer than "
+        f"{FEWEST_PICTURES:,}; how many are enough was not measured."
+    )
+
 
 def budget_warnings(config: RunConfig) -> tuple[str, ...]:
     """Sentences on a stage 2 too short for usable features; none where it is long enough or nothing was measured."""

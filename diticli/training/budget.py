@@ -56,7 +56,7 @@ class TooShortError(ConfigError):
 
     def __init__(self, message: str, *, minutes: float) -> None:
         self.minutes = math.ceil(10 * minutes) / 10
-        remedy = f"Give at least --minutes {self.minutes:.1f}, a smaller --resolution, or fewer images."
+        remedy = f"Give at least --minutes {self.minutes:.1f}, or a smaller --batch-size or --resolution."
         super().__init__(message, remedy=remedy)
 
 
@@ -159,8 +159,9 @@ def within(config: RunConfig, seconds: float, speeds: Speeds) -> RunConfig:
     least = sum(10 * _budget(config, name).batch_size / rate for name, rate in rates.items())
     if left < least:
         raise TooShortError(
-            f"{config.minutes:g} minutes are too short: all but training takes {60 * config.minutes - left:.0f} s.",
-            minutes=(60 * config.minutes + least - left) / 60 + 0.05,
+            f"--minutes {config.minutes:g} is too short on this machine, busy as it is: ten steps of each stage take "
+            f"{least:.0f} s, and starting, timing and saving {60 * config.minutes - left:.0f} s.",
+            minutes=1.1 * (60 * config.minutes + least - left) / 60,  # the next try will not be exactly as fast
         )
     stages: dict[str, StageConfig] = {}
     every: list[int] = []

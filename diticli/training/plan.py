@@ -28,7 +28,7 @@ from diticli.sampling import DEFAULT_STEPS
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
-from diticli.training.advice import budget_warnings, learning_rate_note
+from diticli.training.advice import budget_warnings, few_pictures, images_notes, learning_rate_note
 from diticli.training.batches import DataOrder, MemoryFeed
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.loop import StageTrainer
@@ -101,6 +101,8 @@ class RunPlan:
     """Largest use seen in the timed steps: of the GPU, or of the whole process on the CPU."""
     reading_seconds: float = 0.0
     """Estimated time that reading the images adds; 0 where it was not measured."""
+    amounts: tuple[str, ...] = ()
+    """The images of each stage in words, and how to change them."""
     warnings: tuple[str, ...] = ()
     """What makes it likely that the features will be of no use."""
 
@@ -167,7 +169,8 @@ def _plan(
         stages=tuple(stages),
         peak_memory_mb=max(stage.peak_memory_mb for stage in stages),
         reading_seconds=_reading_seconds(config, source, stages) if reading else 0.0,
-        warnings=budget_warnings(config),
+        amounts=images_notes(config),
+        warnings=(*budget_warnings(config), *filter(None, [few_pictures(config, len(source))])),
     )
 
 

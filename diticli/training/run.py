@@ -27,7 +27,7 @@ from diticli.progress import Reporter, SilentReporter
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
 from diticli.training.accelerator import make_accelerator, resolve
-from diticli.training.advice import budget_warnings
+from diticli.training.advice import budget_warnings, few_pictures
 from diticli.training.base_gap import read_gap, write_gap
 from diticli.training.batch_fit import fit_batches
 from diticli.training.batches import fold_seed
@@ -120,11 +120,13 @@ def _train(
             run.refuse_other_files()
             held.enter_context(FolderLock(run.root))
             was_finished = run.finished
-            if run.open(config, fingerprint):
+            if resumed := run.open(config, fingerprint):
                 begin = "Already finished:" if run.finished else "Going on with"
                 begin = "Extending" if was_finished and not run.finished else begin
                 reporter.note(f"{begin} the run in {run.root}.")
-            elif config.data.channels == 3 and not config.base_model and looks_grey(source):
+            elif few := few_pictures(config, len(source)):
+                reporter.warn(few)
+            if not resumed and config.data.channels == 3 and not config.base_model and looks_grey(source):
                 reporter.note("The pictures are grey: --channels 1 trains a smaller network on one channel.")
         accelerator.wait_for_everyone()
         if run.finished:

@@ -116,6 +116,11 @@ class RunDirectory:
         return self.root / "extending.json"
 
     @property
+    def trained(self) -> tuple[Path, ...]:
+        """Folders of what was trained."""
+        return self.base, self.model, self.checkpoints
+
+    @property
     def begun(self) -> bool:
         """Whether anything was trained: without a checkpoint or a result, new settings may replace the old ones."""
         return self.base.exists() or self.model.exists() or any(self.checkpoints.glob("step-*"))
