@@ -18,14 +18,21 @@ from diticli.comparison.entry_specs import EntrySpec, parse_baselines, parse_ent
 from diticli.comparison.pca import pca_features
 from diticli.comparison.report import write_comparison
 from diticli.comparison.run import Comparison, compare
-from diticli.comparison.scores import Difference, EntryScores, baselines_ahead, difference, holm, with_verdicts
+from diticli.comparison.scores import (
+    Difference,
+    EntryScores,
+    baselines_ahead,
+    difference,
+    holm,
+    verdicts,
+    with_verdicts,
+)
 from diticli.comparison.settings import DEFAULT_DATA, CompareSettings
-from diticli.comparison.tables import decimals
 from diticli.data.faces import write_faces
 from diticli.errors import ConfigError, DiTiError
 from diticli.features.read import read_features
 from diticli.progress import SilentReporter
-from diticli.statistics import Estimate
+from diticli.statistics import Estimate, decimals
 
 FACES = "faces:160:1"
 SMALL: dict[str, Any] = {"data": (FACES,), "shown": 1, "steps": 2, "precision": "fp32", "metrics": False}
@@ -135,7 +142,7 @@ def test_holm_and_verdicts() -> None:
 
 def test_baselines_that_are_better_are_named_with_their_scores() -> None:
     def scores(value: float, **differences: Any) -> EntryScores:
-        means = {"number": {"r2": Estimate(value=value, low=None, high=None)}}
+        means = {"number": {"r2": Estimate(value=value, low=value - 0.02, high=value + 0.03)}}
         return EntryScores(attributes={}, means=means, differences=differences, by_attribute={})
 
     def gap(value: float, verdict: str) -> dict[str, Difference]:
@@ -148,9 +155,11 @@ def test_baselines_that_are_better_are_named_with_their_scores() -> None:
         "near": scores(0.81, number=gap(0.01, "no clear difference")),
         "pdae": scores(0.95, number=gap(0.15, "better")),
     }
-    said = baselines_ahead(found, ["base", "pixels", "near"])
-    assert said == "Better than diti, without its training: base (mean R2 0.900 instead of 0.800)."
-    assert baselines_ahead(found, ["pixels"]) == ""
+    said = baselines_ahead(found, ["base", "pixels", "near"], 40)
+    headline = "mean R2 0.90 [0.88, 0.93] instead of 0.80 [0.78, 0.83]"
+    assert said == f"Better than diti, without its training, on 40 test images: base ({headline})."
+    assert verdicts(found, 40)[0] == f"base beside diti, 40 test images: {headline} (better)."
+    assert baselines_ahead(found, ["pixels"], 40) == ""
 
 
 def test_pairing_tells_apart_what_single_intervals_cannot() -> None:
@@ -388,7 +397,7 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (-357142.9, -143.1, 0),
         (-1.2, 0.9, 0),
         (0.003, 0.111, 3),
-        (0.0, 0.0, 3),
+        (1.0, 1.0, 2),
     ],
 )
 def test_numbers_have_the_digits_that_their_intervals_allow(low: float, high: float, count: int) -> None:
