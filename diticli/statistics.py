@@ -75,14 +75,14 @@ class Estimate:
 
 
 def decimals(low: float, high: float) -> int:
-    """Decimals of a number that an interval allows: the first digit in which its half width shows, at most three.
+    """Decimals of a number that an interval allows: the first of which its half width holds two units, at most three.
 
     Two for an interval of no width; more where an end would become a 0 that it is not.
     """
     half = (high - low) / 2
     if not half:
         return 2
-    count = min(3, max(0, math.ceil(-math.log10(half)))) if 0 < half < math.inf else 3
+    count = min(3, max(0, math.ceil(-math.log10(half / 2)))) if 0 < half < math.inf else 3
     while count < 3 and any(end and not round(end, count) for end in (low, high)):
         count += 1
     return count

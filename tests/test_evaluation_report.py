@@ -65,7 +65,7 @@ def test_tables_say_what_was_measured() -> None:
     assert [row[0] for row in rows] == ["a", "b", "c", "never"]
     assert rows[3][1] is None
     assert len(lost_table(found.lost)[1][0]) == 3
-    assert between(Estimate(value=-0.001, low=-0.2, high=0.1)) == "0.0 [-0.2, 0.1]"
+    assert between(Estimate(value=-0.001, low=-0.2, high=0.1)) == "0.00 [-0.20, 0.10]"
 
 
 def test_the_order_is_put_into_words() -> None:

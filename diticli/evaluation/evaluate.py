@@ -328,7 +328,8 @@ class _Evaluation:
         if self.images.factors is None:
             return "how a perfect exchange would look is known for the built-in faces only"
         if len(self.unreadable) > MOST_UNREADABLE:
-            return f"the classifier cannot read {len(self.unreadable)} attributes, and {MOST_UNREADABLE} may be missing"
+            unread = len(self.unreadable)
+            return f"the classifier cannot read {unread} attributes (at most {MOST_UNREADABLE} may be unread)"
         return ""
 
     def _against_truth(self, after_NHWC: npt.NDArray[np.uint8], moved: tuple[str, ...], rows: slice) -> dict[str, Any]:

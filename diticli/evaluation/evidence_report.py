@@ -148,7 +148,10 @@ def _lost(
         "clean images. No model has a part in this."
     )
     if atlas is not None:
-        text += f"\n\n{order_text(order)}"
+        text += (
+            f"\n\n{order_text(order)} By the paper's idea chunks act near an attribute's half-life; where the transfer "
+            "centre lies far below it, the first chunks hold the attribute already."
+        )
     words = ("half-life", *(() if atlas is None else ("transfer centre",)))
     title = f"{name}: when attributes are lost"
     return Section(title=title, text=text, words=words, picture=picture, table=lost_table(lost, atlas))

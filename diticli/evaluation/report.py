@@ -89,7 +89,7 @@ def move_legend(result: Faithfulness) -> str:
         "the sum of all changes."
     )
     if any(score.drift is not None for score in result.moves):
-        text += " Drift: mean change in grey levels of the pixels that the attribute cannot change."
+        text += " Drift: mean change in grey levels of pixels that the attribute cannot change, if any."
     return text
 
 

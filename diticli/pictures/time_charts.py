@@ -125,7 +125,10 @@ def lost_chart(
         axes.tick_params(axis="y", length=0)
         axes.spines[["left"]].set_visible(False)
         axes.set_title(plain(title), loc="left")
-        legend = "Red: half-life under noise" + (".  Orange: transfer centre of the chunks" if act is not None else "")
-        axes.set_xlabel(f"timestep t (0: clean, T: noise)\n{legend}, with 95 % intervals")
+        chunks = "" if act is None else ".  Orange: transfer centre of the chunks"
+        axes.set_xlabel(
+            "timestep t (0: clean, T: noise)\nBlue: all is left.  White: nothing\n"
+            f"Red: half-life under noise{chunks}, with 95 % intervals"
+        )
 
-    return save_chart(path, draw, (7.2, 1.5 + 0.27 * len(rows)))
+    return save_chart(path, draw, (7.2, 1.7 + 0.27 * len(rows)))
