@@ -287,11 +287,13 @@ def test_models_of_different_sizes_are_compared_and_it_is_said(
     large = SemanticEncoder(32, 3, (8, 8), 16, 8, 2, 4)
     make_pipeline(unet=None, shift_decoder=None, encoder=large).save_pretrained(str(tmp_path / "large"))
     notes = Notes()
-    named = parse_entries([str(tmp_path / "large"), str(models / "simclr")], ("pixels",))
+    named = parse_entries([str(tmp_path / "large"), str(models / "simclr")], ("pixels", "pca"))
     settings = CompareSettings(**SMALL, pixel_side=16)
     result = compare(named, settings, tmp_path / "out", device="cpu", reporter=notes)
     assert result is not None
-    assert [s.resolution for s in result.entries] == [32, 16, 16]
+    assert [s.resolution for s in result.entries] == [32, 16, 16, 16]
+    encoded = [line for line in notes.lines if line.startswith("Encoding")]
+    assert encoded == [f"Encoding {n} of 3: {name}." for n, name in enumerate(("large", "simclr", "raw pixels"), 1)]
     assert "large 32 px (center crop), simclr 16 px (center crop)" in result.notes[0]
     assert "reduced to 16x16" in result.notes[1]
     assert set(result.notes) < set(notes.lines)
@@ -322,6 +324,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
     seen = Checker(page)
     assert seen.count("script") == 1, "the one that sorts"
     assert seen.count("img") == 2
+    assert page.index("simclr beside diti, 24 test images: ") < page.index("<table")
     assert "http" not in page
     assert page.count('class="sortable"') >= 3
     assert json.loads((tmp_path / "compare.json").read_text()) == data

@@ -126,7 +126,12 @@ def show_atlas(atlas: ChunkProbe) -> None:
 
     items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
     columns = ["attribute", "skill of all", "best alone", "most its own", "gain centre t", "own-skill centre t"]
-    show_table("Skill of chunks: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
+    show_table(
+        "Skill of chunks: 0 is the base rate, 1 everything",
+        columns,
+        [_atlas_row(item) for item in items],
+        spare=["most its own"],
+    )
     say(
         "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
         "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
@@ -173,12 +178,16 @@ def _atlas_row(item: AttributeChunks) -> list[str]:
     alone, own = (max(range(len(part)), key=lambda k: part[k].value) for part in (item.alone, item.unique))
     return [
         item.name,
-        item.all.text(most=2),
-        f"{item.alone[alone].value:.2f} in {alone}",
-        f"{item.unique[own].value:.2f} in {own}" if item.unique[own].differs else "none",
+        item.all.number(most=2),
+        _best(item.alone[alone].value, alone),
+        _best(item.unique[own].value if item.unique[own].differs else 0, own),
         _centre(item.centre_prefix),
         "in every chunk" if item.flat else _centre(item.centre_alone),
     ]
+
+
+def _best(skill: float, chunk: int) -> str:
+    return f"{skill:.2f} in {chunk}" if round(skill, 2) > 0 else "none"
 
 
 def _centre(centre: Estimate | None) -> str:

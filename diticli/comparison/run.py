@@ -183,8 +183,11 @@ class _Run:
         return result if benchmark is None else replace(result, benchmark=self._summary(benchmark))
 
     def _encode(self) -> None:
-        missing = [entry for entry in self.entries.all if not self.store.has(entry)]
-        for number, entry in enumerate(missing, 1):
+        missing: dict[Path, Entry] = {}  # PCA has the features of raw pixels
+        for entry in self.entries.all:
+            if not self.store.has(entry):
+                missing.setdefault(self.store.path(entry), entry)
+        for number, entry in enumerate(missing.values(), 1):
             self.say.note(f"Encoding {number} of {len(missing)}: {entry.name}.")
             self.store.encode(entry)
         self.peers.wait()
