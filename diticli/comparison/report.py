@@ -267,7 +267,7 @@ def _readable(found: dict[str, Any], swap: dict[str, Any], attribute: str) -> fl
 
 
 def _pictures(result: Comparison, out: Path) -> list[Section]:
-    sections = []
+    sections: list[Section] = []
     for index, (first, second) in enumerate(result.pairs):
         rows = [(name, found[index]) for name, found in result.pictures.items() if index < len(found)]
         if not rows:
