@@ -5,6 +5,7 @@ Shape suffixes: B resamples, N rows, U units (dims, chunks or groups of chunks),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -54,6 +55,41 @@ class Estimate:
     def differs(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def number(self, most: int = 3) -> str:
+        """The number alone, with the decimals that the interval allows."""
+        return self.text(most=most).partition(" ")[0]
+
+    def text(self, *, scale: float = 1, most: int = 3) -> str:
+        """Number and interval times `scale`, with the decimals that the interval allows: "0.81 [0.78, 0.84]".
+
+        Args:
+            scale: e.g. 100 for percent.
+            most: decimals at most, and of a number without interval.
+        """
+        if self.low is None or self.high is None:
+            return _decimal(scale * self.value, most)
+        count = min(most, decimals(scale * self.low, scale * self.high))
+        value, low, high = (_decimal(scale * part, count) for part in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def decimals(low: float, high: float) -> int:
+    """Decimals of a number that an interval allows: the first of which its half width holds two units, at most three.
+
+    Two for an interval of no width; more where an end would become a 0 that it is not.
+    """
+    half = (high - low) / 2
+    if not half:
+        return 2
+    count = min(3, max(0, math.ceil(-math.log10(half / 2)))) if 0 < half < math.inf else 3
+    while count < 3 and any(end and not round(end, count) for end in (low, high)):
+        count += 1
+    return count
+
+
+def _decimal(value: float, count: int) -> str:
+    return f"{round(value, count) + 0.0:.{count}f}"  # + 0.0: no "-0.00"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,21 @@ from diticli.comparison.entry_specs import EntrySpec, parse_baselines, parse_ent
 from diticli.comparison.pca import pca_features
 from diticli.comparison.report import write_comparison
 from diticli.comparison.run import Comparison, compare
-from diticli.comparison.scores import Difference, EntryScores, baselines_ahead, difference, holm, with_verdicts
+from diticli.comparison.scores import (
+    Difference,
+    EntryScores,
+    baselines_ahead,
+    difference,
+    holm,
+    verdicts,
+    with_verdicts,
+)
 from diticli.comparison.settings import DEFAULT_DATA, CompareSettings
-from diticli.comparison.tables import decimals
 from diticli.data.faces import write_faces
 from diticli.errors import ConfigError, DiTiError
 from diticli.features.read import read_features
 from diticli.progress import SilentReporter
-from diticli.statistics import Estimate
+from diticli.statistics import Estimate, decimals
 
 FACES = "faces:160:1"
 SMALL: dict[str, Any] = {"data": (FACES,), "shown": 1, "steps": 2, "precision": "fp32", "metrics": False}
@@ -135,7 +142,7 @@ def test_holm_and_verdicts() -> None:
 
 def test_baselines_that_are_better_are_named_with_their_scores() -> None:
     def scores(value: float, **differences: Any) -> EntryScores:
-        means = {"number": {"r2": Estimate(value=value, low=None, high=None)}}
+        means = {"number": {"r2": Estimate(value=value, low=value - 0.02, high=value + 0.03)}}
         return EntryScores(attributes={}, means=means, differences=differences, by_attribute={})
 
     def gap(value: float, verdict: str) -> dict[str, Difference]:
@@ -148,9 +155,11 @@ def test_baselines_that_are_better_are_named_with_their_scores() -> None:
         "near": scores(0.81, number=gap(0.01, "no clear difference")),
         "pdae": scores(0.95, number=gap(0.15, "better")),
     }
-    said = baselines_ahead(found, ["base", "pixels", "near"])
-    assert said == "Better than diti, without its training: base (mean R2 0.900 instead of 0.800)."
-    assert baselines_ahead(found, ["pixels"]) == ""
+    said = baselines_ahead(found, ["base", "pixels", "near"], 40)
+    headline = "mean R2 0.90 [0.88, 0.93] instead of 0.80 [0.78, 0.83]"
+    assert said == f"Better than diti, without its training, on 40 test images: base ({headline})."
+    assert verdicts(found, 40)[0] == f"base beside diti, 40 test images: {headline} (better)."
+    assert baselines_ahead(found, ["pixels"], 40) == ""
 
 
 def test_pairing_tells_apart_what_single_intervals_cannot() -> None:
@@ -278,11 +287,13 @@ def test_models_of_different_sizes_are_compared_and_it_is_said(
     large = SemanticEncoder(32, 3, (8, 8), 16, 8, 2, 4)
     make_pipeline(unet=None, shift_decoder=None, encoder=large).save_pretrained(str(tmp_path / "large"))
     notes = Notes()
-    named = parse_entries([str(tmp_path / "large"), str(models / "simclr")], ("pixels",))
+    named = parse_entries([str(tmp_path / "large"), str(models / "simclr")], ("pixels", "pca"))
     settings = CompareSettings(**SMALL, pixel_side=16)
     result = compare(named, settings, tmp_path / "out", device="cpu", reporter=notes)
     assert result is not None
-    assert [s.resolution for s in result.entries] == [32, 16, 16]
+    assert [s.resolution for s in result.entries] == [32, 16, 16, 16]
+    encoded = [line for line in notes.lines if line.startswith("Encoding")]
+    assert encoded == [f"Encoding {n} of 3: {name}." for n, name in enumerate(("large", "simclr", "raw pixels"), 1)]
     assert "large 32 px (center crop), simclr 16 px (center crop)" in result.notes[0]
     assert "reduced to 16x16" in result.notes[1]
     assert set(result.notes) < set(notes.lines)
@@ -313,6 +324,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
     seen = Checker(page)
     assert seen.count("script") == 1, "the one that sorts"
     assert seen.count("img") == 2
+    assert page.index("simclr beside diti, 24 test images: ") < page.index("<table")
     assert "http" not in page
     assert page.count('class="sortable"') >= 3
     assert json.loads((tmp_path / "compare.json").read_text()) == data
@@ -386,9 +398,10 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (0.857, 0.928, 2),
         (0.9991, 0.9999, 3),
         (-357142.9, -143.1, 0),
-        (-1.2, 0.9, 0),
+        (-1.2, 0.9, 1),
+        (0.88, 1.08, 2),
         (0.003, 0.111, 3),
-        (0.0, 0.0, 3),
+        (1.0, 1.0, 2),
     ],
 )
 def test_numbers_have_the_digits_that_their_intervals_allow(low: float, high: float, count: int) -> None:

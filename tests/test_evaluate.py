@@ -25,7 +25,15 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, train_c
 from diticli.evaluation.evaluate import evaluate_model, reconstruction_problems
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.kept import KeptArrays
-from diticli.evaluation.report import check_readable, classifier_text, move_table, swap_table, write_evaluation
+from diticli.evaluation.report import (
+    check_readable,
+    classifier_text,
+    move_table,
+    swap_legend,
+    swap_table,
+    verdict_text,
+    write_evaluation,
+)
 from diticli.evaluation.scores import Change, change, drift_outside, side_effects, to_json, transfer_rates
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.models import reconstruction_gap
@@ -236,6 +244,12 @@ def test_own_images_are_split_between_learning_and_judging(tmp_path: Path) -> No
             seed=0,
             reporter=SilentReporter(),
         )
+    kinds, silent = tmp_path / "kinds.csv", SilentReporter()
+    kinds.write_text("filename,kind\n" + "".join(f"{i:06d}.png,{'abc'[i % 3]}\n" for i in range(60)))
+    with pytest.raises(ConfigError, match=r"are categories .*kind"):
+        evaluation_folder(
+            str(tmp_path / "faces"), kinds, SIDE, learn=30, pairs=10, crop="center", seed=0, reporter=silent
+        )
 
 
 def test_people_are_kept_apart_or_it_is_said_that_they_may_not_be(tmp_path: Path) -> None:
@@ -413,6 +427,13 @@ def test_what_the_classifier_cannot_read_is_hidden_everywhere(faces: EvaluationI
     result = evaluate_model(pipeline, faces, classifier, [(0, 2), (6,)], settings=settings)
     assert result.unreadable == ("skin",)
     assert {score.shares["skin"].low for score in result.swaps} == {None}
+    mean = max(result.swaps, key=lambda score: len(score.chunks)).mean
+    assert mean is not None
+    assert mean.low is not None
+    assert f"mean transfer rate {mean.text()}, {len(faces.judge_NCHW) // 2} pairs" in verdict_text(result)
+    others = [share.value for name, share in result.swaps[0].shares.items() if name != "skin"]
+    assert mean.value == pytest.approx(np.mean(others))
+    assert "Drift: mean change" in swap_legend(result)
     assert result.swaps[0].moved == ("background_hue",)
     assert all("skin" not in (move.attribute, *move.change.leakage) for move in result.moves)
     assert all("skin" not in [cell for row in table(result)[1] for cell in row] for table in (swap_table, move_table))
@@ -426,6 +447,7 @@ def test_what_the_classifier_cannot_read_is_hidden_everywhere(faces: EvaluationI
     classifier.reliability.update(dict.fromkeys(("skin", "hat", "smile", "glasses"), 0.2))
     result = evaluate_model(pipeline, faces, classifier, [(0, 2)], settings=settings)
     assert result.swaps[0].truth_psnr is None, "a drawing without them would say little"
+    assert "Drift: not measured, as the classifier cannot read 4 attributes" in swap_legend(result)
 
 
 def test_a_classifier_that_reads_nothing_judges_nothing() -> None:

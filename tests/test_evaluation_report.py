@@ -53,7 +53,7 @@ def evidence() -> Evidence:
 def test_tables_say_what_was_measured() -> None:
     columns, rows = use_table(use())
     assert len(columns) == len(rows[0])
-    assert rows[0] == ["0", "0-499", "50.00 (40.00 to 60.00)", "50.00 (40.00 to 60.00)", "50.0 (40.0 to 60.0)", ""]
+    assert rows[0] == ["0", "0-499", "50 [40, 60]", "50 [40, 60]", "50 [40, 60]", ""]
     assert rows[1][3] is None
     assert rows[1][5] == "ignored"
     _, rows = gap_table(gap())
@@ -65,12 +65,12 @@ def test_tables_say_what_was_measured() -> None:
     assert [row[0] for row in rows] == ["a", "b", "c", "never"]
     assert rows[3][1] is None
     assert len(lost_table(found.lost)[1][0]) == 3
-    assert between(Estimate(value=-0.001, low=-0.2, high=0.1)) == "0.00 (-0.20 to 0.10)"
+    assert between(Estimate(value=-0.001, low=-0.2, high=0.1)) == "0.00 [-0.20, 0.10]"
 
 
 def test_the_order_is_put_into_words() -> None:
     assert "Too few" in order_text(None)
-    assert "3 centres" in order_text(evidence().order)
+    assert "3 transfer centres" in order_text(evidence().order)
 
 
 def test_a_single_chunk_has_neither_order_nor_modularity() -> None:

@@ -31,9 +31,9 @@ PICTURE = "<i onclick=hit=1>\u202e&quot;"
 TAGS = {
     *("html", "head", "meta", "title", "style", "body", "main", "h1", "section", "h2", "p", "figure", "img"),
     *("figcaption", "div", "table", "thead", "tbody", "tr", "th", "td", "pre", "code", "details", "summary"),
-    *("dl", "dt", "dd", "footer", "script"),
+    *("dl", "dt", "dd", "footer", "script", "a"),
 }
-ATTRIBUTES = {"lang", "charset", "name", "content", "src", "width", "height", "alt", "class"}
+ATTRIBUTES = {"lang", "charset", "name", "content", "src", "width", "height", "alt", "class", "id", "href", "open"}
 
 
 def check_page(path: Path, *names: str) -> None:
@@ -43,6 +43,8 @@ def check_page(path: Path, *names: str) -> None:
     assert {tag for tag, _ in seen.seen} <= TAGS
     assert {name for _, attributes in seen.seen for name in attributes} <= ATTRIBUTES
     assert all(a["src"].startswith("data:image/png;base64,") for tag, a in seen.seen if tag == "img")
+    places = {attributes["id"] for _, attributes in seen.seen if "id" in attributes}
+    assert {attributes["href"] for tag, attributes in seen.seen if tag == "a"} <= {f"#{place}" for place in places}
     assert seen.count("script") <= 1
     assert printable(page) == page
     text = " ".join(seen.text)

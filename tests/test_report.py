@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diticli.errors import DataError
-from diticli.pictures.report import Section, write_report
+from diticli.pictures.report import GLOSSARY, Section, write_report
 
 VOID = {"meta", "img", "link", "br", "hr"}
 
@@ -94,7 +94,8 @@ def test_every_page_explains_its_words_as_the_docs_do(tmp_path):
     told = Checker(page[page.index("<dl>") : page.index("</dl>") + 5])
     root = Path(__file__).parents[1]
     written = re.findall(r"\*\*(.+?)\*\*( \(.+?\))?: (.+?)(?=\n\n|\Z)", (root / "docs/glossary.md").read_text(), re.S)
-    assert len(written) == told.count("dt") == 10
+    assert len(written) == told.count("dt") == 11
+    assert set(GLOSSARY.values()) <= {attributes.get("id") for tag, attributes in told.seen if tag == "dt"}
     plain = " ".join(f"{word}{sign} {re.sub('[*`]', '', meaning)}" for word, sign, meaning in written)
     assert " ".join(" ".join(told.text).split()) == " ".join(plain.split())
 

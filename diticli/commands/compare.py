@@ -268,10 +268,14 @@ def _show(result: Comparison) -> None:
         ("Linear probes: means over attributes on test images, 95 % intervals", score_table(result)),
         (f"Differences to {result.entries[0].name}, on the same resamples", difference_table(result)),
         *benchmarks,
-        ("Exchanged chunks: transfer rates", swap_table(result)),
+        (f"Exchanged chunks: transfer rates, {_pairs(result)} pairs", swap_table(result)),
     ):
         if rows:
             show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=SPARE)
+
+
+def _pairs(result: Comparison) -> int:
+    return max((found["images"] // 2 for found in result.swaps.values()), default=0)
 
 
 def _text(cell: Any) -> str:

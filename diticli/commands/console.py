@@ -68,7 +68,10 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: 
     console.print(Text(printable(title)))  # a title of the table's own would wrap at the table's width
     console.print(table)
     if left_out := [column[0] for index, column in enumerate(cells) if index not in kept]:
-        say(f"Left out, for a line of {console.width} characters: {', '.join(left_out)}.")
+        say(
+            f'Left out of the table "{title}", as a line has {console.width} characters: {", ".join(left_out)}. '
+            "A wider terminal or COLUMNS=160 shows them."
+        )
 
 
 def reporter() -> Reporter:

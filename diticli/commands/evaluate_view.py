@@ -30,11 +30,15 @@ def say_reader(classifier: AttributeClassifier) -> None:
 def show_faithfulness(result: Faithfulness) -> None:
     """Tables of exchanged chunks and of moved attributes."""
     from diticli.commands.console import say
-    from diticli.evaluation.report import move_table, swap_table
+    from diticli.evaluation.report import move_legend, move_table, swap_legend, swap_table, verdict_text
 
-    say(f"{result.model}: reconstruction {result.reconstruction_psnr:.1f} dB over {result.images} images")
+    say(verdict_text(result))
     _show("Exchanged chunks: transfer rate of each attribute", swap_table(result))
+    if result.swaps:
+        say(swap_legend(result))
     _show(f"Moved along an attribute by {result.facts['amount']:g}, in standard deviations", move_table(result))
+    if result.moves:
+        say(move_legend(result))
 
 
 def show_evidence(model: str, evidence: Evidence) -> None:

@@ -122,15 +122,21 @@ def show_disentanglement(report: DisentanglementReport) -> None:
 
 def show_atlas(atlas: ChunkProbe) -> None:
     """Skill of the chunks for each attribute, in the order of the gain centres."""
+    from diticli.probing.chunk_probe import AGAINST_THE_IDEA, GAIN_CENTRE, OWN_SKILL_CENTRE
+
     items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
     columns = ["attribute", "skill of all", "best alone", "most its own", "gain centre t", "own-skill centre t"]
-    show_table("Skill of chunks: 0 is the base rate, 1 everything", columns, [_atlas_row(item) for item in items])
+    show_table(
+        "Skill of chunks: 0 is the base rate, 1 everything",
+        columns,
+        [_atlas_row(item) for item in items],
+        spare=["most its own"],
+    )
     say(
         "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
         "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
-        "Gain centre: centre of mass, over timesteps, of the skill that chunks 0 to k gain with k. Own-skill centre: "
-        "that of the skill of each chunk alone. None: no chunk reads it, or none gains. "
-        "With 95 % intervals."
+        f"With 95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. None: no chunk reads it, or none gains. "
+        f"{AGAINST_THE_IDEA}"
     )
 
 
@@ -172,19 +178,20 @@ def _atlas_row(item: AttributeChunks) -> list[str]:
     alone, own = (max(range(len(part)), key=lambda k: part[k].value) for part in (item.alone, item.unique))
     return [
         item.name,
-        f"{item.all.value:.3f}",
-        f"{item.alone[alone].value:.3f} in {alone}",
-        f"{item.unique[own].value:.3f} in {own}" if item.unique[own].value > 0 else "none",
+        item.all.number(most=2),
+        _best(item.alone[alone].value, alone),
+        _best(item.unique[own].value if item.unique[own].differs else 0, own),
         _centre(item.centre_prefix),
         "in every chunk" if item.flat else _centre(item.centre_alone),
     ]
 
 
+def _best(skill: float, chunk: int) -> str:
+    return f"{skill:.2f} in {chunk}" if round(skill, 2) > 0 else "none"
+
+
 def _centre(centre: Estimate | None) -> str:
-    if centre is None:
-        return "none"
-    around = "" if centre.low is None or centre.high is None else f" ({centre.low:.0f} to {centre.high:.0f})"
-    return f"{centre.value:.0f}{around}"
+    return "none" if centre is None else centre.text(most=0)
 
 
 def _score(value: float | None) -> str:

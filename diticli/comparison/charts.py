@@ -64,4 +64,4 @@ def _bars(axes: Axes, found: list[Estimate], offset: float, height: float, colou
         low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
         axes.plot([low, high], [y, y], color="#1f2328", linewidth=1.1, solid_capstyle="butt")
         place = (max(0.0, score.value, high), y)
-        axes.annotate(f"{score.value:.3f}", place, (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(score.number(), place, (4, 0), textcoords="offset points", va="center", fontsize=7)

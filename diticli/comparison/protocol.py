@@ -18,6 +18,7 @@ from diticli.data.splits import Split, given_split, split_rows
 from diticli.errors import FeatureFileError
 from diticli.features.read import Features
 from diticli.probing.label_join import JoinedLabels, identity_note, join_labels
+from diticli.probing.report import few_rows
 from diticli.types import Rows
 
 
@@ -70,7 +71,8 @@ class Protocol:
         origin = "as given" if self.seed is None else f"seed {self.seed}"
         lost = self.counts["left_out"]
         missing = f" {lost:,} labelled images are left out, since not every entry has them." if lost else ""
-        return f"Train / val / test: {sizes} images, {origin}{kept}, the same for all.{missing}"
+        few = few_rows(len(self.split.test))
+        return f"Train / val / test: {sizes} images, {origin}{kept}, the same for all.{missing}{few}"
 
 
 def make_protocol(

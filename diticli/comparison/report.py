@@ -15,6 +15,7 @@ from diticli.comparison.pictures import side_by_side
 from diticli.comparison.probes import METRIC_DIMS
 from diticli.comparison.repeat import commands
 from diticli.comparison.run import Comparison
+from diticli.comparison.scores import verdicts
 from diticli.comparison.tables import (
     Table,
     attribute_table,
@@ -28,12 +29,14 @@ from diticli.comparison.tables import (
     statistics_table,
     swap_table,
 )
+from diticli.evaluation.evidence_tables import chunk_heading
 from diticli.evaluation.scores import to_json
 from diticli.files import write_atomically
 from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.grids import save_png
 from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section, write_report
+from diticli.probing.chunk_probe import AGAINST_THE_IDEA, GAIN_CENTRE, OWN_SKILL_CENTRE
 from diticli.training.rundir import versions
 
 REPORT, DATA, COMMANDS = "report.html", "compare.json", "commands.sh"
@@ -135,8 +138,10 @@ def _differences(result: Comparison) -> list[Section]:
     if not (table := difference_table(result))[1]:
         return []
     first = result.entries[0].name
-    text = (
-        f"Score of each entry minus that of {first}, on the same resamples of the test images (paired bootstrap). "
+    text = "".join(f"{line}\n\n" for line in verdicts(result.scores, len(result.protocol.split.test)))
+    text += (
+        f"The table: score of each entry minus that of {first}, on the same resamples of the test images (paired "
+        "bootstrap), with 95 % intervals. "
         "p is how often resamples fall on the other side of 0, doubled; adjusted for being several "
         "entries (Holm). Below 0.05 the verdict names the direction. One trained model stands for each "
         "method: whether a method is better takes several seeds of each."
@@ -217,27 +222,30 @@ def _atlases(result: Comparison, out: Path) -> list[Section]:
             title="Skill of each chunk alone",
             totals=[item["all"]["value"] for item in items],
             marks=[None if mark is None or None in mark else mark for mark in marks],
-            marks_label="centre of mass in t with its 95 % interval",
+            marks_label=f"{OWN_SKILL_CENTRE}, with 95 % interval",
         )
         text = (
             "A probe on each chunk alone; skill 0 is the base rate, 1 is everything, R2 for numbers. Skill "
-            "of a chunk does not mean that it changes pictures: see the transfer rates (--edits)."
+            "of a chunk does not mean that it changes pictures: see the transfer rates (--edits). In the table, with "
+            f"95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}.\n\n{AGAINST_THE_IDEA}"
         )
         title = f"{name}: probes of each chunk"
-        sections.append(Section(title=title, text=text, picture=chart, table=centre_table(found), sortable=True))
+        table = centre_table(found)
+        words = ("skill", "gain centre", "own-skill centre")
+        sections.append(Section(title=title, text=text, words=words, picture=chart, table=table, sortable=True))
     return sections
 
 
 def _swaps(result: Comparison, out: Path) -> list[Section]:
     if not result.swaps:
         return []
-    text = (
-        "Pairs of images that no model was trained on exchange some chunks. An attribute classifier, trained "
-        "on pixels alone, gives the transfer rate: the share of the partner's attribute that the edited image gets, 0 "
-        "is nothing, 1 is all. Other change: root mean square of all change that is not towards the partner, in "
-        "standard deviations."
-    )
     first = next(iter(result.swaps.values()))
+    text = (
+        f"{first['images'] // 2} pairs of images that no model was trained on exchange some chunks. An attribute "
+        "classifier, trained on pixels alone, gives the transfer rate: the share of the partner's attribute that the "
+        "edited image gets, 0 is nothing, 1 is all. Other change: root mean square of all change that is not towards "
+        "the partner, in standard deviations. In brackets: 95 % intervals."
+    )
     if poor := sorted(set(first["swaps"][0]["shares"]) - set(readable(first))):
         text += f"\n\nIts predictions of these are too poor, and the means leave them out: {', '.join(poor)}."
     sections = [Section(title="Transfer rates of exchanged chunks", text=text, table=swap_table(result), sortable=True)]
@@ -247,7 +255,7 @@ def _swaps(result: Comparison, out: Path) -> list[Section]:
             out / f"swaps-{index}.png",
             [[_readable(found, swap, attribute) for swap in swaps] for attribute in attributes],
             rows=attributes,
-            columns=[f"t {swap['timesteps'][0]}-{swap['timesteps'][1] - 1}" for swap in swaps],
+            columns=[chunk_heading(swap["chunks"], swap["timesteps"]) for swap in swaps],
             title="Transfer rate of exchanged chunks",
         )
         sections.append(Section(title=f"{name}: exchanged chunks", picture=chart))
@@ -259,7 +267,7 @@ def _readable(found: dict[str, Any], swap: dict[str, Any], attribute: str) -> fl
 
 
 def _pictures(result: Comparison, out: Path) -> list[Section]:
-    sections = []
+    sections: list[Section] = []
     for index, (first, second) in enumerate(result.pairs):
         rows = [(name, found[index]) for name, found in result.pictures.items() if index < len(found)]
         if not rows:
@@ -267,7 +275,9 @@ def _pictures(result: Comparison, out: Path) -> list[Section]:
         sections.append(
             Section(
                 title=f"Test images {first} and {second}",
-                text="A again: inverted and decoded, its noise inferred. From its features alone: from the mean noise. "
+                text=""
+                if sections
+                else "A again: inverted and decoded, its noise inferred. From its features alone: from the mean noise. "
                 "The others keep A's noise and take some of B's chunks, from fine to coarse, or all.",
                 picture=save_png(side_by_side(rows), out / f"pair-{index}.png"),
                 caption="one row a model; below, PSNR against A or the timesteps of the exchanged chunks",

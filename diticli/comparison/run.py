@@ -183,10 +183,13 @@ class _Run:
         return result if benchmark is None else replace(result, benchmark=self._summary(benchmark))
 
     def _encode(self) -> None:
-        for number, entry in enumerate(self.entries.all, 1):
+        missing: dict[Path, Entry] = {}  # PCA has the features of raw pixels
+        for entry in self.entries.all:
             if not self.store.has(entry):
-                self.say.note(f"Encoding {number} of {len(self.entries.all)}: {entry.name}.")
-                self.store.encode(entry)
+                missing.setdefault(self.store.path(entry), entry)
+        for number, entry in enumerate(missing.values(), 1):
+            self.say.note(f"Encoding {number} of {len(missing)}: {entry.name}.")
+            self.store.encode(entry)
         self.peers.wait()
 
     def _protocol(self) -> Protocol:
@@ -263,7 +266,8 @@ class _Run:
         self.say.start("Resampling test images", None)
         scores = score_all(probed, protocol, seed=self.settings.seed)
         self.say.finish()
-        ahead = baselines_ahead(scores, [s.name for s in self.entries.all if not s.spec.source])
+        built_in = [s.name for s in self.entries.all if not s.spec.source]
+        ahead = baselines_ahead(scores, built_in, len(protocol.split.test))
         if ahead:
             self.say.note(ahead)
         swapped = {s.name: swaps.read(s, self.say) for s in self.editors} if swaps is not None else {}

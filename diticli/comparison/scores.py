@@ -7,7 +7,7 @@ seeds of training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -117,26 +117,55 @@ def score_all(probed: Mapping[str, Probed], protocol: Protocol, *, seed: int = 0
     return scores
 
 
-def baselines_ahead(scores: Mapping[str, EntryScores], baselines: Sequence[str]) -> str:
+def verdicts(scores: Mapping[str, EntryScores], images: int) -> list[str]:
+    """A sentence for each entry but the first: main means with intervals, and whether they differ from the first's.
+
+    Args:
+        scores: of all entries; the first is what they are compared with.
+        images: how many were tested.
+    """
+    first, *others = scores
+    found = []
+    for name in others:
+        parts = [
+            f"{title} {own} instead of {theirs} ({item.verdict})"
+            for title, own, theirs, item in _headlines(scores, name, first)
+        ]
+        if parts:
+            found.append(f"{name} beside {first}, {images:,} test images: {', '.join(parts)}.")
+    return found
+
+
+def baselines_ahead(scores: Mapping[str, EntryScores], baselines: Sequence[str], images: int) -> str:
     """One line that says which built-in entries are better than the first entry; "" where none is.
 
     Args:
         scores: of all entries; the first is what they are compared with.
         baselines: names of the built-in ones, none of which was trained as the first entry was.
+        images: how many were tested.
     """
     first, *_ = scores
     found = []
     for name in baselines:
-        gains = []
-        for kind, differences in scores[name].differences.items():
-            metric, title = _HEADLINE[kind]
-            item = differences[metric]
-            if item is not None and item.verdict == "better":
-                own, theirs = (scores[one].means[kind][metric].value for one in (name, first))
-                gains.append(f"{title} {own:.3f} instead of {theirs:.3f}")
+        gains = [
+            f"{title} {own} instead of {theirs}"
+            for title, own, theirs, item in _headlines(scores, name, first)
+            if item.verdict == "better"
+        ]
         if gains:
             found.append(f"{name} ({', '.join(gains)})")
-    return f"Better than {first}, without its training: {'; '.join(found)}." if found else ""
+    if not found:
+        return ""
+    return f"Better than {first}, without its training, on {images:,} test images: {'; '.join(found)}."
+
+
+def _headlines(scores: Mapping[str, EntryScores], name: str, first: str) -> Iterator[tuple[str, str, str, Difference]]:
+    """Title of each kind's main mean, its text for both entries, and the difference."""
+    for kind, differences in scores[name].differences.items():
+        metric, title = _HEADLINE[kind]
+        if (item := differences[metric]) is not None:
+            own, theirs = (scores[one].means[kind][metric].text() for one in (name, first))
+            yield title, own, theirs, item
 
 
 def _kinds(targets: Sequence[Target]) -> dict[Kind, list[str]]:

@@ -11,8 +11,9 @@ from diticli.comparison.charts import METRIC_NAMES
 from diticli.comparison.run import Comparison
 from diticli.comparison.scores import METRICS, Difference
 from diticli.evaluation.attribute_classifier import READABLE
+from diticli.evaluation.evidence_tables import digits
 from diticli.pictures.report import Cell
-from diticli.statistics import Estimate
+from diticli.statistics import Estimate, decimals
 
 Table = tuple[list[str], list[list[Cell]]]
 METRIC_COLUMNS = {
@@ -51,7 +52,7 @@ def score_table(result: Comparison) -> Table:
     for entry in result.entries:
         means = result.scores[entry.name].means
         dims = result.probed[entry.name].report["latent_dim"]
-        rows.append([entry.name, dims, *(spread(means[kind][m]) for kind in kinds for m in shown(kind))])
+        rows.append([entry.name, dims, *(means[kind][m].text() for kind in kinds for m in shown(kind))])
     return columns, rows
 
 
@@ -105,7 +106,8 @@ def metric_table(result: Comparison) -> Table:
             if own := found.get(units):
                 whole = {key: found.get(key) for key in ("informativeness", "explicitness", "info_explicitness")}
                 own = whole | own | {"captured": len(own["captured"])}
-                rows.append([name, f"{own['units']} {units}", *(own.get(key) for key in METRIC_COLUMNS.values())])
+                cells = [_short(own.get(key)) for key in METRIC_COLUMNS.values()]
+                rows.append([name, f"{own['units']} {units}", *cells])
     return columns, rows
 
 
@@ -141,7 +143,7 @@ def statistics_table(result: Comparison) -> Table:
     rows: list[list[Cell]] = []
     for name, probed in result.probed.items():
         if found := probed.report.get("statistics"):
-            rows.append([name, *(found.get(key) for key in STATISTIC_COLUMNS.values())])
+            rows.append([name, *(_short(found.get(key)) for key in STATISTIC_COLUMNS.values())])
     return ["entry", *STATISTIC_COLUMNS], rows
 
 
@@ -155,21 +157,15 @@ def centre_table(found: Mapping[str, Any]) -> Table:
         "attribute",
         "skill of all chunks",
         "gain centre t",
-        "95 % interval",
         "own-skill centre t",
-        "95 % interval",
     ]
     rows: list[list[Cell]] = []
     for item in found["attributes"]:
-        row: list[Cell] = [item["name"], item["all"]["value"]]
+        row: list[Cell] = [item["name"], Estimate(**item["all"]).text(most=2)]
         for key in ("centre_prefix", "centre_alone"):
             centre = item[key]
             flat = key == "centre_alone" and item.get("flat", False)
-            row += (
-                ["every chunk" if flat else None, None]
-                if centre is None
-                else [f"{centre['value']:.0f}", _bounds(centre)]
-            )
+            row.append(("every chunk" if flat else None) if centre is None else Estimate(**centre).text(most=0))
         rows.append(row)
     return columns, rows
 
@@ -184,8 +180,9 @@ def swap_table(result: Comparison) -> Table:
             best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
             other = [value for key in shares if (value := swap["unexplained"][key]) is not None]
             row: list[Cell] = [name, _chunk_text(swap["chunks"]), f"{swap['timesteps'][0]}-{swap['timesteps'][1] - 1}"]
-            row += [sum(shares.values()) / len(shares), f"{best} {shares[best]:.2f}", f"{worst} {shares[worst]:.2f}"]
-            rows.append([*row, sum(other) / len(other) if other else None])
+            mean = Estimate(**swap["mean"]).text(most=2) if swap["mean"] else digits(sum(shares.values()) / len(shares))
+            row += [mean, f"{best} {digits(shares[best])}", f"{worst} {digits(shares[worst])}"]
+            rows.append([*row, digits(sum(other) / len(other) if other else None)])
     return columns, rows
 
 
@@ -195,39 +192,19 @@ def readable(found: Mapping[str, Any]) -> list[str]:
     return [name for name in names if (found["reader"].get(name) or 0) >= READABLE] or names
 
 
-def spread(score: Estimate) -> str:
-    """A score with its interval."""
-    if score.low is None or score.high is None:
-        return f"{score.value:.3f}"
-    count = decimals(score.low, score.high)
-    value, low, high = (f"{round(v, count) + 0.0:.{count}f}" for v in (score.value, score.low, score.high))
-    return f"{value} [{low}, {high}]"
-
-
-def decimals(low: float, high: float) -> int:
-    """Decimals of a number that an interval allows: the first digit in which its half width shows, at most three.
-
-    More where an end would become a 0 that it is not.
-    """
-    half = (high - low) / 2
-    count = min(3, max(0, math.ceil(-math.log10(half)))) if 0 < half < math.inf else 3
-    while count < 3 and any(end and not round(end, count) for end in (low, high)):
-        count += 1
-    return count
-
-
 def _difference_cells(item: Difference) -> list[Cell]:
     count = decimals(item.low, item.high)
     value, low, high = (f"{round(v, count) + 0.0:+.{count}f}" for v in (item.value, item.low, item.high))
     return [value, f"[{low}, {high}]", f"{item.p:.3f}", f"{item.adjusted_p:.3f}", item.verdict]
 
 
-def _bounds(item: Mapping[str, Any]) -> str | None:
-    return None if item["low"] is None else f"[{item['low']:.0f}, {item['high']:.0f}]"
+def _short(value: Any) -> Cell:
+    """A score without interval."""
+    return digits(value) if isinstance(value, float) else value
 
 
 def _marked(score: Estimate, found: Difference | None) -> str:
-    return f"{score.value:.3f}" + ("" if found is None else MARKS[found.verdict])
+    return score.number() + ("" if found is None else MARKS[found.verdict])
 
 
 def _chunk_text(chunks: Sequence[int]) -> str:

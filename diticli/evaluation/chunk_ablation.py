@@ -17,6 +17,7 @@ from diticli.editing.mixing import check_chunks
 from diticli.editing.stages import grouped
 from diticli.errors import DataError
 from diticli.evaluation.denoising import Denoiser, NoisyImages
+from diticli.evaluation.kept import Arrays, KeptArrays, content
 from diticli.evaluation.scores import to_json
 from diticli.models.reconstruction_gap import check_images, noisy_batches
 from diticli.progress import Reporter, SilentReporter
@@ -95,6 +96,7 @@ def measure_ablation(
     seed: int = 0,
     batch_size: int = 64,
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> FeatureAblation:
     """How much the loss rises without each chunk, at the timesteps that see it.
 
@@ -108,6 +110,7 @@ def measure_ablation(
         seed: of noise and bootstrap (over images).
         batch_size: images at a time.
         reporter: receiver of progress; it is warned of ignored chunks.
+        kept: where losses that were measured before are found.
 
     Raises:
         DataError: for anything but uint8 images, or fewer than 8.
@@ -125,7 +128,12 @@ def measure_ablation(
     ranges = [(layout.timestep_starts[g[0]], layout.timestep_ends[g[-1]]) for g in chosen]
     grid = _grid(ranges)
     seen_KG = np.array([[_sees(layout, t, group) for group in chosen] for t in grid.timesteps])
-    losses = _losses(pipeline, images_NCHW, chosen, seen_KG, grid, seed, batch_size, reporter)
+
+    def measure() -> Arrays:
+        return vars(_losses(pipeline, images_NCHW, chosen, seen_KG, grid, seed, batch_size, reporter))
+
+    facts: list[Any] = [pipeline.model_hash, content(images_NCHW), chosen, grid.timesteps, seed, batch_size]
+    losses = _Losses(**(kept or KeptArrays()).get("ablation", facts, measure))
     use = _summary(chosen, ranges, seen_KG, grid, losses, seed)
     if use.ignored:
         reporter.warn(

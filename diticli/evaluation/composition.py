@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from diticli.evaluation.kept import Arrays, KeptArrays, content
 from diticli.evaluation.settings import EvaluationSettings
 from diticli.models.largest_batch import on_halves
 from diticli.models.pixels import normalise
@@ -52,6 +53,7 @@ def measure_composition(
     *,
     settings: EvaluationSettings | None = None,
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> Composition:
     """Encode, invert and decode images `times` times, each time what the last time gave.
 
@@ -61,11 +63,13 @@ def measure_composition(
         times: at least 1.
         settings: solver, steps, batch size.
         reporter: receiver of progress.
+        kept: where what was edited before is found.
 
     Raises:
         ModelError: for an encoder alone.
     """
-    settings, reporter = settings or EvaluationSettings(), reporter or SilentReporter()
+    settings, reporter, kept = settings or EvaluationSettings(), reporter or SilentReporter(), kept or KeptArrays()
+    facts = [pipeline.model_hash, settings.solver, settings.steps]
     sampler = pipeline.sampler(solver=settings.solver)
 
     def edited(x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +84,11 @@ def measure_composition(
     for _ in range(times):
         parts = []
         for part in x.split(settings.batch_size):
-            parts.append(on_halves(edited, part))
+
+            def make(part: torch.Tensor = part) -> Arrays:
+                return {"edited": on_halves(edited, part).numpy()}
+
+            parts.append(torch.from_numpy(kept.get("again", [*facts, content(part)], make)["edited"]))
             reporter.advance(len(part))
         x = torch.cat(parts)
         change.append(float(np.abs(to_uint8(x) - original).mean()))

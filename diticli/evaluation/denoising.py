@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from diticli.errors import ModelError
+from diticli.evaluation.kept import Arrays, KeptArrays, content
 from diticli.models.frozen import FrozenPair
 from diticli.models.reconstruction_gap import GapCurve, both_errors, check_images, checked_timesteps, noisy_batches
 from diticli.progress import Reporter, SilentReporter
@@ -113,6 +114,7 @@ def measure_model_gap(
     seed: int = 0,
     batch_size: int = 64,
     reporter: Reporter | None = None,
+    kept: KeptArrays | None = None,
 ) -> ModelGap:
     """Error of the predicted image by timestep, with the images' own features and without.
 
@@ -126,6 +128,7 @@ def measure_model_gap(
         seed: of the noise, which each image meets at all timesteps.
         batch_size: images at a time.
         reporter: receiver of progress.
+        kept: where errors that were measured before are found.
 
     Raises:
         DataError: for anything but uint8 images, or none.
@@ -136,18 +139,23 @@ def measure_model_gap(
     reporter = reporter or SilentReporter()
     check_images(images_NCHW)
     denoiser, grid = Denoiser(pipeline), checked_timesteps(timesteps, pipeline.schedule.timesteps)
-    reporter.start("Measuring the gap", len(images_NCHW) * len(grid), unit="images")
-    batches = []
-    for x0, noise in noisy_batches(images_NCHW, seed, batch_size, denoiser.device):
-        z = pipeline.encode(x0.cpu())
-        errors = []
-        for t in grid:
-            step = NoisyImages(denoiser, x0, noise, t)
-            both = [both_errors(x0, step.x_t, e, step.bar) for e in (step.base_BCHW, step.estimate(z))]
-            errors.append(torch.stack(both).double().cpu().numpy())
-            reporter.advance(len(x0))
-        batches.append(np.stack(errors, axis=2))  # [with or without, as it is or clamped, G, B]
-    reporter.finish()
-    parts = np.concatenate(batches, axis=3)
+
+    def measure() -> Arrays:
+        reporter.start("Measuring the gap", len(images_NCHW) * len(grid), unit="images")
+        batches = []
+        for x0, noise in noisy_batches(images_NCHW, seed, batch_size, denoiser.device):
+            z = pipeline.encode(x0.cpu())
+            errors = []
+            for t in grid:
+                step = NoisyImages(denoiser, x0, noise, t)
+                both = [both_errors(x0, step.x_t, e, step.bar) for e in (step.base_BCHW, step.estimate(z))]
+                errors.append(torch.stack(both).double().cpu().numpy())
+                reporter.advance(len(x0))
+            batches.append(np.stack(errors, axis=2))  # [with or without, as it is or clamped, G, B]
+        reporter.finish()
+        return {"errors": np.concatenate(batches, axis=3)}
+
+    facts: list[Any] = [pipeline.model_hash, content(images_NCHW), list(map(int, grid)), seed, batch_size]
+    parts = (kept or KeptArrays()).get("gap", facts, measure)["errors"]
     without, with_z = (GapCurve.from_errors(part, grid, pipeline.schedule.timesteps) for part in parts)
     return ModelGap(without_features=without, with_features=with_z)

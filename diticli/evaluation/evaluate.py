@@ -32,6 +32,7 @@ from diticli.evaluation.scores import (
     change,
     differing,
     drift_outside,
+    resampled_transfer_rates,
     side_effects,
     to_json,
     transfer_rates,
@@ -63,6 +64,7 @@ class SwapScore:
         chunks: the chunks.
         timesteps: their range of timesteps, [first, last).
         shares: transfer rates; see `diticli.evaluation.scores.transfer_rates`.
+        mean: of the attributes that the classifier reads, the same pairs resampled for all; None where it reads none.
         unexplained: root mean square of each attribute's other change, in standard deviations.
         moved: attributes with a transfer rate of at least one half, on one half of the pairs; the drift and the truth
             are measured on the other half.
@@ -75,6 +77,7 @@ class SwapScore:
     chunks: tuple[int, ...]
     timesteps: tuple[int, int]
     shares: dict[str, Estimate]
+    mean: Estimate | None
     unexplained: dict[str, float]
     moved: tuple[str, ...]
     drift: float | None = None
@@ -129,7 +132,7 @@ class Faithfulness:
         moves: one per attribute that the classifier can read and that could be probed.
         unreadable: attributes that the classifier cannot read: their numbers say nothing, and have no intervals.
         warnings: what makes the scores worthless, in words.
-        facts: layout, solver, steps asked for and run.
+        facts: layout, solver, steps asked for and run; why exchanges have no drift, "" where they have.
         examples: pictures of some edits.
     """
 
@@ -274,6 +277,7 @@ class _Evaluation:
                 "latent_dim": layout.latent_dim,
                 **vars(self.settings),
                 "steps_run": self.settings.steps_run(layout.timesteps),
+                "no_drift": self._no_drift(),
             },
         )
         self.reporter.finish()
@@ -295,7 +299,12 @@ class _Evaluation:
         after = self._decode(mix_chunks(self.z, self.z[self.partner], layout, chunks, 1.0))
         self.examples.append(after.pixels[0 : 2 * SHOWN : 2])
         readings = (self.before_NA, after.readings, self.before_NA[self.partner])
-        shares = blind(transfer_rates(*readings, seed=self.settings.seed), self.names, self.unreadable)
+        before_NA, after_NA, other_NA = readings
+        values, draws = resampled_transfer_rates(before_NA, after_NA[None], other_NA, seed=self.settings.seed)
+        values_A, draws_RA = values[0], draws[:, 0]
+        rates = [Estimate.from_resamples(value, own_R) for value, own_R in zip(values_A, draws_RA.T, strict=True)]
+        shares = blind(rates, self.names, self.unreadable)
+        read = self.readable
         noise = side_effects(*readings, shares)
         half = len(self.before_NA) // 4 * 2
         chosen = transfer_rates(*(r[:half] for r in readings)) if half else []
@@ -308,17 +317,27 @@ class _Evaluation:
             chunks=chunks,
             timesteps=(layout.timestep_starts[min(chunks)], layout.timestep_ends[max(chunks)]),
             shares=dict(zip(self.names, shares, strict=True)),
+            mean=Estimate.from_resamples(values_A[read].mean(), draws_RA[:, read].mean(axis=1)) if read else None,
             unexplained=dict(zip(self.names, noise.tolist(), strict=True)),
             moved=moved,
             **self._against_truth(after.pixels, moved, slice(half, None)),
         )
+
+    def _no_drift(self) -> str:
+        """Why pixels are not held against the drawing of a perfect exchange, "" where they are."""
+        if self.images.factors is None:
+            return "how a perfect exchange would look is known for the built-in faces only"
+        if len(self.unreadable) > MOST_UNREADABLE:
+            unread = len(self.unreadable)
+            return f"the classifier cannot read {unread} attributes (at most {MOST_UNREADABLE} may be unread)"
+        return ""
 
     def _against_truth(self, after_NHWC: npt.NDArray[np.uint8], moved: tuple[str, ...], rows: slice) -> dict[str, Any]:
         """Pixels against the drawing of a perfect exchange of the moved factors; nothing where too few are known.
 
         What the classifier cannot read is left out of that drawing, so that what edits do to it counts as an error.
         """
-        if self.images.factors is None or len(self.unreadable) > MOST_UNREADABLE:
+        if self.images.factors is None or self._no_drift():
             return {}
         columns = [FACTOR_NAMES.index(name) for name in moved]
 

@@ -119,11 +119,11 @@ def collect_evidence(
         parts: dict[str, Any] = {}
         if request.gap:
             some, size = images.judge_NCHW[:GAP_IMAGES], settings.batch_size
-            parts["gap"] = measure_model_gap(pipeline, some, batch_size=size, **options)
-            parts["use"] = measure_ablation(pipeline, some, groups=groups, batch_size=size, **options)
+            parts["gap"] = measure_model_gap(pipeline, some, batch_size=size, kept=kept, **options)
+            parts["use"] = measure_ablation(pipeline, some, groups=groups, batch_size=size, kept=kept, **options)
         if request.composition:
             parts["composition"] = measure_composition(
-                pipeline, images.judge_NCHW, request.composition, settings=settings, reporter=reporter
+                pipeline, images.judge_NCHW, request.composition, settings=settings, reporter=reporter, kept=kept
             )
         if request.realism:
             sets = [*grouped(layout, OVERVIEW_ROWS), tuple(range(layout.chunks))]

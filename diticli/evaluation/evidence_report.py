@@ -24,7 +24,7 @@ from diticli.evaluation.evidence_tables import (
     use_table,
 )
 from diticli.evaluation.order import OrderAgreement
-from diticli.evaluation.swap_effects import MIN_EFFECT, SwapEffects
+from diticli.evaluation.swap_effects import MIN_EFFECT, TRANSFER_CENTRE, SwapEffects
 from diticli.pictures.charts import bar_table_chart
 from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section
@@ -77,10 +77,11 @@ def evidence_sections(evidence: Evidence, name: str, layout: ChunkLayout, out: P
 def order_text(order: OrderAgreement | None) -> str:
     """Whether chunks act in the order in which attributes are lost, in a sentence."""
     if order is None:
-        return "Too few attributes have a time and centres that differ: there is no order to compare."
+        return "Too few attributes have a half-life and transfer centres that differ: there is no order to compare."
     return (
-        f"Spearman's correlation of the {len(order.attributes)} centres with the half-lives of the attributes under "
-        f"noise: {between(order.spearman)}; attributes in random order agree as well in {order.p_value:.1%} of cases."
+        f"Spearman's correlation of the {len(order.attributes)} transfer centres with the half-lives of the attributes "
+        f"under noise: {between(order.spearman)}; attributes in random order agree as well in "
+        f"{order.p_value:.1%} of cases."
     )
 
 
@@ -111,18 +112,21 @@ def _atlas(atlas: SwapEffects, name: str, layout: ChunkLayout, picture: Path) ->
         totals=[_shown(share, name, atlas) for name, share in atlas.together.items()],
         chunk_names=[chunk_text(group) for group in atlas.groups],
         marks=[_mark(centre) for centre in atlas.centres.values()],
+        marks_label=f"{TRANSFER_CENTRE}, with 95 % interval",
     )
     text = (
         f"Each chunk of the partner alone is put into an image ({atlas.pairs} pairs, both ways, "
         f"{atlas.facts['steps_run']} steps), and the attribute classifier gives the transfer rate: 0 is nothing, "
-        "1 is all of the partner's attribute. The centre of mass weighs the chunks' timesteps by the absolute transfer "
-        f"rate; attributes of which no chunk transfers {MIN_EFFECT:g} significantly have none. "
+        f"1 is all of the partner's attribute. {TRANSFER_CENTRE.capitalize()}; attributes of which no chunk transfers "
+        f"{MIN_EFFECT:g} significantly have none. "
         f"{modularity_text(atlas)} Such scores are DCI's (Eastwood & Williams, 2018) on this matrix in place of a "
         "regressor's importances."
     )
     if atlas.unreadable:
         text += f" Grey, as the classifier cannot read them: {', '.join(atlas.unreadable)}."
-    return Section(title=f"{name}: what each chunk changes", text=text, picture=picture, table=atlas_table(atlas))
+    words = ("chunk", "transfer rate", "transfer centre")
+    title = f"{name}: what each chunk changes"
+    return Section(title=title, text=text, words=words, picture=picture, table=atlas_table(atlas))
 
 
 def _lost(
@@ -144,8 +148,13 @@ def _lost(
         "clean images. No model has a part in this."
     )
     if atlas is not None:
-        text += f"\n\n{order_text(order)}"
-    return Section(title=f"{name}: when attributes are lost", text=text, picture=picture, table=lost_table(lost, atlas))
+        text += (
+            f"\n\n{order_text(order)} By the paper's idea chunks act near an attribute's half-life; where the transfer "
+            "centre lies far below it, the first chunks hold the attribute already."
+        )
+    words = ("half-life", *(() if atlas is None else ("transfer centre",)))
+    title = f"{name}: when attributes are lost"
+    return Section(title=title, text=text, words=words, picture=picture, table=lost_table(lost, atlas))
 
 
 def _gap(gap: ModelGap, name: str, layout: ChunkLayout, picture: Path) -> Section:

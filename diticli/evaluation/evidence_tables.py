@@ -23,23 +23,24 @@ def chunk_text(chunks: Sequence[int]) -> str:
     return str(chunks[0]) if len(chunks) == 1 else f"{chunks[0]}-{chunks[-1]}"
 
 
+def chunk_heading(chunks: Sequence[int], timesteps: Sequence[int]) -> str:
+    """Chunks and their timesteps [first, last), on two lines."""
+    return f"chunk{'s' if len(chunks) > 1 else ''} {chunk_text(chunks)}\nt {timesteps[0]}-{timesteps[1] - 1}"
+
+
 def digits(value: float | None, count: int = 2) -> str | None:
     """A number with so many decimals, never "-0.00"; None stays."""
     return None if value is None else f"{round(value, count) + 0.0:.{count}f}"
 
 
-def between(estimate: Estimate | None, digits: int = 2, *, scale: float = 1) -> str | None:
-    """A number times `scale` and its interval as text; None stays."""
-    if estimate is None:
-        return None
-    bounds = [bound for bound in (estimate.low, estimate.high) if bound is not None]
-    value, *ends = (f"{round(scale * v, digits) + 0.0:.{digits}f}" for v in (estimate.value, *bounds))
-    return f"{value} ({' to '.join(ends)})" if ends else value
+def between(estimate: Estimate | None, most: int = 2, *, scale: float = 1) -> str | None:
+    """A number times `scale` and its interval as text, with so many decimals at most; None stays."""
+    return None if estimate is None else estimate.text(scale=scale, most=most)
 
 
 def atlas_table(atlas: SwapEffects) -> Table:
     """A row per readable attribute: the highest transfer rates and where, all together, centre, concentration."""
-    columns = ["attribute", "best chunk", "second", "all chunks", "centre t", "concentration"]
+    columns = ["attribute", "best chunk", "second", "all chunks", "transfer centre t", "concentration"]
     rows: list[list[Cell]] = []
     for name, shares in atlas.shares.items():
         if name in atlas.unreadable:
@@ -71,7 +72,7 @@ def use_table(use: FeatureAblation) -> Table:
 
 def lost_table(lost: SurvivalCurves, atlas: SwapEffects | None = None) -> Table:
     """A row per readable attribute, first lost first: when, how well it is read from clean images, where chunks act."""
-    columns = ["attribute", "half-life, t", "explained, clean", "chunks that move it, centre t"]
+    columns = ["attribute", "half-life, t", "explained, clean", "transfer centre t"]
     rest = (name for name, left in lost.left.items() if left is not None and name not in lost.order)
     names = [*lost.order, *rest]
     centres = atlas.centres if atlas is not None else {}

@@ -23,6 +23,7 @@ from diticli.data.square import to_square
 from diticli.errors import ConfigError
 from diticli.probing.label_join import identity_note, join_labels
 from diticli.progress import Reporter
+from diticli.reading import quoted
 from diticli.types import Rows
 
 Pixels = npt.NDArray[np.uint8]
@@ -120,11 +121,15 @@ def evaluation_folder(
     if joined.groups is None and (likely := identity_note(files, list(joined.columns), apart=_BOTH)):
         reporter.warn(likely)
     columns = {name: column for name, column in joined.columns.items() if column.kind != "category"}
-    count = len(joined.rows)
-    if count < 4 * pairs or not columns:
+    if not columns:
+        named = ", ".join(map(quoted, list(joined.columns)[:3]))
         raise ConfigError(
-            f"{count:,} labelled images and {len(columns)} binary or numeric attributes are too few for {pairs} pairs.",
-            remedy="Give more images, attributes that are no categories, or fewer --pairs.",
+            f"Edits are judged by numbers and yes/no attributes, and all columns of {labels} are categories ({named}).",
+            remedy="Give labels with numbers or two values, e.g. a column of 0 and 1 for each category.",
+        )
+    if (count := len(joined.rows)) < 4 * pairs:
+        raise ConfigError(
+            f"{count:,} labelled images are too few for {pairs} pairs.", remedy="Give more images, or fewer --pairs."
         )
     judge, others = _drawn(joined.groups, count, 2 * pairs, seed)
     others = np.sort(others[:learn])

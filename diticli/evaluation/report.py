@@ -17,7 +17,7 @@ from diticli.evaluation.attribute_classifier import AttributeClassifier, unreada
 from diticli.evaluation.evaluate import Faithfulness
 from diticli.evaluation.evidence import Evidence
 from diticli.evaluation.evidence_report import evidence_sections
-from diticli.evaluation.evidence_tables import Table, chunk_text, digits
+from diticli.evaluation.evidence_tables import Table, chunk_heading, chunk_text, digits
 from diticli.evaluation.images import EvaluationImages
 from diticli.evaluation.scores import to_json
 from diticli.files import write_atomically
@@ -67,8 +67,34 @@ def swap_table(result: Faithfulness, *, rates: bool = True) -> Table:
     return columns, rows if swaps else []
 
 
+def swap_legend(result: Faithfulness) -> str:
+    """What the rows below the rates are, and why some are missing."""
+    text = (
+        "Other change: root mean square of all change that is not towards the partner, in standard deviations. Drift: "
+    )
+    if why := result.facts.get("no_drift"):
+        return f"{text}not measured, as {why}."
+    return (
+        f"{text}mean change in grey levels of the pixels that a perfect exchange of the moved attributes leaves alone. "
+        "dB to truth: edits against the drawing of that perfect exchange; dB of doing nothing: the unedited images "
+        "against it."
+    )
+
+
+def move_legend(result: Faithfulness) -> str:
+    """What the columns are."""
+    text = (
+        f"Each image moved by {result.facts['amount']:g} both ways along the {result.facts['along']} of a linear "
+        "probe; half the mean difference, in standard deviations. Selectivity: share of the attribute itself in "
+        "the sum of all changes."
+    )
+    if any(score.drift is not None for score in result.moves):
+        text += " Drift: mean change in grey levels of pixels that the attribute cannot change, if any."
+    return text
+
+
 def move_table(result: Faithfulness) -> Table:
-    """One row per attribute: change of itself, mean and largest change of another one, selectivity, drift."""
+    """One row per attribute: change of itself, mean and largest change of another one, selectivity, drift if known."""
     columns = ["attribute", "itself", "others, mean", "largest", "of", "selectivity", "drift"]
     rows: list[list[Cell]] = []
     for score in result.moves:
@@ -77,7 +103,8 @@ def move_table(result: Faithfulness) -> Table:
         row: list[Cell] = [score.attribute, *map(digits, (score.change.target, score.change.mean_leakage))]
         most = digits(leak.get(worst), 2)
         rows.append([*row, most, worst, f"{score.change.selectivity:.2f}", digits(_known(score.drift), 1)])
-    return columns, rows
+    known = len(columns) - all(score.drift is None for score in result.moves)
+    return columns[:known], [row[:known] for row in rows]
 
 
 def _chunks(chunks: Sequence[int]) -> str:
@@ -166,12 +193,14 @@ def verdict_text(result: Faithfulness) -> str:
     if not readable:
         return f"{text}."
     largest = max(result.swaps, key=lambda score: len(score.chunks))
-    rates = {name: largest.shares[name].value for name in readable}
-    worst, best = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+    rates = {name: largest.shares[name] for name in readable}
+    worst, best = (choose(rates, key=lambda name: rates[name].value) for choose in (min, max))
+    mean = largest.mean.text() if largest.mean else ""
     return (
-        f"{text}. {_chunks(largest.chunks).capitalize()} of the partner: mean transfer rate "
-        f"{np.mean(list(rates.values())):.2f} over the {len(rates)} of {len(largest.shares)} attributes that the "
-        f"classifier reads, from {rates[worst]:.2f} ({worst}) to {rates[best]:.2f} ({best})."
+        f"{text}. {_chunks(largest.chunks).capitalize()} of the partner: mean transfer rate {mean}, "
+        f"{result.images // 2} pairs, over the {len(rates)} of {len(largest.shares)} attributes that the classifier "
+        f"reads; least {rates[worst].text(most=2)} ({worst}), most {rates[best].text(most=2)} ({best}). In brackets: "
+        "95 % intervals."
     )
 
 
@@ -204,7 +233,7 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
                 for name in names
             ],
             rows=names,
-            columns=[f"{_chunks(s.chunks)} (t {s.timesteps[0]}-{s.timesteps[1] - 1})" for s in result.swaps],
+            columns=[chunk_heading(score.chunks, score.timesteps) for score in result.swaps],
             title="Transfer rate of exchanged chunks",
         )
         text = (
@@ -212,21 +241,11 @@ def _model_sections(result: Faithfulness, picture: Path) -> list[Section]:
             f"reconstruction {result.reconstruction_psnr:.1f} dB. Transfer rate: the share of the "
             "partner's attribute that the edited image gets, by the attribute classifier's predictions: 0 is nothing, "
             "also where the own one is only erased, 1 is all of it. Grey: attributes that the classifier cannot read. "
-            "Other change: root mean square of all change that "
-            "is not towards the partner, in standard deviations."
+            f"{swap_legend(result)}"
         )
-        if result.swaps[0].drift is not None:
-            text += (
-                " Drift: mean change in grey levels of the pixels that a perfect exchange of the moved attributes "
-                "leaves alone; dB to truth: edits against the drawing of that perfect exchange, and what doing nothing "
-                "would score."
-            )
-        sections.append(Section(title=f"{result.model}: exchanged chunks", text=text, picture=picture, table=swaps))
+        words, title = ("chunk", "timestep", "transfer rate"), f"{result.model}: exchanged chunks"
+        sections.append(Section(title=title, text=text, words=words, picture=picture, table=swaps))
     if result.moves:
-        text = (
-            f"Each image moved by {result.facts['amount']:g} both ways along the {result.facts['along']} of a linear "
-            "probe; half the mean difference, in standard deviations. Selectivity: share of the attribute itself in "
-            "the sum of all changes."
-        )
-        sections.append(Section(title=f"{result.model}: moved attributes", text=text, table=moves))
+        title = f"{result.model}: moved attributes"
+        sections.append(Section(title=title, text=move_legend(result), words=("probe",), table=moves))
     return sections

@@ -34,6 +34,10 @@ from diticli.statistics import Estimate, completeness, concentration, disentangl
 from diticli.types import DoubleArray
 
 MIN_EFFECT = 0.05
+TRANSFER_CENTRE = (
+    "transfer centre: mean timestep of the chunks, weighted by the absolute transfer rate of each chunk exchanged alone"
+)
+"""Caption for terminal, pictures and pages; docs/glossary.md agrees."""
 Groups = tuple[tuple[int, ...], ...]
 
 

@@ -130,7 +130,8 @@ def heatmap_chart(
 ) -> Path:
     """Write a PNG of numbers in coloured cells, rows from top to bottom; colours run from -1 over 0 to 1, NaN is grey.
 
-    In the colours of `diticli.pictures.heatmaps`, so that one quantity looks the same in both.
+    A row of NaN alone is called not readable. Headings may have several lines. In the colours of
+    `diticli.pictures.heatmaps`, so that one quantity looks the same in both.
 
     Raises:
         ValueError: when the values are not one per row and column.
@@ -144,13 +145,23 @@ def heatmap_chart(
         for (row, column), value in np.ndenumerate(grid):
             text = "" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if abs(value) > 0.6 else "k")
-        axes.set_xticks(np.arange(len(columns)), [short(name) for name in columns], rotation=35, ha="right")
+        not_readable(axes, grid, (len(columns) - 1) / 2)
+        heads = ["\n".join(map(short, name.split("\n"))) for name in columns]
+        axes.set_xticks(np.arange(len(columns)), heads, fontsize=8)
         axes.set_yticks(np.arange(len(rows)), [short(name) for name in rows])
-        axes.set_title(plain(title))
+        axes.set_title(plain(title), loc="left", fontsize=11)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
 
-    return save_chart(path, draw, (2.2 + 0.55 * len(columns), 1.6 + 0.34 * len(rows)))
+    longest = max((len(line) for name in columns for line in name.split("\n")), default=0)
+    wide = max(0.55, 0.09 * min(longest, LONGEST_NAME))
+    return save_chart(path, draw, (1.6 + wide * len(columns), 1.1 + 0.27 * len(rows)))
+
+
+def not_readable(axes: Axes, grid: npt.NDArray[np.float64], middle: float, below: float = 0.0) -> None:
+    """Say so on every row that is unknown throughout, at x = `middle` and `below` its number."""
+    for row in np.flatnonzero(np.isnan(grid).all(axis=1)).tolist():
+        axes.text(middle, row + below, "not readable", ha="center", va="center", fontsize=8, color="#59636e")
 
 
 def diverging() -> Colormap:

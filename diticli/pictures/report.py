@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,19 @@ from diticli.pictures.captions import clean, cut
 
 Cell = str | int | float | None
 
+GLOSSARY = {
+    "chunk": "chunk",
+    "timestep": "timestep",
+    "probe": "probe",
+    "skill": "probe",
+    "transfer rate": "transfer-rate",
+    "half-life": "half-life",
+    "gain centre": "centre",
+    "own-skill centre": "centre",
+    "transfer centre": "centre",
+}
+"""Words that sections link, and where the glossary explains them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -33,6 +47,7 @@ class Section:
         table: (columns, rows); numbers are set to the right, floats with three decimals, None as a dash.
         sortable: whether a click on a heading of the table sorts it, numbers by value.
         code: shown as it is.
+        words: of `GLOSSARY`, linked to the glossary at the end of the page.
     """
 
     title: str
@@ -42,6 +57,7 @@ class Section:
     table: tuple[Sequence[str], Sequence[Sequence[Cell]]] | None = None
     sortable: bool = False
     code: str | None = None
+    words: Sequence[str] = ()
 
 
 def write_report(path: Path | str, *, title: str, sections: Sequence[Section]) -> Path:
@@ -86,6 +102,7 @@ def _shown(section: Section) -> dict[str, Any]:
         "table": None if section.table is None else _table(*section.table),
         "sortable": section.sortable,
         "code": None if section.code is None else clean(section.code),
+        "words": {word: GLOSSARY[word] for word in section.words},
     }
 
 
@@ -110,9 +127,16 @@ def _png(picture: Image.Image | bytes | Path) -> dict[str, Any]:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> dict[str, Any]:
     """Headings, which know whether all cells below them are numbers, and the texts of all cells."""
-    numeric = [bool(rows) and all(isinstance(row[c], int | float | None) for row in rows) for c in range(len(columns))]
+    numeric = [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(columns))]
     heads = [{"name": cut(clean(name)), "numeric": flag} for name, flag in zip(columns, numeric, strict=True)]
     return {"columns": heads, "rows": [[_cell(value) for value in row] for row in rows]}
+
+
+def _is_number(value: Cell) -> bool:
+    try:
+        return value is None or math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _cell(value: Cell) -> str:

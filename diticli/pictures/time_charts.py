@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from diticli.chunks import ChunkLayout
-from diticli.pictures.charts import MAX_BOUNDARIES, SERIES, UNKNOWN, check_matplotlib, plain, save_chart, short
+from diticli.pictures.charts import (
+    MAX_BOUNDARIES,
+    SERIES,
+    UNKNOWN,
+    check_matplotlib,
+    not_readable,
+    plain,
+    save_chart,
+    short,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,17 +119,16 @@ def lost_chart(
                     axes.plot(mark[1:], [row + offset] * 2, color=colour, linewidth=1.8, solid_capstyle="butt")
                     axes.plot(mark[:1], [row + offset], marker="o", markersize=4, color=colour)
         axes.set_facecolor(UNKNOWN)
-        for unread in np.flatnonzero(np.isnan(grid).all(axis=1)).tolist():
-            middle_t = (timesteps[0] + timesteps[-1]) / 2
-            axes.text(middle_t, unread + 0.5, "not readable", ha="center", va="center", fontsize=8, color="#59636e")
+        not_readable(axes, grid, (timesteps[0] + timesteps[-1]) / 2, 0.5)
         axes.set_ylim(len(rows), 0)
         axes.set_yticks(np.arange(len(rows)) + 0.5, [short(name) for name in rows])
         axes.tick_params(axis="y", length=0)
         axes.spines[["left"]].set_visible(False)
         axes.set_title(plain(title), loc="left")
-        legend = "Red: half-life under noise" + (
-            ".  Orange: centre of the chunks that move it" if act is not None else ""
+        chunks = "" if act is None else ".  Orange: transfer centre of the chunks"
+        axes.set_xlabel(
+            "timestep t (0: clean, T: noise)\nBlue: all is left.  White: nothing\n"
+            f"Red: half-life under noise{chunks}, with 95 % intervals"
         )
-        axes.set_xlabel(f"timestep t (0: clean, T: noise)\n{legend}, with 95 % intervals")
 
-    return save_chart(path, draw, (7.2, 1.5 + 0.27 * len(rows)))
+    return save_chart(path, draw, (7.2, 1.7 + 0.27 * len(rows)))

@@ -39,6 +39,15 @@ Dims = tuple[int, ...]
 
 _FLAT = 0.5
 
+GAIN_CENTRE = "gain centre: mean timestep of the chunks, weighted by the skill that chunks 0 to k gain with chunk k"
+OWN_SKILL_CENTRE = "own-skill centre: mean timestep of the chunks, weighted by the skill of each chunk alone"
+AGAINST_THE_IDEA = (
+    "By the paper's idea fine details have early gain centres (small t) and coarse attributes late ones. Where coarse "
+    "attributes have early ones too, the first chunks hold them already: a chunk learns whatever helps at its "
+    "timesteps, not only what noise hides there."
+)
+"""Captions of the two centres, and how to read the first, for terminal, pictures and pages; docs/glossary.md agrees."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeChunks:

@@ -13,8 +13,8 @@ from diticli.chunks import ChunkLayout
 from diticli.disentanglement import FeatureStatistics
 from diticli.errors import DataError
 from diticli.files import write_json
-from diticli.pictures.heatmaps import Mark, chunk_heatmap
-from diticli.probing.chunk_probe import ChunkProbe
+from diticli.pictures.heatmaps import MAX_TEXT_CHUNKS, Mark, chunk_heatmap
+from diticli.probing.chunk_probe import AGAINST_THE_IDEA, GAIN_CENTRE, OWN_SKILL_CENTRE, ChunkProbe
 from diticli.probing.directions import save_directions
 from diticli.probing.linear_probe import save_probe
 from diticli.probing.report import ProbeReport
@@ -80,7 +80,6 @@ SCALE = (
 )
 LEAST_UNIQUE = 0.25
 """Skill of the darkest colour at least: a few test rows more or less are not to look like a finding."""
-_MARKS = "centre of mass in t with its 95 % interval"
 
 
 def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
@@ -103,7 +102,7 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             limit=1.0,
             totals=totals,
             marks=_marks([item.centre_alone for item in items]),
-            marks_label=_MARKS,
+            marks_label=f"{OWN_SKILL_CENTRE}, with 95 % interval",
             note=SCALE,
         ),
         chunk_heatmap(
@@ -114,7 +113,7 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             title="Skill that only this chunk has: all chunks minus all but this one",
             limit=max(LEAST_UNIQUE, float(np.abs(tables["unique"]).max())),
             sure_RK=[[one.differs for one in item.unique] for item in items],
-            note=f"{SCALE}. Grey: the 95 % interval holds 0",
+            note=SCALE,
         ),
         chunk_heatmap(
             folder / "atlas-prefix.png",
@@ -124,7 +123,7 @@ def draw_atlas(atlas: ChunkProbe, folder: Path) -> list[Path]:
             title="Skill of chunks 0 to k together",
             limit=1.0,
             marks=_marks([item.centre_prefix for item in items]),
-            marks_label=_MARKS,
+            marks_label=f"{GAIN_CENTRE}, with 95 % interval. {AGAINST_THE_IDEA}",
             note=SCALE,
         ),
     ]
@@ -144,6 +143,7 @@ def draw_statistics(statistics: FeatureStatistics, layout: ChunkLayout, folder: 
         title="Correlation between chunks (RV coefficient)",
         limit=1.0,
         note="0: unrelated, 1: the same up to rotation and scale",
+        square=layout.chunks > MAX_TEXT_CHUNKS,
     )
 
 

@@ -145,9 +145,13 @@ class ProbeReport:
         sizes = " / ".join(f"{size:,}" for size in self.split.values())
         kept = f", {self.groups:,} groups kept together" if self.groups is not None else ""
         origin = "as given" if self.seed is None else f"seed {self.seed}"
-        few = self.split["test"] < FEW_ROWS
-        doubt = f" Fewer than {FEW_ROWS} test rows: scores, intervals and chunks say little." if few else ""
+        doubt = few_rows(self.split["test"])
         return f"Split train / val / test: {sizes} rows, {origin}{kept}.{doubt}"
+
+
+def few_rows(test: int) -> str:
+    """What is to be said of so many test rows, after a sentence; "" where they are enough."""
+    return f" Fewer than {FEW_ROWS} test rows: scores, intervals and chunks say little." if test < FEW_ROWS else ""
 
 
 def mean_scores(attributes: Sequence[AttributeReport]) -> dict[str, dict[str, float]]:
