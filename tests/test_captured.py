@@ -15,8 +15,10 @@ from test_training import StopAfter, losses, same, tiny, weights
 from torch import nn
 
 from diticli.models.compiled import StepGraph, may_capture_steps
+from diticli.schedule import NoiseSchedule
 from diticli.training import captured
 from diticli.training.captured import StepGradients
+from diticli.training.objectives import NoiseObjective
 from diticli.training.run import train
 from diticli.training.step_losses import StepLosses
 from diticli.training.stopping import TrainingInterrupted
@@ -261,6 +263,17 @@ def test_a_keys_bias_is_judged_beside_its_weight(tapes: list[Tape], monkeypatch:
     assert Training().steps(4).heard.warnings == []
 
 
+def test_softmax_does_not_see_a_keys_bias(make_unet: Any) -> None:
+    unet = make_unet().requires_grad_(True)
+    objective = NoiseObjective(unet, NoiseSchedule(torch.linspace(0.999, 0.98, 10)))
+    objective(torch.randn(4, 3, 16, 16), torch.arange(4), torch.randn(4, 3, 16, 16)).mean().backward()
+    gradients = {name: p.grad.norm() for name, p in objective.named_parameters()}
+    pairs = captured._zero_gradients(objective)
+    assert pairs
+    assert all(gradients[bias] < 1e-5 * gradients[weight] for bias, weight in pairs.items())
+    assert all(gradients[bias.replace("to_k", "to_v")] > 1e-3 * gradients[weight] for bias, weight in pairs.items())
+
+
 def test_dropout_is_never_captured(tapes: list[Tape]) -> None:
     training = Training()
     training.objective.add_module("dropout", nn.Dropout(0.1))
@@ -277,3 +290,24 @@ def test_who_captures_steps(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) 
     assert not may_capture_steps(CPU, processes=1, views=False)
     monkeypatch.undo()
     assert not may_capture_steps(CPU, processes=1, views=False), "on GPUs alone"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_a_gpu_trains_both_stages_the_same(kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, with a KL weight that rises, by algorithms that repeat themselves."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    monkeypatch.setattr(captured, "EAGER_STEPS", 2)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    for name, word in {"DITI_KERNELS": kernels, "DITI_ATTENTION": "math"}.items():
+        monkeypatch.setenv(name, word)
+    modular = ("modularity.weighting=gap", "modularity.bottleneck=0.03")
+    config, heard = tiny("device=cuda", "precision=bf16", "compile=false", *modular), Recorder()
+    for graph in ("0", "1"):
+        monkeypatch.setenv("DITI_CUDA_GRAPH", graph)
+        train(config, tmp_path / graph, reporter=heard)
+    assert heard.warnings == []
+    assert len([note for note in heard.notes if SAID in note]) == 2
+    assert losses(tmp_path / "1") == losses(tmp_path / "0")
+    assert same(weights(tmp_path / "1"), weights(tmp_path / "0"))

@@ -45,7 +45,7 @@ as long, so that such runs are never compiled.
 """
 
 CUDA_STEPS, CUDA_MINUTES = 10_000, 30.0
-"""Steps, or minutes of a run that is planned by time, from which a run on a GPU is compiled.
+"""Steps, or minutes of a run that is planned by time, from which a run on a GPU is compiled that cannot be captured.
 
 Unmeasured: compiling three graphs takes minutes, which `faces64` (15,626 steps) may win back and the demo may not.
 """
