@@ -68,6 +68,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, kind: type[Tape] = Tape) -> list[T
         "current_stream": lambda device: stream,
         "stream": lambda stream: contextlib.nullcontext(),
         "device": lambda device: contextlib.nullcontext(),
+        "mem_get_info": lambda device: (60, 100),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(StepGraph, "_sides", {})

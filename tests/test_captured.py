@@ -242,6 +242,22 @@ def test_weights_that_were_moved_are_captured_anew(tapes: list[Tape]) -> None:
     assert training.same_as_eager()
 
 
+def test_pictures_are_drawn_in_the_memory_of_a_graph_that_leaves_little(
+    tapes: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training().steps(4)
+    training.gradients.make_room()
+    training.steps(1)
+    assert len(tapes) == 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 100))
+    training.gradients.make_room()
+    assert training.gradients._graph is None
+    training.steps(3)
+    assert len(tapes) == 2
+    assert len(training.heard.notes) == 1
+    assert training.same_as_eager()
+
+
 def test_a_released_graph_is_gone(tapes: list[Tape]) -> None:
     training = Training().steps(4)
     graph = weakref.ref(training.gradients._graph)

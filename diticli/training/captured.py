@@ -36,6 +36,10 @@ none: the kernels are the same."""
 NOISE = 4.0
 """Difference that is allowed, in differences of the step as it is, computed again and with its images in reverse order:
 a mean has the same gradient then, but other rounding errors."""
+MOST_NOISE = 0.5
+"""Of a gradient's norm, in any case."""
+ROOM = 0.1
+"""Share of a GPU's memory that has to be free beside a graph where pictures are drawn."""
 
 _LOSSES = StepLosses._fields
 Inputs = Mapping[str, torch.Tensor]
@@ -102,6 +106,15 @@ class StepGradients:
         if self._graph is not None and self._places != _places(self._objective):
             self._graph = None
 
+    def make_room(self) -> None:
+        """Before pictures are drawn: where little memory is free beside the graph, let go of it until the next step."""
+        if self._graph is None:
+            return
+        free, whole = torch.cuda.mem_get_info(self._parameters[0].device)
+        if free < ROOM * whole:
+            self._graph = None
+            release_memory()
+
     def release(self) -> None:
         """Let go of the graph and its memory."""
         self._graph = None
@@ -144,7 +157,8 @@ class StepGradients:
         losses = self._replay(graph, inputs)  # once more, as gradients that are added up would show now
         off = _distances(self._results(losses, self._take()), wanted)
         scales = {name: sizes[self._zero.get(name, name)] for name in off}
-        limits = {name: max(NOISE * usual[name], self._tolerance * scales[name]) for name in off}
+        noise = {name: min(NOISE * usual[name], MOST_NOISE * sizes[name]) for name in off}
+        limits = {name: max(noise[name], self._tolerance * scales[name]) for name in off}
         if wrong := [name for name in off if not off[name] <= limits[name]]:
             name = max(wrong, key=lambda name: off[name] / max(limits[name], 1e-300))
             raise WrongGraphError(

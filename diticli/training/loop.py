@@ -186,6 +186,7 @@ class StageTrainer:
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The moving average in place of the weights, and eval mode, within the block."""
+        self.gradients.make_room()
         modes = {m: m.training for m in self.stage.objective.modules()}
         self.ema.store(self.averaged)
         self.ema.copy_to(self.averaged)

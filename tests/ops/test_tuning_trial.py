@@ -137,7 +137,7 @@ def test_each_way_runs_as_the_site_does(
 ) -> None:
     """Also compiled, where graphs of one function are told apart by tensors alone; and captured with its gradients,
     after three calls, which a replay on a CPU runs once more."""
-    if mode == "captured" and torch.device(triton_site.place).type == "cpu":
+    if mode == "captured" and triton_site.device == "cpu":
         fake_gpu(monkeypatch)
         backwards += 1
     monkeypatch.delenv("DITI_KERNELS")
