@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from diti_kernels.sites import Mode
 
 from benchmarks.cases import SEED, Case
 from diticli.distributed import Rank
@@ -21,6 +22,7 @@ from diticli.models.pipeline import DiTiPipeline
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.accelerator import make_accelerator
 from diticli.training.batches import MemoryFeed, StepNoise
+from diticli.training.kernels import choose_kernels
 from diticli.training.loop import StageTrainer, run_stage
 from diticli.training.metrics_log import MetricsLogger
 from diticli.training.objectives import FeatureObjective, StepLosses
@@ -99,6 +101,7 @@ class OurTrainer:
                 identity="",
             )
             self.trainer = StageTrainer(stage, accelerator, compile=compile, reporter=reporter)
+            self.trainer.gradients.eager_steps = 1  # else it would be captured while it is timed
         self.objective = objective
         if self.environment:
             _distinguish(objective)
@@ -106,6 +109,9 @@ class OurTrainer:
             seed=SEED, stage=STAGE, timesteps=objective.timesteps, batch_size=batch_size, flip=False, rank=Rank()
         )
         objective.train()
+        mode: Mode = "compiled" if compile else "captured" if self.trainer.gradients.captures else "eager"
+        with self.active():
+            choose_kernels(stage, accelerator, None, None, mode=mode, reporter=reporter or SilentReporter())
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

@@ -89,7 +89,10 @@ def candidates(
             theirs("A3", "official, tuned by us", "bf16", tuned=True),
         ]
     if setting.compile:
-        sides.append(ours("no compile", "ours, eager", compile=False))
+        sides.append(ours("no compile", "ours, not compiled", compile=False))
+    elif device.type == "cuda":
+        sides.append(ours("no graph", "ours, DITI_CUDA_GRAPH=0", environment={"DITI_CUDA_GRAPH": "0"}))
+        sides.append(ours("compiled", "ours, compiled instead", compile=True))
     if setting.model is not None:
         if compiled:
             sides.append(theirs("A2", "official, its --compile", compiled=True))
@@ -125,7 +128,8 @@ def _as(environment: dict[str, str]) -> str:
 
 
 def _what(setting: Setting) -> str:
-    return f"ours: {setting.precision}" + (", compiled" if setting.compile else "")
+    graph = ", a CUDA graph" if setting.device.type == "cuda" else ""
+    return f"ours: {setting.precision}" + (", compiled" if setting.compile else graph)
 
 
 def count_flops(setting: Setting) -> float:
@@ -194,7 +198,7 @@ def measure_case(case: Case, batch_size: int, options: argparse.Namespace, devic
     """All of one case; prints its table, and saves what there is before the loader is measured, and after."""
     gpu = device.type == "cuda"
     precision = resolve_precision(options.precision, device)
-    compile = gpu if options.compile == "auto" else options.compile == "on"
+    compile = options.compile == "on"
     compiled = options.compiled or (gpu and not options.eager)
     with tempfile.TemporaryDirectory() as temporary:
         model = None if options.official is None else OfficialModel(load_code(options.official), case)
@@ -244,7 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beside --official, --device and --out."""
     parser.add_argument("--cases", nargs="+", default=None, metavar="CASE:BATCH", help=", ".join(CASES))
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="ours; auto: on a GPU")
+    parser.add_argument("--compile", choices=("on", "off"), default="off", help="ours; on a GPU else a CUDA graph")
     parser.add_argument("--compiled", action="store_true", help="measure A2 on a CPU too")
     parser.add_argument("--eager", action="store_true", help="leave out A2 on a GPU too")
     parser.add_argument("--brief", action="store_true", help="no switching off of features")

@@ -68,8 +68,8 @@ class RunConfig:
     device: str = "auto"
     """`cpu`, `cuda`, or auto."""
     compile: Literal["auto", True, False] = "auto"
-    """Compile the training step with torch.compile; auto: on a GPU, and on a CPU for runs of so many steps that it
-    pays (see `diticli.models.compiled`)."""
+    """Compile the training step with torch.compile; auto: for runs of so many steps that it pays (see
+    `diticli.models.compiled`), on a GPU that can run the step as a CUDA graph only where that was measured."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 1000

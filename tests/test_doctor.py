@@ -17,10 +17,11 @@ import torch
 from typer.testing import CliRunner, Result
 
 from diticli.commands.app import app
-from diticli.doctor import compile_trial, diagnose, hardware
+from diticli.doctor import choices, compile_trial, diagnose, hardware
 from diticli.doctor.choices import AttentionShape, preset_attentions
 from diticli.doctor.compile_trial import CompileResult, CompileTrial
 from diticli.doctor.finding import Finding
+from diticli.models import compiled
 from diticli.settings import preset_names
 
 
@@ -66,6 +67,16 @@ def test_json_holds_every_topic() -> None:
     assert found["kernel masked_linear"].startswith("reference (")
     assert found["precision auto"].split()[0] in ("fp32", "bf16")
     assert found["layout of maps"].split()[0] in ("contiguous", "channels_last")
+
+
+@pytest.mark.parametrize(("word", "said"), [("", "training steps"), ("0", "none"), ("yes", "is unknown")])
+def test_what_runs_as_a_graph_is_named(word: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (choices, compiled):
+        monkeypatch.setattr(module, "CAPTURED_DEVICES", ("cpu",))
+    monkeypatch.setenv("DITI_CUDA_GRAPH", word)
+    (finding,) = choices._graphs(torch.device("cpu"))
+    assert finding.name == "CUDA graphs"
+    assert said in finding.value
 
 
 def test_lines_without_a_terminal_carry_status_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,17 +123,21 @@ def test_a_step_never_waits_for_the_device(base: Path, precision: str, gradient:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("graph", ["1", "0"])
 @pytest.mark.parametrize("share", [1.0, 0.0])
-def test_a_step_never_waits_for_the_gpu(base: Path, share: float) -> None:
+def test_a_step_never_waits_for_the_gpu(base: Path, share: float, graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own check: it raises where a call synchronises."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    monkeypatch.setenv("DITI_CUDA_GRAPH", graph)
     trainer = trainer_of(tiny("device=cuda", "compile=false"), base, CUDA)
     trainer.stage.feed.resident_share = share  # type: ignore[attr-defined]
-    take_steps(trainer, 0, 2, CUDA)
+    trainer.gradients.eager_steps = 1
+    take_steps(trainer, 0, 3, CUDA)
+    assert (trainer.gradients._graph is not None) == (graph == "1")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        take_steps(trainer, 2, 6, CUDA)
+        take_steps(trainer, 3, 7, CUDA)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

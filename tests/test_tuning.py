@@ -24,7 +24,7 @@ from diticli.distributed import PeerMonitor, Rank, join
 from diticli.editing.settings import EditSettings
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import ConfigError
-from diticli.models import attention
+from diticli.models import attention, compiled
 from diticli.models.compiled import CompiledPart
 from diticli.progress import SilentReporter
 from diticli.settings import build_config, to_dict
@@ -221,7 +221,7 @@ def test_who_waits_is_told(
     heard, pipeline = Heard(), make_pipeline()
     z = BatchEncoder(pipeline.encoder, "fp32", reporter=heard)(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert heard.notes[0].startswith("Trying ")
-    assert "up to 10 s and a start (DITI_TUNE=0 tries none)" in heard.notes[0]
+    assert "up to 10 s (DITI_TUNE=0 tries none)" in heard.notes[0]
     assert heard.notes[1] == "Tried 0 in 0 s, took 0 that are right and faster; the others are tried the next time."
     assert caplog.messages == []
     pipeline.sampler(precision="fp32").decode(torch.randn(2, 3, 16, 16), z, steps=2)
@@ -255,6 +255,14 @@ def test_verdicts_come_among_other_lines() -> None:
     heard = Heard()
     command = child("print('hello')", begin(0), "print('{}')", end(0, FASTER), begin(1), "print('{\"skip\": 1}')")
     assert trials(heard, command) == [FASTER]
+    assert heard.warnings == []
+
+
+def test_what_cannot_be_tried_is_not_asked_again() -> None:
+    heard = Heard()
+    skips = [f"print(json.dumps({{'skip': {i}, 'why': 'odd', 'for good': {not i}}}), flush=True)" for i in (0, 1)]
+    (found,) = trials(heard, child(begin(0), skips[0], begin(1), skips[1]))
+    assert (found.site, found.choice, found.outcome, found.detail) == (SITE, "reference", "failed", "odd")
     assert heard.warnings == []
 
 
@@ -419,6 +427,22 @@ def test_a_resumed_run_keeps_what_it_began_with(tmp_path: Path, monkeypatch: pyt
     assert set(json.loads(kept.read_text())) == {"base", "features"}
 
 
+def test_a_step_takes_the_same_kernels_with_and_without_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the run goes on where nothing is captured, or is now."""
+    captured, compiled = SITE._replace(mode="captured"), SITE._replace(mode="compiled")
+    decide_with(monkeypatch, Heard(), replace(FASTER, site=captured), replace(WRONG, site=compiled))
+    both = {captured: "triton", SITE: "triton"}
+    for mode in ("captured", "eager"):
+        sites.forget()
+        how: dict[str, Any] = {"kept": tmp_path / "kernels.json", "part": "base", "alike": ("eager", "captured")}
+        tune.tune(use_linear, device=CPU, mode=mode, **how)
+        assert chosen() == both
+    tune.tune(use_linear, device=CPU, mode="compiled", alike=("eager", "captured"))
+    assert chosen() == both | {compiled: "reference"}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"features": 3}', '{"features": [{"choice": "triton"}]}'])
 def test_a_damaged_list_of_a_run_is_said_and_made_anew(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -570,6 +594,13 @@ def test_the_measured_numbers_decide_what_is_compiled(monkeypatch: pytest.Monkey
     plain = resolve(config)
     site = compiling.training_site(plain)
     assert plain.compile is True, "15,626 steps, from 5,000 on"
+    with monkeypatch.context() as gpu:
+        gpu.setattr(compiled, "CAPTURED_DEVICES", ("cpu",))
+        assert resolve(config).compile is False, "nobody compared it with a CUDA graph"
+        beside = compiling.training_site(plain, captures=True)
+        faster = replace(FASTER, site=beside, way="compiled", choice="compiled", cost_s=1.0)
+        TuningCache(cache.environment(CPU), Heard()).write(faster)
+        assert resolve(config).compile is True, "somebody did"
     slower = Verdict(site=site, way="compiled", choice="reference", outcome="right", detail="", cost_s=9.0)
     TuningCache(cache.environment(CPU), Heard()).write(slower)
     assert resolve(config).compile is False

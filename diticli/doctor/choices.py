@@ -17,6 +17,7 @@ from diticli.doctor.finding import Finding
 from diticli.errors import DiTiError
 from diticli.models.attention import attention_choice
 from diticli.models.build import build_encoder, build_unet
+from diticli.models.compiled import CAPTURED_DEVICES, may_capture_steps
 from diticli.models.device import resolve_precision
 from diticli.models.encoder import SemanticEncoder
 from diticli.models.layout import layout_choice
@@ -49,6 +50,7 @@ def speed(device: torch.device) -> Iterator[Finding]:
     yield from _layout(device)
     yield from _kernels(device)
     yield from _compiled_in_c(device)
+    yield from _graphs(device)
     yield from _attention(device)
 
 
@@ -88,6 +90,18 @@ def _compiled_in_c(device: torch.device) -> Iterator[Finding]:
     found = winograd.why()
     reason = found.reason if found.functions is None else winograd.measured(torch.get_num_threads()).reason
     yield Finding(topic="speed", name="float32 convolutions by Winograd", value=reason)
+
+
+def _graphs(device: torch.device) -> Iterator[Finding]:
+    """What is launched as a whole on a GPU."""
+    if device.type in CAPTURED_DEVICES:
+        try:
+            captured = may_capture_steps(device, processes=1, views=False)
+        except DiTiError as error:
+            yield Finding(topic="speed", name="CUDA graphs", value=error.message, status="broken", remedy=error.remedy)
+            return
+        value = "training steps that are not compiled, samplers' steps where that was faster (DITI_CUDA_GRAPH=0: none)"
+        yield Finding(topic="speed", name="CUDA graphs", value=value if captured else "none (DITI_CUDA_GRAPH=0)")
 
 
 def _attention(device: torch.device) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from diticli.editing.settings import EditSettings
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.errors import DeviceError
 from diticli.models.build import build_unet, new_scheduler
-from diticli.models.compiled import compiler_for
+from diticli.models.compiled import StepGraph, compiler_for, may_capture_steps
 from diticli.models.device import global_generators_kept, resolve_precision
 from diticli.models.frozen import FrozenPair
 from diticli.progress import Reporter, SilentReporter
@@ -150,7 +150,10 @@ class Networks:
             parameters = [p for p in objective.parameters() if p.requires_grad]
             return torch.autograd.grad(self._losses(objective, batch).mean(), parameters, allow_unused=True)
 
-        try_compiling(training_site(config), lambda: step(self.features), lambda: step(twin), device, reporter)
+        captures = may_capture_steps(device, processes=1, views=False)
+        plain = _Captured(lambda _: step(self.features), device) if captures else lambda: step(self.features)
+        site = training_site(config, captures=captures)
+        try_compiling(site, plain, lambda: step(twin), device, reporter)
         with torch.no_grad():
             images, features = self._bytes(batch), self.encoder._features
             compiled = compiler("encoder", features)
@@ -165,7 +168,9 @@ class Networks:
 
     @property
     def _mode(self) -> Mode:
-        return "compiled" if self.config.compile else "eager"
+        if self.config.compile:
+            return "compiled"
+        return "captured" if may_capture_steps(self.device, processes=1, views=False) else "eager"
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -192,6 +197,19 @@ class Networks:
         t_1, latent_dim = self._zeros(1, dtype=torch.int64), self.features.encoder.config.latent_dim
         z_mod = self.pair.shift.project(self._zeros(count, latent_dim), t_1, self.features.windows)
         return self._bytes(count).float(), t_1, z_mod, self._zeros()
+
+
+class _Captured:
+    """A training step as one CUDA graph, captured when it is first called."""
+
+    def __init__(self, step: Callable[[torch.Tensor], object], device: torch.device) -> None:
+        self.step, self.device = step, device
+        self.graph: StepGraph | None = None
+
+    def __call__(self) -> object:
+        if self.graph is None:
+            self.graph = StepGraph(self.step, torch.zeros(1, device=self.device), gradients=True)
+        return self.graph.replay()
 
 
 class _Complaints(SilentReporter):

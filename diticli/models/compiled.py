@@ -1,8 +1,8 @@
 """Compile functions with torch.compile, saying why where it fails, and capture them as CUDA graphs.
 
 `CompiledPart` compiles the parts of an objective, a sampler's step or an encoder; `should_compile` says for which runs.
-`StepGraph` captures a sampler's step: at small batches a GPU waits for Python to launch the next kernel, and capturing
-takes a few steps' time where compiling takes longer than a whole edit.
+`StepGraph` captures a sampler's step, or a training step's losses and gradients: a GPU waits for Python to launch the
+next kernel, and capturing takes a few steps' time where compiling takes longer than a whole edit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ CompilablePart = Callable[..., Any]
 Compiler = Callable[[str, CompilablePart], CompilablePart]
 """(name for people, function) -> the same function, faster."""
 
-Step = Callable[..., torch.Tensor]
 LARGEST_BATCH = 16
-"""Batches up to which a step is captured, where nothing was measured: larger ones keep a GPU busy by themselves."""
+"""Batches up to which a sampler's step is captured, where nothing was measured: larger ones keep a GPU busy."""
+
+CAPTURED_DEVICES = ("cuda",)
+"""Types of devices on which training steps are captured."""
 
 CPU_STEPS = {"fp32": 5_000, "bf16": 20_000}
 """Steps, by precision, from which a run on a CPU is compiled.
@@ -43,7 +45,7 @@ as long, so that such runs are never compiled.
 """
 
 CUDA_STEPS, CUDA_MINUTES = 10_000, 30.0
-"""Steps, or minutes of a run that is planned by time, from which a run on a GPU is compiled.
+"""Steps, or minutes of a run that is planned by time, from which a run on a GPU is compiled that cannot be captured.
 
 Unmeasured: compiling three graphs takes minutes, which `faces64` (15,626 steps) may win back and the demo may not.
 """
@@ -140,6 +142,8 @@ class StepGraph:
     Args:
         step: launches kernels on its inputs, and neither waits for nor reads from the device.
         inputs: of the shapes and dtypes that all calls will have.
+        gradients: whether autograd records the step, which differentiates by itself; its inputs want a gradient where
+            these do.
 
     The graph is captured on the device of the inputs, whichever is current. Each device has one side stream, which is
     kept: cuBLAS holds a workspace for every stream.
@@ -148,44 +152,63 @@ class StepGraph:
     _sides: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
     _capturing: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, step: Step, *inputs: torch.Tensor) -> None:
+    def __init__(self, step: Callable[..., Any], *inputs: torch.Tensor, gradients: bool = False) -> None:
         self._device = inputs[0].device
         # Buffers made under inference mode could not be written to outside it.
         with (
             self._capturing,
             capturing(),
             torch.inference_mode(False),
-            torch.no_grad(),
+            torch.set_grad_enabled(gradients),
             torch.cuda.device(self._device),
         ):
-            self._inputs = [value.clone() for value in inputs]
+            self._inputs = [x.clone().detach().requires_grad_(gradients and x.requires_grad) for x in inputs]
             side = self._side()
             side.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(side):  # libraries choose and initialise their algorithms before the capture
-                for _ in range(3):
+            with torch.cuda.stream(side):  # around the capture too, which leaves its stream the current one if it fails
+                for _ in range(3):  # libraries choose and initialise their algorithms before the capture
                     step(*self._inputs)
+                self._graph = torch.cuda.CUDAGraph()
+                # "thread_local": other threads may allocate pinned memory meanwhile, as those that feed a training do.
+                with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
+                    self._output = step(*self._inputs)
             torch.cuda.current_stream(self._device).wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
-            # "thread_local": other threads may allocate pinned memory meanwhile, as those that feed a training do.
-            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-                self._output = step(*self._inputs)
 
     def _side(self) -> torch.cuda.Stream:
         if self._device not in self._sides:
             self._sides[self._device] = torch.cuda.Stream(self._device)
         return self._sides[self._device]
 
-    def replay(self) -> torch.Tensor:
+    @torch.no_grad()
+    def fill(self, *inputs: torch.Tensor) -> None:
+        """Copy the inputs of the next `replay`, without waiting; of the host's tensors only scalars are allowed."""
+        for mine, value in zip(self._inputs, inputs, strict=True):
+            if value.device.type == "cpu" and mine.device.type != "cpu":
+                mine.fill_(value.item())
+            else:
+                mine.copy_(value, non_blocking=True)
+
+    def replay(self) -> Any:
         """The step on the inputs of the last call, in memory that the next call overwrites."""
         self._graph.replay()
         return self._output
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """`step(*inputs)`, in memory of its own."""
+        """`step(*inputs)`, one tensor, in memory of its own."""
         with torch.cuda.device(self._device):
-            for mine, value in zip(self._inputs, inputs, strict=True):
-                mine.copy_(value)
-            return self.replay().clone()
+            self.fill(*inputs)
+            output: torch.Tensor = self.replay()
+            return output.clone()
+
+
+def may_capture_steps(device: torch.device, *, processes: int, views: bool) -> bool:
+    """Whether losses and gradients of training steps may be captured: unless DITI_CUDA_GRAPH=0.
+
+    On a GPU, by one process; several exchange gradients meanwhile. A self-supervised loss, of `views`, sets in later,
+    and its batch norm counts by itself.
+    """
+    alone = processes == 1 and not views
+    return device.type in CAPTURED_DEVICES and alone and word_of(CUDA_GRAPH, CUDA_GRAPH_CHOICES) == "1"
 
 
 def may_capture(x: torch.Tensor) -> bool:

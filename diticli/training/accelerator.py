@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,12 +10,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from diti_kernels.sites import is_measured
+from torch import nn
 
 from diticli.config import RunConfig
-from diticli.distributed import join
+from diticli.distributed import Rank, join
 from diticli.errors import ConfigError, DeviceError
-from diticli.models.compiled import should_compile
+from diticli.models.compiled import may_capture_steps, should_compile
 from diticli.models.device import resolve_device, resolve_precision
+from diticli.models.layout import layout_for
 from diticli.progress import Reporter, SilentReporter
 from diticli.training.launcher import ignored_variables, launcher_hidden
 
@@ -37,7 +40,10 @@ def _compiled_from(config: RunConfig, device: torch.device) -> float | None:
         return None
     from diticli.tuning.compiling import compiled_from, training_site  # here, as building networks takes time
 
-    return compiled_from(training_site(config), device)
+    captures = may_capture_steps(device, processes=Rank.from_environment().count, views=config.ssl.active)
+    least = compiled_from(training_site(config, captures=captures), device)
+    # A graph of the same kernels was seen to be faster than launching them, by how much compiling is a guess.
+    return math.inf if least is None and captures else least
 
 
 def make_accelerator(config: RunConfig, reporter: Reporter | None = None) -> Accelerator:
@@ -112,3 +118,15 @@ def _forget_other_accelerator(device: torch.device, precision: str) -> None:
         same = state.device == device if state.num_processes == 1 else state.device.type == device.type
         if not same or state.mixed_precision != precision:
             AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def lay_out(objective: nn.Module, accelerator: Accelerator) -> None:
+    """Trained convolutions in the layout of maps, on a CPU in float32: else every call would copy them to it and back.
+
+    In half precision autocast copies them in any case, and several processes copy gradients to exchange them.
+    """
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "no" or accelerator.num_processes > 1:
+        return
+    for module in objective.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+            module.to(memory_format=layout_for(accelerator.device, module.weight.dtype))  # type: ignore[call-overload]

@@ -195,3 +195,16 @@ def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
+
+
+def check_identity(checkpoint: Checkpoint, identity: str, path: Path) -> None:
+    """Whether the checkpoint at `path` is of the run with this identity.
+
+    Raises:
+        CheckpointError: when it is not.
+    """
+    if checkpoint.state.get("identity") != identity:
+        raise CheckpointError(
+            f"{path} was written with other settings or other images.",
+            remedy="Give the run a new --out, or restore the settings and images it was started with.",
+        )

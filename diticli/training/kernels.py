@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate import Accelerator
-from diti_kernels.sites import is_measured
+from diti_kernels.sites import Mode, is_measured
 
 from diticli.distributed import PeerMonitor
 from diticli.progress import Reporter
@@ -13,16 +13,22 @@ from diticli.training.stage import Stage, trial_inputs
 
 
 def choose_kernels(
-    stage: Stage, accelerator: Accelerator, peers: PeerMonitor, kept: Path, *, compiled: bool, reporter: Reporter
+    stage: Stage,
+    accelerator: Accelerator,
+    peers: PeerMonitor | None,
+    kept: Path | None,
+    *,
+    mode: Mode,
+    reporter: Reporter,
 ) -> None:
     """Measure or look up the ways of the stage's operations; see `diticli.tuning.tune`. Nothing is done on a CPU.
 
     Args:
         stage: its objective is on the device.
         accelerator: device, precision and processes.
-        peers: the same processes.
-        kept: file of the run's choices, which a resumed run goes on with.
-        compiled: whether the stage's parts are compiled.
+        peers: the same processes; None for one alone.
+        kept: file of the run's choices, which a resumed run goes on with; None keeps none.
+        mode: how its steps run. Of a captured stage some do not, by the same kernels.
         reporter: warned of kernels that are wrong or fail.
 
     Raises:
@@ -43,7 +49,8 @@ def choose_kernels(
     tune(
         losses,
         device=device,
-        mode="compiled" if compiled else "eager",
+        mode=mode,
+        alike=("eager", "captured"),
         reporter=reporter,
         peers=peers,
         kept=kept,

@@ -8,27 +8,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
 from diticli.distributed import Rank
 from diticli.errors import CheckpointError, TrainingDivergedError
 from diticli.memory import keep_freed_memory
-from diticli.models.compiled import compiler_for
-from diticli.models.layout import layout_for
+from diticli.models.compiled import compiler_for, may_capture_steps
 from diticli.models.pipeline import EMAModel
 from diticli.progress import Reporter, SilentReporter
 from diticli.reading import quoted, shortened
+from diticli.training.accelerator import lay_out
 from diticli.training.batches import DataOrder, fold_seed
+from diticli.training.captured import TOLERANCE, StepGradients
 from diticli.training.checkpoint import (
     MAX_STEP,
     Checkpoint,
     check_fits,
+    check_identity,
     flatten_optimizer,
     list_checkpoints,
     load_checkpoint,
@@ -70,7 +70,7 @@ class StageTrainer:
             keep_freed_memory()
         self.whole = Horizon(stage.budget.steps)
         self.decay = Horizon(stage.budget.steps, since=stage.budget.warmup_steps)
-        _lay_out(stage.objective, accelerator)
+        lay_out(stage.objective, accelerator)
         self.parameters = [p for p in stage.objective.parameters() if p.requires_grad]
         self.fused = torch.optim.Adam(self.parameters, lr=stage.budget.peak_learning_rate, fused=True)
         stage.objective.to(accelerator.device)
@@ -83,10 +83,22 @@ class StageTrainer:
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             self.module, self.optimizer = accelerator.prepare(stage.objective, self.fused)
         self.totals = Totals(accelerator, stage.objective.timesteps)
+        self.gradients = StepGradients(
+            self._gradients,
+            stage.objective,
+            capture=not compile
+            and may_capture_steps(
+                accelerator.device, processes=accelerator.num_processes, views=stage.views is not None
+            ),
+            name=stage.name,
+            tolerance=TOLERANCE[accelerator.mixed_precision],
+            reporter=reporter or SilentReporter(),
+        )
         self._compiled = compile
 
     def release(self) -> None:
         """Let go of what outlives this trainer: Accelerate keeps what it prepared, and torch.compile its graphs."""
+        self.gradients.release()
         self.accelerator.free_memory()
         if self._compiled:
             torch.compiler.reset()
@@ -99,7 +111,7 @@ class StageTrainer:
         checkpoint = load_checkpoint(found[-1])
         if checkpoint.state["stage"] != self.stage.name:
             return False
-        _check_identity(checkpoint, self.stage, found[-1])
+        check_identity(checkpoint, self.stage.identity, found[-1])
         try:
             self._restore(checkpoint)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -174,6 +186,7 @@ class StageTrainer:
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The moving average in place of the weights, and eval mode, within the block."""
+        self.gradients.make_room()
         modes = {m: m.training for m in self.stage.objective.modules()}
         self.ema.store(self.averaged)
         self.ema.copy_to(self.averaged)
@@ -184,6 +197,7 @@ class StageTrainer:
             self.ema.restore(self.averaged)
             for module, mode in modes.items():
                 module.training = mode
+            self.gradients.look_again()
 
     def train_step(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """One optimizer step; adds to the totals without waiting for the device.
@@ -194,15 +208,20 @@ class StageTrainer:
         budget = self.stage.budget
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(budget, self.step, self.decay)
-        with self.accelerator.autocast():
-            losses = StepLosses.coerce(self.module(**inputs))
-        self.accelerator.backward(losses.total_B.mean())
+        losses = self.gradients(inputs)
         skipped = self._skip_unless_finite(self._gradient_norm())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.averaged)
         self.step += 1
         self.totals.add(losses, inputs.get("t_B"), skipped)
+
+    def _gradients(self, inputs: Mapping[str, torch.Tensor]) -> StepLosses:
+        """Losses of a step; adds its gradients to those of the parameters."""
+        with self.accelerator.autocast():
+            losses = StepLosses.coerce(self.module(**inputs))
+        self.accelerator.backward(losses.total_B.mean())
+        return losses
 
     def _gradient_norm(self) -> torch.Tensor:
         """Norm of all gradients before they are clipped, the same on all processes."""
@@ -259,18 +278,6 @@ class StageTrainer:
         if mean is not None and not math.isfinite(mean):
             raise self._diverged(f"its loss became {mean}")
         return mean
-
-
-def _lay_out(objective: nn.Module, accelerator: Accelerator) -> None:
-    """Trained convolutions in the layout of maps, on a CPU in float32: else every call would copy them to it and back.
-
-    In half precision autocast copies them in any case, and several processes copy gradients to exchange them.
-    """
-    if accelerator.device.type != "cpu" or accelerator.mixed_precision != "no" or accelerator.num_processes > 1:
-        return
-    for module in objective.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
-            module.to(memory_format=layout_for(accelerator.device, module.weight.dtype))  # type: ignore[call-overload]
 
 
 def run_stage(trainer: StageTrainer, metrics: MetricsLogger, reporter: Reporter, stop: StopRequest) -> None:
@@ -390,12 +397,4 @@ def _sample(stage: Stage, step: int, losses: torch.Tensor, reporter: Reporter) -
         reporter.warn(
             f"The sample pictures of step {step:,} of stage {stage.name} could not be drawn "
             f"({type(error).__name__}: {what[0]}); the training goes on."
-        )
-
-
-def _check_identity(checkpoint: Checkpoint, stage: Stage, path: Path) -> None:
-    if checkpoint.state.get("identity") != stage.identity:
-        raise CheckpointError(
-            f"{path} was written with other settings or other images.",
-            remedy="Give the run a new --out, or restore the settings and images it was started with.",
         )

@@ -315,6 +315,7 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
     noise = stage.noise(rank, size)
     # In a few seconds there is no time for more than one step to warm up, and every step is looked at.
     warm, timed = (1, 1) if seconds else (WARM_STEPS, TIMED_STEPS)
+    trainer.gradients.eager_steps = 0  # captured, where they will be, before they are timed
     marks = [time.perf_counter()]
     for images in stage.feed.batches(order, 0, warm + MOST_STEPS, rank, device):
         trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))

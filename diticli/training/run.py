@@ -279,7 +279,7 @@ class _Worker:
             self.accelerator,
             self.peers,
             self.run.kernels,
-            compiled=config.compile is True,
+            mode="compiled" if config.compile is True else "captured" if trainer.gradients.captures else "eager",
             reporter=self.reporter,
         )
         resumed = trainer.resume()

@@ -21,3 +21,9 @@ class StepLosses(NamedTuple):
     def coerce(cls, output: StepLosses | torch.Tensor) -> StepLosses:
         """What an objective returned; a lone tensor depends on the timestep as a whole."""
         return output if isinstance(output, StepLosses) else cls(output, output, None)
+
+    def detached(self) -> StepLosses:
+        """The same numbers without what autograd recorded."""
+        total_B, noise_B, ssl_B = (None if part is None else part.detach() for part in self)
+        assert total_B is not None
+        return StepLosses(total_B, noise_B, ssl_B)

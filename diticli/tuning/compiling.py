@@ -32,7 +32,7 @@ SAFETY = 2.0
 """A run is compiled from this many times the calls that win back the time of compiling."""
 
 
-def part_site(part: Part, batch: int, side: int, dtype: str, weights: int) -> Site:
+def part_site(part: Part, batch: int, side: int, dtype: str, weights: int, *more: str) -> Site:
     """What such a measurement is about.
 
     Args:
@@ -41,18 +41,25 @@ def part_site(part: Part, batch: int, side: int, dtype: str, weights: int) -> Si
         side: width of the images in pixels.
         dtype: "fp32" or "bf16".
         weights: number of parameters of the networks, which tells them apart.
+        more: that it depends on.
     """
     bucket = 1 << max(0, batch - 1).bit_length()
-    return Site(part, "compiled", dtype, (bucket, side), ("training" in part,), (f"{weights} weights",))
+    return Site(part, "compiled", dtype, (bucket, side), ("training" in part,), (f"{weights} weights", *more))
 
 
-def training_site(config: RunConfig) -> Site:
-    """That of the second stage's step, by settings whose precision is resolved."""
+def training_site(config: RunConfig, *, captures: bool = False) -> Site:
+    """That of the second stage's step, by settings whose precision is resolved.
+
+    Args:
+        config: settings.
+        captures: whether the uncompiled step is a CUDA graph.
+    """
     with torch.device("meta"):
         networks = build_unet(config.unet, config.data.resolution), build_encoder(config)
     weights = sum(map(_weights, networks))
     batch, side = config.features.batch_size, config.data.resolution
-    return part_site("training features", batch, side, config.precision, weights)
+    beside = ("beside a CUDA graph",) if captures else ()
+    return part_site("training features", batch, side, config.precision, weights, *beside)
 
 
 def encoding_site(encoder: SemanticEncoder, batch: int, precision: str) -> Site:

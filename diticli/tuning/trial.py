@@ -3,8 +3,9 @@
     python -m diticli.tuning.trial < JOB > EVENTS
 
 This runs in a process of its own: a kernel that no GPU has run may hang, or break whatever else its process does.
-The job is a JSON object: sites, device, seconds. An event is a line of JSON: {"begin": i}, {"end": i, "verdict": ...},
-{"skip": i, "why": ...}; a site that began and did not end took the process with it.
+The job is a JSON object: sites, device, and until when there is time, by `time.time`. An event is a line of JSON:
+{"begin": i}, {"end": i, "verdict": ...}, {"skip": i, "why": ..., "for good": ...}; a site that began and did not end
+took the process with it.
 """
 
 from __future__ import annotations
@@ -247,19 +248,18 @@ def runner(site: Site, inputs: Inputs, way: str) -> Callable[[], object]:
     if site.mode == "compiled":
         graph = torch.compile(_by_way, fullgraph=True, dynamic=False)
         call = functools.partial(graph, way, inputs.call)
-    if site.mode == "captured":
-        with forcing(way):
-            return StepGraph(call, *leaves).replay
-
-    def run() -> object:
-        with forcing(way):
-            out = call(*leaves)
-            return torch.autograd.grad(out, wanted, grad) if wanted else out
-
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    wanted = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
     with forcing(way):
         grad = torch.ones_like(call(*leaves)) if wanted else None
-    return run
+
+    def run(*leaves: Tensor) -> object:
+        with forcing(way):
+            out = call(*leaves)
+            return torch.autograd.grad(out, [leaves[i] for i in wanted], grad) if wanted else out
+
+    if site.mode == "captured":
+        return StepGraph(run, *leaves, gradients=bool(wanted)).replay
+    return functools.partial(run, *leaves)
 
 
 def _by_way(way: str, call: Call, *leaves: Tensor) -> Tensor:
@@ -296,11 +296,13 @@ def try_sites(
     watch: Watch | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[dict[str, Any]]:
-    """Events of the sites in turn, until all are tried or time is over; one is always tried."""
-    started = clock()
+    """Events of the sites in turn, until all are tried or one more like the last would take too long; one always is."""
+    started = before = clock()
     for index, site in enumerate(sites):
-        if index and clock() - started >= seconds:
+        now = clock() if index else started
+        if index and 2 * now - before - started > seconds:
             return
+        before = now
         yield {"begin": index}
         try:
             verdict = try_site(site, device, watch or stopwatch(device))
@@ -308,7 +310,8 @@ def try_sites(
         except Exception as error:
             if not isinstance(error, RefusalError) and not is_out_of_memory(error):
                 raise
-            yield {"skip": index, "why": (str(error).splitlines() or [""])[0][:200]}
+            why = (str(error).splitlines() or [""])[0][:200]
+            yield {"skip": index, "why": why, "for good": isinstance(error, RefusalError)}
 
 
 def main(source: TextIO = sys.stdin, target: TextIO = sys.stdout) -> int:
@@ -317,7 +320,8 @@ def main(source: TextIO = sys.stdin, target: TextIO = sys.stdout) -> int:
     device = torch.device(job["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    for event in try_sites([Site.from_dict(site) for site in job["sites"]], device, job["seconds"]):
+    torch.zeros(1, device=device)  # starts the device, which is no part of the first site
+    for event in try_sites([Site.from_dict(site) for site in job["sites"]], device, job["until"] - time.time()):
         target.write(json.dumps(event) + "\n")
         target.flush()
     return 0

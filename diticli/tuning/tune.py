@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def tune(
     kept: Path | None = None,
     part: str = "",
     fake: bool = True,
+    alike: Collection[Mode] = (),
 ) -> None:
     """Choose the ways of all operations that `function` calls, before the work begins.
 
@@ -64,6 +65,7 @@ def tune(
         kept: file of the choices that a run began with, which it keeps, by `part`.
         part: of that run.
         fake: call it with fake tensors: a training step changes batch norm and takes memory.
+        alike: modes in which the same ways are taken, whichever of them was tried.
 
     Raises:
         ConfigError: when DITI_TUNE is no number of seconds.
@@ -82,7 +84,10 @@ def tune(
                 _write_kept(kept, part, choices)
     if peers is not None:
         choices = _from_json(peers.gather("tuning", _to_json(choices or {}))[0])
-    learn(choices or {})
+    found = choices or {}
+    for site, way in found.items():
+        learn({site._replace(mode=other): way for other in alike if site.mode in alike})
+    learn(found)
 
 
 def tune_alone(function: Callable[[], object], device: torch.device, mode: Mode, reporter: Reporter) -> None:
@@ -177,9 +182,7 @@ def run_trials(
 ) -> Iterator[Verdict]:
     """Verdicts on the sites that were tried in so many seconds, in processes of their own."""
     left, started, crashes = list(sites), time.monotonic(), 0
-    reporter.note(
-        f"Trying {len(left)} kernels on this GPU, once: up to {seconds:.0f} s and a start ({VARIABLE}=0 tries none) ..."
-    )
+    reporter.note(f"Trying {len(left)} kernels on this GPU, once: up to {seconds:.0f} s ({VARIABLE}=0 tries none) ...")
     while left and crashes < MOST_CRASHES:
         rest = seconds - (time.monotonic() - started)
         if rest <= 0:
@@ -195,6 +198,9 @@ def run_trials(
                 verdict = Verdict.from_dict(event["verdict"])
                 _say(verdict, reporter)
                 yield verdict
+            elif event.get("for good"):  # else each command would start a process for it
+                site, why = left[event["skip"]], str(event["why"])
+                yield Verdict(site=site, way=way_of(site), choice=REFERENCE, outcome="failed", detail=why)
         if unfinished is None:
             if not events and end:
                 reporter.warn(f"No kernel could be tried: {end}. The reference runs.")
@@ -210,7 +216,7 @@ def _run_child(
     sites: Sequence[Site], device: torch.device, seconds: float, program: Sequence[str], starting: float
 ) -> tuple[list[dict[str, Any]], str]:
     """Events of one process of trials, and in words how it ended where that was not well."""
-    job = {"sites": [site._asdict() for site in sites], "device": str(indexed(device)), "seconds": seconds}
+    job = {"sites": [site._asdict() for site in sites], "device": str(indexed(device)), "until": time.time() + seconds}
     with (
         tempfile.TemporaryFile("w+") as events,
         tempfile.TemporaryFile("w+") as errors,
