@@ -4,8 +4,8 @@
 
 `disent` (MIT) draws `XYObjectShaded`: one square of seven sizes at 23 x 23 places, in six colours and four shades, on
 black: 88,872 pictures. Each seed trains one base, and on it DiTi, PDAE (one chunk) and DiTi with `--modular`, and the
-encoder alone by SimCLR and SimSiam, on pictures that are not scored. Then `diti compare --benchmark` scores all of them, the base's own features, an untrained
-encoder, PCA and pixels. What is finished is not made again.
+encoder alone by SimCLR and SimSiam, on pictures that are not scored. Then `diti compare --benchmark` scores all of
+them, the base's own features, an untrained encoder, PCA and pixels. What is finished is not made again.
 
 `disent` is installed by pip into a temporary environment in front of this one (it needs torchvision and lightning).
 """
