@@ -103,6 +103,14 @@ def test_dsprites_is_read_as_distributed(tmp_path):
     np.testing.assert_allclose(table.columns["y"].values, values[:, 5], rtol=1e-6)
     rows, table_rows = table.match(names(path))
     assert rows.tolist() == table_rows.tolist() == list(range(count))
+    assert table.notes == ()
+
+
+def test_a_grid_with_gaps_is_named(tmp_path):
+    labels = np.stack(np.unravel_index(np.arange(12), (3, 4)), axis=1)
+    path = save(tmp_path / "gaps.npz", images=FACES[:11], labels=labels[:11])
+    gaps = "11 of 12 combinations (3 x 4 values of label_0, label_1), 11 pictures"
+    assert read_labels(path).notes == (f"The factors are no complete grid: {gaps}.",)
 
 
 def test_medmnist_keeps_its_parts_and_names_its_classes(tmp_path):
@@ -141,6 +149,8 @@ def test_shapes3d_and_mpi3d_know_their_factors(tmp_path, monkeypatch):
     assert columns["vertical"].values[:4].tolist() == [0, 1, 0, 1]
     assert columns["horizontal"].values[:7].tolist() == [0, 0, 1, 1, 2, 2, 0]
     assert columns["object_color"].values[[0, 23]].tolist() == ["class_0", "class_1"]
+    grid = "2 x 2 x 3 x 2 values of object_color, object_size, horizontal, vertical"
+    assert read_labels(path).notes == (f"The factors are a complete grid: {grid}.",)
     path = write_h5(tmp_path / "3dshapes.h5", images=FACES, labels=RNG.random((12, 6)))
     assert list(read_labels(path).columns) == [f"label_{at}" for at in range(6)]  # not its 480,000 rows: no names
 
@@ -178,7 +188,7 @@ def test_channels_may_come_first(tmp_path):
         ({"images": np.zeros((2, 28, 28, 28), np.uint8)}, "Volumes are not read"),
         ({"images": np.array(["a", "b"])}, "<U1"),
         ({"images": np.full((2, 4, 4), 900.0)}, "between 900 and 900"),
-        ({"images": FACES.astype(object)}, "No array"),
+        ({"images": FACES.astype(object)}, "arrays of Python objects are never loaded"),
         ({"features": np.zeros((2, 3)), "files": np.array(["a", "b"])}, "features"),
     ],
 )

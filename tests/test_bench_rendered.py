@@ -30,13 +30,16 @@ def test_pictures_labels_and_commands(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(rendered, "run_python", run_python)
     monkeypatch.setattr(rendered, "environment", lambda folder: (Path("python"), {}))
     words = ["rendered", "--folder", str(tmp_path), "--train", "20", "--images", "12", "--budget", "8", "--seeds", "2"]
+    words += ["--set", "chunks.count=16"]
     monkeypatch.setattr(sys, "argv", words)
     rendered.main()
     trainings, compared = commands[1:-1], commands[-1]
     assert [Path(c[c.index("-o") + 1]).name for c in trainings] == [
-        f"{method}-{seed}" for method in ("diti", "pdae", "modular") for seed in (0, 1)
+        f"{method}-{seed}" for seed in (0, 1) for method in ("diti", "pdae", "modular", "simclr", "simsiam")
     ]
-    assert all(("--base" in c) == ("diti" not in Path(c[c.index("-o") + 1]).name) for c in trainings)
+    assert ["--base" in c for c in trainings] == [False, True, True, False, False] * 2
+    counts = [[word for word in c if word.startswith("chunks.count")][-1] for c in trainings[:3]]
+    assert counts == ["chunks.count=16", "chunks.count=1", "chunks.count=16"]
     assert f"pdae={tmp_path / 'pdae-1'}" in compared
     assert compared[:5] == ["-m", "diticli", "compare", "--benchmark", "--seeds"]
 

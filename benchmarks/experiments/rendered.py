@@ -3,9 +3,9 @@
     python -m benchmarks.experiments.rendered --folder runs/rendered
 
 `disent` (MIT) draws `XYObjectShaded`: one square of seven sizes at 23 x 23 places, in six colours and four shades, on
-black: 88,872 pictures. Each seed trains one base, and on it DiTi, PDAE (one chunk) and DiTi with `--modular`, on
-pictures that are not scored. Then `diti compare --benchmark` scores all of them, the base's own features, an untrained
-encoder, PCA and pixels. What is finished is not made again.
+black: 88,872 pictures. Each seed trains one base, and on it DiTi, PDAE (one chunk) and DiTi with `--modular`, and the
+encoder alone by SimCLR and SimSiam, on pictures that are not scored. Then `diti compare --benchmark` scores all of
+them, the base's own features, an untrained encoder, PCA and pixels. What is finished is not made again.
 
 `disent` is installed by pip into a temporary environment in front of this one (it needs torchvision and lightning).
 """
@@ -13,6 +13,7 @@ encoder, PCA and pixels. What is finished is not made again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import tempfile
 from pathlib import Path
@@ -41,8 +42,14 @@ np.savez(out, images=images, labels=factors, names=np.array(data.factor_names))
 print(f"{len(rows):,} of {len(data):,} pictures, factors {dict(zip(data.factor_names, data.factor_sizes))}")
 """
 """Runs where disent is installed."""
-METHODS = {"diti": [], "pdae": ["--chunks", "1", "--partition", "uniform"], "modular": ["--modular"]}
-"""Options of each training, over the preset's."""
+METHODS = {
+    "diti": [],
+    "pdae": ["--set", "chunks.count=1", "--set", "chunks.partition=uniform"],
+    "modular": ["--modular"],
+    "simclr": ["--ssl", "simclr", "--ssl-only"],
+    "simsiam": ["--ssl", "simsiam", "--ssl-only"],
+}
+"""Options of each training, behind those of all: of two `--set`, the last one counts."""
 
 
 def render(options: argparse.Namespace) -> None:
@@ -74,18 +81,19 @@ def render(options: argparse.Namespace) -> None:
 def train_missing(options: argparse.Namespace) -> list[str]:
     """Runs of all methods and seeds, as `diti compare --benchmark` takes them; finished ones as they are."""
     runs = []
-    for method in options.methods:
-        own = METHODS[method]
-        for seed in range(options.seeds):
-            out = options.folder / f"{method}-{seed}"
-            runs.append(f"{method}={out}")
-            if RunDirectory(out).finished:
-                continue
-            base = ["--base", str(options.folder / f"diti-{seed}" / "base")]
-            base = ["--base-images", str(options.budget)] if method == "diti" else base
-            settings = [word for each in ("sample_every=0", *options.set) for word in ("--set", each)]
-            data = ["--data", str(options.folder / "train.npz"), "-o", str(out), "--seed", str(seed)]
-            diti("train", *data, "--preset", "faces32", *own, *base, "--images", str(options.budget), *settings)
+    for seed, method in itertools.product(range(options.seeds), options.methods):
+        out = options.folder / f"{method}-{seed}"
+        runs.append(f"{method}={out}")
+        if RunDirectory(out).finished:
+            continue
+        own, base = METHODS[method], ["--base", str(options.folder / f"diti-{seed}" / "base")]
+        if "--ssl-only" in own:
+            base = []
+        elif method == "diti":
+            base = ["--base-images", str(options.budget)]
+        settings = [word for each in ("sample_every=0", *options.set) for word in ("--set", each)]
+        data = ["--data", str(options.folder / "train.npz"), "-o", str(out), "--seed", str(seed)]
+        diti("train", *data, "--preset", "faces32", *base, "--images", str(options.budget), *settings, *own)
     return runs
 
 

@@ -34,6 +34,7 @@ _IMAGES = ("images", "image", "imgs", "x")
 _LABELS = ("labels", "label", "targets", "target", "y")
 PARTS = ("train", "val", "test")
 _FEATURES = frozenset({"features", "files"})
+_NOTHING = "none of numbers or text (arrays of Python objects are never loaded)"
 
 _DSPRITES = ("color", "shape", "scale", "orientation", "x", "y")
 _SHAPES3D = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
@@ -101,7 +102,7 @@ def read_array_set(path: Path, reporter: Reporter | None = None) -> ArraySet:
     else:
         found = [lower[name] for name in _IMAGES if name in lower]
         if not found:
-            there = ", ".join(f"{name} {list(arrays[name].shape)}" for name in list(arrays)[:6]) or "none"
+            there = ", ".join(f"{name} {list(arrays[name].shape)}" for name in list(arrays)[:6]) or _NOTHING
             raise DataError(
                 f"No array of {path} is called {', '.join(_IMAGES)} or train_images; it has: {there}.",
                 remedy="Save the pictures as `images` [N, height, width] or [N, height, width, 3].",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from diticli.data.parquet_images import class_names, find_parquet, image_column,
 from diticli.errors import DataError, LabelError
 
 _NONE = "Name a label file."
+_SPARSE = 10
+"""Combinations a picture, beyond which columns are not factors of a grid (40 yes or no, fractions)."""
 
 
 def read_set_labels(path: Path) -> RawLabels | None:
@@ -35,7 +38,22 @@ def read_set_labels(path: Path) -> RawLabels | None:
         raise
     except DataError as error:
         raise LabelError(error.message, remedy=error.remedy or _NONE) from error
-    return RawLabels(files=files, columns=columns, numbers=list(range(1, len(files) + 1)), unit="row")
+    numbers = list(range(1, len(files) + 1))
+    return RawLabels(files=files, columns=columns, numbers=numbers, unit="row", notes=_grid(columns))
+
+
+def _grid(columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Whether each combination of the factors' values is there once, in words; nothing where they are no factors."""
+    varying = {name: cells for name, cells in columns.items() if len(set(cells)) > 1}
+    sizes = [len(set(cells)) for cells in varying.values()]
+    count, rows = math.prod(sizes), len(next(iter(columns.values())))
+    if len(sizes) < 2 or count > _SPARSE * rows:
+        return ()
+    there = len(set(zip(*varying.values(), strict=True)))
+    form = f"{' x '.join(map(str, sizes))} values of {', '.join(varying)}"
+    if there == count == rows:
+        return (f"The factors are a complete grid: {form}.",)
+    return (f"The factors are no complete grid: {there:,} of {count:,} combinations ({form}), {rows:,} pictures.",)
 
 
 def read_set_parts(path: Path) -> dict[str, str] | None:

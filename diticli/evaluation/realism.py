@@ -185,7 +185,8 @@ def inception(path: Path) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / INCEPTION
         write_torch(plain, state)
-        return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(plain))
+        # torchmetrics would smooth while it resizes, which the original does not
+        return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(plain), antialias=False)
 
 
 def fid(network: torch.nn.Module, real_NCHW: torch.Tensor, other_NCHW: torch.Tensor) -> float:
