@@ -16,8 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from diti_kernels import native
 from diti_kernels.winograd import compiled
 
-LEAST_TILES = 64
-"""Of a batch, where weights are transformed in each call: that takes as long as the products of some ten tiles."""
+LEAST_TILES = 32
+"""Of a batch, where weights are transformed in each call: that takes as long as some twenty tiles of it."""
 MOST_KEPT = 2**14
 """Weights of a frozen convolution whose transformed form is kept, in four times their memory."""
 LEAST_GAIN = 1.1
