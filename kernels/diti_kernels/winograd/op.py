@@ -18,7 +18,7 @@ from diti_kernels.winograd import compiled
 
 LEAST_TILES = 32
 """Of a batch, where weights are transformed in each call: that takes as long as some twenty tiles of it."""
-MOST_KEPT = 2**14
+MOST_KEPT = 2**13
 """Weights of a frozen convolution whose transformed form is kept, in four times their memory."""
 LEAST_GAIN = 1.1
 """How many times as fast as PyTorch's convolution: ties stay with PyTorch."""
