@@ -131,9 +131,9 @@ class OurForward:
             self.pair.base.compile(fullgraph=True, dynamic=False)
         self.run = self._base if part == "base" else self._pair
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, timestep: int) -> torch.Tensor:
-        """The estimate [B, 3, R, R]."""
+        """The estimate [B, 3, R, R], as edits compute it."""
         with variables(self.environment), gpu_convolutions(self.inputs.x_t.device, self.pair.base.dtype, timed=True):
             return self.run(timestep)
 

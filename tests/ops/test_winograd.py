@@ -64,6 +64,7 @@ def test_a_frozen_weight_is_transformed_once_and_again_after_a_change(
     monkeypatch.setattr(compiled, "pack", lambda weight: packed.append(weight) or pack(weight))
     x, weight = maps(1, 32, 8, 8), torch.nn.Parameter(torch.randn(32, 32, 3, 3), requires_grad=False)
 
+    @torch.inference_mode()
     def agrees() -> bool:
         return torch.allclose(convolve_3x3(x, weight), F.conv2d(x, weight, padding=1), rtol=1e-3, atol=1e-3)
 
@@ -82,7 +83,8 @@ def test_results_do_not_depend_on_batch_or_threads(faster: None) -> None:
     """Every tile is summed in one order, so a batch gives bit for bit what its images give alone."""
     x, weight = maps(6, 32, 32, 32), torch.randn(32, 32, 3, 3)
     whole = convolve_3x3(x, weight)
-    assert torch.equal(whole, torch.cat([convolve_3x3(image[None], weight) for image in x]))
+    with torch.inference_mode():
+        assert torch.equal(whole, torch.cat([convolve_3x3(image[None], weight) for image in x]))
     before = torch.get_num_threads()
     torch.set_num_threads(3 - before if before in (1, 2) else 1)
     try:
@@ -116,8 +118,12 @@ def test_few_tiles_pay_only_for_frozen_weights(faster: None) -> None:
     weight = torch.nn.Parameter(torch.randn(32, 32, 3, 3))
     assert not op.serves(maps(1, 32, 16, 16), weight)
     assert op.serves(maps(4, 32, 16, 16), weight)
-    assert op.serves(maps(1, 32, 16, 16), weight.requires_grad_(False))
-    assert not op.serves(maps(1, 256, 8, 8), torch.randn(256, 256, 3, 3)), "no transformed form of it is kept"
+    assert not op.serves(maps(1, 32, 16, 16), weight.requires_grad_(False)), "nothing is kept in training"
+    with torch.inference_mode():
+        assert op.serves(maps(1, 32, 16, 16), weight)
+    large = torch.randn(256, 256, 3, 3)
+    with torch.inference_mode():
+        assert not op.serves(maps(1, 256, 8, 8), large), "no transformed form of it is kept"
 
 
 @needs_compiler

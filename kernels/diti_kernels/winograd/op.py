@@ -16,10 +16,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from diti_kernels import native
 from diti_kernels.winograd import compiled
 
-LEAST_TILES = 32
-"""Of a batch, where weights are transformed in each call: that takes as long as some twenty tiles of it."""
-MOST_KEPT = 2**13
-"""Weights of a frozen convolution whose transformed form is kept, in four times their memory."""
+LEAST_TILES = 64
+"""Of a batch, where weights are transformed in each call: that takes as long as some twenty tiles, or more."""
+MOST_KEPT = 2**14
+"""Weights of a frozen convolution whose transformed form is kept in inference mode, in four times their memory."""
 LEAST_GAIN = 1.1
 """How many times as fast as PyTorch's convolution: ties stay with PyTorch."""
 WIDTHS = (32, 64, 128)
@@ -149,6 +149,9 @@ _KEPT = WeakTensorKeyDictionary()
 
 
 def _is_kept(weight: Tensor) -> bool:
+    """In training, where batches are large, keeping it would only take memory."""
+    if not torch.is_inference_mode_enabled():
+        return False
     return not weight.requires_grad and weight.numel() <= MOST_KEPT * 9 and not weight.is_inference()
 
 
