@@ -96,8 +96,8 @@ def _numbers(value: float, interval: Interval | None, base_rate: float, extras: 
 
 
 def between(interval: Interval | None) -> str:
-    """An interval in a cell; empty when there is none."""
-    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    """An interval in a cell, which no line breaks; empty when there is none."""
+    return "" if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}"
 
 
 def show_disentanglement(report: DisentanglementReport) -> None:

@@ -127,7 +127,7 @@ def make_plan(
         seconds: to time each stage for, where the first steps are done sooner; longer is more exact. 0 times a few
             steps however long they take.
         reading: also measure how long reading the images takes.
-        reporter: warned where the step cannot be compiled.
+        reporter: told what is measured, and warned where the step cannot be compiled.
         memory: measure the largest batches that fit.
 
     Raises:
@@ -228,6 +228,8 @@ def _plan_stage(
     memory: bool,
 ) -> StagePlan:
     budget = config.stage(name)
+    if reporter is not None:
+        reporter.note(f"Measuring the speed of stage {name}{' and the largest batch' if memory else ''}.")
     _forget_peak(accelerator.device)
     stage = stage_of(name, objective, config, accelerator)
     with fitting(stage, accelerator)():

@@ -5,6 +5,7 @@
    products of a block, each over all channels, find their operands in cache. Channels are innermost: every vector is
    some channels of one pixel. */
 
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@
 #define VECTORS (WIDE / LANES)
 #define PAD 16 /* floats between matrices, so that the same place in each is not in the same set of the cache */
 #define MOST_CHANNELS 4096
+#define MOST_SUMS (1 << 25) /* floats in which threads add up a weight's gradient; more threads do not take part */
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -263,41 +265,53 @@ int diti_winograd_convolve(const Shape *s, const float *x, const float *u, const
     return failed;
 }
 
-/* x [b][h][w][c_in], gradients g [b][h][w][c_out] -> dw [3][3][c_in][c_out]; 0, or 1 where memory ran out. */
+/* x [b][h][w][c_in], gradients g [b][h][w][c_out] -> dw [3][3][c_in][c_out]; 0, or 1 where memory ran out.
+
+   Every thread adds up its own tiles, so that none waits for another but once: where others use the processor as well, a
+   thread that is waited for may not be running. */
 int diti_winograd_weight_gradient(const Shape *s, const float *x, const float *g, float *dw) {
     const int64_t tiles = tiles_of(s), block = s->block, c_in = s->c_in, c_out = s->c_out;
     const int64_t wide = rounded_up(c_in, ROWS); /* channels, with some that are zero */
     const int64_t v_step = block * wide + PAD, m_step = block * c_out + PAD, u_step = wide * c_out + PAD;
-    float *v = room(36 * (v_step + m_step)), *m = v + 36 * v_step, *u = room(36 * u_step);
-    if (v == NULL || u == NULL) {
-        free(v), free(u);
-        return 1;
-    }
-    memset(v, 0, 36 * v_step * sizeof(float));
-    memset(u, 0, 36 * u_step * sizeof(float));
-#pragma omp parallel num_threads(s->threads)
+    const int64_t most = MOST_SUMS / (36 * u_step);
+    const int threads = s->threads < most ? s->threads : most < 1 ? 1 : (int)most;
+    float *sums = room(threads * 36 * u_step);
+    if (sums == NULL) return 1;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        for (int64_t first = 0; first < tiles; first += block) {
-            const int64_t n = tiles - first < block ? tiles - first : block;
+        float *u = sums + omp_get_thread_num() * 36 * u_step;
+        float *v = room(36 * (v_step + m_step)), *m = v + 36 * v_step;
+        const int team = omp_get_num_threads();
+        memset(u, 0, 36 * u_step * sizeof(float));
+        if (v != NULL) memset(v, 0, 36 * v_step * sizeof(float));
+        failed = v == NULL;
 #pragma omp for schedule(static)
+        for (int64_t first = 0; first < tiles; first += block) {
+            if (failed) continue;
+            const int64_t n = tiles - first < block ? tiles - first : block;
             for (int64_t t = 0; t < n; t++) {
                 transform_input(s, x, first + t, v + t * wide, v_step);
                 transform_gradient(s, g, first + t, m + t * c_out, m_step);
             }
-#pragma omp for schedule(static)
             for (int k = 0; k < 36; k++)
                 for (int64_t o = 0; o < c_out; o += WIDE)
                     for (int64_t r = 0; r < wide; r += ROWS)
                         accumulate(v + k * v_step + r, wide, m + k * m_step + o, c_out, n,
                                    u + k * u_step + r * c_out + o, c_out, c_out - o < WIDE ? c_out - o : WIDE);
         }
+        free(v);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < c_in; c++)
             for (int64_t o = 0; o < c_out; o += LANES) {
                 Vector columns[6][3];
                 for (int j = 0; j < 6; j++) {
                     Vector d[6];
-                    for (int i = 0; i < 6; i++) d[i] = load(u + (i * 6 + j) * u_step + c * c_out + o);
+                    for (int i = 0; i < 6; i++) {
+                        const float *at = sums + (i * 6 + j) * u_step + c * c_out + o;
+                        d[i] = load(at);
+                        for (int other = 1; other < team; other++) d[i] += load(at + other * 36 * u_step);
+                    }
                     weight_gradient_line(columns[j], d);
                 }
                 for (int i = 0; i < 3; i++) {
@@ -308,6 +322,6 @@ int diti_winograd_weight_gradient(const Shape *s, const float *x, const float *g
                 }
             }
     }
-    free(v), free(u);
-    return 0;
+    free(sums);
+    return failed;
 }
