@@ -11,6 +11,7 @@ import torch
 from diti_kernels import native
 from diti_kernels.winograd import compiled, convolve_3x3, op
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 needs_compiler = pytest.mark.skipif(compiled.library().functions is None, reason=compiled.library().reason)
@@ -111,6 +112,15 @@ def test_what_it_does_not_serve_is_pytorchs(name: str, faster: None) -> None:
     x, channels = OTHERS[name]
     weight = torch.randn(*channels, 3, 3, dtype=x.dtype)
     assert torch.equal(convolve_3x3(x, weight), F.conv2d(x, weight, padding=1))
+
+
+@needs_compiler
+def test_what_has_no_memory_is_pytorchs(faster: None) -> None:
+    with FakeTensorMode():
+        x, weight = maps(*LARGE), torch.empty(32, 32, 3, 3)
+        assert convolve_3x3(x, weight).shape == LARGE
+        assert not op.serves(x, weight)
+    assert convolve_3x3(maps(*LARGE).to("meta"), torch.empty(32, 32, 3, 3, device="meta")).shape == LARGE
 
 
 @needs_compiler

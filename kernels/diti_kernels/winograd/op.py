@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -51,7 +51,9 @@ def convolve_3x3(x_BCHW: Tensor, weight_DC33: Tensor, bias_D: Tensor | None = No
 
 def serves(x: Tensor, weight: Tensor, *, scale: int = 1) -> bool:
     """Whether Winograd's algorithm runs for maps `scale` times as high and wide as x: it can, and pays here."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if any(type(t) not in (Tensor, nn.Parameter) for t in (x, weight)):
+        return False  # a fake tensor, say, which has no memory
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)):
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
