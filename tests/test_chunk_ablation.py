@@ -74,7 +74,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, *, ignored: int = -1, visible: Visibl
     denoiser = SimpleNamespace(device=torch.device("cpu"), schedule=schedule)
     monkeypatch.setattr(chunk_ablation, "Denoiser", lambda pipeline: denoiser)
     monkeypatch.setattr(chunk_ablation, "NoisyImages", Planted)
-    return SimpleNamespace(chunks=layout, encode_uint8=lambda images: brightness(normalise(images)))
+    return SimpleNamespace(chunks=layout, model_hash="", encode_uint8=lambda images: brightness(normalise(images)))
 
 
 def test_a_chunk_is_worth_what_it_says_where_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
