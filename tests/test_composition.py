@@ -25,7 +25,7 @@ def editor(levels: float) -> Any:
     sampler = SimpleNamespace(
         invert=lambda x, z, steps: x, decode=lambda x_T, z, steps: x_T + levels / 127.5 + 0 * z.view(-1, 1, 1, 1)
     )
-    return SimpleNamespace(encode=lambda x: x.mean(dim=(1, 2, 3))[:, None], sampler=lambda **_: sampler)
+    return SimpleNamespace(model_hash="", encode=lambda x: x.mean(dim=(1, 2, 3))[:, None], sampler=lambda **_: sampler)
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])
