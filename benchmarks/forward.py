@@ -28,6 +28,7 @@ from benchmarks.encode import void
 from benchmarks.facts import collect, write
 from benchmarks.forward_sides import Estimate, Inputs, OfficialForward, OurForward
 from benchmarks.official_side import OfficialModel, load_code
+from benchmarks.our_side import variables
 from diticli.models.device import resolve_device, resolve_precision
 from diticli.models.layout import VARIABLE, layout_choice
 from diticli.models.pipeline import DiTiPipeline, unet_to_diffusers
@@ -134,9 +135,10 @@ def candidates(setting: Setting, *, compiled: bool, limit: float) -> list[Candid
 
 
 def count_flops(setting: Setting) -> float:
-    """Of products and convolutions, two per multiply-add, in the networks before anything is merged."""
+    """Of products and convolutions, two per multiply-add, before anything is merged, and by PyTorch's own operators."""
     estimate = setting.theirs(precision="fp32") if setting.model else _trained(setting, autocast=False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    plain = variables({"DITI_KERNELS": "reference"})  # the counter sees no C code
+    with plain, torch.no_grad(), FlopCounterMode(display=False) as counter:
         estimate(TIMED)
     return float(counter.get_total_flops())
 

@@ -59,7 +59,7 @@ def test_plain_probe_shows_intervals_and_draws_nothing(run: Callable[..., Any], 
     assert result.exit_code == 0, result.output
     shown = report_of(folder)
     late, hat = shown["attributes"]
-    assert f"{late['low']:.3f} to {late['high']:.3f}" in result.stdout
+    assert f"{late['low']:.3f}–{late['high']:.3f}" in result.stdout
     assert set(hat["intervals"]) == {"average_precision", "roc_auc"}
     assert set(late["intervals"]) == set(shown["mean_intervals"]["number"]) == {"pearson_r", "r2", "mse", "mse_raw"}
     assert (shown["atlas"], shown["disentanglement"]) == (None, None)

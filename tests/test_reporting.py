@@ -80,6 +80,7 @@ def test_below_one_a_second_the_seconds_a_unit_are_said(rate, unit, said):
 
 
 def test_a_bar_on_80_columns_names_the_last_part_of_a_path_and_ends_before_the_last_word(capsys):
+    keeps()  # whatever a command run before in this process keeps
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     bar = RichReporter(console)
     bar.start("Reading /home/ann/data/sets/celeba/photos", 100)

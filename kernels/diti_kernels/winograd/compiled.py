@@ -115,7 +115,7 @@ def _is_right(functions: ctypes.CDLL) -> bool:
             x, grad = (maps.contiguous(memory_format=torch.channels_last) for maps in (x, grad))
             theirs = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
             expected = F.conv2d(theirs[0], theirs[1], theirs[2], padding=1)
-            gradients = torch.autograd.grad(expected, theirs[:2], grad.double())
+            gradients = torch.autograd.grad((expected * grad.double()).sum(), theirs[:2])
             ours = (
                 convolve(x, pack(weight, functions=functions), bias, D, functions=functions),
                 convolve(grad, pack(turned(weight), functions=functions), None, C, functions=functions),

@@ -140,7 +140,7 @@ def _runs(width: int) -> list[tuple[str, Callable[[], object]]]:
 
         def trained(way: Callable[[Tensor, Tensor], Tensor] = way) -> object:
             inputs = (x.detach().requires_grad_(), weight.detach().requires_grad_())
-            return torch.autograd.grad(way(*inputs), inputs, grad)
+            return torch.autograd.grad((way(*inputs) * grad).sum(), inputs)
 
         runs += [(f"{side} {width} frozen", frozen), (f"{side} {width} trained", trained)]
     return runs
