@@ -120,6 +120,26 @@ def test_what_every_chunk_tells_has_no_centre_alone() -> None:
     assert found.centre_prefix is not None  # the first chunk brings it
 
 
+def test_of_many_chunks_a_few_odd_ones_make_no_centre() -> None:
+    """A row of 40 noisy skills has a low one somewhere; that does not make its middle a finding."""
+    rng = np.random.default_rng(1)
+    many = ChunkLayout.uniform(chunks=40, latent_dim=40)
+    number = rng.normal(size=900)
+    noise = np.linspace(0.9, 1.1, 40)
+    noise[[3, 17]] = 4.0
+    values = (number[:, None] + noise * rng.normal(size=(900, 40))).astype(np.float32)
+    columns = {"x": LabelColumn("number", number.astype(np.float32))}
+    columns["none"] = LabelColumn("number", rng.normal(size=900).astype(np.float32))
+    meta = FeatureMeta(files=(), chunk_ends=many.ends, timestep_ends=many.timestep_ends)
+    found = probe_features(values, columns, meta=meta, atlas=True).atlas
+    assert found is not None
+    flat, none = found.attributes
+    assert min(one.value for one in flat.alone) < 0.2 < 0.4 < max(one.value for one in flat.alone)
+    assert (flat.flat, flat.centre_alone) == (True, None)
+    assert any((one.low or 0) > 0 for one in none.alone), "of 40 intervals some lie above 0 by chance"
+    assert (none.flat, none.centre_alone) == (False, None)
+
+
 def test_what_is_nowhere_has_no_centre(atlas: ChunkProbe) -> None:
     for name in ("none", "luck"):
         assert item(atlas, name).centre_prefix is None

@@ -156,12 +156,12 @@ def test_bad_reconstructions_are_named_with_their_cause():
     assert "b: the reconstruction has 9.3 dB" in bad
     assert "--steps 20" in bad
     (far,) = reconstruction_warnings({"a": 36.0, "b": 38.0}, enough, model_of(54.0, "built-in faces", 200_000))
-    assert "a and 1 more" in far
+    assert "a (the worst of 2 such images)" in far
     assert "54.0 dB is usual" in far
     assert "such as built-in faces" in far
     assert "200,000" not in far, "that many are enough"
     (far,) = reconstruction_warnings({"a": 36.0}, enough, model_of(61.0, spread=(68.0, 71.4, 48)))
-    assert "36.0 dB PSNR, where 68 to 71 dB are usual for this model (the least of 48 was 61.0 dB)" in far
+    assert "36.0 dB PSNR, where 68 to 71 dB are usual for this model (the worst of 48 images had 61.0 dB)" in far
     assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, model_of())[0]
     assert (
         "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), model_of(timesteps=10))[0]

@@ -23,7 +23,7 @@ from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept, gpu_convolutions
 from diticli.models.largest_batch import largest_batch
 from diticli.models.unet import UNet
-from diticli.progress import Reporter, SilentReporter
+from diticli.progress import Reporter, SilentReporter, duration
 from diticli.sampling import DEFAULT_STEPS
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
@@ -228,14 +228,19 @@ def _plan_stage(
     memory: bool,
 ) -> StagePlan:
     budget = config.stage(name)
-    if reporter is not None:
-        reporter.note(f"Measuring the speed of stage {name}{' and the largest batch' if memory else ''}.")
+    reporter = reporter or SilentReporter()
+    measuring = f"Measuring the speed of stage {name}"
+    if seconds:
+        reporter.start(f"{measuring} for {duration(seconds)}", None, unit="steps")
+    else:
+        reporter.note(f"{measuring}{' and the largest batch' if memory else ''}.")
     _forget_peak(accelerator.device)
     stage = stage_of(name, objective, config, accelerator)
     with fitting(stage, accelerator)():
         stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution, config.data.channels))
         trainer = StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
         first, usual = _time_steps(trainer, seconds)
+    reporter.finish()
     peak, trained = _peak_memory_mb(accelerator.device), sum(p.numel() for p in trainer.parameters)
     trainer.release()
     del trainer
@@ -321,6 +326,7 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
     marks = [time.perf_counter()]
     for images in stage.feed.batches(order, 0, warm + MOST_STEPS, rank, device):
         trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))
+        trainer.reporter.advance()
         if trainer.step <= warm or (trainer.step - warm) % timed == 0:
             _wait(device)
             marks.append(time.perf_counter())
