@@ -10,7 +10,7 @@ from diticli.chunks import ChunkLayout
 from diticli.editing.attribute import Move, edit_attribute
 from diticli.editing.contact_sheet import amount_texts, attribute_sheet, edit_strip, reconstruction_sheet
 from diticli.editing.inputs import image_stems, slug
-from diticli.editing.quality import effect_warnings, reconstruction_warnings
+from diticli.editing.quality import effect_warnings, photo_warning, reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
@@ -166,6 +166,18 @@ def test_bad_reconstructions_are_named_with_their_cause():
     assert (
         "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), model_of(timesteps=10))[0]
     )
+
+
+def test_photographs_are_named_before_the_cartoon_model_gets_them(tmp_path):
+    for name, size in (("anna.jpg", (8, 8)), ("wide.png", (9, 8)), ("drawn.png", (8, 8))):
+        A.convert("RGB").resize(size).save(tmp_path / name)
+    anna, wide, drawn = (str(tmp_path / name) for name in ("anna.jpg", "wide.png", "drawn.png"))
+    shipped = model_of(trained_on="built-in faces")
+    assert photo_warning([anna, "faces:3"], shipped).startswith("anna.jpg looks like a photograph")
+    assert "2 images look like photographs" in photo_warning([anna, wide, drawn], shipped)
+    assert "diti train --data" in photo_warning([anna], shipped)
+    assert photo_warning([drawn, "faces:3"], shipped) == ""
+    assert photo_warning([anna], model_of(trained_on="/photos")) == ""
 
 
 def test_a_short_training_is_named_as_the_cause():

@@ -31,6 +31,7 @@ def faces(
         bool, typer.Option("--overwrite", help="Also write into a folder that holds other things.")
     ] = False,
     as_json: JsonOption = False,
+    extra: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Draw cartoon faces with 13 known factors, and write them with their labels.csv.
 
@@ -39,6 +40,12 @@ def faces(
 
     Example: diti faces shapes -n 1000 --size 64 --seed 0
     """
+    if extra:
+        count_hint = f" -n {extra[0]}" if extra[0].isdecimal() else ""
+        raise ConfigError(
+            f"{extra[0]!r} is one argument too many: faces are written into one folder.",
+            remedy=f"Write diti faces {folder}{count_hint or ' -n 1000'}.",
+        )
     if (folder is None) == (option is None):
         text = "Two folders are named." if folder else "No folder is named for the faces."
         raise ConfigError(text, remedy="Write diti faces OUT, or diti faces -o OUT.")

@@ -120,6 +120,7 @@ def train(
         "seed": seed,
     }
     given = read_settings(config) if config else {}
+    say("Loading PyTorch and diffusers.")
     source = data or given.get("data", {}).get("source", "faces")
     _check_assignments(set_ or (), options)
     settings = build_config(
@@ -139,7 +140,6 @@ def train(
 
     keeps(*RunDirectory(target).trained)
     say(f"Preset {settings.preset}, run directory {target}.")
-    say("Loading PyTorch and diffusers.")
     if not settings.minutes and not (target / "config.json").exists():
         for line in (*images_notes(settings), *(f"Warning: {text}" for text in budget_warnings(settings))):
             say(line)

@@ -86,9 +86,10 @@ def photo_warning(sources: Sequence[str], model: KnownModel) -> str:
     photos = [source for source in sources if not is_faces(source) and _like_a_photo(Path(source))]
     if not photos:
         return ""
-    which = f"{Path(photos[0]).name} looks" if len(photos) == 1 else f"{len(photos)} images look"
+    one = len(photos) == 1
+    which = f"{Path(photos[0]).name} looks like a photograph" if one else f"{len(photos)} images look like photographs"
     return (
-        f"{which} like photographs, and this model knows drawn faces only: photographs come back changed, and edits of "
+        f"{which}, and this model knows drawn faces only: photographs come back changed, and edits of "
         "them mean little. Train a model on photographs: diti train --data FOLDER."
     )
 

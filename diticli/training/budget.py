@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from diticli.config import RunConfig
 from diticli.config_groups import StageConfig
 from diticli.errors import ConfigError
-from diticli.progress import Reporter, SilentReporter
+from diticli.progress import Reporter, SilentReporter, duration
 from diticli.reading import read_regular
 from diticli.training.images import fits_in_memory, open_source, reading_workers
 from diticli.training.pace import Pace
@@ -118,6 +118,8 @@ def fit_to_minutes(
     reporter = reporter or SilentReporter()
     if kept := _kept_plan(config, out):
         return kept, TimeBudget(None, {}, clock)
+    timed = duration(TIMED_SHARE * 60 * config.minutes)
+    reporter.note(f"Each stage is timed for {timed} first: that tells how many images fit into {config.minutes:g} min.")
     plan = make_plan(config, seconds=TIMED_SHARE * 60 * config.minutes, reading=False, reporter=reporter)
     speeds = _speeds(plan, config)
     fitted = within(config, 60 * config.minutes - (clock() - started), speeds)

@@ -65,8 +65,7 @@ class StageTrainer:
         self, stage: Stage, accelerator: Accelerator, *, compile: bool = False, reporter: Reporter | None = None
     ) -> None:
         self.stage, self.accelerator = stage, accelerator
-        self.reporter = reporter or SilentReporter()
-        self.step = 0
+        self.reporter, self.step = reporter or SilentReporter(), 0
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         self.whole = Horizon(stage.budget.steps)

@@ -23,7 +23,7 @@ from diticli.models.build import build_unet, new_scheduler
 from diticli.models.device import global_generators_kept, gpu_convolutions
 from diticli.models.largest_batch import largest_batch
 from diticli.models.unet import UNet
-from diticli.progress import Reporter, SilentReporter, duration
+from diticli.progress import Reporter, SilentReporter
 from diticli.sampling import DEFAULT_STEPS
 from diticli.schedule import NoiseSchedule
 from diticli.training import samples
@@ -229,11 +229,10 @@ def _plan_stage(
 ) -> StagePlan:
     budget = config.stage(name)
     reporter = reporter or SilentReporter()
-    measuring = f"Measuring the speed of stage {name}"
     if seconds:
-        reporter.start(f"{measuring} for {duration(seconds)}", None, unit="steps")
+        reporter.start(f"Timing stage {name}", None, unit="steps")
     else:
-        reporter.note(f"{measuring}{' and the largest batch' if memory else ''}.")
+        reporter.note(f"Measuring the speed of stage {name}{' and the largest batch' if memory else ''}.")
     _forget_peak(accelerator.device)
     stage = stage_of(name, objective, config, accelerator)
     with fitting(stage, accelerator)():
