@@ -13,7 +13,7 @@ from diticli.errors import ConfigError
 
 def faces(
     folder: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Argument(
             metavar="[OUT]",
             help="Folder for the pictures and labels.csv; made when missing.",
@@ -31,7 +31,6 @@ def faces(
         bool, typer.Option("--overwrite", help="Also write into a folder that holds other things.")
     ] = False,
     as_json: JsonOption = False,
-    extra: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Draw cartoon faces with 13 known factors, and write them with their labels.csv.
 
@@ -40,17 +39,13 @@ def faces(
 
     Example: diti faces shapes -n 1000 --size 64 --seed 0
     """
-    if extra:
-        count_hint = f" -n {extra[0]}" if extra[0].isdecimal() else ""
-        raise ConfigError(
-            f"{extra[0]!r} is one argument too many: faces are written into one folder.",
-            remedy=f"Write diti faces {folder}{count_hint or ' -n 1000'}.",
-        )
-    if (folder is None) == (option is None):
-        text = "Two folders are named." if folder else "No folder is named for the faces."
+    named = [*(folder or ()), *([option] if option else [])]
+    if len(named) > 1 and str(named[1]).isdecimal():
+        raise ConfigError(f"{named[1]} is no folder.", remedy=f"Write diti faces {named[0]} -n {named[1]}.")
+    if len(named) != 1:
+        text = f"{len(named)} folders are named." if named else "No folder is named for the faces."
         raise ConfigError(text, remedy="Write diti faces OUT, or diti faces -o OUT.")
-    out = folder or option
-    assert out is not None
+    (out,) = named
     from diticli.commands.console import emit_json, reporter, say
     from diticli.data.faces import write_faces
 

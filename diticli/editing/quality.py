@@ -126,10 +126,13 @@ def _usual(model: KnownModel) -> str:
 def _cause(settings: EditSettings, model: KnownModel, *, as_usual: bool) -> str:
     """`as_usual`: its own images come back no better."""
     timesteps = model.chunks.timesteps
+    images = f", such as {model.trained_on}" if model.trained_on else ""
     steps, enough = min(settings.steps_run(timesteps)), min(ENOUGH_STEPS[settings.solver], timesteps - 1)
     if steps < enough:
-        return f"{steps} steps of {settings.solver} are too few: use --steps {enough}."
-    images = f", such as {model.trained_on}" if model.trained_on else ""
+        return (
+            f"{steps} steps of {settings.solver} are too few: use --steps {enough}. Where that changes little, the "
+            f"images are unlike those that the model was trained on{images}."
+        )
     short = short_training(model.trained_images, faces=model.trained_on == IN_WORDS)
     cause = (
         f"The model gives its own images back no better ({decibels(model.usual_psnr or 0.0)})."

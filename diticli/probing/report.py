@@ -174,7 +174,7 @@ def guessing_doubts(attributes: Sequence[Mapping[str, Any]]) -> list[str]:
     """The sentences of `ProbeReport.doubts`, from its JSON."""
     found = []
     for verdict, meaning in _MEANING.items():
-        alike = [item for item in attributes if item["than_guessing"] == verdict]
+        alike = [item for item in attributes if item.get("than_guessing") == verdict]
         named = [
             f"{_brief(item['name'])} ({SHORT[item['metric']]} {item['value']:.3f}, guessing {item['base_rate']:.3f})"
             for item in alike[:_NAMED]
