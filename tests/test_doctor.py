@@ -143,8 +143,7 @@ def test_a_torchvision_of_another_build_is_told(monkeypatch: pytest.MonkeyPatch,
     text = "Failed to import pipelines (look up):\\noperator torchvision::nms does not exist"
     (tmp_path / "pipelines_of_diffusers.py").write_text(f'raise RuntimeError("{text}")')
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(diagnose.NEEDED, "diffusers", "pipelines_of_diffusers")
-    found = named(list(diagnose._software()), "diffusers")
+    found = diagnose._importable("diffusers", "pipelines_of_diffusers")
     assert (found.status, found.value) == ("broken", "cannot be imported: operator torchvision::nms does not exist")
     assert "pip install --force-reinstall torch torchvision" in found.remedy
 

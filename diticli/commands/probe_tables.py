@@ -161,8 +161,8 @@ def show_atlas(atlas: ChunkProbe) -> None:
     say(
         "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
         "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
-        f"With 95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. None: no chunk reads it, or none gains. "
-        f"{AGAINST_THE_IDEA}"
+        f"With 95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. None: all chunks together do not surely "
+        f"read it, or no chunk alone does. {AGAINST_THE_IDEA}"
     )
 
 

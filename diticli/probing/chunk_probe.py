@@ -70,7 +70,8 @@ class AttributeChunks:
         prefix: [K] skill of chunks 0..k.
         flat: whether nearly all chunks alone have at least half the skill of nearly the best one, so that a centre
             would say nothing: it is the middle whatever the attribute is.
-        centre_alone: timestep, see the module; None where no chunk alone is above the base rate, or all are alike.
+        centre_alone: timestep, see the module; None where no chunk alone, or not all together, are above the base rate,
+            or all are alike.
         centre_prefix: likewise, None where all chunks together are not.
     """
 
@@ -200,6 +201,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
     found = _above_zero(values[alone], resampled_SB[alone])
+    read = (estimates[0].value if estimates[0].low is None else estimates[0].low) > 0
     flat = bool(found.mean() >= 1 - _FEW_CHUNKS and _alike(values[alone]))
     return AttributeChunks(
         name=target.name,
@@ -213,11 +215,9 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         prefix=tuple(estimates[prefix]),
         flat=flat,
         centre_alone=None
-        if flat
+        if flat or not read
         else _centre(middles, *(_gated(many[alone], found) for many in (values, resampled_SB))),
-        centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB)))
-        if (estimates[0].value if estimates[0].low is None else estimates[0].low) > 0
-        else None,
+        centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB))) if read else None,
     )
 
 
