@@ -7,9 +7,9 @@ Skill is the scale of `diticli.probing.resampling`: 0 is the base rate, 1 is eve
 bootstrap 95 % intervals over test rows, to first order, with the very draws of the probe's table.
 
 The centre of mass of an attribute in t is a weighted mean of the chunks' mid timesteps, in two readings:
-- alone: weights are the skills of the chunks alone, where they are above 0 beyond chance. It says where the attribute
-  is found at all. Where nearly every chunk has much of the skill, the mean would be the middle by construction and is
-  left out.
+- alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
+  found at all. Where nearly every chunk has much of the skill, the mean would be the middle by construction and is left
+  out; so it is where all chunks together have none beyond chance.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
   from where on it is found. A timestep of chunk k sees just these chunks, so it is what "lost at t" means for
   features (arXiv 2401.11430, section 4).
@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -200,8 +199,8 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     estimates = [Estimate.from_resamples(value, many) for value, many in zip(values, resampled_SB, strict=True)]
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
-    found = _above_zero(values[alone], resampled_SB[alone])
-    read = (estimates[0].value if estimates[0].low is None else estimates[0].low) > 0
+    read, *found_alone = map(_above_zero, (estimates[0], *estimates[alone]))
+    found = np.array(found_alone)
     flat = bool(found.mean() >= 1 - _FEW_CHUNKS and _alike(values[alone]))
     return AttributeChunks(
         name=target.name,
@@ -221,10 +220,8 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     )
 
 
-def _above_zero(values_K: DoubleArray, resampled_KB: DoubleArray) -> npt.NDArray[np.bool_]:
-    """Which chunks have skill; of K without any, one seems to in one attribute of forty (Bonferroni, normal errors)."""
-    errors = resampled_KB.std(axis=1)
-    return values_K > np.where(np.isnan(errors), 0, NormalDist().inv_cdf(1 - 0.025 / len(values_K)) * errors)
+def _above_zero(estimate: Estimate) -> bool:
+    return (estimate.value if estimate.low is None else estimate.low) > 0
 
 
 def _alike(skills_K: DoubleArray) -> bool:
