@@ -9,6 +9,7 @@ from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 from diticli.chunks import ChunkLayout
 from diticli.editing.attribute import Move, edit_attribute
 from diticli.editing.contact_sheet import amount_texts, attribute_sheet, edit_strip, reconstruction_sheet
+from diticli.editing.engine import settled
 from diticli.editing.inputs import image_stems, slug
 from diticli.editing.quality import effect_warnings, photo_warning, reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
@@ -234,3 +235,14 @@ def test_reconstruction_without_inversion():
         reconstruct(pipeline, [A], noises=["swap"])
     with pytest.raises(ConfigError):
         reconstruct(pipeline, [])
+
+
+def test_what_is_recorded_is_the_precision_that_was_used():
+    """ "auto" says nothing to whoever wants the same picture elsewhere."""
+    model = SimpleNamespace(unet=SimpleNamespace(dtype=torch.float32, device=torch.device("cpu")))
+    used = settled(model, EditSettings())
+    assert used.describe(1000)["diti:precision"] in ("fp32", "bf16")
+    assert settled(model, EditSettings(precision="fp32")).precision == "fp32"
+    model.unet.dtype = torch.bfloat16
+    assert settled(model, EditSettings()).precision == "bf16"
+    assert settled(ReadablePipeline(), EditSettings()) == EditSettings()
