@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from diticli.commands.app import app
+from diticli.commands.failure import INTERRUPTED_STATUSES, leave_at_once
 
 
 def main() -> None:
@@ -12,7 +13,12 @@ def main() -> None:
     # For every Python that this one starts, also those of libraries (PyTorch's decoding processes, compilers): the
     # working folder, perhaps somebody else's data, must lend no modules.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    app(prog_name="diti")
+    try:
+        app(prog_name="diti")
+    except SystemExit as end:
+        if end.code in INTERRUPTED_STATUSES:
+            leave_at_once(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def build_config(
         key, separator, value = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set {quoted(assignment)} has no '='.", remedy="Write --set features.batch_size=64.")
-        merged = _merge(merged, _nest(key.strip(), _literal(value.strip())))
+        merged = _merge(merged, _nest(key.strip(), literal(value.strip())))
     return from_dict(RunConfig, merged)
 
 
@@ -152,13 +152,13 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _literal(text: str) -> Any:
-    """A TOML value; what is not one is a plain string. Commas make a list."""
+def literal(text: str) -> Any:
+    """The value of an assignment: a TOML value; what is not one is a plain string. Commas make a list."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         if "," in text:
-            return [_literal(part) for part in text.split(",")]
+            return [literal(part) for part in text.split(",")]
         return text
 
 

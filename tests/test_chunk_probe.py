@@ -120,9 +120,26 @@ def test_what_every_chunk_tells_has_no_centre_alone() -> None:
     assert found.centre_prefix is not None  # the first chunk brings it
 
 
+def test_of_many_chunks_a_few_odd_ones_make_no_centre() -> None:
+    """A row of 40 noisy skills has a low one somewhere; that does not make its middle a finding."""
+    rng = np.random.default_rng(1)
+    many = ChunkLayout.uniform(chunks=40, latent_dim=40)
+    number = rng.normal(size=900)
+    noise = np.linspace(0.9, 1.1, 40)
+    noise[[3, 17]] = 4.0
+    values = (number[:, None] + noise * rng.normal(size=(900, 40))).astype(np.float32)
+    columns = {"x": LabelColumn("number", number.astype(np.float32))}
+    meta = FeatureMeta(files=(), chunk_ends=many.ends, timestep_ends=many.timestep_ends)
+    found = probe_features(values, columns, meta=meta, atlas=True).atlas
+    assert found is not None
+    (flat,) = found.attributes
+    assert min(one.value for one in flat.alone) < 0.2 < 0.4 < max(one.value for one in flat.alone)
+    assert (flat.flat, flat.centre_alone) == (True, None)
+
+
 def test_what_is_nowhere_has_no_centre(atlas: ChunkProbe) -> None:
     for name in ("none", "luck"):
-        assert item(atlas, name).centre_prefix is None
+        assert (item(atlas, name).centre_prefix, item(atlas, name).centre_alone) == (None, None)
         assert np.abs(row(atlas, name, "alone")).max() < 0.15
     assert item(atlas, "luck").base_rate == pytest.approx(0.3, abs=0.06)
     assert item(atlas, "first").base_rate == 0

@@ -318,6 +318,8 @@ ERRORS = [
     (["train", "--preset", "huge"], 2, "There is no preset 'huge'"),
     (["train", "--set", "features.bach=1"], 2, "Did you mean 'features.batch_size'"),
     (["train", "--set", "gradient=up"], 2, "cumulative, detached, dual"),
+    (["faces", "dir", "5"], 2, "Write diti faces dir -n 5."),
+    (["train", "--chunks", "1", "--set", "chunks.count=16"], 2, "An option says chunks.count=1"),
     (["train", "--chunks", "999"], 2, "999 chunks do not fit"),
     (["train", "--resolution", "50"], 2, "not divisible"),
     (["train", "--stage-ends", "a,b"], 2, "--stage-ends 'a,b' is not a list"),

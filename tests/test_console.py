@@ -25,7 +25,7 @@ def test_tables_fit_the_columns_and_cut_no_word(capsys, monkeypatch, width):
     for place, name in enumerate(COLUMNS[:-1]):
         if name in shown:
             assert set(name.split()) | {word for row in ROWS for word in row[place].split()} <= words
-    assert ('Left out of the table "Scores"' in told.err) == (len(shown) < len(COLUMNS))
+    assert ("Not shown, as a line has" in told.err) == (len(shown) < len(COLUMNS))
     assert "base rate" not in shown or len(shown) == len(COLUMNS)
 
 

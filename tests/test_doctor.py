@@ -123,13 +123,27 @@ def test_broken_pytorch_is_told_without_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert "attention  " not in result.stdout, "no findings on attention"
 
 
+def test_a_slow_import_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a busy machine the command took minutes for diffusers alone."""
+    slow = "import time\nfor _ in range(600):\n    try:\n        time.sleep(0.1)\n    except Exception: pass\n"
+    (tmp_path / "slow_pipelines.py").write_text(slow)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(diagnose, "IMPORT_SECONDS", 0.05)
+    found = diagnose._importable("diffusers", "slow_pipelines")
+    assert found.status == "note"
+    assert "not tried to the end" in found.value
+    assert "less busy" in found.remedy
+    assert "slow_pipelines" not in sys.modules
+    monkeypatch.setattr(diagnose, "IMPORT_SECONDS", 30.0)
+    assert diagnose._importable("numpy", "numpy").status == "ok"
+
+
 def test_a_torchvision_of_another_build_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """That of PyPI is made for CUDA: beside PyTorch for the CPU, diffusers' pipelines cannot be imported."""
     text = "Failed to import pipelines (look up):\\noperator torchvision::nms does not exist"
     (tmp_path / "pipelines_of_diffusers.py").write_text(f'raise RuntimeError("{text}")')
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(diagnose.NEEDED, "diffusers", "pipelines_of_diffusers")
-    found = named(list(diagnose._software()), "diffusers")
+    found = diagnose._importable("diffusers", "pipelines_of_diffusers")
     assert (found.status, found.value) == ("broken", "cannot be imported: operator torchvision::nms does not exist")
     assert "pip install --force-reinstall torch torchvision" in found.remedy
 

@@ -268,7 +268,7 @@ def test_what_spoils_a_picture_is_said_first_in_json_and_in_the_picture(command,
     assert said.index("too few") < said.index("Wrote")
     (tmp_path / "pairs.csv").write_text("a,b\na.png,b.png\n")
     (warning,) = json.loads(command(tmp_path / "pairs.csv", "-o", tmp_path / "edits", "--json").stdout)["warnings"]
-    assert "and 1 more" in warning
+    assert "the worst of 2 such images" in warning
     (strip,) = (tmp_path / "edits").glob("*.png")
     assert in_red(strip), "and in each picture of a table"
     assert recorded(strip)[1]["diti:warnings"] == warning.replace(str(photos[0]), "a.png")

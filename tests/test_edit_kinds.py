@@ -9,8 +9,9 @@ from readable_pipeline import SIZE, A, B, ReadablePipeline, Recorder
 from diticli.chunks import ChunkLayout
 from diticli.editing.attribute import Move, edit_attribute
 from diticli.editing.contact_sheet import amount_texts, attribute_sheet, edit_strip, reconstruction_sheet
+from diticli.editing.engine import settled
 from diticli.editing.inputs import image_stems, slug
-from diticli.editing.quality import effect_warnings, reconstruction_warnings
+from diticli.editing.quality import effect_warnings, photo_warning, reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
@@ -156,16 +157,28 @@ def test_bad_reconstructions_are_named_with_their_cause():
     assert "b: the reconstruction has 9.3 dB" in bad
     assert "--steps 20" in bad
     (far,) = reconstruction_warnings({"a": 36.0, "b": 38.0}, enough, model_of(54.0, "built-in faces", 200_000))
-    assert "a and 1 more" in far
+    assert "a (the worst of 2 such images)" in far
     assert "54.0 dB is usual" in far
     assert "such as built-in faces" in far
     assert "200,000" not in far, "that many are enough"
     (far,) = reconstruction_warnings({"a": 36.0}, enough, model_of(61.0, spread=(68.0, 71.4, 48)))
-    assert "36.0 dB PSNR, where 68 to 71 dB are usual for this model (the least of 48 was 61.0 dB)" in far
+    assert "36.0 dB PSNR, where 68 to 71 dB are usual for this model (the worst of 48 images had 61.0 dB)" in far
     assert "--steps 100" in reconstruction_warnings({"a": 12.0}, ddim, model_of())[0]
     assert (
         "--steps" not in reconstruction_warnings({"a": 12.0}, EditSettings(invert_steps=9), model_of(timesteps=10))[0]
     )
+
+
+def test_photographs_are_named_before_the_cartoon_model_gets_them(tmp_path):
+    for name, size in (("anna.jpg", (8, 8)), ("wide.png", (9, 8)), ("drawn.png", (8, 8))):
+        A.convert("RGB").resize(size).save(tmp_path / name)
+    anna, wide, drawn = (str(tmp_path / name) for name in ("anna.jpg", "wide.png", "drawn.png"))
+    shipped = model_of(trained_on="built-in faces")
+    assert photo_warning([anna, "faces:3"], shipped).startswith("anna.jpg looks like a photograph")
+    assert "2 images look like photographs" in photo_warning([anna, wide, drawn], shipped)
+    assert "diti train --data" in photo_warning([anna], shipped)
+    assert photo_warning([drawn, "faces:3"], shipped) == ""
+    assert photo_warning([anna], model_of(trained_on="/photos")) == ""
 
 
 def test_a_short_training_is_named_as_the_cause():
@@ -222,3 +235,14 @@ def test_reconstruction_without_inversion():
         reconstruct(pipeline, [A], noises=["swap"])
     with pytest.raises(ConfigError):
         reconstruct(pipeline, [])
+
+
+def test_what_is_recorded_is_the_precision_that_was_used():
+    """ "auto" says nothing to whoever wants the same picture elsewhere."""
+    model = SimpleNamespace(unet=SimpleNamespace(dtype=torch.float32, device=torch.device("cpu")))
+    used = settled(model, EditSettings())
+    assert used.describe(1000)["diti:precision"] in ("fp32", "bf16")
+    assert settled(model, EditSettings(precision="fp32")).precision == "fp32"
+    model.unet.dtype = torch.bfloat16
+    assert settled(model, EditSettings()).precision == "bf16"
+    assert settled(ReadablePipeline(), EditSettings()) == EditSettings()

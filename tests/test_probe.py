@@ -236,6 +236,11 @@ def test_groups_reach_the_report() -> None:
     report = probe_features(values, columns(values, rng), ids)
     assert report.groups == 50
     assert "50 groups kept together" in report.describe_split()
+    again = {"who": LabelColumn("category", np.array([f"p{i % 50}" for i in range(N)]))}
+    report = probe_features(values, columns(values, rng) | again, ids)
+    assert [(item.name, item.reason) for item in report.skipped if item.name == "who"] == [
+        ("who", "it is the group, which the split keeps together")
+    ]
 
 
 def test_a_given_split_is_used_and_said() -> None:

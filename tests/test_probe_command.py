@@ -90,6 +90,28 @@ def test_atlas_goes_into_table_report_and_heatmaps(
     assert not list((folder / "out").glob("*.png")), "those of the earlier probe"
 
 
+def test_a_terminal_shows_the_best_and_the_least_of_many_and_says_where_all_are(
+    run: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diticli.commands import probe_tables
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(probe_tables, "MOST_ROWS", 4)
+    monkeypatch.setattr(probe_tables, "BEST_ROWS", 2)
+    values = np.random.default_rng(1).normal(size=(300, 6))
+    lines = [f"{i:03d}.png,{','.join(f'{v:.4f}' for v in row)}" for i, row in enumerate(values)]
+    (folder / "labels.csv").write_text("\n".join(["filename," + ",".join(f"n{i}" for i in range(6)), *lines]) + "\n")
+    assert all(f"n{i}" in run().stdout for i in range(6)), "a pipe gets all"
+    monkeypatch.setattr("diticli.commands.probe_tables._on_terminal", lambda: True)
+    result = run("--overwrite")
+    assert sum(f"n{i} " in result.stdout for i in range(6)) == 3
+    assert "… 3 others" in result.stdout
+    assert "3 attributes are not shown" in result.stderr
+    assert "out/report.json holds all" in result.stderr
+    assert "no better than guessing" in result.stderr.lower()
+    assert {one["than_guessing"] for one in report_of(folder)["attributes"]} <= {"better", "no better", "worse"}
+
+
 def test_metrics_score_dims_and_chunks(run: Callable[..., Any], folder: Path) -> None:
     result = run("--metrics")
     assert result.exit_code == 0, result.output

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # its import takes as long as that of diti's own modules, and
 
 PATH_LENGTH = 24
 """Characters that are left of a path which is too long for a table."""
-WORD_LENGTH = 40
+WORD_LENGTH = 30
 """Likewise of a word: a table of labels may have a column whose name is thousands of characters."""
 
 
@@ -68,9 +68,10 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, spare: 
     console.print(Text(printable(title)))  # a title of the table's own would wrap at the table's width
     console.print(table)
     if left_out := [column[0] for index, column in enumerate(cells) if index not in kept]:
+        named = ", ".join(f'"{name}"' for name in left_out)
         say(
-            f'Left out of the table "{title}", as a line has {console.width} characters: {", ".join(left_out)}. '
-            "A wider terminal or COLUMNS=160 shows them."
+            f"Not shown, as a line has {console.width} characters: the column{'s' * (len(left_out) > 1)} {named}. "
+            f"COLUMNS=160 or a wider terminal shows {'them' if len(left_out) > 1 else 'it'}."
         )
 
 

@@ -35,9 +35,10 @@ def doctor(device: DeviceOption = None, tune: TuneOption = False, as_json: JsonO
     """
     from dataclasses import asdict
 
-    from diticli.commands.console import emit_json, reporter
+    from diticli.commands.console import emit_json, reporter, say
     from diticli.doctor.diagnose import diagnose
 
+    say("Importing PyTorch and diffusers, and compiling a tiny function: on a busy machine up to a minute or so.")
     if tune:
         from diticli.doctor.tuning import tune_presets
         from diticli.models.device import resolve_device

@@ -67,7 +67,7 @@ def pair(options: PairOptions) -> None:
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
     unseen = effect_warnings(result) if options.chunks else []  # of an overview one expects rows that show nothing
-    request.finish(options, model, pair_sheet(result), settings, facts, quality, warnings=unseen)
+    request.finish(options, model, pair_sheet(result), result.settings, facts, quality, warnings=unseen)
 
 
 def attribute(options: AttributeOptions) -> None:
@@ -127,7 +127,7 @@ def attribute(options: AttributeOptions) -> None:
     quality = dict(zip(result.names, result.psnr, strict=True))
     warnings = chance_warnings(scores, [*result.attributes, *result.also])
     warnings += unmoved_warnings(result, read, scores, model)
-    request.finish(options, model, attribute_sheet(result, scores), settings, facts, quality, warnings=warnings)
+    request.finish(options, model, attribute_sheet(result, scores), result.settings, facts, quality, warnings=warnings)
 
 
 def reconstruct(options: ReconstructOptions) -> None:
@@ -148,7 +148,7 @@ def reconstruct(options: ReconstructOptions) -> None:
         "model_hash": result.model_hash,
     }
     quality = dict(zip(result.names, result.psnr.get("keep", ()), strict=False))
-    request.finish(options, model, reconstruction_sheet(result), settings, facts, quality)
+    request.finish(options, model, reconstruction_sheet(result), result.settings, facts, quality)
 
 
 def table(options: TableOptions) -> None:

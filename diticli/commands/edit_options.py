@@ -98,7 +98,8 @@ class SamplingOptions:
         _option(
             "--metadata/--no-metadata",
             panel="Output",
-            help="Write into every picture how it was made: the command with the names of its files, model, settings.",
+            help="Write into every picture how it was made: the command with its files as they were given, folders and "
+            "all, so that it can be repeated; model, settings.",
         ),
     ] = True
     overwrite: OverwriteOption = False

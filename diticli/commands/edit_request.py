@@ -198,14 +198,18 @@ def read_images(options: Options, model: DiTiModel) -> list[Image.Image]:
 
 
 def say_resizings(sources: Sequence[str], model: DiTiModel) -> None:
-    """On stderr how images become what the model sees; only the first few are looked at, and fewer are named."""
-    from diticli.commands.console import say
+    """On stderr how images become what the model sees, and whether they suit it; only the first few are looked at, and
+    fewer are named."""
+    from diticli.commands.console import reporter, say
+    from diticli.editing.quality import photo_warning
 
+    if warning := photo_warning(sources[:SIZES_SEEN], model):
+        reporter().warn(warning)
     said = resizings(sources[:SIZES_SEEN], model)
     for line in said[:SIZES_SHOWN]:
         say(line)
     if len(said) > SIZES_SHOWN:
-        say(f"{len(said) - SIZES_SHOWN} more images{' at least' * (len(sources) > SIZES_SEEN)} likewise.")
+        say(f"{'At least ' * (len(sources) > SIZES_SEEN)}{len(said) - SIZES_SHOWN} more images likewise.")
 
 
 def resizings(sources: Sequence[str], model: DiTiModel) -> list[str]:

@@ -80,7 +80,7 @@ def _show(title: str, table: tuple[list[str], list[list[Cell]]]) -> None:
 
     columns, rows = table
     if rows:
-        show_table(title, columns, [[_text(cell) for cell in row] for row in rows])
+        show_table(title, columns, [[_text(cell) for cell in row] for row in rows], spare=["second"])
 
 
 def _text(cell: Cell) -> str:

@@ -13,7 +13,7 @@ from diticli.errors import ConfigError
 
 def faces(
     folder: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Argument(
             metavar="[OUT]",
             help="Folder for the pictures and labels.csv; made when missing.",
@@ -39,11 +39,13 @@ def faces(
 
     Example: diti faces shapes -n 1000 --size 64 --seed 0
     """
-    if (folder is None) == (option is None):
-        text = "Two folders are named." if folder else "No folder is named for the faces."
+    named = [*(folder or ()), *([option] if option else [])]
+    if len(named) > 1 and str(named[1]).isdecimal():
+        raise ConfigError(f"{named[1]} is no folder.", remedy=f"Write diti faces {named[0]} -n {named[1]}.")
+    if len(named) != 1:
+        text = f"{len(named)} folders are named." if named else "No folder is named for the faces."
         raise ConfigError(text, remedy="Write diti faces OUT, or diti faces -o OUT.")
-    out = folder or option
-    assert out is not None
+    (out,) = named
     from diticli.commands.console import emit_json, reporter, say
     from diticli.data.faces import write_faces
 

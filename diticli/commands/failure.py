@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -9,9 +10,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from diticli import errors
 from diticli.reading import printable
@@ -35,6 +37,8 @@ _LONGEST = 4000
 INTERRUPTED = 128
 """Plus the number of the signal, as a shell reports it: 130 after Ctrl-C, 143 after SIGTERM."""
 
+
+INTERRUPTED_STATUSES = (INTERRUPTED + signal.SIGINT, INTERRUPTED + signal.SIGTERM)
 
 _kept: list[Path] = []
 """What the command that runs now leaves behind when it is interrupted; empty where it never goes on."""
@@ -101,6 +105,16 @@ def explain(error: errors.DiTiError) -> int:
 def _cut(text: str) -> str:
     """The text, or its begin where it lists what nobody would read."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End as Python does, but for taking its modules apart: with PyTorch's that takes up to five seconds on a busy
+    machine, and whoever pressed Ctrl-C waits for the prompt."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def keeps(*paths: Path) -> None:

@@ -183,7 +183,7 @@ def probe(
     if as_json:
         emit_json(data)
         return
-    _show(report)
+    _show(report, out / REPORT)
     pictures = ", heatmaps" if report.atlas else ""
     say(f"Wrote {out}: report.json, probe.safetensors, directions.json and directions.safetensors{pictures}.")
 
@@ -217,11 +217,11 @@ def _repeat_warnings(meta: FeatureMeta) -> None:
         reporter().warn(warning)
 
 
-def _show(report: ProbeReport) -> None:
+def _show(report: ProbeReport, where: Path) -> None:
     from diticli.commands.console import say
     from diticli.commands.probe_tables import describe_statistics, show_atlas, show_disentanglement, show_scores
 
-    show_scores(report)
+    show_scores(report, where)
     if report.disentanglement:
         show_disentanglement(report.disentanglement)
     if report.atlas:

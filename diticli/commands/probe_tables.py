@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from diticli.commands.console import say, show_table
 from diticli.probing.read_scores import SHORT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diticli.chunks import ChunkLayout
     from diticli.disentanglement import DisentanglementReport, FeatureStatistics
     from diticli.probing.chunk_probe import AttributeChunks, ChunkProbe
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ["attribute", "kind", "metric", "value", "95 %", "base rate", "MSE", "R2", "fit"]
 BUSIEST = 3
+MOST_ROWS, BEST_ROWS = 44, 24
+"""Attributes of a kind that a terminal shows, and the best of them; CelebA's 40 are shown whole."""
 UNITS = (
     ("DCI disentanglement", "disentanglement"),
     ("DCI completeness", "completeness"),
@@ -32,20 +37,37 @@ UNITS = (
 )
 
 
-def show_scores(report: ProbeReport) -> None:
-    """Linear probes of all attributes, and their means."""
+def show_scores(report: ProbeReport, where: Path) -> None:
+    """Linear probes of all attributes, and their means; on a terminal the best and the least of very many.
+
+    Args:
+        report: the scores.
+        where: the file that holds all of them.
+    """
     from diticli.probing.linear import MAX_ITERATIONS
 
     columns = [*COLUMNS, *_mask_columns(report)]
     rows: list[list[str]] = []
+    shortened = 0
     for kind, means in report.means.items():
         alike = [item for item in report.attributes if item.kind == kind]
-        rows += [_row(item) for item in sorted(alike, key=lambda item: -item.value)]
-        rows += [_mean_row(kind, alike[0].metric, means, report.mean_intervals.get(kind, {}))]
+        own = [_row(item) for item in sorted(alike, key=lambda item: -item.value)]
+        if _on_terminal() and (hidden := len(own) - MOST_ROWS) > 0:
+            between_them = [f"… {hidden + 1} others", *[""] * (len(columns) - 1)]
+            own[BEST_ROWS : BEST_ROWS + hidden + 1] = [between_them]
+            shortened += hidden + 1
+        rows += [*own, _mean_row(kind, alike[0].metric, means, report.mean_intervals.get(kind, {}))]
     rows.sort(key=lambda row: row[0].startswith("mean of"))
-    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    metrics = {SHORT[item.metric] for item in report.attributes}
+    same = () if len(metrics) > 1 else ("kind", "metric")
+    used = [i for i, name in enumerate(columns) if name not in same and any(row[i] for row in rows)]
     shown = [[row[i] for i in used] for row in rows]
-    show_table("Linear probe, test rows", [columns[i] for i in used], shown, spare=["MSE", "kind", "base rate"])
+    title = "Linear probe, test rows" + (f": {min(metrics)}" if same else "")
+    show_table(title, [columns[i] for i in used], shown, spare=["MSE", "kind", "base rate"])
+    if shortened:
+        say(f"{shortened} attributes are not shown; {where} holds all.")
+    for doubt in report.doubts():
+        say(doubt)
     if names := [item.name for item in report.attributes if not _converged(item)]:
         say(
             f"Not converged within {MAX_ITERATIONS} iterations: {', '.join(names)}. Their scores may be off: look for "
@@ -53,6 +75,10 @@ def show_scores(report: ProbeReport) -> None:
         )
     for skipped in report.skipped:
         say(f"Not probed: {skipped.name} ({skipped.reason}).")
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _mask_columns(report: ProbeReport) -> list[str]:
@@ -125,18 +151,18 @@ def show_atlas(atlas: ChunkProbe) -> None:
     from diticli.probing.chunk_probe import AGAINST_THE_IDEA, GAIN_CENTRE, OWN_SKILL_CENTRE
 
     items = sorted(atlas.attributes, key=lambda item: item.centre_prefix.value if item.centre_prefix else float("inf"))
-    columns = ["attribute", "skill of all", "best alone", "most its own", "gain centre t", "own-skill centre t"]
+    columns = ["attribute", "skill of all", "best alone", "most unique", "gain centre t", "own-skill centre t"]
     show_table(
         "Skill of chunks: 0 is the base rate, 1 everything",
         columns,
         [_atlas_row(item) for item in items],
-        spare=["most its own"],
+        spare=["most unique"],
     )
     say(
         "Skill is R2 for numbers; for others the share of the way from the base rate to 1, of the average precision "
         "(binary) or of the share that is right (categories), by linear models in closed form: not the scores above. "
-        f"With 95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. None: no chunk reads it, or none gains. "
-        f"{AGAINST_THE_IDEA}"
+        f"With 95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. None: all chunks together do not surely "
+        f"read it, or no chunk alone does. {AGAINST_THE_IDEA}"
     )
 
 

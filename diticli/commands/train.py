@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from diticli.commands.options import JsonOption
 from diticli.config_groups import MODULAR, parse_value_range
 from diticli.data.faces_word import is_faces
 from diticli.errors import ConfigError
-from diticli.settings import build_config, read_settings
+from diticli.settings import build_config, literal, read_settings
 from diticli.training.advice import budget_warnings, images_notes, trained_stages
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ def train(
         "seed": seed,
     }
     given = read_settings(config) if config else {}
+    say("Loading PyTorch and diffusers.")
     source = data or given.get("data", {}).get("source", "faces")
+    _check_assignments(set_ or (), options)
     settings = build_config(
         preset or given.get("preset") or _choose_preset(source, device, value_range),
         file=config,
@@ -171,6 +174,15 @@ def _check_budget(minutes: float | None, base_images: int | None, images: int | 
             "--minutes plans the images of both stages, and images are given.",
             remedy="Give --minutes, or --base-images and --images.",
         )
+
+
+def _check_assignments(assignments: Sequence[str], options: Mapping[str, Any]) -> None:
+    """A setting has one value. What an option says of both stages, --set may say otherwise of one."""
+    for assignment in assignments:
+        key, _, text = (part.strip() for part in assignment.partition("="))
+        said = None if key.startswith(("base.", "features.")) else options.get(key)
+        if said is not None and (value := literal(text)) != said:
+            raise ConfigError(f"An option says {key}={said}, and --set says {key}={value}.", remedy="Give one of them.")
 
 
 def _say_duration(settings: RunConfig, target: Path) -> None:

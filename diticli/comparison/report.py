@@ -37,6 +37,7 @@ from diticli.pictures.grids import save_png
 from diticli.pictures.heatmaps import chunk_heatmap
 from diticli.pictures.report import Section, write_report
 from diticli.probing.chunk_probe import AGAINST_THE_IDEA, GAIN_CENTRE, OWN_SKILL_CENTRE
+from diticli.probing.report import guessing_doubts
 from diticli.training.rundir import versions
 
 REPORT, DATA, COMMANDS = "report.html", "compare.json", "commands.sh"
@@ -158,6 +159,8 @@ def _attributes(result: Comparison) -> Section:
     if skipped := report.get("skipped"):
         skipped_text = "; ".join(f"{item['name']} ({item['reason']})" for item in skipped)
         text += f"\n\nNot probed: {skipped_text}."
+    for name, probed in result.probed.items():
+        text += "".join(f"\n\n{name}: {doubt}" for doubt in guessing_doubts(probed.report["attributes"]))
     return Section(title="Attribute by attribute", text=text, table=attribute_table(result), sortable=True)
 
 

@@ -10,8 +10,11 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,13 +38,19 @@ OTHER_BUILD = "Install both from one place: pip install --force-reinstall torch 
 LOW_DISK_GIB = 5
 COMPILE_SECONDS = 8.0
 CUDA_COMPILE_SECONDS = 30.0
+SLOWEST, IMPORT_SECONDS = "diffusers", 30.0
+"""The package whose import takes longest, on two busy cores minutes, and how long it may."""
+
+
+class _ImportIsSlowError(BaseException):
+    """No Exception, so that no module that tries optional packages takes it for a missing one."""
 
 
 def diagnose(device: str | None = None) -> list[Finding]:
     """All findings for `device` (cpu, cuda, cuda:N; None takes CUDA where there is one).
 
-    Takes the time of importing PyTorch and diffusers, and at most `COMPILE_SECONDS` (on CUDA
-    `CUDA_COMPILE_SECONDS`) beside it.
+    Takes the time of importing PyTorch, at most `COMPILE_SECONDS` (on CUDA `CUDA_COMPILE_SECONDS`) beside it, and at
+    most `IMPORT_SECONDS` for diffusers.
 
     Raises:
         DeviceError: for a device that this machine does not have.
@@ -54,6 +63,8 @@ def diagnose(device: str | None = None) -> list[Finding]:
             findings.append(_compilation(trial, _is_cuda(device)))
     finally:
         trial.stop()
+    # Last, as an import that is stopped leaves PyTorch's own modules half imported.
+    findings.insert(2, _importable(SLOWEST, NEEDED[SLOWEST]))
     return findings + list(_storage())
 
 
@@ -106,7 +117,8 @@ def _compilation(trial: CompileTrial, cuda: bool) -> Finding:
 def _software() -> Iterator[Finding]:
     yield Finding(topic="software", name="python", value=f"{platform.python_version()} ({sys.executable})")
     for package, module in NEEDED.items():
-        yield _importable(package, module)
+        if package != SLOWEST:
+            yield _importable(package, module)
     for package, remedy in OPTIONAL.items():
         try:
             value = ": ".join([version(package), *([BRINGS[package]] if package in BRINGS else [])])
@@ -121,10 +133,15 @@ def _importable(package: str, module: str) -> Finding:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        importlib.import_module(module)
+        with _limited(IMPORT_SECONDS if package == SLOWEST else 0.0):
+            importlib.import_module(module)
         return Finding(topic="software", name=package, value=version(package))
     except PackageNotFoundError:
         return Finding(topic="software", name=package, value="of unknown version")
+    except _ImportIsSlowError:
+        value = f"{version(package)}, not tried to the end: its import took longer than {IMPORT_SECONDS:g} s"
+        remedy = "Ask again when the machine is less busy."
+        return Finding(topic="software", name=package, value=value, status="note", remedy=remedy)
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError) as error:
         text = str(error).strip() or repr(error)
         reason, remedy = text.splitlines()[0], f"Install it anew: pip install --force-reinstall {package}."
@@ -134,6 +151,25 @@ def _importable(package: str, module: str) -> Finding:
         return Finding(topic="software", name=package, value=value, status="broken", remedy=remedy)
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise `_ImportIsSlowError` in the block after so many seconds; 0, or outside the main thread: never."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _ImportIsSlowError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def torchvision_of_another_build(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from diticli.chunks import ChunkLayout
-from diticli.editing.engine import EditablePipeline, Job, Latents, Outcome, drawn_noise, model_name, run_jobs
+from diticli.editing.engine import EditablePipeline, Job, Latents, Outcome, drawn_noise, model_name, run_jobs, settled
 from diticli.editing.mixing import check_chunks
 from diticli.editing.results import AttributeResult, Chunks, Move, Reconstruction
 from diticli.editing.settings import SINGLE_IMAGE_NOISE, EditSettings
@@ -82,7 +82,7 @@ def edit_attribute(
             range.
         LabelError: for an attribute or a mask that the directions lack.
     """
-    settings = settings or EditSettings()
+    settings = settled(pipeline, settings or EditSettings())
     _check(images, attributes, amounts, chunk_sets, pipeline.chunks, settings)
     wanted = product(range(len(images)), attributes, chunk_sets, amounts)
     moves = list(dict.fromkeys(Move(*parts) for parts in wanted))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -21,9 +21,11 @@ from PIL import Image
 from diticli.chunks import ChunkLayout
 from diticli.editing.results import Label, Reconstruction
 from diticli.editing.settings import EditSettings, Noise
+from diticli.models.device import resolve_precision
 from diticli.models.largest_batch import on_halves
 from diticli.pictures.tiles import Pixels, psnr, to_uint8
 from diticli.progress import Reporter, SilentReporter
+from diticli.sampling.defaults import DEFAULT_PRECISION
 from diticli.sampling.types import StepCallback
 
 
@@ -213,6 +215,15 @@ def decode_all(
 def model_name(pipeline: EditablePipeline) -> str:
     """What the model was loaded as; "" where it was not."""
     return str(getattr(pipeline, "model_id", ""))
+
+
+def settled(pipeline: EditablePipeline, settings: EditSettings) -> EditSettings:
+    """The settings with the precision that the networks compute in, as pictures and JSON say it."""
+    unet = getattr(pipeline, "unet", None)
+    if unet is None or unet.dtype != torch.float32:
+        return replace(settings, precision="bf16") if getattr(unet, "dtype", None) == torch.bfloat16 else settings
+    wanted = settings.precision or DEFAULT_PRECISION[settings.solver]
+    return replace(settings, precision=resolve_precision(wanted, unet.device))
 
 
 def batch_of(pipeline: EditablePipeline, x0: torch.Tensor, settings: EditSettings) -> int:

@@ -27,6 +27,7 @@ from diticli.editing.engine import (
     decode_all,
     invert_all,
     model_name,
+    settled,
 )
 from diticli.editing.inputs import read_source, source_name
 from diticli.editing.many_files import (
@@ -117,7 +118,7 @@ def edit_many(
     options, reporter = options or ManyOptions(), reporter or SilentReporter()
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
-    options = replace(options, settings=_compiled(pipeline, plan, options.settings))
+    options = replace(options, settings=settled(pipeline, _compiled(pipeline, plan, options.settings)))
     sampler = pipeline.sampler(**options.settings.sampler_kwargs())
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")

@@ -26,6 +26,7 @@ from diticli.editing.engine import (
     drawn_noise,
     model_name,
     run_jobs,
+    settled,
 )
 from diticli.editing.mixing import check_chunks, mix_chunks, slerp
 from diticli.editing.results import SIDES, Edit, EditResult, Label, Reconstruction, Side
@@ -65,7 +66,7 @@ def edit_pair(
         ChunkError: for an empty set or a chunk that the model lacks.
         ConfigError: without chunk sets or alphas, or for more steps than the model has timesteps.
     """
-    settings = settings or EditSettings()
+    settings = settled(pipeline, settings or EditSettings())
     edits = plan_edits(chunk_sets, alphas, pipeline.chunks)
     x0 = pipeline.preprocess([image_a, image_b])
     decoded = to_decode(edits, settings)

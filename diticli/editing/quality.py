@@ -3,13 +3,15 @@ chunks without effect."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from diticli.chunks import ChunkLayout
-from diticli.data.faces_word import IN_WORDS
+from diticli.data.decode import picture_size
+from diticli.data.faces_word import IN_WORDS, is_faces
 from diticli.editing.results import SIDES, Edit, EditResult, decibels
 from diticli.editing.settings import EditSettings
 from diticli.sampling.defaults import DEFAULT_STEPS
@@ -67,11 +69,34 @@ def reconstruction_warnings(psnr: Mapping[str, float], settings: EditSettings, m
     if not poor:
         return []
     worst = min(poor, key=lambda name: psnr[name])
-    others = f" and {len(poor) - 1} more" if len(poor) > 1 else ""
+    others = f" (the worst of {len(poor)} such images)" if len(poor) > 1 else ""
     beside = f", where {_usual(model)}" if worst in far else ""
     consequence = " Edits show that error, not what was changed." if bad else ""
     cause = _cause(settings, model, as_usual=usual is not None and not far)
     return [f"{worst}{others}: the reconstruction has {decibels(psnr[worst])} PSNR{beside}.{consequence} {cause}"]
+
+
+def photo_warning(sources: Sequence[str], model: KnownModel) -> str:
+    """What is to be said before photographs are given to a model of cartoon faces; "" where none seems to be one.
+
+    A file is taken for a photograph where it is a JPEG or no square: drawn faces are square PNGs.
+    """
+    if model.trained_on != IN_WORDS:
+        return ""
+    photos = [source for source in sources if not is_faces(source) and _like_a_photo(Path(source))]
+    if not photos:
+        return ""
+    one = len(photos) == 1
+    which = f"{Path(photos[0]).name} looks like a photograph" if one else f"{len(photos)} images look like photographs"
+    return (
+        f"{which}, and this model knows drawn faces only: photographs come back changed, and edits of "
+        "them mean little. Train a model on photographs: diti train --data FOLDER."
+    )
+
+
+def _like_a_photo(path: Path) -> bool:
+    size = picture_size(path)
+    return size is not None and (path.suffix.lower() in (".jpg", ".jpeg") or size[0] != size[1])
 
 
 def effect_warnings(result: EditResult) -> list[str]:
@@ -95,16 +120,19 @@ def _usual(model: KnownModel) -> str:
     if model.usual_range is None:
         return f"{least} is usual for this model"
     low, high, images = model.usual_range
-    return f"{low:.0f} to {high:.0f} dB are usual for this model (the least of {images} was {least})"
+    return f"{low:.0f} to {high:.0f} dB are usual for this model (the worst of {images} images had {least})"
 
 
 def _cause(settings: EditSettings, model: KnownModel, *, as_usual: bool) -> str:
     """`as_usual`: its own images come back no better."""
     timesteps = model.chunks.timesteps
+    images = f", such as {model.trained_on}" if model.trained_on else ""
     steps, enough = min(settings.steps_run(timesteps)), min(ENOUGH_STEPS[settings.solver], timesteps - 1)
     if steps < enough:
-        return f"{steps} steps of {settings.solver} are too few: use --steps {enough}."
-    images = f", such as {model.trained_on}" if model.trained_on else ""
+        return (
+            f"{steps} steps of {settings.solver} are too few: use --steps {enough}. Where that changes little, the "
+            f"images are unlike those that the model was trained on{images}."
+        )
     short = short_training(model.trained_images, faces=model.trained_on == IN_WORDS)
     cause = (
         f"The model gives its own images back no better ({decibels(model.usual_psnr or 0.0)})."

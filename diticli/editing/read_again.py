@@ -102,7 +102,7 @@ def unmoved_warnings(
             continue
         furthest = max((move for move in read if move[:2] == (still[0], attribute)), key=lambda move: abs(move.amount))
         (asked, found), name = read[furthest], shortened(printable(attribute))
-        others = f" and {len(still) - 1} more" if len(still) > 1 else ""
+        others = f" and {len(still) - 1} other{'s' * (len(still) > 2)}" if len(still) > 1 else ""
         warnings.append(
             f"{name} is read{f' ({score.short()})' if score else ''} but hardly moves in "
             f"{result.names[still[0]]}{others}: {furthest.amount:+g} asked for {asked:+.1f} sd of what the probe "

@@ -21,6 +21,7 @@ from diticli.editing.engine import (
     drawn_noise,
     model_name,
     run_jobs,
+    settled,
 )
 from diticli.editing.results import Reconstruction, ReconstructionResult
 from diticli.editing.settings import SINGLE_IMAGE_NOISE, EditSettings, Noise
@@ -55,7 +56,7 @@ def reconstruct(
         ConfigError: without images or noises, for a noise that needs a second image, or for more steps than the
             model has timesteps.
     """
-    settings = settings or EditSettings()
+    settings = settled(pipeline, settings or EditSettings())
     if not images or not noises:
         raise ConfigError("A reconstruction needs at least one image and one noise.", remedy="Give both.")
     if wrong := [noise for noise in noises if noise not in SINGLE_IMAGE_NOISE]:

@@ -46,7 +46,7 @@ def atlas_table(atlas: SwapEffects) -> Table:
         if name in atlas.unreadable:
             continue
         order = sorted(range(len(shares)), key=lambda g: -shares[g].value)[:2]
-        best: list[Cell] = [f"{digits(shares[g].value)} in {chunk_text(atlas.groups[g])}" for g in order]
+        best: list[Cell] = [f"{between(shares[g])} in {chunk_text(atlas.groups[g])}" for g in order]
         best += [None] * (2 - len(best))
         alone = atlas.concentration[name]
         ending: list[Cell] = [between(atlas.centres[name], 0), digits(alone)]

@@ -45,7 +45,14 @@ def classifier_text(classifier: AttributeClassifier) -> str:
     text = f"The attribute classifier reads {len(names) - len(poor)} of {len(names)} attributes well enough to judge."
     if not poor:
         return text
-    return f"{text} Not judged: {', '.join(poor)}. More --learn images or --epochs may help."
+    worse = worse_than_guessing(classifier)
+    guessing = f" Worse than guessing: {', '.join(worse)}." if worse else ""
+    return f"{text} Not judged: {', '.join(poor)}.{guessing} More --learn images or --epochs may help."
+
+
+def worse_than_guessing(classifier: AttributeClassifier) -> list[str]:
+    """Attributes whose reliability is below 0, which is what guessing scores."""
+    return [name for name, score in classifier.reliability.items() if score < 0]
 
 
 def swap_table(result: Faithfulness, *, rates: bool = True) -> Table:
@@ -137,6 +144,7 @@ def write_evaluation(
         "images": images.name,
         "reader": {"learned_from": len(images.learn_NCHW), "reliability": to_json(classifier.reliability)},
         "unreadable": unreadable(classifier),
+        "worse_than_guessing": worse_than_guessing(classifier),
         "models": [
             {**result.to_dict(), **(evidence[index][0].to_dict() if evidence else {})}
             for index, result in enumerate(results)
@@ -170,10 +178,11 @@ def _classifier_section(classifier: AttributeClassifier, images: EvaluationImage
     text = (
         f"A small network learned to predict the attributes from {len(images.learn_NCHW):,} images ({images.name}), "
         "independently of the models. Its reliability on held-out images: R2 of a number, 2 (AUC - 0.5) of a binary "
-        "attribute."
+        "attribute; guessing scores 0."
     )
     rows: list[list[Cell]] = [
-        [name, f"{score:.2f}", "not judged" if name in poor else ""] for name, score in classifier.reliability.items()
+        [name, f"{score:.2f}", ("not judged" if name in poor else "") + ", worse than guessing" * (score < 0)]
+        for name, score in classifier.reliability.items()
     ]
     return Section(title="The attribute classifier", text=text, table=(["attribute", "reliability", ""], rows))
 

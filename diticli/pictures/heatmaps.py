@@ -102,7 +102,10 @@ def chunk_heatmap(
     width = max(4.0, beside + cell * (layout.chunks + 2))
     unsure = "" if sure_RK is None else f"{'White' if bar else 'Grey on white'}: the 95 % interval holds 0"
     texts = ["timestep t (0: clean, T: noise)", note, unsure, f"Red: {marks_label}" if any(marks or ()) else ""]
-    above, below = _wrapped(title, width / 0.115), "\n".join(_wrapped(text, width / 0.077) for text in texts if text)
+    # What stands below is centred on the axes, which begin right of the names.
+    axes_width = max(cell * (layout.chunks + 2), width - beside)
+    above = _wrapped(title, width / 0.115)
+    below = "\n".join(_wrapped(text, axes_width / 0.077) for text in texts if text)
     sure = None if sure_RK is None else np.asarray(sure_RK, dtype=bool)
 
     def draw(axes: Axes) -> None:

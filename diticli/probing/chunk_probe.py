@@ -8,7 +8,8 @@ bootstrap 95 % intervals over test rows, to first order, with the very draws of 
 
 The centre of mass of an attribute in t is a weighted mean of the chunks' mid timesteps, in two readings:
 - alone: weights are the skills of the chunks alone, where their intervals lie above 0. It says where the attribute is
-  found at all. Where every chunk has much of the skill, the mean would be the middle by construction and is left out.
+  found at all. Where nearly every chunk has much of the skill, the mean would be the middle by construction and is left
+  out; so it is where all chunks together have none beyond chance.
 - prefix: weights are the increments of the skill of chunks 0..k, with their signs, so that chance cancels. It says
   from where on it is found. A timestep of chunk k sees just these chunks, so it is what "lost at t" means for
   features (arXiv 2401.11430, section 4).
@@ -38,6 +39,9 @@ from diticli.types import DoubleArray
 Dims = tuple[int, ...]
 
 _FLAT = 0.5
+_FEW_CHUNKS = 0.1
+"""Share of the chunks, at either end, that may have less or more than the others in a flat row: of 64 noisy skills the
+least is always far below the best."""
 
 GAIN_CENTRE = "gain centre: mean timestep of the chunks, weighted by the skill that chunks 0 to k gain with chunk k"
 OWN_SKILL_CENTRE = "own-skill centre: mean timestep of the chunks, weighted by the skill of each chunk alone"
@@ -63,9 +67,10 @@ class AttributeChunks:
         alone: [K] skill of each chunk alone.
         unique: [K] skill that only this chunk has: skill of all minus skill of all others.
         prefix: [K] skill of chunks 0..k.
-        flat: whether every chunk alone has at least half the skill of the best one, so that a centre would say
-            nothing: it is the middle whatever the attribute is.
-        centre_alone: timestep, see the module; None where no chunk alone is above the base rate, or all are alike.
+        flat: whether nearly all chunks alone have at least half the skill of nearly the best one, so that a centre
+            would say nothing: it is the middle whatever the attribute is.
+        centre_alone: timestep, see the module; None where no chunk alone, or not all together, are above the base rate,
+            or all are alike.
         centre_prefix: likewise, None where all chunks together are not.
     """
 
@@ -194,8 +199,9 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     estimates = [Estimate.from_resamples(value, many) for value, many in zip(values, resampled_SB, strict=True)]
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
     middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
-    found = np.array([_above_zero(one) for one in estimates])
-    flat = bool(found[alone].all() and values[alone].min() >= _FLAT * values[alone].max())
+    read, *found_alone = map(_above_zero, (estimates[0], *estimates[alone]))
+    found = np.array(found_alone)
+    flat = bool(found.mean() >= 1 - _FEW_CHUNKS and _alike(values[alone]))
     return AttributeChunks(
         name=target.name,
         kind=target.kind,
@@ -208,16 +214,21 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         prefix=tuple(estimates[prefix]),
         flat=flat,
         centre_alone=None
-        if flat
-        else _centre(middles, *(_gated(many[alone], found[alone]) for many in (values, resampled_SB))),
-        centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB)))
-        if found[0]
-        else None,
+        if flat or not read
+        else _centre(middles, *(_gated(many[alone], found) for many in (values, resampled_SB))),
+        centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB))) if read else None,
     )
 
 
 def _above_zero(estimate: Estimate) -> bool:
     return (estimate.value if estimate.low is None else estimate.low) > 0
+
+
+def _alike(skills_K: DoubleArray) -> bool:
+    """Whether the skills differ by no more than a factor of two, a few aside; of up to ten chunks none is aside."""
+    low = np.quantile(skills_K, _FEW_CHUNKS, method="lower")
+    high = np.quantile(skills_K, 1 - _FEW_CHUNKS, method="higher")
+    return bool(low >= _FLAT * high)
 
 
 def _gated(skills: DoubleArray, found_K: npt.NDArray[np.bool_]) -> DoubleArray:

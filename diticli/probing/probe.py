@@ -29,7 +29,7 @@ from diticli.probing.report import ProbeReport, attribute_report, mean_intervals
 from diticli.probing.resampling import resample_scores
 from diticli.progress import Reporter, SilentReporter
 from diticli.statistics import Bootstrap
-from diticli.targets import Target, check_lengths, make_targets
+from diticli.targets import SkippedTarget, Target, check_lengths, make_targets
 from diticli.types import FloatArray, Rows
 
 
@@ -95,7 +95,8 @@ def probe_features(
         _check_atlas(layout, values.shape[1])
     drawn = split is None
     split = split or split_rows(len(rows), groups=groups, fractions=fractions, seed=seed)
-    targets, skipped = make_targets(columns, vars(split))
+    columns, skipped = _without_groups(columns, groups)
+    targets, unfit = make_targets(columns, vars(split))
     space = FeatureSpace.fit(values, rows[split.train])
     table = ProbeRows(
         split=split,
@@ -122,7 +123,7 @@ def probe_features(
     )
     return ProbeReport(
         attributes=attributes,
-        skipped=skipped,
+        skipped=skipped + unfit,
         means=mean_scores(attributes),
         mean_intervals=mean_intervals(attributes, resampled),
         split=split.sizes,
@@ -139,6 +140,27 @@ def probe_features(
         else None,
         directions=directions,
     )
+
+
+def _without_groups(
+    columns: Mapping[str, LabelColumn], groups: Sequence[str] | None
+) -> tuple[Mapping[str, LabelColumn], tuple[SkippedTarget, ...]]:
+    """The columns, but those that say the group again: no split has one group in train and in test."""
+    if groups is None or len(set(groups)) == len(groups):
+        return columns, ()
+    same = [name for name, column in columns.items() if _says_again(column.values.tolist(), groups)]
+    if len(same) == len(columns):
+        return columns, ()
+    reason = "it is the group, which the split keeps together"
+    return (
+        {name: column for name, column in columns.items() if name not in same},
+        tuple(SkippedTarget(name=name, kind=columns[name].kind, reason=reason) for name in same),
+    )
+
+
+def _says_again(values: Sequence[object], groups: Sequence[str]) -> bool:
+    pairs = set(zip(map(str, values), groups, strict=True))
+    return len(pairs) == len({value for value, _ in pairs}) == len({group for _, group in pairs})
 
 
 def layout_of(meta: FeatureMeta | None) -> ChunkLayout | None:

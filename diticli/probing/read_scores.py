@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from diticli.reading import parse_json, printable, read_regular, shortened
 
 SHORT = {"average_precision": "AP", "pearson_r": "Pearson r", "accuracy": "accuracy", "r2": "R2"}
 """Names of metrics where there is little room."""
+
+
+AgainstGuessing = Literal["better", "no better", "worse"]
 
 
 class ProbeScore(NamedTuple):
@@ -45,6 +48,13 @@ def read_scores(probe: Path | None) -> dict[str, ProbeScore]:
 def score_of(scores: Mapping[str, ProbeScore], attribute: str) -> ProbeScore | None:
     """The score of an attribute; of a class, "attribute=class", that of its category."""
     return scores.get(attribute) or scores.get(attribute.rpartition("=")[0])
+
+
+def against_guessing(value: float, low: float | None, high: float | None, guessing: float) -> AgainstGuessing:
+    """How a score stands to what guessing scores, by its interval where there is one."""
+    if (value if low is None else low) > guessing:
+        return "better"
+    return "worse" if (value if high is None else high) < guessing else "no better"
 
 
 def is_chance(score: ProbeScore) -> bool:

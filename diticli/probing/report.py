@@ -18,6 +18,7 @@ from diticli.probing.fit import Choice
 from diticli.probing.linear_probe import LinearProbe
 from diticli.probing.masked_fit import MaskedFit
 from diticli.probing.metrics import score
+from diticli.probing.read_scores import SHORT, AgainstGuessing, against_guessing
 from diticli.probing.resampling import Resampled, intervals_of, mean_intervals_of
 from diticli.statistics import Interval
 from diticli.targets import SkippedTarget, Target
@@ -89,6 +90,15 @@ class AttributeReport:
     intervals: dict[str, Interval] = field(default_factory=dict)
     masked: MaskedScore | None = None
 
+    @property
+    def than_guessing(self) -> AgainstGuessing:
+        """Whether it is read better than by guessing, no better, or worse."""
+        return against_guessing(self.value, self.low, self.high, self.base_rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self) | {"than_guessing": self.than_guessing}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
@@ -134,11 +144,15 @@ class ProbeReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without the weights."""
         facts = {key: value for key, value in vars(self).items() if key != "directions"}
-        for key in ("attributes", "skipped"):
-            facts[key] = [asdict(item) for item in facts[key]]
+        facts["attributes"] = [item.to_dict() for item in self.attributes]
+        facts["skipped"] = [asdict(item) for item in self.skipped]
         for key in ("statistics", "disentanglement", "atlas"):
             facts[key] = None if facts[key] is None else facts[key].to_dict()
         return facts
+
+    def doubts(self) -> list[str]:
+        """Which attributes are read no better than by guessing, or worse, in words."""
+        return guessing_doubts([item.to_dict() for item in self.attributes])
 
     def describe_split(self) -> str:
         """One line for the user."""
@@ -147,6 +161,31 @@ class ProbeReport:
         origin = "as given" if self.seed is None else f"seed {self.seed}"
         doubt = few_rows(self.split["test"])
         return f"Split train / val / test: {sizes} rows, {origin}{kept}.{doubt}"
+
+
+_NAMED, _NAME_LENGTH = 6, 30
+_MEANING = {
+    "worse": "what the training images taught does not hold for the test images",
+    "no better": "their intervals hold the score of guessing",
+}
+
+
+def guessing_doubts(attributes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentences of `ProbeReport.doubts`, from its JSON."""
+    found = []
+    for verdict, meaning in _MEANING.items():
+        alike = [item for item in attributes if item.get("than_guessing") == verdict]
+        named = [
+            f"{_brief(item['name'])} ({SHORT[item['metric']]} {item['value']:.3f}, guessing {item['base_rate']:.3f})"
+            for item in alike[:_NAMED]
+        ]
+        others = f", and {len(alike) - _NAMED} more of {len(attributes)} attributes" if len(alike) > _NAMED else ""
+        found += [f"{verdict.capitalize()} than guessing: {', '.join(named)}{others}; {meaning}."] if alike else []
+    return found
+
+
+def _brief(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
 
 
 def few_rows(test: int) -> str:

@@ -65,7 +65,7 @@ class StageTrainer:
         self, stage: Stage, accelerator: Accelerator, *, compile: bool = False, reporter: Reporter | None = None
     ) -> None:
         self.stage, self.accelerator = stage, accelerator
-        self.step = 0
+        self.reporter, self.step = reporter or SilentReporter(), 0
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         self.whole = Horizon(stage.budget.steps)
@@ -78,7 +78,7 @@ class StageTrainer:
         self.ema = EMAModel(self.averaged, decay=stage.budget.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         if compile:
-            stage.objective.compile_parts(compiler_for(reporter or SilentReporter()))
+            stage.objective.compile_parts(compiler_for(self.reporter))
         with warnings.catch_warnings():  # torch 2.13 has another name for it, older ones have not
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             self.module, self.optimizer = accelerator.prepare(stage.objective, self.fused)
@@ -92,7 +92,7 @@ class StageTrainer:
             ),
             name=stage.name,
             tolerance=TOLERANCE[accelerator.mixed_precision],
-            reporter=reporter or SilentReporter(),
+            reporter=self.reporter,
         )
         self._compiled = compile
 
