@@ -111,6 +111,8 @@ def test_a_grid_with_gaps_is_named(tmp_path):
     path = save(tmp_path / "gaps.npz", images=FACES[:11], labels=labels[:11])
     gaps = "11 of 12 combinations (3 x 4 values of label_0, label_1), 11 pictures"
     assert read_labels(path).notes == (f"The factors are no complete grid: {gaps}.",)
+    measured = np.stack([np.arange(12) % 3, np.linspace(0, 1, 12)], axis=1)
+    assert read_labels(save(tmp_path / "no_grid.npz", images=FACES, labels=measured)).notes == ()
 
 
 def test_medmnist_keeps_its_parts_and_names_its_classes(tmp_path):

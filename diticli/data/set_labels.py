@@ -53,7 +53,7 @@ def _grid(columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     varying = {name: cells for name, cells in columns.items() if len(set(cells)) > 1}
     sizes = [len(set(cells)) for cells in varying.values()]
     count, rows = math.prod(sizes), len(next(iter(columns.values())))
-    if len(sizes) < 2 or count > _SPARSE * rows:
+    if len(sizes) < 2 or count > _SPARSE * rows or 2 * max(sizes) > rows:  # a column of ever new values is no factor
         return ()
     there = len(set(zip(*varying.values(), strict=True)))
     form = f"{' x '.join(map(str, sizes))} values of {', '.join(varying)}"
