@@ -111,6 +111,8 @@ def test_a_grid_with_gaps_is_named(tmp_path):
     path = save(tmp_path / "gaps.npz", images=FACES[:11], labels=labels[:11])
     gaps = "11 of 12 combinations (3 x 4 values of label_0, label_1), 11 pictures"
     assert read_labels(path).notes == (f"The factors are no complete grid: {gaps}.",)
+    measured = np.stack([np.arange(12) % 3, np.linspace(0, 1, 12)], axis=1)
+    assert read_labels(save(tmp_path / "no_grid.npz", images=FACES, labels=measured)).notes == ()
 
 
 def test_medmnist_keeps_its_parts_and_names_its_classes(tmp_path):
@@ -151,8 +153,34 @@ def test_shapes3d_and_mpi3d_know_their_factors(tmp_path, monkeypatch):
     assert columns["object_color"].values[[0, 23]].tolist() == ["class_0", "class_1"]
     grid = "2 x 2 x 3 x 2 values of object_color, object_size, horizontal, vertical"
     assert read_labels(path).notes == (f"The factors are a complete grid: {grid}.",)
+    given = read_labels(tmp_path / "mpi3d_toy.npz:1,2,3,1,1,2,2").columns
+    assert given["object_shape"].values[[0, 12]].tolist() == ["class_0", "class_1"]
+    assert given["object_size"].values[::4].tolist() == [0, 1, 2] * 2
     path = write_h5(tmp_path / "3dshapes.h5", images=FACES, labels=RNG.random((12, 6)))
     assert list(read_labels(path).columns) == [f"label_{at}" for at in range(6)]  # not its 480,000 rows: no names
+
+
+def test_sizes_of_factors_may_be_given(tmp_path):
+    path = save(tmp_path / "mine.npz", images=FACES)
+    with pytest.raises(LabelError, match="no labels") as caught:
+        read_labels(path)
+    assert f"{path}:4,4,2" in str(caught.value.remedy)
+    columns = read_labels(Path(f"{path}:shape=2, 3,size=2")).columns
+    assert {name: column.kind for name, column in columns.items()} == {
+        "shape": "category",
+        "label_1": "number",
+        "size": "binary",
+    }
+    assert columns["label_1"].values.tolist() == [0, 0, 1, 1, 2, 2] * 2
+    rows, table_rows = read_labels(Path(f"{path}:12")).match(names(path))
+    assert rows.tolist() == table_rows.tolist() == list(range(12))
+    with pytest.raises(LabelError, match="has 12 pictures, the factors 3 x 5 = 15 combinations") as caught:
+        read_labels(Path(f"{path}:3,5"))
+    assert "slowest first" in str(caught.value.remedy)
+    for wrong in ("", "3,", "0,12", "a=3,a=4", "3;4", "-3,4", ",".join("1" * 40)):
+        with pytest.raises(LabelError, match="as the sizes of factors") as caught:
+            read_labels(Path(f"{path}:{wrong}"))
+        assert "mine.npz:4,4,2" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import rendered
-from benchmarks.experiments.disent_scores import FACTORS, rotation
+from benchmarks.experiments.disent_scores import FACTORS, rotation, usable_torchvision
 from diticli.data.images import load_images, open_images
 from diticli.data.labels import read_labels
 
@@ -56,3 +56,23 @@ def test_pictures_labels_and_commands(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_rotation_is_one() -> None:
     turn = rotation()
     np.testing.assert_allclose(turn @ turn.T, np.eye(FACTORS), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:failed to JIT compile")
+def test_a_grid_that_disent_drew_is_read_as_it_drew_it(tmp_path: Path) -> None:
+    pytest.importorskip("disent")
+    usable_torchvision()
+    from disent.dataset.data import XYObjectShadedData
+
+    drawn = XYObjectShadedData(8, 2, min_square_size=2, max_square_size=3, square_size_spacing=1, palette="rainbow_4")
+    pictures = np.stack([drawn[row] for row in range(len(drawn))])
+    factors = np.stack([drawn.idx_to_pos(row) for row in range(len(drawn))])
+    np.savez_compressed(tmp_path / "drawn.npz", images=pictures)
+    sizes = ",".join(f"{name}={size}" for name, size in zip(drawn.factor_names, drawn.factor_sizes, strict=True))
+    source = open_images(str(tmp_path / "drawn.npz"), 8)
+    np.testing.assert_array_equal(load_images(source).images, pictures)
+    table = read_labels(tmp_path / f"drawn.npz:{sizes}")
+    grid = "3 x 3 x 2 x 4 x 6 values of x, y, scale, intensity, color"
+    assert table.notes == (f"The factors are a complete grid: {grid}.",)
+    columns = np.stack([table.columns[name].values for name in drawn.factor_names], axis=1)
+    np.testing.assert_array_equal(columns, factors)

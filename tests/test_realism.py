@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -100,6 +101,14 @@ def test_the_table_has_a_row_for_each_set_of_images() -> None:
 # with the extra
 
 
+def installed(name: str) -> Any:
+    """A module of the extra, else skip: torchvision may be missing, or for another build of PyTorch."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(str(error))
+
+
 class Means(torch.nn.Module):
     """Features of an image: the means of its channels."""
 
@@ -110,7 +119,7 @@ class Means(torch.nn.Module):
 
 
 def test_distances_of_sets_by_their_formulas() -> None:
-    pytest.importorskip("torchmetrics.image.fid")
+    installed("torchmetrics.image.fid")
     real = images(300, 4)
     moved = (real.int() // 2 + 100).to(torch.uint8)
     a, b = (x.float().mean(dim=(2, 3)).double() for x in (real, moved))
@@ -124,7 +133,7 @@ def test_distances_of_sets_by_their_formulas() -> None:
 
 
 def test_ssim_is_that_of_torchmetrics() -> None:
-    image = pytest.importorskip("torchmetrics.functional.image")
+    image = installed("torchmetrics.functional.image")
     a, b = images(3, 200), images(3, 200, seed=1)
     near = (a.float() * 0.8 + b.float() * 0.2).to(torch.uint8)
     found, missing = pairwise_measures(200, None)
@@ -135,11 +144,8 @@ def test_ssim_is_that_of_torchmetrics() -> None:
 
 
 def test_lpips_takes_the_weights_of_the_file(no_downloads: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchmetrics")
-    try:
-        from torchvision import models
-    except (ImportError, RuntimeError) as error:  # missing, or for another build of PyTorch
-        pytest.skip(str(error))
+    installed("torchmetrics")
+    models = installed("torchvision.models")
     torch.manual_seed(0)
     torch.save(models.alexnet().state_dict(), tmp_path / ALEXNET)
     found, missing = pairwise_measures(64, tmp_path)
@@ -152,11 +158,8 @@ def test_lpips_takes_the_weights_of_the_file(no_downloads: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_fid_and_kid_take_the_weights_of_the_file(no_downloads: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torchmetrics.image.fid")
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3 as theirs
-    except (ImportError, RuntimeError) as error:  # its torchvision is missing, or for another build of PyTorch
-        pytest.skip(str(error))
+    installed("torchmetrics.image.fid")
+    theirs = installed("torch_fidelity.feature_extractor_inceptionv3")
 
     def drawn(self: Any, *_: Any, **__: Any) -> None:
         """Weights as they were drawn, in place of a file's."""

@@ -4,7 +4,7 @@
 |---|---|---|
 | dSprites | `imgs` [737280, 64, 64] of 0 and 1 | `latents_values` [N, 6] |
 | Shapes3D | `images` [480000, 64, 64, 3] | `labels` [N, 6] |
-| MPI3D | `images` [1036800 or 460800, 64, 64, 3] | by the order of the rows |
+| MPI3D | `images` [1036800 or 460800, 64, 64, 3] | by the rows' order, also `given_sizes` |
 | MedMNIST | `train_images`, `val_images`, `test_images` | `train_labels`, ... [N, L] |
 | others | `images`, `image`, `imgs` or `x` | `labels`, `label`, `targets`, `target` or `y` |
 
@@ -16,6 +16,9 @@ github.com/rr-learning/disentanglement_dataset, medmnist.com.
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ import numpy.typing as npt
 
 from diticli.data.array_files import HDF5_SUFFIXES, NPZ_SUFFIXES, ImageRows, open_arrays
 from diticli.data.matlab_files import is_matlab_set, read_matlab_set
-from diticli.errors import DataError
+from diticli.errors import DataError, LabelError
 from diticli.progress import Reporter
 from diticli.reading import quoted
 
@@ -42,6 +45,9 @@ _MPI3D = ("object_color", "object_shape", "object_size", "camera_height", "backg
 _MPI3D_SIZES = {1_036_800: (6, 6, 2, 3, 3, 40, 40), 460_800: (4, 4, 2, 3, 3, 40, 40)}
 _CATEGORIES = frozenset({"shape", "object_color", "object_shape", "background_color"})
 """Factors whose numbers are names."""
+_GIVEN = re.compile(r"(.+\.(?:npz|h5|hdf5|hdf)):([^:/\\]*)", re.IGNORECASE | re.DOTALL)
+_SIZE = re.compile(r"(?:([^=]+)=)?([1-9][0-9]{0,8})")
+_MOST_FACTORS = 32
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,43 @@ def picture_axes(array: ImageRows, path: Path) -> bool:
     return len(shape) == 4 and last[0] not in (1, 3, 4)
 
 
+def given_sizes(path: Path) -> tuple[Path, dict[str, int]]:
+    """File and factor sizes of `FILE.npz:4,4,2` or `FILE.npz:shape=4,colour=4,size=2`; no sizes for any other path.
+
+    Seven sizes without names are MPI3D's factors, others are called `label_0`, `label_1`, ...
+
+    Raises:
+        LabelError: for sizes that cannot be read.
+    """
+    form = _GIVEN.fullmatch(str(path))
+    if form is None or os.path.exists(path):
+        return path, {}
+    found = [_SIZE.fullmatch(word.strip()) for word in form[2].split(",")]
+    names = _MPI3D if len(found) == len(_MPI3D) else tuple(f"label_{at}" for at in range(len(found)))
+    sizes = {word[1] or name: int(word[2]) for name, word in zip(names, found, strict=True) if word is not None}
+    if not len(sizes) == len(found) <= _MOST_FACTORS:
+        raise LabelError(
+            f"Cannot read {quoted(form[2])} as the sizes of factors.",
+            remedy=f"Write {form[1]}:4,4,2 or {form[1]}:shape=4,colour=4,size=2, the slowest factor first.",
+        )
+    return Path(form[1]), sizes
+
+
+def factors_in_order(path: Path, sizes: Mapping[str, int], count: int) -> dict[str, npt.NDArray[Any]]:
+    """Values of factors whose combinations are the rows in their order, the last factor the fastest.
+
+    Raises:
+        LabelError: when there are more or fewer combinations than pictures.
+    """
+    if (combinations := math.prod(sizes.values())) != count:
+        form = " x ".join(map(str, sizes.values()))
+        raise LabelError(
+            f"{path} has {count:,} pictures, the factors {form} = {combinations:,} combinations.",
+            remedy="Give the size of each factor, the slowest first.",
+        )
+    return _named(tuple(sizes), np.stack(np.unravel_index(np.arange(count), tuple(sizes.values())), axis=1))
+
+
 def _part_labels(
     path: Path,
     arrays: Mapping[str, ImageRows],
@@ -166,7 +209,7 @@ def _factors(
             return _named(_SHAPES3D, table)
         return _columns(table)
     if sizes := _MPI3D_SIZES.get(count):
-        return _named(_MPI3D, np.stack(np.unravel_index(np.arange(count), sizes), axis=1))
+        return factors_in_order(path, dict(zip(_MPI3D, sizes, strict=True)), count)
     return {}
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diticli.data.array_sets import PARTS, is_array_set, read_array_set
+from diticli.data.array_sets import PARTS, factors_in_order, given_sizes, is_array_set, read_array_set
 from diticli.data.label_formats import RawLabels
 from diticli.data.parquet_images import class_names, find_parquet, image_column, read_parquet_set
 from diticli.errors import DataError, LabelError
 
 _NONE = "Name a label file."
+_IN_ORDER = "Name a label file, or the sizes of factors in whose order the pictures are, e.g. {}:4,4,2."
 _SPARSE = 10
 """Combinations a picture, beyond which columns are not factors of a grid (40 yes or no, fractions)."""
 
@@ -20,16 +21,21 @@ _SPARSE = 10
 def read_set_labels(path: Path) -> RawLabels | None:
     """The labels of a data set's own file; None when the path is no such file.
 
+    Args:
+        path: the file, or `FILE:4,4,2`, see `diticli.data.array_sets.given_sizes`; these come before its own labels.
+
     Raises:
-        LabelError: when it is one but damaged, or holds no labels.
+        LabelError: when it is one but damaged, or holds no labels; for sizes that do not fit.
     """
+    path, sizes = given_sizes(path)
     try:
         if is_array_set(path):
             found = read_array_set(path)
-            if not found.labels:
-                raise LabelError(f"{path} holds pictures but no labels.", remedy=_NONE)
-            columns = {name: list(map(_cell, values.tolist())) for name, values in found.labels.items()}
             files = list(found.names())
+            labels = factors_in_order(path, sizes, len(files)) if sizes else found.labels
+            if not labels:
+                raise LabelError(f"{path} holds pictures but no labels.", remedy=_IN_ORDER.format(path))
+            columns = {name: list(map(_cell, values.tolist())) for name, values in labels.items()}
         elif (parquet := find_parquet(path)) and (path.is_dir() or image_column(path)):
             columns, files = _parquet(parquet)
         else:
@@ -47,7 +53,7 @@ def _grid(columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     varying = {name: cells for name, cells in columns.items() if len(set(cells)) > 1}
     sizes = [len(set(cells)) for cells in varying.values()]
     count, rows = math.prod(sizes), len(next(iter(columns.values())))
-    if len(sizes) < 2 or count > _SPARSE * rows:
+    if len(sizes) < 2 or count > _SPARSE * rows or 2 * max(sizes) > rows:  # a column of ever new values is no factor
         return ()
     there = len(set(zip(*varying.values(), strict=True)))
     form = f"{' x '.join(map(str, sizes))} values of {', '.join(varying)}"
