@@ -34,6 +34,7 @@ def little_to_collect() -> None:
     """What is imported by now is no garbage: going through it was a quarter of the time of all tests."""
     gc.collect()
     gc.freeze()
+    gc.collect()  # of nothing: how often Python collects by itself depends on what was left the last time
 
 
 @pytest.fixture(autouse=True)

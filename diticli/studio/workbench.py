@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from diticli.editing.attribute import move_along
-from diticli.editing.engine import ImageSampler, Job, Latents, decode_all, invert_all, model_name
+from diticli.editing.engine import ImageSampler, Job, Latents, decode_all, invert_all, model_name, settled
 from diticli.editing.inputs import check_source, read_source, resizing, source_digest, source_name
 from diticli.editing.mixing import check_chunks
 from diticli.editing.pair import pair_jobs, plan_edits, to_decode
@@ -94,7 +94,7 @@ class Workbench:
         kept: int | None = None,
     ) -> None:
         self.model = model
-        self.settings = settings or EditSettings()
+        self.settings = settled(model, settings or EditSettings())
         self.directions = directions
         self._sampler: ImageSampler = model.sampler(**self.settings.sampler_kwargs())
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
