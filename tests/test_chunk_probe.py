@@ -28,7 +28,7 @@ from diticli.probing.masked_fit import ProbeRows
 from diticli.probing.probe import layout_of, probe_features
 from diticli.probing.resampling import average_precision, resample_scores, skill_of
 from diticli.probing.subset_fits import SubsetFits, discriminant
-from diticli.statistics import Bootstrap
+from diticli.statistics import Bootstrap, Estimate
 from diticli.targets import Target, make_target
 
 K, PER = 5, 4
@@ -135,6 +135,19 @@ def test_of_many_chunks_a_few_odd_ones_make_no_centre() -> None:
     (flat,) = found.attributes
     assert min(one.value for one in flat.alone) < 0.2 < 0.4 < max(one.value for one in flat.alone)
     assert (flat.flat, flat.centre_alone) == (True, None)
+
+
+def test_centres_that_chunks_all_alike_would_have_are_named(atlas: ChunkProbe) -> None:
+    layout, first = atlas.layout, atlas.attributes[0]
+    middle = float(np.mean(np.array(layout.timestep_starts) + np.array(layout.timestep_ends))) / 2
+
+    def placed(name: str, at: float) -> AttributeChunks:
+        return replace(first, name=name, centre_alone=Estimate(value=at, low=at - 10, high=at + 10))
+
+    found = replace(atlas, attributes=(placed("light", middle + 5), placed("hat", middle + 50)))
+    assert f"holds {middle:.0f}" in found.as_if_flat()
+    assert found.as_if_flat().endswith(": light.")
+    assert replace(atlas, attributes=(placed("hat", middle + 50),)).as_if_flat() == ""
 
 
 def test_what_is_nowhere_has_no_centre(atlas: ChunkProbe) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from readable_pipeline import A, B, ReadablePipeline, Recorder, picture
 
@@ -159,6 +160,15 @@ def test_finished_pairs_are_skipped_until_anything_changes(table, tmp_path):
     assert run(rows, out, settings=EditSettings(invert_steps=1, decode_steps=1, batch_size=3)).written == ()
     assert len(run(rows, out, alphas=(1.0,)).written) == 5
     assert len(run(rows, out, alphas=(1.0,), difference=True).written) == 5
+
+
+def test_the_precision_used_is_said_and_finished_pairs_are_still_known(table, tmp_path):
+    rows, out, pipeline = read_pairs(table), tmp_path / "out", ReadablePipeline()
+    pipeline.unet = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
+    assert len(run(rows, out, pipeline).written) == 5
+    with Image.open(out / "pair2.png") as strip:
+        assert strip.info["diti:precision"] == "fp32"
+    assert run(rows, out, pipeline).written == ()
 
 
 def test_failures_are_listed_and_do_not_stop_the_rest(table, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from diticli.evaluation.evaluate import evaluate_model, reconstruction_problems
 from diticli.evaluation.images import EvaluationImages, evaluation_faces, evaluation_folder
 from diticli.evaluation.kept import KeptArrays
 from diticli.evaluation.report import (
+    FEW_PAIRS,
     check_readable,
     classifier_text,
     move_table,
@@ -431,6 +433,8 @@ def test_what_the_classifier_cannot_read_is_hidden_everywhere(faces: EvaluationI
     assert mean is not None
     assert mean.low is not None
     assert f"mean transfer rate {mean.text()}, {len(faces.judge_NCHW) // 2} pairs" in verdict_text(result)
+    assert ("too few" in verdict_text(result)) == (len(faces.judge_NCHW) // 2 < FEW_PAIRS)
+    assert "4 pairs are too few" in verdict_text(replace(result, images=8))
     others = [share.value for name, share in result.swaps[0].shares.items() if name != "skin"]
     assert mean.value == pytest.approx(np.mean(others))
     assert "Drift: mean change" in swap_legend(result)

@@ -1,6 +1,7 @@
 """Progress in a log: lines now and then, the last of them once."""
 
 import io
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,28 @@ def test_a_bar_on_80_columns_names_the_last_part_of_a_path_and_ends_before_the_l
     bar.finish()
     assert console.file.getvalue() == shown, "nothing is drawn after the message"
     assert capsys.readouterr().err == "\nStopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("title", "fields", "words"),
+    [
+        ("Reading /tmp/set/photos", {}, ("Reading /tmp/set/photos", "0:00:00 left")),
+        ("Stage features", {"loss": 0.0255}, ("Stage features", "loss 0.0255 0:00:00 left")),
+        ("Stage base", {"loss": 0.0255, "ssl_loss": 2.5}, ("loss 0.0255  ssl_loss 2.5", "left")),
+    ],
+)
+def test_a_bar_gives_way_to_the_words_beside_it(title, fields, words):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    bar = RichReporter(console)
+    bar.start(title, 3072)
+    for _ in range(3):
+        time.sleep(0.01)
+        bar.advance(300, **fields)
+    assert bar._bar is not None
+    bar._bar.refresh()
+    drawn = [line for line in console.file.getvalue().splitlines() if "900/3072" in line]
+    bar.finish()
+    assert all(word in drawn[-1] for word in (*words, "images/s"))
 
 
 def test_going_on_is_promised_where_there_is_something_to_go_on_from(tmp_path, capsys):

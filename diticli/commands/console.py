@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,16 @@ WORD_LENGTH = 30
 def say(text: str) -> None:
     """One line for the person, on stderr; of several processes of a run, the first says it."""
     if _speaks():
-        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.write(_between_words(printable(text)) + "\n")
+
+
+def _between_words(text: str) -> str:
+    """Lines as wide as a terminal, which would break inside words; what holds a command stays whole, to be copied."""
+    if not sys.stderr.isatty() or "diti " in text:
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(x, width, break_long_words=False, break_on_hyphens=False) for x in lines)
 
 
 def say_model(model: Any) -> None:

@@ -203,7 +203,7 @@ def say_resizings(sources: Sequence[str], model: DiTiModel) -> None:
     from diticli.commands.console import reporter, say
     from diticli.editing.quality import photo_warning
 
-    if warning := photo_warning(sources[:SIZES_SEEN], model):
+    if warning := photo_warning(sources, model):
         reporter().warn(warning)
     said = resizings(sources[:SIZES_SEEN], model)
     for line in said[:SIZES_SHOWN]:

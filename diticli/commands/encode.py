@@ -105,9 +105,11 @@ def encode(
     """
     import_torch()
     from diticli.commands.console import emit_json, reporter, say, say_model
+    from diticli.data.folder_images import FolderImages
     from diticli.data.images import open_images
     from diticli.data.sources import how_read
     from diticli.distributed import Rank
+    from diticli.editing.quality import SEEN, photo_warning
     from diticli.encoding.encode import DEFAULT_SHARD, encode_with
     from diticli.encoding.inputs import input_warnings
     from diticli.models.base_features import parse_base
@@ -131,6 +133,9 @@ def encode(
     if seen := how_read(source):
         say(seen)
     warnings = input_warnings(pipeline, source) if base is None and len(source) else []
+    if isinstance(source, FolderImages):
+        first = [str(source.path(index)) for index in range(min(len(source), SEEN))]
+        warnings = [*filter(None, [photo_warning(first, pipeline)]), *warnings]
     for warning in warnings:
         progress.warn(warning)
     result = encode_with(

@@ -164,6 +164,8 @@ def show_atlas(atlas: ChunkProbe) -> None:
         f"With 95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. None: all chunks together do not surely "
         f"read it, or no chunk alone does. {AGAINST_THE_IDEA}"
     )
+    if alike := atlas.as_if_flat():
+        say(alike)
 
 
 def show_statistics(statistics: FeatureStatistics, layout: ChunkLayout | None) -> None:

@@ -118,7 +118,7 @@ def edit_many(
     options, reporter = options or ManyOptions(), reporter or SilentReporter()
     prepare_folder(out)
     plan = plan_pairs(rows, out, pipeline.chunks, pipeline.model_hash, options)
-    options = replace(options, settings=settled(pipeline, _compiled(pipeline, plan, options.settings)))
+    options = replace(options, settings=_compiled(pipeline, plan, options.settings))
     sampler = pipeline.sampler(**options.settings.sampler_kwargs())
     failed = list(plan.failed)
     reporter.start("Editing", sum(pair.cost for pair in plan.todo), unit="pictures")
@@ -185,7 +185,7 @@ def _edit_window(
             names=(source_name(pair.row.a), source_name(pair.row.b)),
             layout=pipeline.chunks,
             model_hash=plan.model_hash,
-            settings=options.settings,
+            settings=settled(pipeline, options.settings),
             model_name=model_name(pipeline),
         )
         psnr |= zip((pair.row.a, pair.row.b), result.psnr, strict=True)

@@ -76,6 +76,10 @@ def reconstruction_warnings(psnr: Mapping[str, float], settings: EditSettings, m
     return [f"{worst}{others}: the reconstruction has {decibels(psnr[worst])} PSNR{beside}.{consequence} {cause}"]
 
 
+SEEN = 64
+"""Images that are looked at, whether they are photographs."""
+
+
 def photo_warning(sources: Sequence[str], model: KnownModel) -> str:
     """What is to be said before photographs are given to a model of cartoon faces; "" where none seems to be one.
 
@@ -83,7 +87,7 @@ def photo_warning(sources: Sequence[str], model: KnownModel) -> str:
     """
     if model.trained_on != IN_WORDS:
         return ""
-    photos = [source for source in sources if not is_faces(source) and _like_a_photo(Path(source))]
+    photos = [source for source in sources[:SEEN] if not is_faces(source) and _like_a_photo(Path(source))]
     if not photos:
         return ""
     one = len(photos) == 1

@@ -25,6 +25,9 @@ from diticli.pictures.charts import heatmap_chart
 from diticli.pictures.grids import captioned_strip, save_png
 from diticli.pictures.report import Cell, Section, write_report
 
+FEW_PAIRS = 10
+"""Edited pairs below which resampled intervals are far off: of four, nearly all resamples hold one pair twice."""
+
 
 def check_readable(classifier: AttributeClassifier, *, force: bool) -> None:
     """Make sure that there is something to judge by.
@@ -205,11 +208,13 @@ def verdict_text(result: Faithfulness) -> str:
     rates = {name: largest.shares[name] for name in readable}
     worst, best = (choose(rates, key=lambda name: rates[name].value) for choose in (min, max))
     mean = largest.mean.text() if largest.mean else ""
+    pairs = result.images // 2
+    few = f" {pairs} pairs are too few for these intervals to be trusted." if pairs < FEW_PAIRS else ""
     return (
         f"{text}. {_chunks(largest.chunks).capitalize()} of the partner: mean transfer rate {mean}, "
-        f"{result.images // 2} pairs, over the {len(rates)} of {len(largest.shares)} attributes that the classifier "
+        f"{pairs} pairs, over the {len(rates)} of {len(largest.shares)} attributes that the classifier "
         f"reads; least {rates[worst].text(most=2)} ({worst}), most {rates[best].text(most=2)} ({best}). In brackets: "
-        "95 % intervals."
+        f"95 % intervals.{few}"
     )
 
 

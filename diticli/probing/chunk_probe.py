@@ -104,6 +104,17 @@ class ChunkProbe:
         """[A, K] values of "alone", "unique" or "prefix"."""
         return np.array([[one.value for one in getattr(item, part)] for item in self.attributes])
 
+    def as_if_flat(self) -> str:
+        """Whose own-skill centre may be that of chunks that are all alike, in a sentence; "" where none is."""
+        middle = float(_middles(self.layout).mean())
+        names = [item.name for item in self.attributes if (c := item.centre_alone) and _holds(c, middle)]
+        if not names:
+            return ""
+        return (
+            f"Own-skill centres whose interval holds {middle:.0f} would be there, too, if all chunks were alike: "
+            f"{', '.join(names)}."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form: values, lows and highs of a part as three lists."""
         return {"chunks": self.layout.to_dict(), "attributes": [_attribute_dict(item) for item in self.attributes]}
@@ -198,7 +209,7 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
     alone, others, prefix = (slice(1 + i * layout.chunks, 1 + (i + 1) * layout.chunks) for i in range(3))
     estimates = [Estimate.from_resamples(value, many) for value, many in zip(values, resampled_SB, strict=True)]
     lost = zip(values[0] - values[others], resampled_SB[0] - resampled_SB[others], strict=True)
-    middles = (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
+    middles = _middles(layout)
     read, *found_alone = map(_above_zero, (estimates[0], *estimates[alone]))
     found = np.array(found_alone)
     flat = bool(found.mean() >= 1 - _FEW_CHUNKS and _alike(values[alone]))
@@ -218,6 +229,15 @@ def _attribute(target: Target, skills: Sequence[_Skill], layout: ChunkLayout, ro
         else _centre(middles, *(_gated(many[alone], found) for many in (values, resampled_SB))),
         centre_prefix=_centre(middles, *(_rises(many[prefix]) for many in (values, resampled_SB))) if read else None,
     )
+
+
+def _middles(layout: ChunkLayout) -> DoubleArray:
+    """[K] mid timesteps of the chunks."""
+    return (np.array(layout.timestep_starts) + np.array(layout.timestep_ends)) / 2
+
+
+def _holds(estimate: Estimate, value: float) -> bool:
+    return estimate.low is not None and estimate.high is not None and estimate.low <= value <= estimate.high
 
 
 def _above_zero(estimate: Estimate) -> bool:

@@ -239,7 +239,8 @@ def _plan_stage(
         stage = replace(stage, feed=_random_feed(budget.batch_size, config.data.resolution, config.data.channels))
         trainer = StageTrainer(stage, accelerator, compile=config.compile is True, reporter=reporter)
         first, usual = _time_steps(trainer, seconds)
-    reporter.finish()
+    if seconds:
+        reporter.finish()
     peak, trained = _peak_memory_mb(accelerator.device), sum(p.numel() for p in trainer.parameters)
     trainer.release()
     del trainer
@@ -325,7 +326,8 @@ def _time_steps(trainer: StageTrainer, seconds: float) -> tuple[float, float]:
     marks = [time.perf_counter()]
     for images in stage.feed.batches(order, 0, warm + MOST_STEPS, rank, device):
         trainer.train_step(draw_inputs(stage, noise, stage.views, trainer.step, images))
-        trainer.reporter.advance()
+        if seconds:
+            trainer.reporter.advance()
         if trainer.step <= warm or (trainer.step - warm) % timed == 0:
             _wait(device)
             marks.append(time.perf_counter())
