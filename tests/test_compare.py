@@ -321,6 +321,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
     result, _ = compared
     data = write_comparison(result, tmp_path, ["diti", "compare", "a b"])
     page = (tmp_path / "report.html").read_text()
+    assert "the reconstruction has" in page, "two steps give images back badly"
     seen = Checker(page)
     assert seen.count("script") == 1, "the one that sorts"
     assert seen.count("img") == 2

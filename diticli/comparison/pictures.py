@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from diticli.comparison.images import ComparedImages
 from diticli.comparison.settings import QUARTERS
 from diticli.editing.engine import ImageSampler
 from diticli.editing.pair import Edit, edit_pair
+from diticli.editing.quality import reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import decibels
 from diticli.editing.settings import EditSettings
@@ -39,10 +40,14 @@ class ComparedPair:
     Attributes:
         pictures: one a column of `COLUMNS`, uint8 [R, R, 3]; None where the model has too few chunks.
         captions: below each.
+        psnr: dB of both images' reconstructions.
+        warnings: what makes the model's edits worthless, in words; with its first pair.
     """
 
     pictures: tuple[Pixels | None, ...]
     captions: tuple[str, ...]
+    psnr: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class PictureStore:
@@ -87,7 +92,15 @@ class PictureStore:
         for pair in self.pairs:
             first, second = (_picture(source.load(index)) for index in pair)
             rows.append(_pair_row(pipeline, sampler, first, second, settings, reporter))
-        self._write(entry, rows, entry.resolution)
+        psnr = {
+            source.file_name(index): found
+            for pair, row in zip(self.pairs, rows, strict=True)
+            for index, found in zip(pair, row.psnr, strict=True)
+        }
+        warnings = reconstruction_warnings(psnr, settings, pipeline)
+        for warning in warnings:
+            reporter.warn(f"{entry.name}, {warning}")
+        self._write(entry, [replace(rows[0], warnings=tuple(warnings)), *rows[1:]], entry.resolution)
 
     def _write(self, entry: Entry, rows: Sequence[ComparedPair], side: int) -> None:
         empty = np.zeros((side, side, 3), np.uint8)
@@ -95,7 +108,8 @@ class PictureStore:
         captions = [[None if p is None else c for p, c in zip(r.pictures, r.captions, strict=True)] for r in rows]
         place = self._path(entry, ".npy")
         write_atomically(place, "pictures", lambda file: np.save(file, tiles, allow_pickle=False))
-        keep_result(self._path(entry, ".json"), "pictures", {"captions": captions, "sha256": sha256_of(place)})
+        facts = {"captions": captions, "warnings": rows[0].warnings, "sha256": sha256_of(place)}
+        keep_result(self._path(entry, ".json"), "pictures", facts)
 
     def read(self, entry: Entry, reporter: Reporter) -> list[ComparedPair]:
         """What `make` kept, one row a pair; what is damaged counts as none, and is made again.
@@ -117,13 +131,14 @@ class PictureStore:
         if sha256_of(place) != kept["sha256"]:
             raise ValueError(f"{place.name} is damaged: its checksum differs")
         tiles, captions = np.load(place, allow_pickle=False), kept["captions"]
-        return [
+        rows = [
             ComparedPair(
                 pictures=tuple(None if text is None else tile for tile, text in zip(row, texts, strict=True)),
                 captions=tuple(text or "" for text in texts),
             )
             for row, texts in zip(tiles, captions, strict=True)
         ]
+        return [replace(rows[0], warnings=tuple(map(str, kept["warnings"]))), *rows[1:]]
 
     def _path(self, entry: Entry, suffix: str) -> Path:
         return self.folder / (self.key(entry) + suffix)
@@ -174,7 +189,7 @@ def _pair_row(
         (result.originals[1], ""),
     ]
     pictures = tuple(None if picture is None else pixels_of(picture) for picture, _ in cells)
-    return ComparedPair(pictures=pictures, captions=tuple(c for _, c in cells))
+    return ComparedPair(pictures=pictures, captions=tuple(c for _, c in cells), psnr=tuple(result.psnr))
 
 
 def _steps(layout: Any, part: Sequence[int]) -> str:

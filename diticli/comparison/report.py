@@ -280,8 +280,9 @@ def _pictures(result: Comparison, out: Path) -> list[Section]:
                 title=f"Test images {first} and {second}",
                 text=""
                 if sections
-                else "A again: inverted and decoded, its noise inferred. From its features alone: from the mean noise. "
-                "The others keep A's noise and take some of B's chunks, from fine to coarse, or all.",
+                else "\n\n".join(f"Warning, {name}: {text}" for name, row in rows for text in row.warnings)
+                + "\n\nA again: inverted and decoded, its noise inferred. From its features alone: from the mean "
+                "noise. The others keep A's noise and take some of B's chunks, from fine to coarse, or all.",
                 picture=save_png(side_by_side(rows), out / f"pair-{index}.png"),
                 caption="one row a model; below, PSNR against A or the timesteps of the exchanged chunks",
             )
