@@ -11,7 +11,7 @@ from diticli.editing.attribute import Move, edit_attribute
 from diticli.editing.contact_sheet import amount_texts, attribute_sheet, edit_strip, reconstruction_sheet
 from diticli.editing.engine import settled
 from diticli.editing.inputs import image_stems, slug
-from diticli.editing.quality import effect_warnings, photo_warning, reconstruction_warnings
+from diticli.editing.quality import effect_warnings, overview_note, photo_warning, reconstruction_warnings
 from diticli.editing.reconstruct import reconstruct
 from diticli.editing.results import SIDES, Edit, EditResult
 from diticli.editing.settings import EditSettings
@@ -214,6 +214,7 @@ def test_chunks_without_effect_are_named():
     )
     (warning,) = effect_warnings(result)
     assert "chunks 2-3 (t 500-999)" in warning
+    assert overview_note(result).endswith(": chunks 2-3 (t 500-999).")
     assert "--grid" in warning
 
 

@@ -47,7 +47,7 @@ def pair(options: PairOptions) -> None:
     from diticli.editing.contact_sheet import pair_sheet
     from diticli.editing.mixing import parse_alphas
     from diticli.editing.pair import edit_pair
-    from diticli.editing.quality import effect_warnings
+    from diticli.editing.quality import effect_warnings, overview_note
     from diticli.editing.stages import OVERVIEW_ROWS, grouped
 
     alphas = parse_alphas(options.alphas or ("0:1:9" if options.animate else "0:1:5"))
@@ -67,6 +67,8 @@ def pair(options: PairOptions) -> None:
     }
     quality = dict(zip(result.names, result.psnr, strict=True))
     unseen = effect_warnings(result) if options.chunks else []  # of an overview one expects rows that show nothing
+    if not options.chunks and (note := overview_note(result)):
+        reporter().note(note)
     request.finish(options, model, pair_sheet(result), result.settings, facts, quality, warnings=unseen)
 
 

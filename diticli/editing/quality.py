@@ -105,18 +105,30 @@ def _like_a_photo(path: Path) -> bool:
 
 def effect_warnings(result: EditResult) -> list[str]:
     """A warning for each set of chunks whose exchange nobody sees in either image."""
+    return [
+        f"Exchanging {result.layout.describe(chunks)} changes both images by less than {LEAST_CHANGE:g} of 255 grey "
+        "levels: what differs between them is in other chunks. --grid shows all of them."
+        for chunks in unseen(result)
+    ]
+
+
+def overview_note(result: EditResult) -> str:
+    """Which rows of an overview show nothing, in a sentence; "" where all show something."""
+    rows = [result.layout.describe(chunks) for chunks in unseen(result)]
+    if not rows:
+        return ""
+    return f"Rows without a visible change (less than {LEAST_CHANGE:g} of 255 grey levels): {', '.join(rows)}."
+
+
+def unseen(result: EditResult) -> list[tuple[int, ...]]:
+    """The sets of chunks whose exchange nobody sees in either image."""
     alpha = max(result.alphas, key=abs)
     images = dict(zip(SIDES, result.reconstructions.astype(np.float32), strict=True))
 
     def change(chunks: tuple[int, ...]) -> float:
         return max(float(np.abs(result.edits[Edit(s, chunks, alpha)] - images[s]).mean()) for s in SIDES)
 
-    return [
-        f"Exchanging {result.layout.describe(chunks)} changes both images by less than {LEAST_CHANGE:g} of 255 grey "
-        "levels: what differs between them is in other chunks. --grid shows all of them."
-        for chunks in (result.chunk_sets if alpha else ())
-        if change(chunks) < LEAST_CHANGE
-    ]
+    return [chunks for chunks in (result.chunk_sets if alpha else ()) if change(chunks) < LEAST_CHANGE]
 
 
 def _usual(model: KnownModel) -> str:
