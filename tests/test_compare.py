@@ -158,7 +158,8 @@ def test_baselines_that_are_better_are_named_with_their_scores() -> None:
     said = baselines_ahead(found, ["base", "pixels", "near"], 40)
     headline = "mean R2 0.90 [0.88, 0.93] instead of 0.80 [0.78, 0.83]"
     assert said == f"Better than diti, without its training, on 40 test images: base ({headline})."
-    assert verdicts(found, 40)[0] == f"base beside diti, 40 test images: {headline} (better)."
+    assert verdicts(found, 40)[0] == f"base beside diti, 40 test images, too few to say much: {headline} (better)."
+    assert verdicts(found, 400)[0] == f"base beside diti, 400 test images: {headline} (better)."
     assert baselines_ahead(found, ["pixels"], 40) == ""
 
 
@@ -325,7 +326,7 @@ def test_the_page_holds_everything_in_itself(compared: tuple[Comparison, Path], 
     seen = Checker(page)
     assert seen.count("script") == 1, "the one that sorts"
     assert seen.count("img") == 2
-    assert page.index("simclr beside diti, 24 test images: ") < page.index("<table")
+    assert page.index("simclr beside diti, 24 test images, too few to say much: ") < page.index("<table")
     assert "http" not in page
     assert page.count('class="sortable"') >= 3
     assert json.loads((tmp_path / "compare.json").read_text()) == data

@@ -230,7 +230,7 @@ def _atlases(result: Comparison, out: Path) -> list[Section]:
         text = (
             "A probe on each chunk alone; skill 0 is the base rate, 1 is everything, R2 for numbers. Skill "
             "of a chunk does not mean that it changes pictures: see the transfer rates (--edits). In the table, with "
-            f"95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}.\n\n{AGAINST_THE_IDEA}"
+            f"95 % intervals: {GAIN_CENTRE}; {OWN_SKILL_CENTRE}. {found['as_if_flat']}\n\n{AGAINST_THE_IDEA}"
         )
         title = f"{name}: probes of each chunk"
         table = centre_table(found)

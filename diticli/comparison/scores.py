@@ -17,6 +17,7 @@ from diticli.comparison.probes import Probed
 from diticli.comparison.protocol import Protocol
 from diticli.data.label_columns import Kind
 from diticli.probing.metrics import score
+from diticli.probing.report import FEW_ROWS
 from diticli.probing.resampling import Resampled, resample_scores
 from diticli.statistics import Bootstrap, Estimate, holm, mean_of
 from diticli.targets import Target, make_targets
@@ -132,7 +133,8 @@ def verdicts(scores: Mapping[str, EntryScores], images: int) -> list[str]:
             for title, own, theirs, item in _headlines(scores, name, first)
         ]
         if parts:
-            found.append(f"{name} beside {first}, {images:,} test images: {', '.join(parts)}.")
+            few = ", too few to say much" if images < FEW_ROWS else ""
+            found.append(f"{name} beside {first}, {images:,} test images{few}: {', '.join(parts)}.")
     return found
 
 

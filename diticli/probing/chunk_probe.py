@@ -117,7 +117,8 @@ class ChunkProbe:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: values, lows and highs of a part as three lists."""
-        return {"chunks": self.layout.to_dict(), "attributes": [_attribute_dict(item) for item in self.attributes]}
+        attributes = [_attribute_dict(item) for item in self.attributes]
+        return {"chunks": self.layout.to_dict(), "attributes": attributes, "as_if_flat": self.as_if_flat()}
 
 
 def probe_chunks(
