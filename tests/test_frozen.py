@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from diti_kernels.winograd import op as winograd
 from tiny_models import LATENT_DIM, UNET_SHAPES, perturb
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ def test_in_float32_it_is_the_base(make_unet, shape, merge_up_to):
 
 
 @pytest.mark.parametrize("kind", ["conv", "resnet"])
-def test_upsampling_is_merged_up_to_a_width(make_unet, kind):
+def test_upsampling_is_merged_up_to_a_width(make_unet, kind, monkeypatch):
     unet = (
         make_unet("RRR", channels=(8, 16, 32), resampling=kind)
         if kind == "resnet"
@@ -42,7 +43,15 @@ def test_upsampling_is_merged_up_to_a_width(make_unet, kind):
         modules = FrozenBase(unet, torch.float32, **options).modules()
         return sorted(m.in_channels for m in modules if isinstance(m, torch.nn.ConvTranspose2d))
 
+    monkeypatch.setenv("DITI_KERNELS", "reference")
     assert (merged(), merged(merge_up_to=16), merged(merge_up_to=0)) == ([16, 32], [16], [])
+    monkeypatch.setenv("DITI_KERNELS", "auto")
+    if winograd.why().functions is not None:
+        monkeypatch.setattr(winograd, "measured", lambda threads: winograd.Measured(dict.fromkeys(winograd.NAMES, 1.0)))
+        assert merged() == [16, 32], "Winograd's algorithm is no faster here"
+        times = {name: 2.0 if name.startswith("pytorch") else 1.0 for name in winograd.NAMES}
+        monkeypatch.setattr(winograd, "measured", lambda threads: winograd.Measured(times))
+        assert merged() == [16], "faster from 32 channels on"
 
 
 def test_the_merged_convolution_is_exactly_the_two():

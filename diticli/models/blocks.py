@@ -47,13 +47,13 @@ def run_resnet(block: ResnetBlock, x_BCHW: Tensor, modulation: Modulation, skip:
 
 
 def _second_convolution(block: ResnetBlock, h: Tensor, x: Tensor, skip: Tensor | None) -> Tensor:
-    """conv2(h) + shortcut([x, skip])."""
+    """conv2(h) + shortcut([x, skip]); a frozen block has its shortcut's bias in that of conv2."""
     conv, shortcut = block.conv2, block.conv_shortcut
     if shortcut is None:
         return _add(conv(h), x if skip is None else torch.cat([x, skip], dim=1))
     assert conv.bias is not None
-    assert shortcut.bias is not None
-    h = convolve_3x3(h, conv.weight, conv.bias + shortcut.bias)
+    bias = conv.bias if shortcut.bias is None else conv.bias + shortcut.bias
+    h = convolve_3x3(h, conv.weight, bias)
     first = x.shape[1]
     h = _add_products(h, x, shortcut.weight[:, :first])
     return h if skip is None else _add_products(h, skip, shortcut.weight[:, first:])
@@ -71,8 +71,8 @@ def _add_products(h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """
     if not h.is_contiguous(memory_format=torch.channels_last):
         return h + F.conv2d(x, weight)
-    if h.device.type == "cpu" and h.dtype == x.dtype == weight.dtype == torch.float32 and not _is_rewritten(h):
-        return _AddProducts.apply(h, x, weight)
+    if h.is_cpu and h.dtype == x.dtype == weight.dtype == torch.float32 and not _is_rewritten(h):
+        return _AddProducts.apply(h, x, weight) if torch.is_grad_enabled() else _add_in_place(h, x, weight)
     B, C, H, W = h.shape
     rows = torch.addmm(_rows(h), _rows(x), weight.flatten(1).t())
     return rows.view(B, H, W, C).permute(0, 3, 1, 2)
@@ -81,6 +81,11 @@ def _add_products(h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def _is_rewritten(h: Tensor) -> bool:
     """Whether PyTorch makes other operators of those that are called: under autocast and when compiled."""
     return torch.compiler.is_compiling() or torch.is_autocast_enabled(h.device.type)
+
+
+def _add_in_place(h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    _rows(h).addmm_(_rows(x), weight.flatten(1).t())
+    return h
 
 
 class _AddProducts(torch.autograd.Function):
@@ -93,8 +98,7 @@ class _AddProducts(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         ctx.mark_dirty(h)
         ctx.save_for_backward(x, weight)
-        _rows(h).addmm_(_rows(x), weight.flatten(1).t())
-        return h
+        return _add_in_place(h, x, weight)
 
     @staticmethod
     @once_differentiable

@@ -66,13 +66,15 @@ def decide(device_type: str) -> Decision:
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on this device.
     """
     setting = _setting()
-    if setting == "reference":
-        return Decision("reference", f"{VARIABLE}=reference")
-    if setting == "auto":
-        unless = ", unless this GPU was seen to be faster by Triton" if device_type == "cuda" else ""
-        return Decision("reference", f"{VARIABLE}=auto{unless}")
-    _require_triton(device_type)
-    return Decision("triton", f"{VARIABLE}=triton")
+    if setting == "triton":
+        _require_triton(device_type)
+    return _decision(setting, device_type)
+
+
+@functools.cache
+def _decision(setting: str, device_type: str) -> Decision:
+    unless = ", unless this GPU was seen to be faster by Triton" if (setting, device_type) == ("auto", "cuda") else ""
+    return Decision("triton" if setting == "triton" else "reference", f"{VARIABLE}={setting}{unless}")
 
 
 def _setting() -> str:

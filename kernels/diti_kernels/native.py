@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from diti_kernels.dispatch import decide
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,10 @@ OPTIONS = (
     *("-fno-math-errno", "-fno-trapping-math"),
 )
 """None of these reorders a sum or lets a NaN pass."""
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Types of tensors that C code can read: a fake tensor, say, has no memory."""
 
 
 class Library(NamedTuple):
@@ -156,8 +162,6 @@ def kept_times(
     Returns:
         Milliseconds by name; empty where nothing was measured.
     """
-    import torch
-
     try:
         facts = (torch.__version__, processor(), depends_on, OPTIONS)
         path = own_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"

@@ -26,7 +26,7 @@ class _Shape(ctypes.Structure):
     """`Shape` of rows.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("b", "n", "c1", "c2", "groups")),
+        *((name, ctypes.c_int64) for name in ("b", "n", "c1", "c2", "groups", "step")),
         *((name, ctypes.c_int32) for name in ("silu", "threads")),
         ("eps", ctypes.c_float),
     )
@@ -65,9 +65,8 @@ def forward_rows(
     assert functions is not None
     B, N, C = x.shape[0], x.shape[1], scale.shape[1]
     out, mean, rstd = _empty(B, N, C), _empty(B, groups), _empty(B, groups)
-    functions.diti_norm_forward(
-        ctypes.byref(_shape(x, C, groups, silu, eps)), *_addresses(x, skip, scale, shift, out, mean, rstd)
-    )
+    shape = _Shape(B, N, x.shape[2], C - x.shape[2], groups, C, silu, torch.get_num_threads(), eps)
+    functions.diti_norm_forward(ctypes.byref(shape), *_addresses(x, skip, scale, shift, out, mean, rstd))
     return out, mean, rstd
 
 
@@ -93,16 +92,62 @@ def backward_rows(
     dskip = _empty(*(skip.shape if skip is not None and wants[1] else (0,)))
     dscale, dshift = _empty(*scale.shape), _empty(*scale.shape)
     written = (dx if wants[0] else None, dskip if dskip.numel() else None)
-    functions.diti_norm_backward(
-        ctypes.byref(_shape(x, C, groups, silu, 0.0)),
-        *_addresses(grad, x, skip, scale, shift, mean, rstd, *written, dscale, dshift),
-    )
+    B, N, C1 = x.shape
+    shape = _Shape(B, N, C1, C - C1, groups, C, silu, torch.get_num_threads(), 0.0)
+    tensors = (grad, x, skip, scale, shift, mean, rstd, *written, dscale, dshift)
+    functions.diti_norm_backward(ctypes.byref(shape), *_addresses(*tensors))
     return dx, dskip, dscale, dshift
 
 
-def _shape(x: Tensor, channels: int, groups: int, silu: bool, eps: float) -> _Shape:
-    B, N, C1 = x.shape
-    return _Shape(B, N, C1, channels - C1, groups, silu, torch.get_num_threads(), eps)
+def takes_maps(x: Tensor, skip: Tensor | None, scale: Tensor, shift: Tensor, groups: int) -> bool:
+    """Whether `forward_maps` takes these arguments as they are; in doubt it does not."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _are_plain_maps(x):
+        return False
+    channels = x.shape[1]
+    if skip is not None:
+        if not _are_plain_maps(skip) or skip.shape[0] != x.shape[0] or skip.shape[2:] != x.shape[2:]:
+            return False
+        channels += skip.shape[1]
+    for m in (scale, shift):
+        if type(m) not in native.PLAIN or m.dtype != torch.float32 or not m.is_cpu or m.ndim not in (1, 2):
+            return False
+        if m.shape[-1] != channels or m.stride(-1) != 1 or (m.ndim == 2 and m.shape[0] not in (1, x.shape[0])):
+            return False
+    if _step(scale) != _step(shift) or groups < 1 or channels % groups:
+        return False
+    return serves("cpu", torch.float32)
+
+
+def forward_maps(
+    x: Tensor, skip: Tensor | None, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """The norm [B, C, H, W] of x [B, C1, H, W] and skip [B, C2, H, W], without a gradient and with no copy at all.
+
+    Where maps are small, Python takes longer than the norm. All are as `takes_maps` wants them: maps channels_last,
+    scale and shift rows of C values, one row for all samples or one for each.
+    """
+    functions = library().functions
+    assert functions is not None
+    B, C1, H, W = x.shape
+    C = scale.shape[-1]
+    out = torch.empty((B, C, H, W), dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+    statistics = _empty(2, B, groups)
+    shape = _Shape(B, H * W, C1, C - C1, groups, _step(scale), silu, torch.get_num_threads(), eps)
+    functions.diti_norm_forward(
+        ctypes.byref(shape), *_addresses(x, skip, scale, shift, out, statistics[0], statistics[1])
+    )
+    return out
+
+
+def _are_plain_maps(x: Tensor) -> bool:
+    if type(x) not in native.PLAIN or x.dtype != torch.float32 or not x.is_cpu or x.ndim != 4:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0
+
+
+def _step(m: Tensor) -> int:
+    """From one sample's scales or shifts to the next one's; 0 where all share them."""
+    return m.stride(0) if m.ndim == 2 and m.shape[0] > 1 else 0
 
 
 def _empty(*shape: int) -> Tensor:

@@ -6,15 +6,16 @@ Shapes: B samples, C = C1 + C2 channels in G groups, then any spatial dims.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diti_kernels.adaptive_group_norm.compiled_rows import CompiledNorm, serves
+from diti_kernels.adaptive_group_norm.compiled_rows import CompiledNorm, forward_maps, serves, takes_maps
 from diti_kernels.adaptive_group_norm.eager import folded_group_norm
 from diti_kernels.adaptive_group_norm.layout import from_rows, is_channels_last, like_channels_last, to_rows
 from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_group_norm_reference, concatenate
 from diti_kernels.adaptive_group_norm.registration import adaptive_group_norm_op
 from diti_kernels.dispatch import VARIABLE, Backend, backend_for
-from diti_kernels.sites import asked, choice, wants_gradient
+from diti_kernels.native import PLAIN
+from diti_kernels.sites import asked, choice, is_overruled, wants_gradient
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -54,6 +55,9 @@ def adaptive_group_norm(
             DITI_KERNELS that is none of auto, triton, reference.
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on x's device.
     """
+    silu = activation == "silu"
+    if (silu or activation == "none") and takes_maps(x, skip, scale, shift, groups) and not is_overruled():
+        return forward_maps(x, skip, scale, shift, groups, eps, silu)
     _check(x, scale, shift, groups, skip, activation)
     backend = _backend(x, scale, shift, groups, skip, activation)
     if backend == "reference" and _definition_serves(x):
@@ -66,14 +70,14 @@ def adaptive_group_norm(
     scale, shift = (m.float().expand(x.shape[0], m.shape[-1]).contiguous() for m in (scale, shift))
     if backend == "reference" and _folding_serves(x):
         h = x if skip is None else concatenate(x, skip)
-        y = folded_group_norm(h, scale, shift, groups, eps, activation == "silu")
+        y = folded_group_norm(h, scale, shift, groups, eps, silu)
         return like_channels_last(y) if is_channels_last(x) else y
     if backend == "reference" and _c_serves(x):
         skip = None if skip is None else skip.to(x.dtype)
-        rows: Tensor = CompiledNorm.apply(x, skip, scale, shift, groups, eps, activation == "silu")
+        rows: Tensor = CompiledNorm.apply(x, skip, scale, shift, groups, eps, silu)
         return rows
     skip_rows = None if skip is None else to_rows(skip.to(x.dtype))
-    arguments = (scale, shift, groups, eps, activation == "silu", backend == "triton")
+    arguments = (scale, shift, groups, eps, silu, backend == "triton")
     return from_rows(adaptive_group_norm_op(to_rows(x), skip_rows, *arguments)[0], x)
 
 
@@ -103,7 +107,7 @@ def _definition_serves(x: Tensor) -> bool:
 
 def _c_serves(x: Tensor) -> bool:
     """Whether the C code does it, without a custom operator around it: eager, and no tensor of another class."""
-    return not torch.compiler.is_compiling() and type(x) in (Tensor, nn.Parameter) and serves(x.device.type, x.dtype)
+    return not torch.compiler.is_compiling() and type(x) in PLAIN and serves(x.device.type, x.dtype)
 
 
 def _folding_serves(x: Tensor) -> bool:

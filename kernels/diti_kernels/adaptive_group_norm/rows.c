@@ -15,7 +15,7 @@
 #define LEAST 32       /* channels that a task has where other threads would be idle */
 
 typedef struct {
-    int64_t b, n, c1, c2, groups;
+    int64_t b, n, c1, c2, groups, step; /* step: from one sample's scales and shifts to the next one's */
     int32_t silu, threads;
     float eps;
 } Shape;
@@ -139,8 +139,8 @@ void diti_norm_forward(const Shape *s, const float *x, const float *skip, const 
                 const float value = (float)(1.0 / sqrt(sum / (double)(n * d) + (double)s->eps));
                 rstd[b * s->groups + (first + at) / d] = value;
                 for (int64_t k = at; k < at + d; k++) {
-                    factor[k] = value * scale[b * c + first + k];
-                    added[k] = shift[b * c + first + k];
+                    factor[k] = value * scale[b * s->step + first + k];
+                    added[k] = shift[b * s->step + first + k];
                 }
             }
             for (int64_t row = 0; row < n; row++)
@@ -179,7 +179,7 @@ void diti_norm_backward(const Shape *s, const float *grad, const float *x, const
             double *sums = calloc(w, 2 * sizeof(double) + 6 * sizeof(float)), *products = sums + w;
             float *centre = (float *)(products + w), *one = centre + w, *partial = one + w, *partial2 = partial + w;
             float *unused = partial2 + w;
-            const float *a = scale + b * c + first, *added = shift + b * c + first;
+            const float *a = scale + b * s->step + first, *added = shift + b * s->step + first;
 #pragma omp simd
             for (int64_t k = 0; k < w; k++) {
                 centre[k] = mean[b * s->groups + (first + k) / d];

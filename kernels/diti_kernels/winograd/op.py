@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -51,22 +51,36 @@ def convolve_3x3(x_BCHW: Tensor, weight_DC33: Tensor, bias_D: Tensor | None = No
 
 def serves(x: Tensor, weight: Tensor, *, scale: int = 1) -> bool:
     """Whether Winograd's algorithm runs for maps `scale` times as high and wide as x: it can, and pays here."""
-    if any(type(t) not in (Tensor, nn.Parameter) for t in (x, weight)):
-        return False  # a fake tensor, say, which has no memory
-    if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)):
+    if any(type(t) not in native.PLAIN or t.dtype != torch.float32 or not t.is_cpu for t in (x, weight)):
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.ndim != 4:
         return False
-    (B, C, *size), D = x.shape, weight.shape[0]
-    H, W = (scale * side for side in size)
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    B, C, H, W = x.shape
+    D = weight.shape[0]
+    if not _divides(B, C, D, scale * H, scale * W, _is_kept(weight)) or why().functions is None:
+        return False
+    return measured(torch.get_num_threads()).pays(min(C, D), weight.requires_grad)
+
+
+def serves_frozen(weight: Tensor) -> bool:
+    """Whether Winograd's algorithm runs in inference mode for maps of whole tiles, however few, on weight's device."""
+    if not weight.is_cpu or weight.dtype != torch.float32 or weight.numel() > MOST_KEPT * 9 or why().functions is None:
+        return False
+    D, C = weight.shape[:2]
+    return _divides(1, C, D, compiled.TILE, compiled.TILE, True) and measured(torch.get_num_threads()).pays(
+        min(C, D), False
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _divides(B: int, C: int, D: int, H: int, W: int, kept: bool) -> bool:
+    """Whether channels divide into panels and maps into tiles, and into enough of them."""
     if C % compiled.PANEL or D % compiled.PANEL or H % compiled.TILE or W % compiled.TILE or not B * H * W:
         return False
-    if max(C, D) > compiled.MOST_CHANNELS or not x.is_contiguous(memory_format=torch.channels_last):
-        return False
     tiles = B * (H // compiled.TILE) * (W // compiled.TILE)
-    if tiles < LEAST_TILES and not _is_kept(weight):
-        return False
-    return why().functions is not None and measured(torch.get_num_threads()).pays(min(C, D), weight.requires_grad)
+    return max(C, D) <= compiled.MOST_CHANNELS and (kept or tiles >= LEAST_TILES)
 
 
 def why() -> native.Library:
@@ -84,8 +98,8 @@ class Measured(NamedTuple):
         width = max((width for width in WIDTHS if width <= channels), default=0)
         if not self.times or not width:
             return False
-        theirs, ours = (self.times[f"{name} {width} {'trained' if trained else 'frozen'}"] for name in SIDES)
-        return theirs >= LEAST_GAIN * ours
+        kind = f"{width} trained" if trained else f"{width} frozen"
+        return self.times[f"pytorch {kind}"] >= LEAST_GAIN * self.times[f"winograd {kind}"]
 
     @property
     def reason(self) -> str:
