@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperGroup
 
+from diticli.memory import keep_freed_memory
+
 Maker = Callable[[], Any]
 """Makes a command as Typer runs it."""
 
@@ -80,7 +82,8 @@ def import_torch() -> None:
     """Import torch while the garbage collector rests, and take what is there by then from its lists for good.
 
     It finds nothing to collect there, looks again and again all the same, and once more when the process ends: together
-    0.3 s of the 2 s of encoding one picture.
+    0.3 s of the 2 s of encoding one picture. Memory that is freed is kept for the next tensors: otherwise networks take
+    1.1 to 1.2 times as long on a CPU.
     """
     if "torch" in sys.modules:
         return
@@ -90,3 +93,4 @@ def import_torch() -> None:
     finally:
         gc.enable()
     gc.freeze()
+    keep_freed_memory()

@@ -89,9 +89,10 @@ class BatchEncoder:
 
     def _features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         if self._at_once and not torch.compiler.is_compiling():  # a compiler cannot read the number of threads
-            some = self._at_once * torch.get_num_threads()
-            if len(images_BCHW) > some:
-                return torch.cat([self._features(part) for part in images_BCHW.split(some)])
+            parts = images_BCHW.split(self._at_once * torch.get_num_threads())
+            with torch.inference_mode():  # where weights that were transformed once are kept
+                features = [self._encoder(normalise(part)) for part in parts]
+            return torch.cat(features)  # an ordinary tensor
         features_BD: torch.Tensor = self._encoder(normalise(images_BCHW).to(self._dtype))
         return features_BD
 

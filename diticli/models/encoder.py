@@ -17,7 +17,7 @@ from diticli.errors import ConfigError
 from diticli.models.blocks import run_attention
 from diticli.models.bounds import check_encoder_counts
 from diticli.models.layout import in_layout
-from diticli.models.modules import SelfAttention
+from diticli.models.modules import Convolution, SelfAttention
 from diticli.models.network import Config, Network
 from diticli.models.norms import norm_silu
 
@@ -73,8 +73,7 @@ class SemanticEncoder(Network):
                 remedy=f"Use multiples of both for --set encoder.widths, e.g. {norm_num_groups * attention_heads}.",
             )
         self.convs = nn.ModuleList(
-            nn.Conv2d(cin, cout, 3, stride=2, padding=1)
-            for cin, cout in zip((in_channels, *widths[:-1]), widths, strict=True)
+            Convolution(cin, cout, 2) for cin, cout in zip((in_channels, *widths[:-1]), widths, strict=True)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(norm_num_groups, width) for width in widths)
         sizes = [sample_size // 2 ** (i + 1) for i in range(len(widths))]

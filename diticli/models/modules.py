@@ -5,20 +5,28 @@ They have no forward: `diticli.models.blocks` runs them. They draw the initial w
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from diti_kernels.winograd import convolve_3x3
 from torch import Tensor, nn
 
 
 class Convolution(nn.Conv2d):
-    """A 3x3 convolution with stride 1 and padding 1, on a CPU by Winograd's algorithm where that is faster."""
+    """A 3x3 convolution with padding 1, on a CPU by Winograd's algorithm where that is faster.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    Args:
+        in_channels: of its input.
+        out_channels: of its output.
+        stride: 1, or 2 for half the height and width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Literal[1, 2] = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H, W]."""
-        return convolve_3x3(input, self.weight, self.bias)
+        """[B, C, H, W] -> [B, D, H, W], or [B, D, H / 2, W / 2]."""
+        return convolve_3x3(input, self.weight, self.bias, self.stride[0])
 
 
 class ResnetBlock(nn.Module):
@@ -122,7 +130,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
         self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Convolution(channels, channels, 2) if padding == 1 else nn.Conv2d(channels, channels, 3, 2, padding)
 
 
 class Upsample(nn.Module):

@@ -57,12 +57,53 @@ def test_values_and_gradients_are_those_of_pytorch(
 
 
 @needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("B", "C", "D", "H", "W"),
+    [(16, 32, 32, 16, 16), (1, 32, 48, 64, 72), (9, 80, 32, 16, 32), (16, 48, 192, 16, 16), (64, 272, 32, 8, 8)],
+)
+def test_with_stride_2_values_are_those_of_pytorch(
+    B: int, C: int, D: int, H: int, W: int, threads: int, faster: None, poisoned_empty: None
+) -> None:
+    x, weight, bias = maps(B, C, H, W), torch.randn(D, C, 3, 3), torch.randn(D)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert op.serves(x, weight, stride=2)
+        found, unbiased = convolve_3x3(x, weight, bias, 2), convolve_3x3(x, weight, stride=2)
+        alone = torch.cat([convolve_3x3(image[None], weight, bias, 2) for image in x])
+    finally:
+        torch.set_num_threads(before)
+    wanted = F.conv2d(x.double(), weight.double(), bias.double(), 2, 1)
+    assert found.shape == wanted.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for ours, right in ((found, wanted), (unbiased, wanted - bias[:, None, None]), (alone, wanted)):
+        assert (ours - right).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@needs_compiler
+def test_with_stride_2_gradients_are_pytorchs(faster: None) -> None:
+    x, weight = maps(*LARGE), torch.randn(32, 32, 3, 3, requires_grad=True)
+    y = convolve_3x3(x, weight, stride=2)
+    theirs = F.conv2d(x, weight, stride=2, padding=1)
+    assert torch.equal(y, theirs)
+    assert torch.equal(*(torch.autograd.grad(out.square().sum(), weight)[0] for out in (y, theirs)))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("H", "W"), [(12, 16), (16, 20), (17, 16), (16, 15)])
+def test_with_stride_2_other_sizes_are_pytorchs(H: int, W: int, faster: None) -> None:
+    x, weight = maps(16, 32, H, W), torch.randn(32, 32, 3, 3)
+    assert torch.equal(convolve_3x3(x, weight, stride=2), F.conv2d(x, weight, stride=2, padding=1))
+
+
+@needs_compiler
 def test_a_frozen_weight_is_transformed_once_and_again_after_a_change(
     faster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[Tensor] = []
     pack = compiled.pack
-    monkeypatch.setattr(compiled, "pack", lambda weight: packed.append(weight) or pack(weight))
+    monkeypatch.setattr(compiled, "pack", lambda weight, stride: packed.append(weight) or pack(weight, stride))
     x, weight = maps(1, 32, 8, 8), torch.nn.Parameter(torch.randn(32, 32, 3, 3), requires_grad=False)
 
     @torch.inference_mode()
@@ -77,6 +118,9 @@ def test_a_frozen_weight_is_transformed_once_and_again_after_a_change(
     with torch.inference_mode():
         weight.add_(1)
         assert [agrees(), agrees(), len(packed)] == [True, True, 4]
+        for stride in (2, 1):  # the same weight, transformed otherwise
+            theirs = F.conv2d(x, weight, stride=stride, padding=1)
+            torch.testing.assert_close(convolve_3x3(x, weight, stride=stride), theirs, rtol=1e-3, atol=1e-3)
 
 
 @needs_compiler
@@ -145,6 +189,7 @@ def test_it_is_taken_only_where_it_was_measured_to_be_faster(monkeypatch: pytest
         monkeypatch.setattr(op, "measured", lambda threads, found=found: found)
         assert op.serves(x, weight) is serves
     assert not op.serves(x, torch.nn.Parameter(weight)), "slower when trained"
+    assert not op.serves(maps(16, 64, 16, 16), weight, stride=2), "slower with stride 2"
     assert not op.serves(maps(4, 32, 16, 16), torch.randn(64, 32, 3, 3)), "slower at 32"
     assert not op.serves(maps(4, 16, 16, 16), torch.randn(64, 16, 3, 3)), "not measured"
     monkeypatch.setattr(op, "measured", lambda threads: FASTER)
@@ -156,7 +201,7 @@ def test_it_is_taken_only_where_it_was_measured_to_be_faster(monkeypatch: pytest
 def test_the_measurement_takes_turns_and_keeps_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("BATCH", 1), ("SIDE", 8), ("WIDTHS", (16,))):
         monkeypatch.setattr(op, name, value)
-    lengths = itertools.chain.from_iterable([length] * 4 for length in (4.0, 2.0, 3.0))  # of four sides by turns
+    lengths = itertools.chain.from_iterable([length] * 6 for length in (4.0, 2.0, 3.0))  # of six sides by turns
     ticks = itertools.count()
     now = 0.0
 
@@ -174,7 +219,10 @@ def test_the_measurement_takes_turns_and_keeps_the_least(monkeypatch: pytest.Mon
 def test_a_miscompiled_convolution_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = compiled.SOURCE.read_text()
-    for good, bad in (("d + 8.0f * e", "d + 8.1f * e"), ("m - s, o[3]", "m + s, o[3]"), ("= p - q", "= p + q")):
+    for good, bad in (
+        *(("d + 8.0f * e", "d + 8.1f * e"), ("m - s, o[3]", "m + s, o[3]"), ("= p - q", "= p + q")),
+        ("o[7] = b;", "o[7] = a;"),
+    ):
         assert good in text
         source = tmp_path / "tiles.c"
         source.write_text(text.replace(good, bad, 1))

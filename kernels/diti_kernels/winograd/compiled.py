@@ -39,15 +39,16 @@ def library() -> native.Library:
     return native.load(SOURCE, _is_right)
 
 
-def pack(weight_DC33: Tensor, *, functions: ctypes.CDLL | None = None) -> Tensor:
-    """Transformed weights, four times as many, for `convolve`.
+def pack(weight_DC33: Tensor, stride: int = 1, *, functions: ctypes.CDLL | None = None) -> Tensor:
+    """Transformed weights, four times as many, for `convolve` or, with stride 2, `convolve_strided`.
 
     `functions` other than those of `library` are for its check, here and below.
     """
     D, C = weight_DC33.shape[:2]
     weight = weight_DC33.permute(2, 3, 1, 0).contiguous()
     packed = _empty(36 * (C * D + PAD))
-    _functions(functions).diti_winograd_pack(ctypes.byref(_shape((0, 0, 0), C, D)), _address(weight), _address(packed))
+    shape = _shape((0, 0, 0), C, D)
+    _functions(functions).diti_winograd_pack(ctypes.byref(shape), stride, _address(weight), _address(packed))
     return packed
 
 
@@ -65,6 +66,18 @@ def convolve(
     shape = _shape((B, H, W), C, channels, 96 if C * channels > LARGE_WEIGHTS else 24)
     addresses = [_address(tensor) for tensor in (x_BCHW, packed, bias_D, y)]
     _check(_functions(functions).diti_winograd_convolve(ctypes.byref(shape), *addresses))
+    return y
+
+
+def convolve_strided(
+    x_BCHW: Tensor, packed: Tensor, bias_D: Tensor | None, channels: int, *, functions: ctypes.CDLL | None = None
+) -> Tensor:
+    """As `convolve` with stride 2: [B, D, H / 2, W / 2]."""
+    B, C, H, W = x_BCHW.shape[0], x_BCHW.shape[1], x_BCHW.shape[2] // 2, x_BCHW.shape[3] // 2
+    y = torch.empty(B, channels, H, W, dtype=torch.float32, memory_format=torch.channels_last)
+    shape = _shape((B, H, W), C, channels, 12)
+    addresses = [_address(tensor) for tensor in (x_BCHW, packed, bias_D, y)]
+    _check(_functions(functions).diti_winograd_convolve_strided(ctypes.byref(shape), *addresses))
     return y
 
 
@@ -110,18 +123,21 @@ def _is_right(functions: ctypes.CDLL) -> bool:
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         generator = torch.Generator().manual_seed(0)
         for C, D in ((16, 48), (32, 16)):
-            sizes = ((2, C, 8, 12), (D, C, 3, 3), (D,), (2, D, 8, 12))
+            sizes = ((2, C, 8, 16), (D, C, 3, 3), (D,), (2, D, 8, 16))
             x, weight, bias, grad = (torch.randn(size, generator=generator) for size in sizes)
             x, grad = (maps.contiguous(memory_format=torch.channels_last) for maps in (x, grad))
             theirs = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
-            expected = F.conv2d(theirs[0], theirs[1], theirs[2], padding=1)
+            x64, weight64, bias64 = theirs
+            expected = F.conv2d(x64, weight64, bias64, padding=1)
             gradients = torch.autograd.grad((expected * grad.double()).sum(), theirs[:2])
             ours = (
                 convolve(x, pack(weight, functions=functions), bias, D, functions=functions),
                 convolve(grad, pack(turned(weight), functions=functions), None, C, functions=functions),
                 weight_gradient(x, grad, functions=functions),
+                convolve_strided(x, pack(weight, 2, functions=functions), bias, D, functions=functions),
             )
-            if not all(_agree(a, b) for a, b in zip(ours, (expected, *gradients), strict=True)):
+            right = (expected, *gradients, F.conv2d(x64, weight64, bias64, 2, padding=1))
+            if not all(_agree(a, b) for a, b in zip(ours, right, strict=True)):
                 return False
     return True
 
