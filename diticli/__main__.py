@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from diticli.commands.app import app
-from diticli.commands.failure import INTERRUPTED_STATUSES, leave_at_once
+from diticli.commands.failure import INTERRUPTED_STATUSES, leave_at_once, leave_modules
 
 
 def main() -> None:
@@ -18,6 +19,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code in INTERRUPTED_STATUSES:
             leave_at_once(end.code)
+        if "torch" in sys.modules and isinstance(end.code, int):
+            leave_modules(end.code)
         raise
 
 

@@ -19,7 +19,10 @@ from diticli.chunks import ChunkLayout
 from diticli.commands.encode import encode
 from diticli.commands.probe import probe
 from diticli.data.images import UnreadableImageError
+from diticli.editing import quality
+from diticli.editing.reconstruct import reconstruct
 from diticli.encoding import encode as encode_module
+from diticli.encoding import inputs
 from diticli.encoding.batch_encoder import BatchEncoder
 from diticli.encoding.encode import EncodeResult, _batches, encode_images
 from diticli.errors import DataError, DiTiError, FeatureFileError, ModelError
@@ -279,7 +282,9 @@ def test_command(tmp_path: Path, command: Any) -> None:
     assert len(command.asked) == 1
 
 
-def test_command_says_how_pictures_are_read_and_warns_of_strange_ones(tmp_path: Path, command: Any) -> None:
+def test_command_says_how_pictures_are_read_and_warns_of_strange_ones(
+    tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i in range(3):
         Image.new("RGB", (9, 6 + 3 * i), (40 * i, 50, 100)).save(tmp_path / f"{i}.png")
     out = tmp_path / "feats.npy"
@@ -298,8 +303,28 @@ def test_command_says_how_pictures_are_read_and_warns_of_strange_ones(tmp_path: 
     report = CliRunner().invoke(probing(), [str(out), "-o", str(tmp_path / "probe")])
     assert warning in report.stderr, "the probe repeats it"
     assert json.loads((tmp_path / "probe" / "report.json").read_text())["warnings"] == [warning]
-    command.pipeline.trained_on = "built-in faces"
-    assert json.loads(command("faces:3", "-o", tmp_path / "faces.npy", "--json").stdout)["warnings"] == []
+    steps: list[int] = []
+
+    def looking(*given: Any, **settings: Any) -> Any:
+        steps.append(settings["settings"].decode_steps)
+        return reconstruct(*given, **settings)
+
+    monkeypatch.setattr(inputs, "reconstruct", looking)
+
+    def warnings(*sources: object) -> list[str]:
+        steps.clear()
+        found: list[str] = json.loads(command(*sources, "-o", tmp_path / "more.npy", "--json").stdout)["warnings"]
+        return found
+
+    assert warnings(tmp_path / "0.png", tmp_path / "1.png") == steps == [], "fewer than can be probed"
+    assert len(warnings(tmp_path)) == 1
+    assert steps == [10, 20]
+    command.pipeline.usual_psnr = None
+    monkeypatch.setattr(quality, "LEAST_PSNR", 0.0)
+    assert warnings(tmp_path) == []
+    assert steps == [10], "what comes back well in few steps needs no more"
+    command.pipeline.usual_psnr, command.pipeline.trained_on = 900.0, "built-in faces"
+    assert warnings("faces:3") == steps == []
 
 
 def probing() -> typer.Typer:

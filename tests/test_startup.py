@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,45 @@ print(seen, frozen > 100_000, gc.isenabled(), gc.get_freeze_count() == frozen)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["0", "True", "True", "True"]
+
+
+ENDING = """
+import atexit, sys, threading, types
+class Module(types.ModuleType):
+    def __del__(self):
+        print("taken apart")
+sys.modules["torch"] = Module("torch") if sys.argv.pop() == "with" else None
+if sys.modules["torch"] is None:
+    del sys.modules["torch"]
+    keep = Module("other")
+atexit.register(print, "atexit")
+threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
+from diticli.__main__ import main
+main()
+"""
+
+
+def ended(torch: str, *arguments: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """A command whose process has imported something that is named torch, or nothing."""
+    code = [sys.executable, "-c", ENDING, *arguments, torch]
+    return subprocess.run(code, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
+
+
+def test_a_command_with_torch_ends_without_taking_its_modules_apart() -> None:
+    ends = [ended(torch, "faces", "--help") for torch in ("with", "without")]
+    assert [end.returncode for end in ends] == [0, 0], ends
+    last = ["thread", "atexit", "taken apart"]
+    assert ends[0].stdout.splitlines()[-2:] == last[:2]
+    assert ends[1].stdout.splitlines()[-3:] == last
+    assert ended("with", "faces", "--nothing").returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_what_cannot_be_written_at_the_end_is_said_as_ever() -> None:
+    with Path("/dev/full").open("w") as full:
+        ends = [ended(torch, "faces", "--help", stdout=full) for torch in ("with", "without")]
+    assert ends[0].returncode == ends[1].returncode != 0
+    assert "No space left" in ends[0].stderr
 
 
 @pytest.mark.parametrize("shape", UNET_SHAPES)
