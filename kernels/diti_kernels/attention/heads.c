@@ -22,14 +22,14 @@ typedef struct {
     float scale; /* log2(e) / sqrt(c) */
 } Shape;
 
-/* 2^x to 8e-8 of it for x <= 0, and 0 where that is no normal number; a NaN stays one. */
+/* 2^x to 2e-7 of it for x <= 0, and 0 where that is no normal number; a NaN stays one. */
 static inline Vector power_of_two(Vector x) {
     const Vector shifted = x + 12583039.0f; /* 1.5 * 2^23 + 127: its low bits are the exponent of the nearest whole */
     const Vector r = x - (shifted - 12583039.0f);
-    Vector p = 1.3276472e-3f * r + 9.6755414e-3f;
-    p = p * r + 5.5507133e-2f;
-    p = p * r + 2.4022120e-1f;
-    p = p * r + 6.9314697e-1f;
+    Vector p = 1.3264715e-3f * r + 9.6715139e-3f;
+    p = p * r + 5.5507340e-2f;
+    p = p * r + 2.4022242e-1f;
+    p = p * r + 6.9314700e-1f;
     p = p * r + 1.0f;
     p *= (Vector)((Bits)shifted << 23);
     return (Vector)((Bits)p & ~(x < LEAST));
