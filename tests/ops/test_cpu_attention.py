@@ -149,7 +149,7 @@ def test_what_it_does_not_serve_is_pytorchs(faster: None, monkeypatch: pytest.Mo
 def test_it_is_taken_only_where_it_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     only_256 = op.Measured(SLOWER.times | {"sdpa 256x64": 1.2})
     cases = [(FASTER, 64, 32, True), (SLOWER, 64, 32, False), (op.Measured({}), 64, 32, False)]
-    cases += [(only_256, 300, 48, True), (only_256, 300, 32, False), (only_256, 1024, 64, False)]
+    cases += [(only_256, 300, 48, True), (only_256, 300, 32, False), (only_256, 1024, 64, True)]
     cases += [(FASTER, op.MOST_TOKENS + 1, 32, False), (only_256, 255, 64, False)]
     for found, tokens, channels, pays in cases:
         monkeypatch.setattr(op, "measured", lambda threads, found=found: found)
