@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import diti_kernels
 import torch
 from diti_kernels.adaptive_group_norm import compiled_rows
+from diti_kernels.attention import op as native_attention
 from diti_kernels.winograd import op as winograd
 from torch import nn
 
@@ -83,13 +84,14 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
 
 
 def _compiled_in_c(device: torch.device) -> Iterator[Finding]:
-    """What float32 norms and convolutions run on a CPU."""
+    """What float32 norms, convolutions and attention without a gradient run on a CPU."""
     if device.type != "cpu":
         return
     yield Finding(topic="speed", name="float32 norms in C", value=compiled_rows.why().reason)
-    found = winograd.why()
-    reason = found.reason if found.functions is None else winograd.measured(torch.get_num_threads()).reason
-    yield Finding(topic="speed", name="float32 convolutions by Winograd", value=reason)
+    for name, operation in (("convolutions by Winograd", winograd), ("attention in C", native_attention)):
+        found = operation.why()
+        reason = found.reason if found.functions is None else operation.measured(torch.get_num_threads()).reason
+        yield Finding(topic="speed", name=f"float32 {name}", value=reason)
 
 
 def _graphs(device: torch.device) -> Iterator[Finding]:

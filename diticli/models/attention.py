@@ -1,8 +1,9 @@
 """Attention of the networks: one call, `attend`, and the choice of the operator behind it.
 
-PyTorch's `scaled_dot_product_attention` (SDPA), or the weights written out where that was measured to be faster, or
-xformers where this machine's own measurement (`diticli.tuning`) found it faster: for these shapes its operators are
-PyTorch's flash and efficient kernels behind Python operators. `DITI_ATTENTION=auto|xformers|sdpa|math` forces one.
+PyTorch's `scaled_dot_product_attention` (SDPA), or the weights written out or our C code where that was measured to be
+faster, or xformers where this machine's own measurement (`diticli.tuning`) found it faster: for these shapes its
+operators are PyTorch's flash and efficient kernels behind Python operators. `DITI_ATTENTION=auto|xformers|sdpa|math`
+forces one; the C code ("native") has no word of its own, since it serves some calls only.
 
 Legend of shape suffixes: B batch, M query tokens, N key tokens, H heads, K channels of a head.
 """
@@ -19,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diti_kernels.attention import compiled, op
 from diti_kernels.dispatch import constant_in_graphs
 from diti_kernels.sites import asked, choice, wants_gradient
 from torch import Tensor
@@ -33,14 +35,14 @@ CHOICES = ("auto", "xformers", "sdpa", "math")
 MATH_TOKENS = 1024
 MATH_WEIGHT_BYTES = 32 * 2**20
 
-Operator = Literal["xformers", "sdpa", "math"]
+Operator = Literal["xformers", "sdpa", "math", "native"]
 
 
 class AttentionChoice(NamedTuple):
     """The chosen attention operator and why.
 
     Attributes:
-        name: "xformers", "sdpa" or "math".
+        name: "xformers", "sdpa", "math" or "native" (C code).
         reason: half a sentence for people, e.g. "DITI_ATTENTION=sdpa".
     """
 
@@ -68,12 +70,13 @@ def attend(q_BMHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor) -> Tensor:
         DeviceError: when xformers is asked for and cannot be had.
     """
     _check_layout(q_BMHK, k_BNHK, v_BNHK)
-    q, k, v = _autocast(q_BMHK), _autocast(k_BNHK), _autocast(v_BNHK)
+    q, k, v = _autocast(q_BMHK, k_BNHK, v_BNHK)
     # A graph with dynamic shapes is specialised to these three, not to the batch.
     tokens, heads, head_dim = map(index, q.shape[1:])
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     math_is_faster = gradient and _math_is_faster(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads)
-    name = _choose_and_log(q.device, q.dtype, tokens, heads, head_dim, math_is_faster)
+    native_is_faster = _is_auto() and op.serves(q, k, v)
+    name = _choose_and_log(q.device, q.dtype, tokens, heads, head_dim, math_is_faster, native_is_faster)
     if name == "sdpa" and asked(q.device.type, VARIABLE):
         shape = (len(q), tokens, k.shape[1], heads, head_dim)
         if choice("attention", q.dtype, shape, wants_gradient(q, k, v)) == "xformers":
@@ -107,7 +110,9 @@ def attention_choice(
         DeviceError: when xformers is asked for and cannot be had.
     """
     math_is_faster = gradient and _math_is_faster(device.type, dtype, batch, tokens, tokens, heads)
-    return _choose(device, dtype, tokens, heads, head_dim, math_is_faster)
+    may_be_native = device.type == "cpu" and dtype == torch.float32 and not gradient and _is_auto()
+    native_is_faster = may_be_native and op.pays(tokens, head_dim)
+    return _choose(device, dtype, tokens, heads, head_dim, math_is_faster, native_is_faster)
 
 
 def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -117,7 +122,7 @@ def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) ->
         ConfigError: when it is none of auto, xformers, sdpa, math.
         DeviceError: when xformers is asked for and cannot be had, not even for 64 tokens of one head of 64 channels.
     """
-    attention_choice(device, dtype, tokens=64, heads=1, head_dim=64)
+    _choose(device, dtype, 64, 1, 64, False, False)
 
 
 def _math_is_faster(device_type: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int) -> bool:
@@ -137,13 +142,21 @@ def _math_is_faster(device_type: str, dtype: torch.dtype, batch: int, queries: i
 
 
 def _choose(
-    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_is_faster: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    math_is_faster: bool,
+    native_is_faster: bool,
 ) -> AttentionChoice:
     wanted = _wanted()
     if wanted in ("sdpa", "math"):
         return AttentionChoice(wanted, f"{VARIABLE}={wanted}")
     if math_is_faster:
         return AttentionChoice("math", "faster than SDPA's bf16 backward on a CPU")
+    if native_is_faster:
+        return AttentionChoice("native", "C code, measured to be faster here")
     if wanted == "auto":
         return AttentionChoice("sdpa", f"{VARIABLE}=auto")
     refusal = _why_not_xformers(device, dtype, tokens, heads, head_dim)
@@ -157,10 +170,21 @@ def _wanted() -> Any:
 
 
 @constant_in_graphs
+def _is_auto() -> bool:
+    return bool(_wanted() == "auto")
+
+
+@constant_in_graphs
 def _choose_and_log(
-    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, math_is_faster: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    math_is_faster: bool,
+    native_is_faster: bool,
 ) -> Operator:
-    choice = _choose(device, dtype, tokens, heads, head_dim, math_is_faster)
+    choice = _choose(device, dtype, tokens, heads, head_dim, math_is_faster, native_is_faster)
     _log_once(device, dtype, tokens, heads, head_dim, choice)
     return choice.name
 
@@ -233,15 +257,17 @@ _OPERATORS: dict[Operator, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "xformers": _attend_xformers,
     "sdpa": _attend_sdpa,
     "math": _attend_math,
+    "native": compiled.attend,
 }
 
 
-def _autocast(tensor: Tensor) -> Tensor:
-    """`tensor` as SDPA would take it; xformers would not convert it."""
-    device_type = tensor.device.type
-    if torch.is_autocast_enabled(device_type) and tensor.dtype != torch.float64:
-        return tensor.to(torch.get_autocast_dtype(device_type))
-    return tensor
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one dtype and device as SDPA would take them; xformers would not convert them."""
+    device_type = tensors[0].device.type
+    if torch.is_autocast_enabled(device_type) and tensors[0].dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        return tuple(x.to(dtype) for x in tensors)
+    return tensors
 
 
 def _check_layout(q: Tensor, k: Tensor, v: Tensor) -> None:

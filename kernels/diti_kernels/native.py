@@ -37,7 +37,8 @@ OPTIONS = (
     *("-fno-math-errno", "-fno-trapping-math"),
 )
 """None of these reorders a sum or lets a NaN pass."""
-
+HEADERS = Path(__file__).absolute().parent
+"""The folder of what the sources include."""
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Types of tensors that C code can read: a fake tensor, say, has no memory."""
@@ -119,8 +120,13 @@ def _digest(source: Path, compiler: str) -> str:
     """Of all that the library depends on."""
     resolved = Path(compiler).resolve()
     status = resolved.stat()
-    facts = (*OPTIONS, str(resolved), status.st_size, status.st_mtime_ns, processor())
+    facts = (*OPTIONS, str(resolved), status.st_size, status.st_mtime_ns, processor(), _headers())
     return hashlib.sha256(repr(facts).encode() + source.read_bytes()).hexdigest()[:32]
+
+
+def _headers() -> list[bytes]:
+    """What the sources may include, see `_compile`."""
+    return [header.read_bytes() for header in sorted(HEADERS.glob("*.h"))]
 
 
 @functools.cache
@@ -139,7 +145,7 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     """Make the library; another process may make the same one meanwhile."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder, path.name)
-        command = [compiler, *OPTIONS, str(source.absolute()), "-o", str(made), "-lm"]
+        command = [compiler, *OPTIONS, "-I", str(HEADERS), str(source.absolute()), "-o", str(made), "-lm"]
         subprocess.run(
             command, cwd=folder, check=True, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
         )
@@ -163,7 +169,7 @@ def kept_times(
         Milliseconds by name; empty where nothing was measured.
     """
     try:
-        facts = (torch.__version__, processor(), depends_on, OPTIONS)
+        facts = (torch.__version__, processor(), depends_on, OPTIONS, _headers())
         path = own_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
     except OSError:
         path = None

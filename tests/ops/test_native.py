@@ -47,7 +47,7 @@ def test_a_source_is_compiled_once_and_kept(source: Path, tmp_path: Path, monkey
 
 
 @needs_compiler
-def test_another_source_or_processor_is_another_library(
+def test_another_source_header_or_processor_is_another_library(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native.load(source, right)
@@ -55,7 +55,9 @@ def test_another_source_or_processor_is_another_library(
     native.load(source, right)
     monkeypatch.setattr(native, "processor", lambda: "another one")
     native.load(source, right)
-    assert len(kept(tmp_path)) == 3
+    monkeypatch.setattr(native, "_headers", lambda: [b"another one"])
+    native.load(source, right)
+    assert len(kept(tmp_path)) == 4
 
 
 def _no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -6,32 +6,13 @@
    some channels of one pixel. */
 
 #include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#define LANES 16 /* floats of a vector */
-#define ROWS 12  /* tiles that a product holds in registers, beside as many as WIDE output channels */
-#elif defined(__AVX__)
-#define LANES 8
-#define ROWS 6
-#elif defined(__aarch64__)
-#define LANES 4
-#define ROWS 6
-#else
-#define LANES 4
-#define ROWS 2
-#endif
-#define PANEL 16 /* output channels that lie side by side in packed weights */
-#define WIDE (LANES == 16 ? 32 : 16)
-#define VECTORS (WIDE / LANES)
+#include "products.h"
+
 #define PAD 16 /* floats between matrices, so that the same place in each is not in the same set of the cache */
 #define MOST_CHANNELS 4096
 #define MOST_SUMS (1 << 25) /* floats in which threads add up a weight's gradient; more threads do not take part */
-
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef struct {
     int64_t b, h, w, c_in, c_out, block;
@@ -39,9 +20,6 @@ typedef struct {
 } Shape;
 
 static const float zeros[MOST_CHANNELS];
-
-static inline Vector load(const float *p) { return *(const Unaligned *)p; }
-static inline void store(float *p, Vector v) { *(Unaligned *)p = v; }
 
 /* Of one line of six or so: B^T d, A^T m, A g, G w and G^T u. */
 static inline void input_line(Vector o[6], const Vector d[6]) {
@@ -167,31 +145,6 @@ INLINED void transform_output(const Shape *s, float *y, int64_t tile, const floa
                   bias ? load(bias + k) : (Vector){0});
 }
 
-/* m[ROWS][panels * PANEL] = v[ROWS][n] u, of packed u; `second` follows the panel u where there are two. */
-static inline void multiply(const float *restrict v, int64_t v_step, const float *restrict u, int64_t n,
-                            float *restrict m, int64_t m_step, int panels) {
-    const float *second = panels * PANEL > LANES && LANES == PANEL ? u + n * PANEL : u + LANES % PANEL;
-    Vector sums[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; r++)
-        for (int q = 0; q < VECTORS; q++) sums[r][q] = (Vector){0};
-    for (int64_t k = 0; k < n; k++) {
-        Vector weights[VECTORS];
-        weights[0] = load(u + k * PANEL), weights[1] = load(second + k * PANEL);
-        for (int q = 2; q < VECTORS; q++) weights[q] = load(u + k * PANEL + q * LANES);
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) {
-            const Vector value = v[r * v_step + k] - (Vector){0};
-            for (int q = 0; q < VECTORS; q++) sums[r][q] += value * weights[q];
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) {
-        store(m + r * m_step, sums[r][0]);
-        if (panels * PANEL > LANES) store(m + r * m_step + LANES, sums[r][1]);
-        for (int q = 2; q < VECTORS; q++) store(m + r * m_step + q * LANES, sums[r][q]);
-    }
-}
-
 /* u[ROWS][columns] += v[n][ROWS]^T m[n][columns]; columns is PANEL or WIDE. */
 static inline void accumulate(const float *restrict v, int64_t v_step, const float *restrict m, int64_t m_step,
                               int64_t n, float *restrict u, int64_t u_step, int64_t columns) {
@@ -218,10 +171,6 @@ static inline void accumulate(const float *restrict v, int64_t v_step, const flo
         for (int q = 2; q < VECTORS; q++) store(u + r * u_step + q * LANES, sums[r][q]);
     }
 }
-
-static float *room(int64_t floats) { return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64); }
-
-static inline int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
 int64_t diti_winograd_rows(void) { return ROWS; }
 
