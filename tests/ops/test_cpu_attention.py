@@ -101,7 +101,7 @@ def test_an_image_gives_the_same_bits_alone_and_with_any_number_of_threads() -> 
 
 @needs_compiler
 def test_attend_takes_it_without_a_gradient_only(faster: None) -> None:
-    q, k, v = projected(1, 64, 2, 32)
+    q, k, v = projected(1, 256, 2, 32)
     ours, theirs = compiled.attend(q, k, v), attention._attend_sdpa(q, k, v)
     assert not torch.equal(ours, theirs), "else this test could not tell them apart"
     assert torch.equal(attention.attend(q, k, v), ours)
@@ -109,20 +109,20 @@ def test_attend_takes_it_without_a_gradient_only(faster: None) -> None:
     assert torch.equal(attention.attend(trained, k, v), theirs)
     with torch.no_grad():
         assert torch.equal(attention.attend(trained, k, v), ours)
-    shape = {"tokens": 64, "heads": 2, "head_dim": 32}
+    shape = {"tokens": 256, "heads": 2, "head_dim": 32}
     choices = [attention.attention_choice(q.device, q.dtype, **shape, gradient=wanted).name for wanted in (False, True)]
     assert choices == ["native", "sdpa"]
 
 
 @needs_compiler
 def test_what_it_does_not_serve_is_pytorchs(faster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = projected(1, 64, 2, 32)
+    q, k, v = projected(1, 256, 2, 32)
     assert op.serves(q, k, v)
     for others in (
-        projected(1, 64, 2, 24),
-        projected(1, 64, 1, 256),
-        projected(1, 63, 2, 32),
-        projected(0, 64, 2, 32),
+        projected(1, 256, 2, 24),
+        projected(1, 256, 1, 256),
+        projected(1, 255, 2, 32),
+        projected(0, 256, 2, 32),
         tuple(x.double() for x in (q, k, v)),
         tuple(x.to("meta") for x in (q, k, v)),
         tuple(x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)),
@@ -133,7 +133,7 @@ def test_what_it_does_not_serve_is_pytorchs(faster: None, monkeypatch: pytest.Mo
     with sites.recording("eager"):
         assert not op.serves(q, k, v)
     with FakeTensorMode():
-        fake = projected(1, 64, 2, 32)
+        fake = projected(1, 256, 2, 32)
         assert not op.serves(*fake)
         assert attention.attend(*fake).shape == q.shape
     with monkeypatch.context() as traced:
@@ -147,10 +147,10 @@ def test_what_it_does_not_serve_is_pytorchs(faster: None, monkeypatch: pytest.Mo
 
 @needs_compiler
 def test_it_is_taken_only_where_it_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    only_256 = op.Measured(SLOWER.times | {"sdpa 256x64": 1.2})
-    cases = [(FASTER, 64, 32, True), (SLOWER, 64, 32, False), (op.Measured({}), 64, 32, False)]
-    cases += [(only_256, 300, 48, True), (only_256, 300, 32, False), (only_256, 1024, 64, True)]
-    cases += [(FASTER, op.MOST_TOKENS + 1, 32, False), (only_256, 255, 64, False)]
+    only_64 = op.Measured(SLOWER.times | {"sdpa 64": 1.2})
+    cases = [(FASTER, 256, 32, True), (SLOWER, 256, 32, False), (op.Measured({}), 256, 32, False)]
+    cases += [(only_64, 300, 48, True), (only_64, 300, 32, False), (only_64, 1024, 64, True)]
+    cases += [(FASTER, op.MOST_TOKENS + 1, 32, False), (FASTER, 255, 64, False)]
     for found, tokens, channels, pays in cases:
         monkeypatch.setattr(op, "measured", lambda threads, found=found: found)
         op._pays.cache_clear()
