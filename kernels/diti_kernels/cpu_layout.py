@@ -1,8 +1,8 @@
 """Whether channels_last maps are faster than NCHW on this machine's CPU in float32: measured once, and kept.
 
 A convolution (in channels_last by Winograd's algorithm, where that is faster here) and an adaptive group norm with
-SiLU, forward and backward, in both layouts, by the processor's clock. The result lies beside the compiled norms
-(`diti_kernels.native`), one file for each processor, PyTorch, number of threads and C sources.
+SiLU, forward and backward, in both layouts. The result lies beside the compiled norms (`diti_kernels.native`), one file
+for each processor, PyTorch, number of threads and C sources.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Measured(NamedTuple):
 def measured(threads: int) -> Measured:
     """What is kept of this machine with so many threads, else what is measured now; nothing is with DITI_TUNE=0."""
     depends_on = (threads, winograd.SOURCE.read_bytes(), compiled_rows.SOURCE.read_bytes())
-    times = native.kept_times("layout", Measured._fields, depends_on, lambda: measure()._asdict())
+    times = native.kept_times("layout", Measured._fields, depends_on, lambda clock: measure(clock)._asdict())
     return Measured(**times) if times else Measured(None, None)
 
 
-def measure(clock: Callable[[], float] = time.process_time) -> Measured:
+def measure(clock: native.Clock = time.process_time) -> Measured:
     """Run both layouts in turn; the least of the readings counts."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         runs = [_step(layout) for layout in (torch.contiguous_format, torch.channels_last)]

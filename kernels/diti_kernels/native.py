@@ -20,6 +20,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,8 @@ OPTIONS = (
 HEADERS = Path(__file__).absolute().parent
 """The folder of what the sources include."""
 
+Clock = Callable[[], float]
+"""Seconds, of which differences are taken."""
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Types of tensors that C code can read: a fake tensor, say, has no memory."""
 
@@ -153,7 +156,7 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
 
 
 def kept_times(
-    name: str, wanted: Sequence[str], depends_on: object, measure: Callable[[], dict[str, float]]
+    name: str, wanted: Sequence[str], depends_on: object, measure: Callable[[Clock], dict[str, float]]
 ) -> dict[str, float]:
     """Times measured once on this machine, and kept in `own_folder` for each processor, PyTorch and number of threads.
 
@@ -163,13 +166,15 @@ def kept_times(
         name: of the file.
         wanted: names of the times.
         depends_on: what else they depend on, by its `repr`.
-        measure: takes the times, in milliseconds.
+        measure: takes the times, in milliseconds, by a clock: the processor's of one thread, so that other work matters
+            little, and the wall's of several, which spend the processor's time on waiting for each other.
 
     Returns:
         Milliseconds by name; empty where nothing was measured.
     """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     try:
-        facts = (torch.__version__, processor(), depends_on, OPTIONS, _headers())
+        facts = (torch.__version__, processor(), depends_on, OPTIONS, _headers(), clock.__name__)
         path = own_folder() / f"{name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
     except OSError:
         path = None
@@ -178,7 +183,7 @@ def kept_times(
         return times
     if os.environ.get("DITI_TUNE", "").strip() in ("0", "0.0"):
         return {}
-    times = measure()
+    times = measure(clock)
     if path is not None:
         with contextlib.suppress(OSError):
             _keep(path, json.dumps(times))

@@ -97,7 +97,7 @@ def measured(threads: int) -> Measured:
     return Measured(native.kept_times("attention", NAMES, (threads, compiled.SOURCE.read_bytes()), measure))
 
 
-def measure(clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+def measure(clock: native.Clock = time.process_time) -> dict[str, float]:
     """Milliseconds of both ways in turn, for one sample; the least of the readings counts."""
     best: dict[str, float] = {}
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):

@@ -24,7 +24,7 @@ LEAST_GAIN = 1.1
 """How many times as fast as PyTorch's convolution: ties stay with PyTorch."""
 WIDTHS = (32, 64, 128)
 """Channels at which this machine is measured; more count as the last."""
-SIDE, BATCH, READINGS = 16, 8, 3
+SIDE, BATCH, READINGS = 16, 8, 5
 
 
 def convolve_3x3(x_BCHW: Tensor, weight_DC33: Tensor, bias_D: Tensor | None = None, stride: int = 1) -> Tensor:
@@ -136,7 +136,7 @@ def measured(threads: int) -> Measured:
     return Measured(native.kept_times("winograd", NAMES, depends_on, measure))
 
 
-def measure(clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+def measure(clock: native.Clock = time.process_time) -> dict[str, float]:
     """Milliseconds of both ways in turn, at maps of 16x16; the least of the readings counts."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         runs = dict(item for width in WIDTHS for item in _runs(width))
