@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
-from diticli.comparison import benchmark
+from diticli.comparison import benchmark, entries
 from diticli.comparison.entry_specs import parse_entries
 from diticli.disentanglement import measure_disentanglement
 from diticli.disentanglement.components import first_components
@@ -180,6 +180,7 @@ def test_what_each_seed_chose_of_the_base_is_said_once(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "measure_disentanglement", of_two_factors)
+    monkeypatch.setattr(entries, "candidate_timesteps", lambda _: (50, 200))
     arguments = ["compare", "--benchmark", "--seeds", "2", str(models / "a"), "--baselines", "base"]
     arguments += ["--data", "faces:120:1", "--shown", "0", "--no-metrics", "--device", "cpu", "-o", str(tmp_path / "o")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)

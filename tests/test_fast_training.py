@@ -260,25 +260,6 @@ def test_bf16_goes_on_bit_for_bit(base: Path, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """torch.compile without a compiler: Dynamo and AOTAutograd trace, the graphs run as they are; counts them."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
-    made: list[Any] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        made.append(graph)
-        return make_boxed_func(graph.forward)
-
-    tracing, compile = aot_autograd(fw_compiler=backend), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=tracing, **how))
-    torch.compiler.reset()
-    yield made
-    torch.compiler.reset()
-
-
 def test_compiled_parts_give_the_same_run(base: Path, tmp_path: Path, graphs: list[Any]) -> None:
     """One inference graph of the base and one training graph, forward and backward, for the whole run."""
     wanted, reporter = tiny(base_model=str(base)), Recorder()

@@ -12,7 +12,7 @@ import torch
 from diti_kernels import dispatch
 from PIL import Image
 
-STEPS = 30
+STEPS = 10
 # The fewest norms that a network can have: in the interpreter each takes 10 ms an image. Groups of 3 and 6 channels, 11
 # dims in 3 chunks.
 ODD = (
@@ -86,7 +86,7 @@ def trained(base: Path, out: Path, mode: str, kernels: str, monkeypatch: pytest.
 def test_a_training_follows_the_reference(
     base: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of up to 30 steps, and an encoding by what they trained.
+    """Of ten steps, and an encoding by what they trained.
 
     A step's gradients differ by rounding, 1e-6 of the largest; Adam keeps that small while no gradient is near zero.
     """
