@@ -382,7 +382,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     """One of 20 steps is skipped, counted and reported; the others are those of a run without that step's update."""
     run, reporter = tmp_path / "run", Warnings()
     poison_gradients(monkeypatch, {2}, value)
-    more = ("base.images=160", "features.images=8", f"base.grad_clip={clip}", "log_every=2", "checkpoint_every=20")
+    more = ("base.images=160", "features.images=8", f"base.grad_clip={clip}", "log_every=2")
     train(tiny(*more), run, reporter=reporter)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line.get("skipped_steps") == 1] == [4]
@@ -482,9 +482,11 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     torch.manual_seed(7)
     np.random.seed(7)
     random.seed(7)
-    for work in (lambda: None, lambda: make_plan(tiny()), lambda: train(tiny("sample_every=4"), run)):
-        work()
-        states.append((torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(samples, "_steps", lambda timesteps, wanted=0: 4)
+        for work in (lambda: None, lambda: make_plan(tiny()), lambda: train(tiny("sample_every=4"), run)):
+            work()
+            states.append((torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()))
     return run, states
 
 
