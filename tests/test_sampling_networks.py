@@ -172,7 +172,7 @@ def steps_agree(pipeline, counts):
 
 def test_a_compiled_step_is_for_two_shapes(make_pipeline, make_unet, graphs):
     """Compiled for the first two; a third runs uncompiled, and another timestep compiles nothing."""
-    unet = make_unet("D")
+    unet = make_unet("D", channels=(8,))
     pipeline = make_pipeline(unet=unet, shift_decoder=perturb(ShiftDecoder.for_unet(unet, LATENT_DIM)))
     made = [len(graphs) for _ in steps_agree(pipeline, (2, 1, 3))]
     assert made == [1, 2, 2]
