@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from diticli.chunks import ChunkLayout
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the commands that tests start, as well
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of these commands compiles all of diticli anew
+sys.dont_write_bytecode = False
+os.fsync = lambda _: None  # no test cuts the power: waiting for the disk was a tenth of a training's time
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,6 +93,25 @@ def make_pipeline(make_unet: Callable[..., Any], layout: ChunkLayout) -> Callabl
             return DiTiPipeline(**parts | overrides)
 
     return make
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """torch.compile without a compiler: Dynamo and AOTAutograd trace, the graphs run as they are; counts them."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    made: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        made.append(graph)
+        return make_boxed_func(graph.forward)
+
+    tracing, compile = aot_autograd(fw_compiler=backend), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=tracing, **how))
+    torch.compiler.reset()
+    yield made
+    torch.compiler.reset()
 
 
 @pytest.fixture

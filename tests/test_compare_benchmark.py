@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from diticli.chunks import ChunkLayout
 from diticli.commands.app import app
-from diticli.comparison import benchmark
+from diticli.comparison import benchmark, entries
 from diticli.comparison.entry_specs import parse_entries
-from diticli.disentanglement import measure_disentanglement
+from diticli.disentanglement import factor_vae, measure_disentanglement
 from diticli.disentanglement.components import first_components
 from diticli.errors import ConfigError, FeatureFileError
 from diticli.statistics import difference_p, mean_of_runs
@@ -99,6 +99,12 @@ def test_runs_of_one_name_are_runs_of_one_method() -> None:
 # the command
 
 
+@pytest.fixture(autouse=True)
+def few_votes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factor_vae, "TRAIN_VOTES", 1000)
+    monkeypatch.setattr(factor_vae, "TEST_VOTES", 500)
+
+
 @pytest.fixture(scope="module")
 def models(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
@@ -112,7 +118,7 @@ def models(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def of_two_factors(codes: Any, columns: Any, split: Any, **options: Any) -> Any:
-    """The real scores of fewer factors, which take less time."""
+    """The real scores of fewer factors by fewer votes, which take less time."""
     return measure_disentanglement(codes, {name: columns[name] for name in list(columns)[:2]}, split, **options)
 
 
@@ -180,6 +186,7 @@ def test_what_each_seed_chose_of_the_base_is_said_once(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "measure_disentanglement", of_two_factors)
+    monkeypatch.setattr(entries, "candidate_timesteps", lambda _: (50, 200))
     arguments = ["compare", "--benchmark", "--seeds", "2", str(models / "a"), "--baselines", "base"]
     arguments += ["--data", "faces:120:1", "--shown", "0", "--no-metrics", "--device", "cpu", "-o", str(tmp_path / "o")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults.processes import start_world
 from test_encode import FakeImages, channel_means
 from test_feature_shards import BAD, META, check
 
@@ -38,7 +40,7 @@ def worker(folder: Path, kill_rank: int, kill_call: int) -> None:
     encode_images(encode, FakeImages(23, BAD), folder, rank=rank, **options)
 
 
-def launch(folder: Path, *, kill_rank: int = -1, kill_call: int = 0) -> int:
+def launch(folder: Path, *, kill_rank: int, kill_call: int) -> int:
     """Two processes under torchrun."""
     code = (
         f"import test_encode_processes as t, pathlib; t.worker(pathlib.Path({str(folder)!r}), {kill_rank}, {kill_call})"
@@ -62,7 +64,9 @@ def test_a_killed_process_costs_the_others_nothing_and_a_restart_finishes(tmp_pa
 
 
 def test_two_processes_make_the_folder_of_one(tmp_path: Path) -> None:
-    assert launch(tmp_path / "two") == 0
+    both = {rank: partial(worker, tmp_path / "two", -1, 0) for rank in range(2)}
+    ended = [command.wait() for command in start_world(["--version"], 2, tmp_path, inject=both)]
+    assert [e.status for e in ended] == [0, 0], ended[0].text + ended[1].text
     check(tmp_path / "two")
     worker(tmp_path / "one", -1, 0)
     for path in (tmp_path / "one").glob("*.npy"):

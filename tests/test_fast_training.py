@@ -45,6 +45,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in float32."""
+    run = tmp_path_factory.mktemp("runs") / "plain"
+    train(tiny(base_model=str(base)), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def half(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in bf16."""
+    run = tmp_path_factory.mktemp("runs") / "half"
+    train(tiny("precision=bf16", base_model=str(base)), run)
+    return run
+
+
 def loss_curve(run: Path) -> list[float]:
     return [loss for stage, _, loss in losses(run) if stage == "features"]
 
@@ -219,16 +235,15 @@ def test_the_frozen_copy_gives_the_same_losses(
     assert loss_curve(tmp_path / "copy") == pytest.approx(loss_curve(tmp_path / "itself"), rel=1e-4)
 
 
-def test_bf16_differs_by_rounding_only(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_differs_by_rounding_only(
+    base: Path, plain: Path, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The copy is as near to float32 as autocast of the base itself.
 
     A bf16 number is off by up to 2^-9; a loss is the mean of hundreds of squares of such errors beside its own
     terms, and eight Adam steps, whose size does not shrink with the gradient, let two runs drift: 2 % holds both.
     """
-    curves = {}
-    for name, options in (("fp32", []), ("copy", ["precision=bf16"])):
-        train(tiny(*options, base_model=str(base)), tmp_path / name)
-        curves[name] = np.array(loss_curve(tmp_path / name))
+    curves = {"fp32": np.array(loss_curve(plain)), "copy": np.array(loss_curve(half))}
     monkeypatch.setattr(stage_two, "FrozenBase", lambda unet, dtype: unet)
     train(tiny("precision=bf16", base_model=str(base)), tmp_path / "autocast")
     autocast = np.array(loss_curve(tmp_path / "autocast"))
@@ -237,46 +252,25 @@ def test_bf16_differs_by_rounding_only(base: Path, tmp_path: Path, monkeypatch: 
     assert not np.array_equal(curves["copy"], curves["fp32"])
 
 
-def test_the_copy_stays_out_of_files(base: Path, tmp_path: Path) -> None:
+def test_the_copy_stays_out_of_files(base: Path, half: Path) -> None:
     """Checkpoints hold what is trained, the pipeline the base in float32 as it was given."""
     config = tiny("precision=bf16", base_model=str(base))
     trainer = trainer_of(config, base, CPU)
     assert isinstance(trainer.stage.objective.unet, FrozenBase)
     assert {name.split(".")[0] for name in trainer._state()} == {"encoder", "shift_decoder"}
-    train(config, tmp_path / "run")
-    given, saved = weights(base), weights(tmp_path / "run")
+    given, saved = weights(base), weights(half)
     unet = [name for name in given if name.startswith("unet.")]
     assert unet
     assert all(torch.equal(given[name], saved[name]) and saved[name].dtype == torch.float32 for name in unet)
 
 
-def test_bf16_goes_on_bit_for_bit(base: Path, tmp_path: Path) -> None:
+def test_bf16_goes_on_bit_for_bit(base: Path, half: Path, tmp_path: Path) -> None:
     config = tiny("precision=bf16", base_model=str(base))
-    train(config, tmp_path / "whole")
     with pytest.raises(TrainingInterrupted):
         train(config, tmp_path / "run", reporter=StopAfter("features", 24))
     train(config, tmp_path / "run")
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """torch.compile without a compiler: Dynamo and AOTAutograd trace, the graphs run as they are; counts them."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
-    made: list[Any] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        made.append(graph)
-        return make_boxed_func(graph.forward)
-
-    tracing, compile = aot_autograd(fw_compiler=backend), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compile(function, backend=tracing, **how))
-    torch.compiler.reset()
-    yield made
-    torch.compiler.reset()
+    assert losses(tmp_path / "run") == losses(half)
+    assert same(weights(tmp_path / "run"), weights(half))
 
 
 def test_compiled_parts_give_the_same_run(base: Path, tmp_path: Path, graphs: list[Any]) -> None:
@@ -316,7 +310,9 @@ def test_many_instances_of_one_function_are_compiled(graphs: list[Any]) -> None:
     assert len(graphs) == 10
 
 
-def test_a_compiler_that_fails_is_told_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_told_once(
+    base: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no C++ compiler")
 
@@ -325,13 +321,12 @@ def test_a_compiler_that_fails_is_told_once(base: Path, tmp_path: Path, monkeypa
     torch.compiler.reset()
     reporter = Recorder()
     train(tiny("compile=true", base_model=str(base)), tmp_path / "run", reporter=reporter)
-    train(tiny(base_model=str(base)), tmp_path / "plain")
     assert [w.split(",")[0] for w in reporter.warnings] == [
         "torch.compile failed on the frozen base",
         "torch.compile failed on the features' training graph",
     ]
     assert all("RuntimeError: no C++ compiler" in warning for warning in reporter.warnings)
-    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    assert losses(tmp_path / "run") == losses(plain)
 
 
 def test_errors_of_the_function_itself_are_not_swallowed() -> None:

@@ -76,9 +76,30 @@ def test_importing_a_module_calls_nothing_for_its_effect() -> None:
     assert called == set()
 
 
-def test_xformers_keeps_its_log_level_and_says_nothing() -> None:
+NEW_PROCESS = """
+import diticli
+print(dir(diticli))
+from diticli import *
+print(sorted({*dir()} - {"diticli"}))
+import logging
+import diticli.models.pipeline
+print(logging.getLogger("xformers").level)
+import diticli.training.run, diticli.demo
+"""
+
+
+@pytest.fixture(scope="module")
+def new_process() -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-P", "-c", NEW_PROCESS], capture_output=True, text=True, check=True)
+
+
+def test_public_names_are_listed_before_they_are_loaded(new_process: subprocess.CompletedProcess[str]) -> None:
+    listed, taken = map(ast.literal_eval, new_process.stdout.splitlines()[:2])
+    assert listed == sorted(diticli.__all__)
+    assert [name for name in taken if name == "__version__" or not name.startswith("__")] == listed
+
+
+def test_imports_are_silent_and_xformers_keeps_its_log_level(new_process: subprocess.CompletedProcess[str]) -> None:
     """It warns at import where it finds no CUDA, and diffusers imports it whenever it is installed."""
-    code = "import logging, diticli.models.pipeline; print(logging.getLogger('xformers').level)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0"]
-    assert "xformers" not in done.stderr.lower()
+    assert new_process.stdout.splitlines()[2:] == ["0"]
+    assert new_process.stderr == ""

@@ -190,24 +190,26 @@ from diticli.training.objectives import EncoderObjective
 from diticli.training.ssl import SimCLRHead, SimSiamHead
 
 torch.set_num_threads(1)
-torch.manual_seed(0)
-encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh())
-head = SimCLRHead(8, 16, 4) if sys.argv[2] == "simclr" else SimSiamHead(8, 16, 4, 12)
-objective = EncoderObjective(encoder, head, 1.0)
-views = torch.randn(2, 6, 3, 2, 2)
 world = int(os.environ["WORLD_SIZE"])
 if world > 1:
     distributed.init_process_group("gloo")
-    rank, part = distributed.get_rank(), 6 // world
-    views = views[:, rank * part : (rank + 1) * part]
-    module = DistributedDataParallel(objective)
-else:
-    rank, module = 0, objective
-losses = module(views).total_B
-losses.mean().backward()
-result = {"losses": losses.tolist(), "grads": [p.grad.flatten().tolist() for p in objective.parameters()]}
-result["buffers"] = [b.flatten().tolist() for b in objective.buffers()]
-open(f"{sys.argv[1]}/{world}-{rank}.json", "w").write(json.dumps(result))
+for method in ("simclr", "simsiam"):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh())
+    head = SimCLRHead(8, 16, 4) if method == "simclr" else SimSiamHead(8, 16, 4, 12)
+    objective = EncoderObjective(encoder, head, 1.0)
+    views = torch.randn(2, 6, 3, 2, 2)
+    if world > 1:
+        rank, part = distributed.get_rank(), 6 // world
+        views = views[:, rank * part : (rank + 1) * part]
+        module = DistributedDataParallel(objective)
+    else:
+        rank, module = 0, objective
+    losses = module(views).total_B
+    losses.mean().backward()
+    result = {"losses": losses.tolist(), "grads": [p.grad.flatten().tolist() for p in objective.parameters()]}
+    result["buffers"] = [b.flatten().tolist() for b in objective.buffers()]
+    open(f"{sys.argv[1]}/{method}-{world}-{rank}.json", "w").write(json.dumps(result))
 if world > 1:
     distributed.barrier()  # neither leaves while the other still sends
     del module, losses  # these hold the group, too
@@ -235,12 +237,19 @@ def launch(arguments: list[str], world: int) -> None:
         assert process.returncode == 0, error
 
 
-@pytest.mark.parametrize("method", ["simclr", "simsiam"])
-def test_two_processes_have_the_loss_and_gradient_of_the_global_batch(tmp_path: Path, method: str) -> None:
-    """And SimSiam's running statistics."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each process of one and of two has of both methods."""
+    folder = tmp_path_factory.mktemp("shared")
     for world in (1, 2):
-        launch(["-c", DISTRIBUTED, str(tmp_path), method], world)
-    whole, *parts = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+        launch(["-c", DISTRIBUTED, str(folder)], world)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["simclr", "simsiam"])
+def test_two_processes_have_the_loss_and_gradient_of_the_global_batch(shared: Path, method: str) -> None:
+    """And SimSiam's running statistics."""
+    whole, *parts = (json.loads((shared / f"{method}-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     together = torch.tensor(parts[0]["losses"] + parts[1]["losses"])
     torch.testing.assert_close(together, torch.tensor(whole["losses"]))
     assert len(whole["buffers"]) == (12 if method == "simsiam" else 0)

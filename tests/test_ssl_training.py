@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from faults.processes import run_world
 from safetensors.torch import load_file
-from test_ssl import launch
 from test_training import StopAfter, losses, same, tiny
 
 from diticli.errors import ModelError
@@ -178,13 +178,8 @@ def test_two_processes_train_as_one(base: Path, tmp_path: Path) -> None:
     wanted = config(base, "simclr", "ssl.start_step=3", "features.images=48", "features.grad_clip=0")
     train(wanted, tmp_path / "one")
     (tmp_path / "config.json").write_text(json.dumps(to_dict(wanted)))
-    code = (
-        "import sys, torch; from pathlib import Path\n"
-        "from diticli.settings import build_config; from diticli.training.run import train\n"
-        "torch.set_num_threads(1)\n"
-        "train(build_config('faces32', file=Path(sys.argv[1])), Path(sys.argv[2]))\n"
-    )
-    launch(["-c", code, str(tmp_path / "config.json"), str(tmp_path / "two")], world=2)
+    ended = run_world(["train", "--config", tmp_path / "config.json", "--out", tmp_path / "two"], 2, tmp_path)
+    assert [e.status for e in ended] == [0, 0], ended[0].text + ended[1].text
     one, two = (torch.tensor([loss for _, _, loss in losses(tmp_path / n)]) for n in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     one, two = (torch.tensor(ssl_losses(tmp_path / n)[3:]) for n in ("one", "two"))

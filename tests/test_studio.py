@@ -37,7 +37,7 @@ from diticli.studio import serve, workbench
 from diticli.studio.space import export_space
 from diticli.studio.workbench import PREVIEW_STEPS, SupersededError, Workbench
 
-STEPS = EditSettings(invert_steps=8, decode_steps=8)
+STEPS = EditSettings(invert_steps=4, decode_steps=4)
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -165,7 +165,7 @@ def test_a_picture_is_called_as_its_own_visitor_calls_it(bench, tmp_path):
     assert bench.picture(str(tmp_path / "a.png")).name == "a.png"
 
 
-def test_a_newer_change_ends_older_work(bench):
+def test_a_newer_change_ends_older_work(model, bench):
     a, b = bench.picture("faces:3"), bench.picture("faces:8")
     asked = []
 
@@ -176,7 +176,8 @@ def test_a_newer_change_ends_older_work(bench):
     with pytest.raises(SupersededError):
         bench.exchange(a, b, (1, 2), [1.0], stale=stale)
     assert len(asked) == 2  # in the middle, not at the end
-    assert bench.preview.decode_steps == PREVIEW_STEPS
+    assert bench.preview.decode_steps == STEPS.decode_steps
+    assert Workbench(model, settings=EditSettings()).preview.decode_steps == PREVIEW_STEPS < EditSettings().decode_steps
 
 
 def test_features_by_chunk(model, bench):
@@ -284,7 +285,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(page_module, model, directions) -> Iterator[str]:
-    """A running page of eight steps."""
+    """A running page of a few steps."""
     with serving(page_module, Workbench(model, settings=STEPS, directions=directions)) as address:
         yield address
 
@@ -319,7 +320,7 @@ def test_the_command_line_moves_several_attributes(bench, directions, tmp_path, 
     shown = bench.move(bench.picture("faces:3"), {"hat": 0.5, "smile": -0.25}, learned=True)
     monkeypatch.chdir(tmp_path)
     line = "edit faces:3 --attribute hat --amount=0.50 --also smile=-0.25 --dims 3 --probe probe --model shipped"
-    result = CliRunner().invoke(app, [*line.split(), "--steps", "8", "--separate", "singles"])
+    result = CliRunner().invoke(app, [*line.split(), "--steps", str(STEPS.decode_steps), "--separate", "singles"])
     assert result.exit_code == 0, result.output
     (edited,) = (tmp_path / "singles").glob("faces-3_hat_*")
     assert edited.name == "faces-3_hat_+0.5_smile_-0.25.png"
@@ -414,8 +415,9 @@ def test_the_page_may_call_nobody_else(address):
     assert "default-src 'self'" in serve.POLICY
 
 
-def test_twenty_visitors_at_once_are_all_served_and_told_their_place(address):
-    answers, errors = studio.many_visitors(address, os.getpid(), 20, 1, 64)
+def test_twenty_visitors_at_once_are_all_served_and_told_their_place(page_module, model):
+    with serving(page_module, Workbench(model, settings=EditSettings(invert_steps=1, decode_steps=1))) as address:
+        answers, errors = studio.many_visitors(address, os.getpid(), 20, 1, 64)
     assert errors == []
     assert len(answers) == 20
     assert max(answer.place for answer in answers) >= 5

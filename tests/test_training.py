@@ -239,9 +239,9 @@ def test_a_finished_run_goes_on_with_more_images(tmp_path: Path) -> None:
         train(tiny(*constant, "features.images=200"), run)
 
 
-def test_an_extended_cosine_is_that_of_the_longer_run_from_then_on(tmp_path: Path) -> None:
+def test_an_extended_cosine_is_that_of_the_longer_run_from_then_on(reference: Path, tmp_path: Path) -> None:
     run, longer = tmp_path / "run", tiny("features.images=128")
-    train(tiny(), run)
+    shutil.copytree(reference, run)
     train(longer, run)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["lr"] for line in lines if line["stage"] == "features"}
@@ -379,10 +379,10 @@ class Warnings(SilentReporter):
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, clip: float
 ) -> None:
-    """One of 40 steps is skipped, counted and reported; the others are those of a run without that step's update."""
+    """One of 20 steps is skipped, counted and reported; the others are those of a run without that step's update."""
     run, reporter = tmp_path / "run", Warnings()
     poison_gradients(monkeypatch, {2}, value)
-    more = ("base.images=320", "features.images=8", f"base.grad_clip={clip}", "log_every=2")
+    more = ("base.images=160", "features.images=8", f"base.grad_clip={clip}", "log_every=2")
     train(tiny(*more), run, reporter=reporter)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line.get("skipped_steps") == 1] == [4]
@@ -475,15 +475,25 @@ def test_tensorboard_shows_each_step_once_after_a_resume(reference: Path, tmp_pa
     assert shown["base"] + shown["features"] == [(stage, step) for stage, step, _ in losses(reference)]
 
 
-def test_training_leaves_the_global_generators_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """The reference with sample pictures, and the global generators' states before and after."""
+    run, states = tmp_path_factory.mktemp("runs") / "sampled", []
     torch.manual_seed(7)
     np.random.seed(7)
     random.seed(7)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    make_plan(tiny())
-    train(tiny("sample_every=2", "features.images=16"), tmp_path / "run")
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(samples, "_steps", lambda timesteps, wanted=0: 4)
+        for work in (lambda: None, lambda: make_plan(tiny()), lambda: train(tiny("sample_every=4"), run)):
+            work()
+            states.append((torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()))
+    return run, states
+
+
+def test_training_leaves_the_global_generators_alone(sampled: tuple[Path, list[Any]]) -> None:
+    before, planned, trained = sampled[1]
+    assert planned == before
+    assert trained == before
 
 
 def test_the_gap_counts_each_image_once(tmp_path: Path) -> None:
@@ -511,9 +521,10 @@ def test_a_sample_picture_never_ends_a_training(tmp_path: Path, monkeypatch: pyt
         raise torch.OutOfMemoryError("CUDA out of memory.\nand more")
 
     reporter = Warnings()
-    monkeypatch.setattr(samples, "base_samples", fail)
-    train(tiny("sample_every=2", "features.images=16"), tmp_path / "run", reporter=reporter)
-    assert any("could not be drawn (OutOfMemoryError: CUDA out of memory.)" in text for text in reporter.texts)
+    for drawing in ("base_samples", "reconstructions"):
+        monkeypatch.setattr(samples, drawing, fail)
+    train(tiny("sample_every=3", "features.images=16"), tmp_path / "run", reporter=reporter)
+    assert sum("could not be drawn (OutOfMemoryError: CUDA out of memory.)" in text for text in reporter.texts) == 3
 
 
 def test_a_base_of_few_timesteps_has_sample_pictures(tmp_path: Path) -> None:
@@ -594,24 +605,25 @@ def test_streamed_images_give_the_same_run(reference: Path, tmp_path: Path) -> N
     assert losses(run) == losses(reference)
 
 
-def test_samples_and_charts_are_drawn(reference: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(tiny("sample_every=8", "features.images=64", base_model=str(reference)), run)
+def test_samples_and_charts_are_drawn(sampled: tuple[Path, list[Any]]) -> None:
+    run = sampled[0]
     names = {p.name for p in (run / "samples").iterdir()}
     quality = json.loads((run / "quality.json").read_text())
     assert quality["step"] == 8
     assert quality["reconstruction_psnr_db"] > 0
-    assert names == {"features-00000008.png", "features-loss-by-timestep.png"}
+    assert names == {
+        *("base-00000004.png", "base-00000005.png", "base-loss-by-timestep.png"),
+        *("features-00000004.png", "features-00000008.png", "features-loss-by-timestep.png"),
+    }
     with Image.open(run / "samples" / "features-00000008.png") as picture:
         assert picture.width > 8 * 16
 
 
-def test_tensorboard_has_the_pictures(tmp_path: Path) -> None:
+def test_tensorboard_has_the_pictures(sampled: tuple[Path, list[Any]]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(tiny("sample_every=4", "features.images=32"), tmp_path / "run")
-    for stage, steps in (("base", [4, 5]), ("features", [4])):
-        events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / stage))
+    for stage, steps in (("base", [4, 5]), ("features", [4, 8])):
+        events = EventAccumulator(str(sampled[0] / "tensorboard" / stage))
         events.Reload()
         for name in ("samples", "loss_by_timestep"):
             shown = events.Images(f"{stage}/{name}")
@@ -641,9 +653,8 @@ def test_every_sample_picture_is_of_the_weights_of_its_step(
     assert not torch.equal(decoded[0], decoded[-1])
 
 
-def test_sampling_does_not_disturb_training(reference: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(tiny("sample_every=2"), run)
+def test_sampling_does_not_disturb_training(reference: Path, sampled: tuple[Path, list[Any]]) -> None:
+    run = sampled[0]
     assert losses(run) == losses(reference)
     assert same(weights(run), weights(reference))
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +16,7 @@ import pytest
 import torch
 from diti_kernels import sites
 from diti_kernels.sites import Site
+from faults.processes import start_world
 
 from diticli.distributed import PeerMonitor, Rank, join
 from diticli.editing.settings import EditSettings
@@ -386,17 +384,9 @@ def one_of_two(folder: Path) -> None:
 
 
 def test_two_real_processes_choose_the_same(tmp_path: Path) -> None:
-    code = f"import pathlib, test_tuning; test_tuning.one_of_two(pathlib.Path({str(tmp_path)!r}))"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env=os.environ | place | {"RANK": rank, "PYTHONPATH": path})
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    both = dict.fromkeys(range(2), partial(one_of_two, tmp_path))
+    ended = [command.wait() for command in start_world(["--version"], 2, tmp_path, inject=both)]
+    assert [e.status for e in ended] == [0, 0], ended[0].text + ended[1].text
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second == json.loads((tmp_path / "kernels.json").read_text())["features"]
     assert [row["choice"] for row in first] == ["triton"]

@@ -18,13 +18,12 @@ from triton.compiler import ASTSource
 from diti_kernels.dispatch import LAUNCH_OPTIONS
 
 def compiled(source):
-    target = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}[KIND]
+    target = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}[kind]
     assembly = triton.compile(source, target=target, options=LAUNCH_OPTIONS).asm
-    binary, text = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}[KIND]
+    binary, text = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}[kind]
     wrong = set(re.findall(r"\\b(?:atom|red)\\.|tf32|_atomic_|xf32|vgpr_spill_count: +[1-9]", assembly[text]))
     return binary in assembly, sorted(wrong)
-
-KIND = """
+"""
 
 # Apart from this process, where the kernels may be decorated for the interpreter. The first variant of a
 # kernel has everything at run time; in the second, arguments are constants, as Triton makes of None and 1.
@@ -45,18 +44,9 @@ for name in ("fwd", "bwd_dz", "bwd_dw"):
         types = {k: f"*{index}" if k in INDICES else f"*{dtype}" if "_ptr" in k else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
-        print(name, dtype, *compiled(source))
+        for kind in ("cuda", "hip"):
+            print(kind, name, dtype, *compiled(source))
 """
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
-@pytest.mark.parametrize("kind", ["cuda", "hip"])
-def test_kernels_compile_without_atomics_or_tf32(kind: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("needs Triton")
-    lines = run_python(f"{BEGINNING}{kind!r}\n{COMPILE}", TRITON_CACHE_DIR=str(tmp_path)).splitlines()
-    kernels = ("fwd", "bwd_dz", "bwd_dw")
-    assert lines == [f"{name} {dtype} True []" for name in kernels for dtype in ("fp32", "bf16")]
 
 
 # The second variant has every size that can be one at one: Triton makes constants of those.
@@ -78,27 +68,33 @@ for name in ("fwd_one_pass", "fwd_moments", "fwd_merge", "fwd_apply",
         types = {k: f"*{dtype}" if k in IN_DTYPE else "*fp32" if "_ptr" in k else "fp32" if k == "eps" else "i32"
                  for k in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
-        print(name, dtype, *compiled(source))
+        for kind in ("cuda", "hip"):
+            print(kind, name, dtype, *compiled(source))
 """
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
-@pytest.mark.parametrize("kind", ["cuda", "hip"])
-def test_norm_kernels_compile_without_atomics(kind: str, tmp_path: Path) -> None:
+needs_assembler = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A line for each kernel and variant, of both targets."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs Triton")
-    lines = run_python(f"{BEGINNING}{kind!r}\n{COMPILE_NORM}", TRITON_CACHE_DIR=str(tmp_path)).splitlines()
-    passes = (
-        "fwd_one_pass",
-        "fwd_moments",
-        "fwd_merge",
-        "fwd_apply",
-        "bwd_one_pass",
-        "bwd_sums",
-        "bwd_merge",
-        "bwd_dx",
-    )
-    assert lines == [f"{name} {dtype} True []" for name in passes for dtype in ("fp32", "bf16")]
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return run_python(BEGINNING + COMPILE + COMPILE_NORM, TRITON_CACHE_DIR=cache).splitlines()
+
+
+MASKED_LINEAR = ("fwd", "bwd_dz", "bwd_dw")
+NORM = ("fwd_one_pass", "fwd_moments", "fwd_merge", "fwd_apply", "bwd_one_pass", "bwd_sums", "bwd_merge", "bwd_dx")
+
+
+@needs_assembler
+@pytest.mark.parametrize("kind", ["cuda", "hip"])
+@pytest.mark.parametrize("names", [MASKED_LINEAR, NORM], ids=["masked linear", "norm"])
+def test_kernels_compile_without_atomics_or_tf32(compilations: list[str], names: tuple[str, ...], kind: str) -> None:
+    found = [line for line in compilations if line.split()[0] == kind and line.split()[1] in names]
+    assert found == [f"{kind} {name} {dtype} True []" for name in names for dtype in ("fp32", "bf16")]
 
 
 # The real launches as for a GPU: a driver that only knows its target, and `warmup` instead of running. Of every
@@ -142,7 +138,7 @@ print(len(named), set(named.values()), [[len(set(ptx)), "fma.rn.f32" in ptx[0]] 
 """
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs Triton's assembler")
+@needs_assembler
 def test_launches_name_their_fused_multiply_add(tmp_path: Path) -> None:
     """The same code whatever TRITON_DEFAULT_FP_FUSION says, whose default turns in Triton 3.10, and no warning."""
     if importlib.util.find_spec("triton") is None:

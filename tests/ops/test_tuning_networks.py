@@ -54,7 +54,7 @@ def every_kernel_wins(triton_site: Place, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_training_chooses_before_its_first_step(
     every_kernel_wins: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny("base.images=8", "features.images=8")
+    config = tiny("base.images=2", "base.batch_size=2", "features.images=2", "features.batch_size=2")
     train(config, tmp_path / "tuned")
     assert every_kernel_wins[0] > 0
     kept = json.loads((tmp_path / "tuned" / "kernels.json").read_text())
