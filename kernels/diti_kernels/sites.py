@@ -137,12 +137,12 @@ def asked(device_type: str, variable: str) -> bool:
     """Whether the way depends on the site: the environment variable says auto, and the device is measured."""
     if os.environ.get(variable, "auto").strip().lower() != "auto":
         return False
-    return is_measured(device_type) or is_overruled()
+    return depends_on_site(device_type)
 
 
-def is_overruled() -> bool:
-    """Whether sites are recorded now, or one way is taken at all of them, on devices of every type."""
-    return _recorder.get() is not None or _forced.get() is not None
+def depends_on_site(device_type: str) -> bool:
+    """Whether `auto` does: the device is measured, or sites are recorded now, or one way is taken at all of them."""
+    return is_measured(device_type) or _recorder.get() is not None or _forced.get() is not None
 
 
 def wants_gradient(*inputs: torch.Tensor | None) -> tuple[bool, ...]:

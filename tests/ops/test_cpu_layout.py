@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_both_layouts_are_timed_in_turn_and_the_least_reading_counts(monkeypatch
 
 def test_it_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Measured] = []
-    monkeypatch.setattr(cpu_layout, "measure", lambda: made.append(Measured(2.0, 1.0)) or made[-1])
+    monkeypatch.setattr(cpu_layout, "measure", lambda clock: made.append(Measured(2.0, 1.0)) or made[-1])
     assert [afresh(), afresh(), afresh()] == [(2.0, 1.0)] * 3
     assert len(made) == 1
     assert afresh(threads=2) == (2.0, 1.0)
@@ -61,7 +62,7 @@ def test_it_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     "content", [b"", b"{}", b"[1]", b'{"contiguous": -1, "channels_last": 1}', b'{"contiguous": 1}', b"\xff" * 9]
 )
 def test_a_damaged_file_is_measured_again(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_layout, "measure", lambda: Measured(2.0, 1.0))
+    monkeypatch.setattr(cpu_layout, "measure", lambda clock: Measured(2.0, 1.0))
     afresh()
     (path,) = tmp_path.glob("diti/native/layout-*.json")
     good = path.read_bytes()
@@ -73,12 +74,26 @@ def test_a_damaged_file_is_measured_again(content: bytes, tmp_path: Path, monkey
 def test_without_a_folder_it_is_measured_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(cpu_layout, "measure", lambda: Measured(2.0, 1.0))
+    monkeypatch.setattr(cpu_layout, "measure", lambda clock: Measured(2.0, 1.0))
     assert afresh() == (2.0, 1.0)
 
 
 def test_nothing_is_measured_where_tuning_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_layout, "measure", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(cpu_layout, "measure", lambda clock: pytest.fail("measured"))
     monkeypatch.setenv("DITI_TUNE", "0")
     assert afresh() == (None, None)
     assert afresh().wins
+
+
+def test_several_threads_are_timed_by_the_walls_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor's counts what they spend on waiting for each other."""
+    clocks: list[object] = []
+    monkeypatch.setattr(cpu_layout, "measure", lambda clock: clocks.append(clock) or Measured(2.0, 1.0))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            afresh(threads=threads)
+    finally:
+        torch.set_num_threads(before)
+    assert clocks == [time.process_time, time.perf_counter]

@@ -199,7 +199,7 @@ def test_it_is_taken_only_where_it_was_measured_to_be_faster(monkeypatch: pytest
 
 @needs_compiler
 def test_the_measurement_takes_turns_and_keeps_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("BATCH", 1), ("SIDE", 8), ("WIDTHS", (16,))):
+    for name, value in (("BATCH", 1), ("SIDE", 8), ("WIDTHS", (16,)), ("READINGS", 3)):
         monkeypatch.setattr(op, name, value)
     lengths = itertools.chain.from_iterable([length] * 6 for length in (4.0, 2.0, 3.0))  # of six sides by turns
     ticks = itertools.count()

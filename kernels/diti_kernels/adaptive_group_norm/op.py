@@ -15,7 +15,7 @@ from diti_kernels.adaptive_group_norm.reference import Activation, adaptive_grou
 from diti_kernels.adaptive_group_norm.registration import adaptive_group_norm_op
 from diti_kernels.dispatch import VARIABLE, Backend, backend_for
 from diti_kernels.native import PLAIN
-from diti_kernels.sites import asked, choice, is_overruled, wants_gradient
+from diti_kernels.sites import asked, choice, depends_on_site, wants_gradient
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -56,7 +56,7 @@ def adaptive_group_norm(
         RuntimeError: when DITI_KERNELS=triton and Triton cannot run on x's device.
     """
     silu = activation == "silu"
-    if (silu or activation == "none") and takes_maps(x, skip, scale, shift, groups) and not is_overruled():
+    if (silu or activation == "none") and takes_maps(x, skip, scale, shift, groups) and not depends_on_site("cpu"):
         return forward_maps(x, skip, scale, shift, groups, eps, silu)
     _check(x, scale, shift, groups, skip, activation)
     backend = _backend(x, scale, shift, groups, skip, activation)

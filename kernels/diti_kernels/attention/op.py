@@ -32,7 +32,7 @@ def serves(q_BMHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor) -> bool:
     """Whether `compiled.attend` takes these arguments, whose shapes belong together, and is faster with them here."""
     if torch.compiler.is_compiling() or q_BMHK.dtype != torch.float32 or not q_BMHK.is_cpu:
         return False
-    if not pays(k_BNHK.shape[1], q_BMHK.shape[3]) or torch.is_autocast_enabled("cpu") or sites.is_overruled():
+    if not pays(k_BNHK.shape[1], q_BMHK.shape[3]) or torch.is_autocast_enabled("cpu") or sites.depends_on_site("cpu"):
         return False
     recorded = torch.is_grad_enabled()
     for t in (q_BMHK, k_BNHK, v_BNHK):
