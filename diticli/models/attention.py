@@ -36,6 +36,10 @@ MATH_TOKENS = 1024
 MATH_WEIGHT_BYTES = 32 * 2**20
 
 Operator = Literal["xformers", "sdpa", "math", "native"]
+_WHY_FASTER: dict[Operator, str] = {
+    "math": "faster than SDPA's bf16 backward on a CPU",
+    "native": "C code, measured to be faster here",
+}
 
 
 class AttentionChoice(NamedTuple):
@@ -74,9 +78,10 @@ def attend(q_BMHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor) -> Tensor:
     # A graph with dynamic shapes is specialised to these three, not to the batch.
     tokens, heads, head_dim = map(index, q.shape[1:])
     gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    math_is_faster = gradient and _math_is_faster(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads)
-    native_is_faster = _is_auto() and op.serves(q, k, v)
-    name = _choose_and_log(q.device, q.dtype, tokens, heads, head_dim, math_is_faster, native_is_faster)
+    faster: Operator | None = "native" if _is_auto() and op.serves(q, k, v) else None
+    if gradient and _math_is_faster(q.device.type, q.dtype, len(q), tokens, k.shape[1], heads):
+        faster = "math"
+    name = _choose_and_log(q.device, q.dtype, tokens, heads, head_dim, faster)
     if name == "sdpa" and asked(q.device.type, VARIABLE):
         shape = (len(q), tokens, k.shape[1], heads, head_dim)
         if choice("attention", q.dtype, shape, wants_gradient(q, k, v)) == "xformers":
@@ -109,10 +114,11 @@ def attention_choice(
         ConfigError: when DITI_ATTENTION is none of auto, xformers, sdpa, math.
         DeviceError: when xformers is asked for and cannot be had.
     """
-    math_is_faster = gradient and _math_is_faster(device.type, dtype, batch, tokens, tokens, heads)
     may_be_native = device.type == "cpu" and dtype == torch.float32 and not gradient and _is_auto()
-    native_is_faster = may_be_native and op.pays(tokens, head_dim)
-    return _choose(device, dtype, tokens, heads, head_dim, math_is_faster, native_is_faster)
+    faster: Operator | None = "native" if may_be_native and op.pays(tokens, head_dim) else None
+    if gradient and _math_is_faster(device.type, dtype, batch, tokens, tokens, heads):
+        faster = "math"
+    return _choose(device, dtype, tokens, heads, head_dim, faster)
 
 
 def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -122,7 +128,7 @@ def check_attention(device: torch.device, dtype: torch.dtype = torch.float32) ->
         ConfigError: when it is none of auto, xformers, sdpa, math.
         DeviceError: when xformers is asked for and cannot be had, not even for 64 tokens of one head of 64 channels.
     """
-    _choose(device, dtype, 64, 1, 64, False, False)
+    _choose(device, dtype, 64, 1, 64, None)
 
 
 def _math_is_faster(device_type: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int) -> bool:
@@ -142,21 +148,13 @@ def _math_is_faster(device_type: str, dtype: torch.dtype, batch: int, queries: i
 
 
 def _choose(
-    device: torch.device,
-    dtype: torch.dtype,
-    tokens: int,
-    heads: int,
-    head_dim: int,
-    math_is_faster: bool,
-    native_is_faster: bool,
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, faster: Operator | None
 ) -> AttentionChoice:
     wanted = _wanted()
     if wanted in ("sdpa", "math"):
         return AttentionChoice(wanted, f"{VARIABLE}={wanted}")
-    if math_is_faster:
-        return AttentionChoice("math", "faster than SDPA's bf16 backward on a CPU")
-    if native_is_faster:
-        return AttentionChoice("native", "C code, measured to be faster here")
+    if faster is not None:
+        return AttentionChoice(faster, _WHY_FASTER[faster])
     if wanted == "auto":
         return AttentionChoice("sdpa", f"{VARIABLE}=auto")
     refusal = _why_not_xformers(device, dtype, tokens, heads, head_dim)
@@ -176,15 +174,9 @@ def _is_auto() -> bool:
 
 @constant_in_graphs
 def _choose_and_log(
-    device: torch.device,
-    dtype: torch.dtype,
-    tokens: int,
-    heads: int,
-    head_dim: int,
-    math_is_faster: bool,
-    native_is_faster: bool,
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int, faster: Operator | None
 ) -> Operator:
-    choice = _choose(device, dtype, tokens, heads, head_dim, math_is_faster, native_is_faster)
+    choice = _choose(device, dtype, tokens, heads, head_dim, faster)
     _log_once(device, dtype, tokens, heads, head_dim, choice)
     return choice.name
 
